@@ -1,0 +1,22 @@
+"""Progress for whoever watches: bars on a terminal, plain lines in a log file."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def say(message: str) -> None:
+    """Print one line for the user on standard error, above any progress bar."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "image") -> Iterator[T]:
+    """Pass `items` on behind a progress bar on standard error; silent when that is not a terminal."""
+    yield from tqdm(
+        items, desc=what, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False
+    )

@@ -1,0 +1,75 @@
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from infra.files import atomic_folder, disk_errors, locked, sha256_file, write_atomic
+
+
+def test_write_atomic_replaces_the_whole_content(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_atomic(path, "first, and longer")
+    write_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_write_atomic_keeps_the_old_content_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_atomic(path, "old")
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from infra.files import write_atomic\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_atomic(Path(sys.argv[1]), 'x' * 5000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr or "no space left" in done.stderr
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_space_left_becomes_one_line_that_names_the_path() -> None:
+    full = Path("/dev/full")  # the kernel answers every write with ENOSPC
+    message = r"cannot write /dev/full: no space left .*choose another folder"
+    with pytest.raises(UserError, match=message), disk_errors(full), full.open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def test_atomic_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(RuntimeError, match="stop"), atomic_folder(target) as folder:
+        (folder / "a").write_text("1")
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    with atomic_folder(target) as folder:
+        (folder / "b").write_text("2")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["target", "target/b"]
+
+
+def test_sha256_file_equals_hashlib(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_second_process_is_refused_and_a_killed_one_frees_the_folder(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from infra.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'pretraining'):\n    print('held', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="in use by another process"), locked(tmp_path, "pretraining"):
+            pass
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path, "pretraining"):
+        pass
