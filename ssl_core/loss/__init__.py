@@ -1,0 +1,1 @@
+"""The NT-Xent loss over the global batch, and its gather."""

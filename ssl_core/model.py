@@ -1,0 +1,108 @@
+"""The backbone m(.) and the projection head n(.) (Gazda et al. 2021, section III B and Table I)."""
+
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from infra.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone and projection head.
+
+    Args:
+        backbone: a torchvision ResNet by name; the paper's is wide_resnet50_2, resnet18 suits two CPU cores
+        projection_width: units of the head's hidden layer (Table I: 2048)
+        projection_size: d, the size of the vectors that the loss compares (Table I: 128)
+    """
+
+    backbone: str = "wide_resnet50_2"
+    projection_width: int = 2048
+    projection_size: int = 128
+
+    def __post_init__(self) -> None:
+        names = backbone_names()
+        require(self.backbone in names, f"model.backbone={self.backbone!r} must be one of {', '.join(names)}")
+        require(self.projection_width > 0, f"model.projection_width={self.projection_width} must be positive; use 2048")
+        require(self.projection_size > 1, f"model.projection_size={self.projection_size} must exceed 1; use 128")
+
+
+def backbone_names() -> list[str]:
+    """Return the names that `build_backbone` knows: torchvision's ResNets, wide and grouped ones too."""
+    return sorted(torchvision.models.list_models(module=torchvision.models.resnet))
+
+
+class Backbone(nn.Module):
+    """A torchvision ResNet for one-channel images, without its classifier: (N, 1, H, W) -> (N, feature_size).
+
+    The features are those after global average pooling, the "last layer of the backbone" that the paper probes; the
+    pooling is Table I's first row. Parameter names are torchvision's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        if name not in backbone_names():
+            raise UserError(f"backbone {name!r} must be one of {', '.join(backbone_names())}")
+        self.name = name
+        self.resnet = torchvision.models.get_model(name, weights=None)
+        self.feature_size: int = self.resnet.fc.in_features
+        self.resnet.conv1 = _one_channel(self.resnet.conv1)
+        self.resnet.fc = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of a batch of images."""
+        features: Tensor = self.resnet(images)
+        return features
+
+
+def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
+    """Sum the stem's three input kernels: what it would answer to the same gray image in all three channels."""
+    single = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        single.weight.copy_(stem.weight.sum(dim=1, keepdim=True))
+    return single
+
+
+class ProjectionHead(nn.Module):
+    """Table I after its pooling: dense with bias, batch norm, ReLU, dense without bias: (N, features) -> (N, d)."""
+
+    def __init__(self, feature_size: int, width: int, size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(feature_size, width, bias=True)
+        self.norm = nn.BatchNorm1d(width)
+        self.output = nn.Linear(width, size, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the projections z that the loss compares."""
+        projections: Tensor = self.output(torch.relu(self.norm(self.hidden(features))))
+        return projections
+
+
+class Encoder(nn.Module):
+    """What pretraining trains, n(m(x)): (N, 1, H, W) -> (N, d)."""
+
+    def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the projections of a batch of images."""
+        projections: Tensor = self.head(self.backbone(images))
+        return projections
+
+
+def build_encoder(config: ModelConfig, seed: int) -> Encoder:
+    """Build the untrained encoder that `seed` determines, without touching the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = Backbone(config.backbone)
+        return Encoder(backbone, ProjectionHead(backbone.feature_size, config.projection_width, config.projection_size))
+
+
+def untrained_backbone(config: ModelConfig, seed: int) -> Backbone:
+    """Return the backbone with which a run of this seed began: the control that every probe needs."""
+    return build_encoder(config, seed).backbone.eval()

@@ -1,0 +1,74 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_core.norm import GlobalBatchNorm, normalise_globally
+
+SHARES = [1, 5, 2]  # rows of the global batch that each rank holds
+
+
+def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 6, 5, 5, generator=generator, dtype=torch.float64) * 2 + 3
+    dy = torch.randn(8, 6, 5, 5, generator=generator, dtype=torch.float64)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last), dy.to(dtype)
+
+
+def layer(dtype: torch.dtype) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(6).to(dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 6))
+        norm.bias.copy_(torch.linspace(1, -2, 6))
+    return norm
+
+
+def results(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.backward(dy)
+    gradients = {f"d{name}": parameter.grad for name, parameter in norm.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients, **dict(norm.named_buffers())}
+
+
+def on_one_rank(rank: int, world: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    x, dy = batch(dtype)
+    start = sum(SHARES[:rank])
+    rows = slice(start, start + SHARES[rank])
+    model = normalise_globally(nn.Sequential(layer(dtype)), torch.device("cpu"))
+    return results(model[0], x[rows], dy[rows])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
+    on_ranks: Callable[..., list[Any]], dtype: torch.dtype, tolerance: float
+) -> None:
+    expected = results(layer(torch.float64), *(part.double() for part in batch(dtype)))
+    ranks = on_ranks(3, on_one_rank, dtype)
+    for name in ("y", "dx"):
+        found = torch.cat([rank[name] for rank in ranks]).double()
+        assert (found - expected[name]).abs().max() < tolerance
+    for name in ("dweight", "dbias"):
+        found = torch.stack([rank[name] for rank in ranks]).double().sum(0)
+        assert (found - expected[name]).abs().max() < tolerance * 100
+    for rank in ranks:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            assert (rank[name] - expected[name]).abs().max() < tolerance
+
+
+def test_is_plain_batch_norm_in_one_process() -> None:
+    x, dy = batch(torch.float32)
+    expected = results(layer(torch.float32), x, dy)
+    found = results(normalise_globally(nn.Sequential(layer(torch.float32)), torch.device("cpu"))[0], x, dy)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_keeps_parameters_buffers_and_their_names() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), layer(torch.float32), nn.Sequential(nn.BatchNorm1d(4)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    converted = normalise_globally(model, torch.device("cpu"))
+    assert sum(isinstance(module, GlobalBatchNorm) for module in converted.modules()) == 2
+    assert converted.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in converted.state_dict().items())
