@@ -1,0 +1,90 @@
+"""CheXpert (Irvin et al. 2019), the full and the -small release: train.csv, valid.csv and the images they name."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from infra.errors import UserError
+from sharding.datasets.table import read_table, require_files
+from sharding.manifest import Rejection
+from sharding.sample import Sample
+
+OBSERVATIONS: Final = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+COLUMNS: Final = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS)
+
+_TABLES: Final = {"train.csv": "train", "valid.csv": "val"}
+# The first folder is the release's name (`CheXpert-v1.0`, `CheXpert-v1.0-small`), whatever the root is called now.
+_PATH: Final = re.compile(
+    r"(?:[^/]+/)?((?:train|valid|test)/(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|jpeg|png))"
+)
+_LABELS: Final = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+_SEXES: Final = {"Female": "F", "Male": "M"}
+
+
+def read(root: Path) -> Iterator[Sample | Rejection]:
+    """Read `train.csv` (split `train`) and, where present, `valid.csv` (split `val`) of a CheXpert release.
+
+    Labels keep upstream's values: 1 present, 0 absent, -1 uncertain, None not mentioned. Age 0 and a sex other than
+    Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected. Raises UserError when
+    `root` holds no train.csv, and for a missing column or a cell that is not a label or an age.
+    """
+    require_files(root, "chexpert", ("train.csv", "valid.csv"), (root / "train.csv").is_file())
+    for table, split in _TABLES.items():
+        if (root / table).is_file():
+            for where, cells in read_table(root / table, COLUMNS):
+                yield _sample(where, cells, split)
+
+
+def _sample(where: str, cells: dict[str, str], split: str) -> Sample | Rejection:
+    match = _PATH.fullmatch(cells["Path"])
+    if match is None:
+        return Rejection(cells["Path"], "path is not RELEASE/{train,valid}/patientN/studyN/viewN_{frontal,lateral}.jpg")
+    path, patient, study, view = match.groups()
+    return Sample(
+        key=f"{patient}_{study}_{view}",
+        path=Path(path),
+        patient=patient,
+        study=study,
+        view=_view(cells["Frontal/Lateral"], cells["AP/PA"]),
+        sex=_SEXES.get(cells["Sex"]),
+        age=_age(where, cells["Age"]),
+        split=split,
+        labels={name: _label(where, name, cells[name]) for name in OBSERVATIONS},
+    )
+
+
+def _view(side: str, projection: str) -> str | None:
+    if side == "Lateral":
+        return "lateral"
+    if side == "Frontal":
+        return f"frontal-{projection.lower()}" if projection in ("AP", "PA") else "frontal"
+    return None
+
+
+def _age(where: str, cell: str) -> float | None:
+    try:
+        return float(cell or 0) or None
+    except ValueError as error:
+        raise UserError(f"{where}: Age={cell!r} must be a number of years or blank; mend the row") from error
+
+
+def _label(where: str, name: str, cell: str) -> int | None:
+    if cell not in _LABELS:
+        raise UserError(f"{where}: {name}={cell!r} must be 1.0, 0.0, -1.0 or blank; mend the row")
+    return _LABELS[cell]

@@ -1,0 +1,147 @@
+"""From an image file to the gray JPEG that a shard holds, or to the reason why it is refused."""
+
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+FORMATS: Final = ("JPEG", "PNG")
+MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
+MAX_SIDE_PX: Final = 65_500  # what a JPEG can hold
+
+MISSING: Final = "missing file"
+UNREADABLE: Final = "unreadable file"
+EMPTY: Final = "zero bytes"
+NOT_AN_IMAGE: Final = f"not an image ({' or '.join(FORMATS)})"
+DAMAGED: Final = "truncated or damaged image"
+TOO_LARGE: Final = f"declared size above {MAX_PIXELS // 10**6} megapixels or {MAX_SIDE_PX} px a side"
+UNSUPPORTED: Final = "pixel format is neither 8-bit nor 16-bit"
+
+_QUARTER_TURNS: Final = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+# What Pillow's decoders raise on bytes that are not what they claim to be.
+_DECODER_ERRORS: Final = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+
+
+class ImageRejected(Exception):
+    """The file is not an image that can be packed; the message is one of this module's reasons."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A gray JPEG, its size, that of the upright source, and sums over its 8-bit pixels before compression."""
+
+    jpeg: bytes
+    height: int
+    width: int
+    source_height: int
+    source_width: int
+    source_bytes: int
+    pixel_sum: int
+    pixel_square_sum: int
+
+
+def encode_file(path: Path, shorter_side_px: int, jpeg_quality: int) -> EncodedImage | str:
+    """Encode an image file, or return the reason why it is rejected."""
+    try:
+        return encode(_read(path), shorter_side_px, jpeg_quality)
+    except ImageRejected as rejected:
+        return str(rejected)
+
+
+def encode(content: bytes, shorter_side_px: int, jpeg_quality: int) -> EncodedImage:
+    """Return a JPEG or PNG as upright 8-bit gray JPEG whose shorter side is at most `shorter_side_px`.
+
+    Images are made smaller, never larger. 16-bit pixels are scaled over their full range (65535 becomes 255), colours
+    become luma, transparent pixels black. Nothing but pixels is kept: no EXIF, no comments. Raises ImageRejected.
+    """
+    image, (source_width, source_height) = decode(content, shorter_side_px)
+    size = _reduced((source_width, source_height), shorter_side_px)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    image.info.clear()  # Pillow would write the source's comments and XMP into the JPEG
+    jpeg = BytesIO()
+    image.save(jpeg, "JPEG", quality=jpeg_quality)
+    counts = image.histogram()
+    return EncodedImage(
+        jpeg=jpeg.getvalue(),
+        height=image.height,
+        width=image.width,
+        source_height=source_height,
+        source_width=source_width,
+        source_bytes=len(content),
+        pixel_sum=sum(value * count for value, count in enumerate(counts)),
+        pixel_square_sum=sum(value * value * count for value, count in enumerate(counts)),
+    )
+
+
+def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode a JPEG or PNG to an upright 8-bit gray image; returns it with the source's upright (width, height).
+
+    The declared size is checked before any pixel is decoded. With `shorter_side_px`, a large JPEG may be returned
+    reduced by 2, 4 or 8, its shorter side still at least twice that, which is far quicker. Raises ImageRejected.
+    """
+    if not content:
+        raise ImageRejected(EMPTY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = _open(content)
+        width, height = image.size
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE_PX:
+            raise ImageRejected(TOO_LARGE)
+        try:
+            if shorter_side_px is not None:
+                reduced_width, reduced_height = _reduced(image.size, 2 * shorter_side_px)
+                image.draft("L", (reduced_width, reduced_height))
+            image.load()
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _QUARTER_TURNS
+            ImageOps.exif_transpose(image, in_place=True)
+            return _gray(image), (height, width) if turned else (width, height)
+        except _DECODER_ERRORS as error:
+            raise ImageRejected(DAMAGED) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise ImageRejected(MISSING if not path.exists() else UNREADABLE)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageRejected(UNREADABLE) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRejected(TOO_LARGE) from error
+    except _DECODER_ERRORS as error:
+        raise ImageRejected(DAMAGED if content.startswith(_MAGIC) else NOT_AN_IMAGE) from error
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert("L") would clip
+        pixels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageRejected(UNSUPPORTED)
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return image.convert("L")
+
+
+def _reduced(size: tuple[int, int], shorter_side_px: int) -> tuple[int, int]:
+    """Return `size` scaled so that its shorter side is at most `shorter_side_px`, each side rounded, at least 1."""
+    shorter = min(size)
+    if shorter <= shorter_side_px:
+        return size
+    width, height = (max(1, (side * shorter_side_px + shorter // 2) // shorter) for side in size)
+    return width, height

@@ -1,0 +1,40 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def radiograph() -> Callable[..., Image.Image]:
+    """Make a smooth gray image that no other seed gives."""
+
+    def make(seed: int, height: int = 60, width: int = 72) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (6, 7), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture
+def cell_root(tmp_path: Path, radiograph: Callable[..., Image.Image]) -> Path:
+    """A tree in the Cell layout: 60 images of 42 patients in three splits."""
+    root = tmp_path / "cell"
+    for split, first, count in (("train", 0, 20), ("val", 20, 4), ("test", 24, 6)):
+        for class_name in ("NORMAL", "PNEUMONIA"):
+            folder = root / split / class_name
+            folder.mkdir(parents=True)
+            for i in range(first, first + count):
+                name = f"IM-{i:04d}-0001" if class_name == "NORMAL" else f"person{i // 3}_virus_{i}"
+                radiograph(2 * i + len(class_name)).save(folder / f"{name}.jpeg", quality=95)
+    return root
+
+
+@pytest.fixture
+def csv_file() -> Callable[..., None]:
+    def write(path: Path, header: str, *rows: str, encoding: str = "utf-8") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([header, *rows]) + "\n", encoding=encoding)
+
+    return write
