@@ -1,5 +1,6 @@
 """The backbone m(.) and the projection head n(.) (Gazda et al. 2021, section III B and Table I)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,12 @@ class ModelConfig:
 
 def backbone_names() -> list[str]:
     """Return the names that `build_backbone` knows: torchvision's ResNets, wide and grouped ones too."""
-    return sorted(torchvision.models.list_models(module=torchvision.models.resnet))
+    models = torchvision.models
+    return [name for name in models.list_models(module=models) if _is_resnet(models.get_model_builder(name))]
+
+
+def _is_resnet(builder: Callable[..., nn.Module]) -> bool:
+    return bool(builder.__module__ == torchvision.models.resnet.__name__)
 
 
 class Backbone(nn.Module):

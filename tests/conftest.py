@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from sharding.datasets.simulated import write_chexpert
+from sharding.pack import PackConfig, pack
+
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -38,3 +41,12 @@ def on_ranks() -> Callable[..., list[Any]]:
             return [torch.load(f"{store}-{rank}") for rank in range(world)]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def simulated_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 80 simulated CheXpert radiographs, packed at 64 px."""
+    folder = tmp_path_factory.mktemp("simulated")
+    write_chexpert(folder / "raw", patients=40, seed=0, size_px=64)
+    pack(PackConfig("chexpert", folder / "raw", folder / "shards", shorter_side_px=64))
+    return folder / "shards"

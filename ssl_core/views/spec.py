@@ -1,0 +1,185 @@
+"""What is done to an image to make a view of it: the ranges, the draw, and the parameters that executors carry out.
+
+Coordinates are continuous: pixel (column, row) covers [column, column + 1) x [row, row + 1), so its centre lies at
+(column + 0.5, row + 0.5). Crop, resize, flip and rotation are one affine map, so that a pixel is interpolated once
+(bilinear; outside the image its border is repeated). There is no antialiasing: shards should hold images whose
+shorter side is at most about twice `size_px`.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from infra import rng
+from infra.errors import UserError, require
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+VIEWS: Final = 2
+GRAY: Final = 0.5  # contrast pivots on this value of the scale 0 to 1, the same for every image
+_TRIES: Final = 10  # of a crop that fits, as torchvision's RandomResizedCrop
+_DRAWS: Final = 8 + 2 * _TRIES
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """The ranges of the five augmentations.
+
+    Gazda et al. 2021 name resized crop, horizontal flip, rotation, Gaussian blur and brightness/contrast jitter
+    without their ranges. These defaults are SimCLR's (Chen et al. 2020) made milder where radiographs need it, as in
+    MoCo-CXR (Sowrirajan et al. 2021): crops keep 30 % of the area or more, so that a view rarely misses both lungs,
+    rotations stay within 10 degrees.
+
+    Args:
+        size_px: width and height of a view.
+        crop_area: smallest and largest share of the image's area that a crop keeps.
+        crop_aspect: smallest and largest width / height of a crop, drawn evenly on the log scale.
+        flip_probability: of a horizontal flip.
+        rotation_degrees: largest rotation either way.
+        blur_probability: of a Gaussian blur.
+        blur_sigma_px: smallest and largest standard deviation of the blur, in pixels of the view.
+        brightness: the factor is drawn from 1 - brightness to 1 + brightness.
+        contrast: the factor about mid-gray is drawn from 1 - contrast to 1 + contrast.
+    """
+
+    size_px: int = 224
+    crop_area: tuple[float, float] = (0.3, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+    rotation_degrees: float = 10.0
+    blur_probability: float = 0.5
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+    brightness: float = 0.3
+    contrast: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        require(16 <= self.size_px <= 4096, f"views.size_px={self.size_px} must be from 16 to 4096; try 224")
+        _require_range("crop_area", self.crop_area, 0.01, 1.0, "[0.3, 1.0]")
+        _require_range("crop_aspect", self.crop_aspect, 0.1, 10.0, "[0.75, 1.333]")
+        _require_range("blur_sigma_px", self.blur_sigma_px, 0.01, self.size_px / 8, "[0.1, 2.0]")
+        for name, most in [
+            ("flip_probability", 1.0),
+            ("rotation_degrees", 180.0),
+            ("blur_probability", 1.0),
+            ("brightness", 0.99),
+            ("contrast", 0.99),
+        ]:
+            value = getattr(self, name)
+            require(
+                0.0 <= value <= most,
+                f"views.{name}={value} must be from 0 to {most:g}; try {getattr(type(self), name)}",
+            )
+
+
+def _require_range(name: str, pair: tuple[float, float], least: float, most: float, example: str) -> None:
+    if len(pair) != 2 or not least <= pair[0] <= pair[1] <= most:
+        rule = f"must be two numbers from {least:g} to {most:g}, the smaller first"
+        raise UserError(f"views.{name}={list(pair)} {rule}; try {example}")
+
+
+class ViewParameters(NamedTuple):
+    """One view of each of N images, as an executor carries it out.
+
+    matrix: (N, 2, 3), maps a point (x, y, 1) of the view to the point of the image that is seen there.
+    blur_sigma_px: (N,), 0 for no blur; the kernel ends at ceil(3 sigma), the border is mirrored about its pixels.
+    brightness, contrast: (N,); a value v from 0 to 1 becomes brightness * (0.5 + contrast * (v - 0.5)), not clipped.
+    """
+
+    matrix: Float32
+    blur_sigma_px: Float32
+    brightness: Float32
+    contrast: Float32
+
+    def gain_and_offset(self, mean: float, std: float) -> tuple[Float32, Float32]:
+        """Fold jitter and normalisation into one: a gray level g from 0 to 255 becomes gain * g + offset, each (N,)."""
+        gain = self.brightness * self.contrast / (255 * std)
+        offset = (self.brightness * (1 - self.contrast) * GRAY - mean) / std
+        return gain.astype(np.float32), offset.astype(np.float32)
+
+
+def draw_views(
+    spec: ViewSpec, seed: int, rows: npt.NDArray[np.void], epochs: npt.NDArray[np.int64]
+) -> tuple[ViewParameters, ViewParameters]:
+    """Draw the two views of N samples, keyed by (seed, epoch, sample, view): the same wherever they are asked for.
+
+    rows: (N,) INDEX_ROW. epochs: (N,).
+    """
+    first, second = (_draw_view(spec, seed, view, rows, epochs) for view in range(VIEWS))
+    return first, second
+
+
+def _draw_view(
+    spec: ViewSpec, seed: int, view: int, rows: npt.NDArray[np.void], epochs: npt.NDArray[np.int64]
+) -> ViewParameters:
+    u = rng.uniform(seed, f"view-{view}", rows["sample"], epochs, _DRAWS).T  # (draws, N)
+    heights, widths = rows["height"].astype(np.float64), rows["width"].astype(np.float64)
+    crop_h, crop_w = _crop_sizes(spec, u[8:].reshape(_TRIES, 2, -1), heights, widths)
+    centre_x = crop_w / 2 + u[0] * (widths - crop_w)
+    centre_y = crop_h / 2 + u[1] * (heights - crop_h)
+    mirror = np.where(u[2] < spec.flip_probability, -1.0, 1.0)
+    degrees = _between(-spec.rotation_degrees, spec.rotation_degrees, u[3])
+    sigma = np.where(u[4] < spec.blur_probability, _between(*spec.blur_sigma_px, u[5]), 0.0)
+    return ViewParameters(
+        _matrix(spec.size_px, centre_x, centre_y, crop_w, crop_h, mirror, degrees),
+        sigma.astype(np.float32),
+        _between(1 - spec.brightness, 1 + spec.brightness, u[6]).astype(np.float32),
+        _between(1 - spec.contrast, 1 + spec.contrast, u[7]).astype(np.float32),
+    )
+
+
+def _between(low: float, high: float, u: Float64) -> Float64:
+    return low + (high - low) * u
+
+
+def _crop_sizes(spec: ViewSpec, u: Float64, heights: Float64, widths: Float64) -> tuple[Float64, Float64]:
+    """Take the first of ten drawn (area, aspect) whose crop fits, else the largest of an allowed aspect.
+
+    u: (tries, 2, N). Returns heights and widths (N,) in pixels of the image, not rounded.
+    """
+    area = _between(*spec.crop_area, u[:, 0]) * heights * widths  # (tries, N)
+    aspect = np.exp(_between(np.log(spec.crop_aspect[0]), np.log(spec.crop_aspect[1]), u[:, 1]))
+    crop_h, crop_w = np.sqrt(area / aspect), np.sqrt(area * aspect)
+    fits = (crop_h <= heights) & (crop_w <= widths)
+    last_aspect = np.clip(widths / heights, *spec.crop_aspect)
+    last_h = np.minimum(heights, widths / last_aspect)
+    chosen = fits.argmax(axis=0)[None]
+    found = fits.any(axis=0)
+    return (
+        np.where(found, np.take_along_axis(crop_h, chosen, 0)[0], last_h),
+        np.where(found, np.take_along_axis(crop_w, chosen, 0)[0], last_h * last_aspect),
+    )
+
+
+def _matrix(
+    size_px: int,
+    centre_x: Float64,
+    centre_y: Float64,
+    crop_w: Float64,
+    crop_h: Float64,
+    mirror: Float64,
+    degrees: Float64,
+) -> Float32:
+    """Compose the way back from a view to its image: undo the rotation, the flip, the resize and the crop."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    scale_x, scale_y = mirror * crop_w / size_px, crop_h / size_px
+    linear = np.stack([np.stack([scale_x * cos, -scale_x * sin], -1), np.stack([scale_y * sin, scale_y * cos], -1)], 1)
+    centre = np.stack([centre_x, centre_y], -1)  # the view's centre shows the crop's
+    shift = centre - linear.sum(axis=2) * size_px / 2
+    return np.concatenate([linear, shift[:, :, None]], axis=2).astype(np.float32)
+
+
+def whole_image(size_px: int, heights: npt.ArrayLike, widths: npt.ArrayLike) -> ViewParameters:
+    """Return the view that probing uses: the largest centred square, no augmentation. heights, widths: (N,)."""
+    height, width = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
+    side = np.minimum(height, width)
+    one = np.ones(len(side))
+    return ViewParameters(
+        _matrix(size_px, width / 2, height / 2, side, side, one, 0 * one),
+        np.zeros(len(side), np.float32),
+        one.astype(np.float32),
+        one.astype(np.float32),
+    )
