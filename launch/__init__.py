@@ -1,0 +1,1 @@
+"""The command line, the configurations and the jobs: the only place that wires the parts together."""

@@ -1,0 +1,64 @@
+"""`sternum COMMAND ...`: finds the command, and turns errors into one line and an exit code."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from infra.errors import RunFailed, UserError
+
+# Each command is a module of this folder, imported when it is called, so that none waits for another's libraries.
+COMMANDS: Final = {
+    "shard": "pack a dataset into shards and a manifest",
+    "verify": "re-read every shard against the manifest",
+    "pretrain": "pretrain a backbone on shards, or resume a run (several processes: torchrun -m launch.pretrain)",
+    "probe": "score the frozen backbones of a run on labelled shards",
+    "report": "write one HTML page about a run",
+    "demo": "all of it on simulated radiographs, on this machine, in minutes",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `sternum` with these arguments (those of the process by default); returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        sys.stdout.write(f"sternum {version('sternum')}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        return fail(UserError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}"))
+    command = importlib.import_module(f"launch.{words[0]}")
+    return guarded(command.main, words[1:])
+
+
+def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Call a command; an error that has a way out becomes one line on standard error and its exit code."""
+    try:
+        return command(arguments)
+    except (UserError, RunFailed) as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("sternum: interrupted\n")
+        return 130
+
+
+def fail(error: UserError | RunFailed) -> int:
+    """Print an error as one line, with the rank that met it unless that is the first; returns its exit code."""
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f" (rank {rank})"
+    sys.stderr.write(f"sternum: error{where}: {' '.join(str(error).split())}\n")
+    return error.exit_code
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+    return (
+        "usage: sternum COMMAND ...\n\n"
+        "Self-supervised pretraining for chest X-rays, from raw images to an honest probe.\n\n"
+        f"commands:\n{rows}\n\n"
+        "sternum COMMAND --help shows a command's options and examples; sternum --version the version.\n"
+    )

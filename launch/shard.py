@@ -1,0 +1,55 @@
+"""`sternum shard`: packs a dataset into shards."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from infra.config import parse
+from infra.log import say
+from sharding.manifest import NAME, Manifest
+from sharding.pack import PackConfig, pack
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Pack, and say what was packed, what was rejected and why."""
+    config = parse(
+        PackConfig,
+        arguments,
+        command="shard",
+        description="Pack a dataset into WebDataset shards with a manifest.",
+        examples=(
+            "sternum shard chexpert --root CheXpert-v1.0-small --out shards/chexpert",
+            "sternum shard cell --root chest_xray --out shards/cell --shorter_side_px=256 --seed=1",
+        ),
+        positional=("dataset",),
+    )
+    there_already = (config.out / NAME).is_file()  # pack then writes nothing, or raises
+    start_s = time.perf_counter()
+    manifest = pack(config)
+    duration_s = time.perf_counter() - start_s
+    say(f"{config.out}: {_summary(manifest)}")
+    if not there_already:
+        say(f"  time: {duration_s:.1f} s, {manifest.samples / duration_s:.0f} images/s")
+    return 0
+
+
+def _summary(manifest: Manifest) -> str:
+    splits: Counter[str] = Counter()
+    for shard in manifest.shards:
+        splits[shard.split or "no split"] += shard.samples
+    reasons = Counter(rejection.reason for rejection in manifest.rejected)
+    lines = [
+        f"{manifest.samples} images of {manifest.patients} patients in {len(manifest.shards)} shards ("
+        + ", ".join(f"{split} {samples}" for split, samples in splits.items())
+        + ")",
+        f"rejected: {len(manifest.rejected)}" + (", listed in manifest.json" if reasons else ""),
+        *(f"  {count} x {reason}" for reason, count in reasons.most_common()),
+        f"bytes: {manifest.source_bytes:,} in, {sum(shard.size_bytes for shard in manifest.shards):,} out",
+        f"pixels (0 to 1): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f}",
+    ]
+    return "\n  ".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
