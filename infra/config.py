@@ -42,6 +42,7 @@ def parse(
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=_HelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,  # a key cut short is an unknown key
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     annotations = {field.name: field.type for field in fields(config_class)}
@@ -90,7 +91,7 @@ def save(config: _Dataclass, path: Path) -> None:
 def load(config_class: type[C], path: Path) -> C:
     """Read a saved configuration; raises UserError when it is not one of `config_class`."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; name a folder that sternum pretrain wrote")
+        raise UserError(f"{path} does not exist; name a folder that `sternum pretrain` wrote")
     return parse(config_class, [f"--config={path}"], command="pretrain", description="", examples=())
 
 
