@@ -19,16 +19,16 @@ def main(arguments: Sequence[str]) -> int:
         command="probe",
         description="Score the frozen backbones of a run, and its controls, by logistic regression on labelled shards.",
         examples=[
-            "sternum probe --run=runs/first --shards=[shards/cell]",
-            "sternum probe --run=runs/first --shards=[shards/cell,shards/chestxray14] --checkpoints=[10,25,50,100]",
-            "sternum probe --config=launch/configs/probe-gazda2021.yaml --run=runs/first --shards=[shards/cell]",
+            "sternum probe --run_folder=runs/first --shards=[shards/cell]",
+            "sternum probe --run_folder=runs/first --shards=[shards/cell] --checkpoints=[10,25,50,100]",
+            "sternum probe --config=launch/configs/probe-gazda2021.yaml --run_folder=runs/first --shards=[shards/cell]",
         ],
     )
     results = probe(config, command=shlex.join(["sternum", "probe", *arguments]))
     lines = [describe(dataset) for dataset in results.datasets]
     lines += ["", markdown(HEADER, table(results.datasets, results.rows)), "", *results.notes]
     sys.stdout.write("\n".join(lines) + "\n")
-    say(f"wrote {config.run / 'results.json'}; one page about the run: sternum report {config.run}")
+    say(f"wrote {config.run_folder / 'results.json'}; one page about the run: sternum report {config.run_folder}")
     return 0
 
 

@@ -20,7 +20,7 @@ from infra.errors import UserError, require
 from infra.files import atomic_folder
 from infra.log import progress, say
 from infra.rng import permutation
-from sharding.datasets import READERS
+from sharding.datasets import READERS, SIMULATED_MARKER
 from sharding.encode import EncodedImage, encode_file
 from sharding.manifest import NAME, VERSION, Manifest, Rejection, Shard, read_manifest, write_manifest
 from sharding.parallel import ordered_map, worker_count
@@ -84,6 +84,8 @@ def pack(config: PackConfig) -> Manifest:
     """
     samples, rejected = _read_dataset(config)
     options: Options = {
+        # Scores on simulated radiographs must never pass for scores on real ones.
+        "simulated": (config.root / SIMULATED_MARKER).is_file(),
         "shorter_side_px": config.shorter_side_px,
         "jpeg_quality": config.jpeg_quality,
         "shard_size_mb": config.shard_size_mb,

@@ -124,6 +124,10 @@ class ShardSet:
         places = zip(positions.shard.tolist(), positions.row.tolist(), strict=True)
         return np.stack([self._shard(shard).rows[row] for shard, row in places])
 
+    def index(self, shard: int) -> npt.NDArray[np.void]:
+        """Return all INDEX_ROW rows of a shard (samples,)."""
+        return self._shard(shard).rows
+
     def read(self, shard: int, row: int) -> Bytes:
         """Return the encoded image of a sample; raises RunFailed when its bytes are not those that were packed."""
         index = self._shard(shard).rows[row]

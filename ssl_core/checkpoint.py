@@ -32,12 +32,17 @@ _MANIFEST: Final = "manifest.json"
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """Where a run stands. `step` steps are done; the next sample is number step x global batch of the order."""
+    """Where a run stands. `step` steps are done; the next sample is number step x global batch of the order.
+
+    pixel_mean and pixel_std are the normalisation that the backbone was trained with, on the scale 0 to 1.
+    """
 
     step: int
     epoch: float
     backbone: str
     data_identity: str
+    pixel_mean: float
+    pixel_std: float
     world_size: int
     sternum_version: str
     torch_version: str

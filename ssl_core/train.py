@@ -186,6 +186,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
                             epoch=round(epoch, 6),
                             backbone=config.model.backbone,
                             data_identity=shards.identity,
+                            pixel_mean=shards.pixel_mean,
+                            pixel_std=shards.pixel_std,
                             world_size=ranks.world,
                             sternum_version=version("sternum"),
                             torch_version=torch.__version__,

@@ -12,6 +12,9 @@ from sharding.datasets import cell, chestxray14, chexpert
 from sharding.manifest import Rejection
 from sharding.sample import Sample
 
+# A root that holds this file was drawn by a program (sharding.datasets.simulated), whatever dataset it looks like.
+SIMULATED_MARKER: Final = "SIMULATED.txt"
+
 READERS: Final[dict[str, Callable[[Path], Iterator[Sample | Rejection]]]] = {
     "chexpert": chexpert.read,
     "chestxray14": chestxray14.read,

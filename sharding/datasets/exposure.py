@@ -100,17 +100,17 @@ def _expose(attenuation: Field, device: Draws, draws: Draws, grain: Field) -> np
     height, width = attenuation.shape
     blur_px, sharpen = device.between(0.4, 0.8) * width / 160, device.between(0.0, 0.5)
     contrast, gamma = device.between(0.9, 1.9), device.between(0.7, 1.4)
-    grain_size, vignette = device.between(0.02, 0.04), device.between(0.0, 0.3)
+    grain_size, vignette = device.between(0.02, 0.035), device.between(0.05, 0.2)
 
     field = gaussian_filter(attenuation, blur_px, truncate=2)
     field += sharpen * (field - uniform_filter(field, max(3, width // 16)))
     field += grain_size * draws.between(0.8, 1.25) * grain * (0.5 + np.maximum(field, 0))
     across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    level = (field - float(field.mean())) / (float(field.std()) + 1e-3) * (contrast * draws.between(0.75, 1.3))
-    level += draws.normal(0, 0.45) + draws.normal(0, 0.2) * down + draws.normal(0, 0.2) * across
+    level = (field - float(field.mean())) / (float(field.std()) + 1e-3) * (contrast * draws.between(0.65, 1.4))
+    level += draws.normal(0, 0.55) + draws.normal(0, 0.12) * down + draws.normal(0, 0.12) * across
     level -= vignette * (across**2 + down**2)
     gray = (0.5 + 0.5 * np.tanh(0.6 * level)) ** (gamma * draws.between(0.8, 1.25))
-    if device.chance(0.5):
+    if device.chance(0.3):
         _mark(gray, draws)
     levels: npt.NDArray[np.uint8] = (gray * 255 + 0.5).clip(0, 255).astype(np.uint8)
     return levels

@@ -93,7 +93,7 @@ def draw_anatomy(seed: int, stream: str, patient: int) -> Anatomy:
         width=draws.normal(0.72 if female else 0.77, 0.04),
         height=draws.normal(0.98 if female else 1.04, 0.06),
         depth=draws.normal(0.66, 0.05) + 0.03 * years,
-        fat=abs(draws.normal(0.12, 0.09)),
+        fat=abs(draws.normal(0.12, 0.06)),
         heart_ratio=draws.normal(0.46 + 0.03 * years, 0.045),
         heart_tilt=draws.normal(0.6, 0.15),
         mediastinum=draws.normal(0.115 + 0.012 * years, 0.014),
@@ -141,7 +141,7 @@ def draw_opacities(seed: int, stream: str, patient: int, study: int, viral: bool
             radius=draws.between(0.16, 0.34),
             stretch=draws.between(0.6, 1.6),
             angle=draws.between(0, math.pi),
-            strength=severity * (draws.between(0.14, 0.24) if viral else draws.between(0.16, 0.32)),
+            strength=severity * (draws.between(0.17, 0.28) if viral else draws.between(0.20, 0.36)),
             streaks=draws.between(1.6, 2.2) if viral else draws.between(1.0, 1.8),
         )
         for n in range(count)
@@ -292,6 +292,6 @@ def _patches(lung: Field, places: Sequence[tuple[Field, Field]], opacities: Sequ
         u, v = _turned(x, y, opacity.angle)
         q = np.square(u / opacity.radius) + np.square(v * (opacity.stretch / opacity.radius)) + 0.5 * texture
         patch = opacity.strength / (1 + np.exp(np.minimum(4 * q - 3.2, 30)))
-        total += patch * np.maximum(0, 0.4 + opacity.streaks * texture)
+        total += patch * np.maximum(0, 0.3 + opacity.streaks * texture)
     total *= np.minimum(1, 1.6 * lung)
     return total

@@ -26,6 +26,7 @@ from PIL import Image
 from infra.errors import require
 from infra.files import atomic_folder, disk_errors
 from infra.log import progress
+from sharding.datasets import SIMULATED_MARKER
 from sharding.datasets.exposure import radiograph
 from sharding.datasets.phantom import Anatomy, Draws, Opacity, draw_anatomy, draw_opacities
 
@@ -90,7 +91,7 @@ def write_chexpert(root: Path, patients: int, seed: int, size_px: int = 160) -> 
                 writer = csv.DictWriter(file, CHEXPERT_HEADER, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(split_rows)
-        (folder / "SIMULATED.txt").write_text(NOTE, encoding="utf-8")
+        (folder / SIMULATED_MARKER).write_text(NOTE, encoding="utf-8")
 
 
 def write_cell(root: Path, images: dict[str, int], seed: int, size_px: int = 160) -> None:
@@ -114,7 +115,7 @@ def write_cell(root: Path, images: dict[str, int], seed: int, size_px: int = 160
         jobs = [(folder / path, *job, seed, size_px) for path, *job in _cell_images(images, seed)]
         for _ in _drawn(_write_cell_image, jobs):
             pass
-        (folder / "SIMULATED.txt").write_text(NOTE, encoding="utf-8")
+        (folder / SIMULATED_MARKER).write_text(NOTE, encoding="utf-8")
 
 
 def _check(root: Path, seed: int, size_px: int) -> None:
@@ -156,7 +157,7 @@ def _draw_study(seed: int, patient: int, study: int, anatomy: Anatomy) -> _Study
     if sick:
         said = 0.0 if sure else draws.between(0, 1)
         present |= {"Lung Opacity": 1} | ({"Pneumonia": 1} if said < 0.6 else {"Pneumonia": -1} if said < 0.85 else {})
-        present |= {"Consolidation": 1} if max(opacity.strength for opacity in opacities) > 0.30 else {}
+        present |= {"Consolidation": 1} if max(opacity.strength for opacity in opacities) > 0.34 else {}
     if anatomy.heart_ratio > CARDIOMEGALY_RATIO or (anatomy.heart_ratio > CARDIOMEGALY_RATIO - 0.02 and not sure):
         present["Cardiomegaly"] = 1 if anatomy.heart_ratio > CARDIOMEGALY_RATIO else -1
     if not set(present) - {"Support Devices"}:

@@ -20,7 +20,7 @@ MODEL = ModelConfig(backbone="resnet18", projection_width=16, projection_size=8)
 
 
 def state(step: int) -> CheckpointState:
-    return CheckpointState(step, step / 10, "resnet18", "data", 1, "0.1.0", torch.__version__)
+    return CheckpointState(step, step / 10, "resnet18", "data", 0.5, 0.25, 1, "0.1.0", torch.__version__)
 
 
 def save(run: Path, step: int, encoder: Encoder | None = None) -> None:
@@ -77,7 +77,7 @@ def test_a_save_that_is_cut_off_leaves_no_checkpoint(tmp_path: Path) -> None:
         "from ssl_core.checkpoint import CheckpointState, save_checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"  # the kernel kills the process in the middle of the write
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-        "state = CheckpointState(5, 0.5, 'resnet18', 'data', 1, '0', '0')\n"
+        "state = CheckpointState(5, 0.5, 'resnet18', 'data', 0.5, 0.25, 1, '0', '0')\n"
         "save_checkpoint(Path(sys.argv[1]), state, {'w': torch.zeros(4000)}, {})\n"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, check=False)

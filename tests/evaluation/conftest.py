@@ -1,0 +1,86 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.search import local_ray
+from infra import config as configuration
+from infra.metrics import MetricsWriter
+from sharding.manifest import read_manifest, write_manifest
+from sharding.pack import PackConfig, pack
+from sharding.stream import DataConfig
+from ssl_core.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.model import ModelConfig, build_encoder
+from ssl_core.train import PretrainConfig
+from ssl_core.views.spec import ViewSpec
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    with local_ray(cores=2):
+        yield
+
+
+def write_blobs(root: Path) -> None:
+    """The Cell layout with noise for images; pneumonia is a brighter patch, so that pixels alone give it away."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 2), ("test", 16)):
+        for name in ("NORMAL", "PNEUMONIA"):
+            (root / split / name).mkdir(parents=True)
+            first = {"train": 0, "val": 100, "test": 200}[split]
+            for number in range(first, first + count):
+                pixels = random.integers(60, 120, (40, 40))
+                pixels[10:24, 8:22] += 60 * (name == "PNEUMONIA")
+                stem = f"IM-{number:04d}-0001" if name == "NORMAL" else f"person{number}_bacteria_{number}"
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{stem}.jpeg")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cell")
+    write_blobs(folder / "raw")
+    pack(PackConfig("cell", folder / "raw", folder / "shards", shorter_side_px=40, workers=1))
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def simulated_cell(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shards, marked as what a program has drawn."""
+    folder = tmp_path_factory.mktemp("simulated-cell")
+    for path in shards.iterdir():
+        (folder / path.name).hardlink_to(path)
+    (folder / "manifest.json").unlink()
+    manifest = read_manifest(shards)
+    write_manifest(folder, replace(manifest, options=manifest.options | {"simulated": True}))
+    return folder
+
+
+def _make_run(run: Path, shards: Path, steps: tuple[int, ...] = (5, 10), splits: tuple[str, ...] = ("train",)) -> Path:
+    """A run folder as pretraining leaves it: five steps an epoch, a checkpoint after each, no optimiser state."""
+    data = DataConfig([shards], list(splits), global_batch=16, lanes=4, shuffle_window=16)
+    config = PretrainConfig(run, data, ViewSpec(size_px=32), ModelConfig("resnet18", 16, 8))
+    configuration.save(config, run / "config.yaml")
+    with MetricsWriter(run) as metrics:
+        for step in range(1, (steps[-1] if steps else 0) + 1):
+            metrics.write(step, {"epoch": step / 5, "loss": 3 - step / 10})
+    for step in steps:
+        state = CheckpointState(step, step / 5, "resnet18", "-", 0.5, 0.25, 1, "-", "-")
+        save_checkpoint(run, state, build_encoder(config.model, seed=step).state_dict(), {})
+    return run
+
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_run() -> MakeRun:
+    """Call it with the run folder and the shards pretrained on; `steps` of the checkpoints and `splits` may follow."""
+    return _make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path, shards: Path) -> Path:
+    return _make_run(tmp_path / "run", shards)
