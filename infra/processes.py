@@ -57,6 +57,8 @@ def device_of(ranks: Ranks) -> torch.device:
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
     """Join the run's process group (NCCL on GPUs, gloo on CPUs) and leave it at the end; nothing for one process."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if ranks.world == 1:
         yield
         return

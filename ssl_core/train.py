@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from infra import config as configuration
@@ -129,6 +130,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         last_step = min(total_steps, config.train.max_steps or total_steps)
         first_step = _resume(config.run_folder, engine, shards.identity)
         if ranks.is_first:
+            _warn_of_aliasing(shards, config.views.size_px)
             say(
                 f"pretraining {config.model.backbone} on {shards.samples} samples, {config.train.epochs} epochs, "
                 f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
@@ -160,48 +162,45 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             recent.add(contrast, batch.wait_s)
             done = batch.step + 1  # steps
             epoch = done * config.data.global_batch / shards.samples
+            epochs_done = order.epoch_of(done)
+            every = config.train.checkpoint_every_epochs
+            checkpoint_due = epochs_done // every > saved_epoch // every or done == last_step
 
-            if done % config.train.log_every_steps == 0 or done == last_step:
+            if checkpoint_due or done % config.train.log_every_steps == 0:
                 values = recent.means()
                 if not math.isfinite(values["loss"]):
                     raise RunFailed(
-                        f"the loss is {values['loss']} at step {done}; resume with a lower optim.learning_rate "
-                        f"than {config.optim.learning_rate}, in a new run folder"
+                        f"the loss is {values['loss']} at step {done}; start again in a new run folder with an "
+                        f"optim.learning_rate below {config.optim.learning_rate}, or with train.precision=fp32"
                     )
                 if metrics:
                     metrics.write(done, {"epoch": epoch, "optim/learning_rate": rate, **values})
 
-            epochs_done = order.epoch_of(done)
-            due = (
-                epochs_done // config.train.checkpoint_every_epochs
-                > saved_epoch // config.train.checkpoint_every_epochs
-            )
-            if due or done == last_step:
+            if checkpoint_due:
                 saved_epoch = epochs_done
                 if ranks.is_first:
-                    save_checkpoint(
-                        config.run_folder,
-                        CheckpointState(
-                            step=done,
-                            epoch=round(epoch, 6),
-                            backbone=config.model.backbone,
-                            data_identity=shards.identity,
-                            pixel_mean=shards.pixel_mean,
-                            pixel_std=shards.pixel_std,
-                            world_size=ranks.world,
-                            sternum_version=version("sternum"),
-                            torch_version=torch.__version__,
-                        ),
-                        engine.model_state(),
-                        engine.optimizer_state(),
+                    state = CheckpointState(
+                        step=done,
+                        epoch=round(epoch, 6),
+                        backbone=config.model.backbone,
+                        data_identity=shards.identity,
+                        pixel_mean=shards.pixel_mean,
+                        pixel_std=shards.pixel_std,
+                        world_size=ranks.world,
+                        sternum_version=version("sternum"),
+                        torch_version=torch.__version__,
                     )
+                    save_checkpoint(config.run_folder, state, engine.model_state(), engine.optimizer_state())
                     say(f"epoch {epoch:6.2f}  step {done:6d}  {recent.summary}  checkpoint saved")
         if ranks.is_first:
             say(f"pretraining is at step {last_step} of {total_steps} in {config.run_folder}")
 
 
-# What may change between two starts of one run: its length and how it is executed, not what it computes.
-_FREE_TO_CHANGE = re.compile(r"run_folder|executor|train\.(epochs|max_steps|checkpoint_every_epochs|log_every_steps)")
+# What may change between two starts of one run: its length and how it is executed, not what it computes. Where the
+# shards lie is free, since their content is compared; the length is not under a schedule that depends on it.
+_FREE_TO_CHANGE = re.compile(
+    r"run_folder|executor|data\.shards|train\.(max_steps|checkpoint_every_epochs|log_every_steps)"
+)
 
 
 def _keep_configuration(config: PretrainConfig) -> None:
@@ -210,7 +209,8 @@ def _keep_configuration(config: PretrainConfig) -> None:
     if path.exists():
         before = _flat(asdict(configuration.load(PretrainConfig, path)))
         for key, value in _flat(asdict(config)).items():
-            if value != before[key] and not _FREE_TO_CHANGE.fullmatch(key):
+            free = _FREE_TO_CHANGE.fullmatch(key) or (key, config.optim.schedule) == ("train.epochs", "constant")
+            if value != before[key] and not free:
                 raise UserError(
                     f"{key}={value} differs from {before[key]} of the run in {config.run_folder}; "
                     f"take {key}={before[key]} to resume it, or another run folder"
@@ -223,6 +223,17 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _warn_of_aliasing(shards: ShardSet, size_px: int) -> None:
+    """Say so when images are reduced so far that their fine texture turns into noise: views are not antialiased."""
+    rows = shards.index(0)
+    shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
+    if shorter_side_px > 2 * size_px:
+        say(
+            f"warning: the images' shorter side is {shorter_side_px} px, more than twice views.size_px={size_px}, so "
+            f"views alias; pack with --shorter_side_px={size_px * 3 // 2}"
+        )
 
 
 def _resume(run: Path, engine: DDPEngine, data_identity: str) -> int:

@@ -47,8 +47,7 @@ class DDPEngine:
     def step(self, views: Sequence[Tensor], learning_rate: float) -> Contrast:
         """Make one optimisation step with this rank's share of the global batch.
 
-        views: the two views, (n, 1, H, W) each. Returns the global loss before the step; a loss that is not finite
-        leaves the weights as they were.
+        views: the two views, (n, 1, H, W) each. Returns the global loss before the step.
         """
         images = torch.cat(list(views)).to(self.device, memory_format=torch.channels_last)  # (2n, 1, H, W)
         self._parallel.train()

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from infra import config as configuration
-from infra.errors import UserError
+from infra.errors import RunFailed, UserError
 from infra.metrics import read_metrics
 from infra.processes import Ranks
 from sharding.stream import DataConfig
 from ssl_core.checkpoint import find_checkpoints
 from ssl_core.model import ModelConfig
+from ssl_core.optim import OptimConfig
 from ssl_core.train import PretrainConfig, TrainConfig, pretrain
 from ssl_core.views.spec import ViewSpec
 
@@ -92,3 +93,27 @@ def test_a_world_size_that_does_not_divide_the_lanes_is_refused(small: PretrainC
     three = replace(small, data=replace(small.data, lanes=8))
     with pytest.raises(AssertionError, match=r"the world size 3 must divide data\.lanes=8"):
         torchrun(three, world=3)
+
+
+def test_a_constant_schedule_lets_a_finished_run_be_made_longer(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, epochs=1)), Ranks())
+    pretrain(small, Ranks())
+    assert [int(checkpoint.epoch) for checkpoint in find_checkpoints(small.run_folder)] == [1, 2]
+    cosine = replace(small, run_folder=small.run_folder.with_name("cosine"), optim=OptimConfig(schedule="cosine"))
+    pretrain(replace(cosine, train=replace(small.train, max_steps=1)), Ranks())
+    with pytest.raises(UserError, match=r"train\.epochs=3 differs from 2"):
+        pretrain(replace(cosine, train=replace(small.train, epochs=3)), Ranks())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: PretrainConfig) -> None:
+    with pytest.raises(RunFailed, match=r"the loss is nan at step \d+; start again .*below 1e\+30"):
+        pretrain(replace(small, optim=OptimConfig(learning_rate=1e30)), Ranks())
+    assert find_checkpoints(small.run_folder) == []
+
+
+def test_images_that_are_far_larger_than_the_views_are_warned_of(
+    small: PretrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = replace(small, views=ViewSpec(size_px=24), train=replace(small.train, max_steps=1))
+    pretrain(tiny, Ranks())
+    assert "views alias; pack with --shorter_side_px=36" in capsys.readouterr().err
