@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -33,8 +33,9 @@ def parse(
 ) -> C:
     """Build `config_class` from a command line: `--config FILE` first, `--section.key=value` on top.
 
-    Fields named in `positional` are taken by position. Raises UserError for an unknown key, a value of the wrong
-    type and a missing value; the dataclasses' own `__post_init__` raises it for values out of range.
+    Fields named in `positional` are taken by position, a list as one word or more. Raises UserError for an unknown key,
+    a value of the wrong type and a missing value; the dataclasses' own `__post_init__` raises it for values out of
+    range.
     """
     parser = jsonargparse.ArgumentParser(
         prog=f"sternum {command}",
@@ -47,13 +48,20 @@ def parse(
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     annotations = {field.name: field.type for field in fields(config_class)}
     for name in positional:
-        parser.add_argument(name, type=annotations[name])
+        parser.add_argument(name, **_positional(annotations[name]))
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
     try:
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(_one_line(str(error), _keys(parser), command)) from error
     return config_class(**{name: values[name] for name in annotations})
+
+
+def _positional(annotation: Any) -> dict[str, Any]:
+    """Return how a positional field is parsed: a list takes one word or more."""
+    if get_origin(annotation) is list:
+        return {"type": get_args(annotation)[0], "nargs": "+"}
+    return {"type": annotation}
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -13,6 +13,7 @@ from infra.errors import RunFailed, UserError
 COMMANDS: Final = {
     "shard": "pack a dataset into shards and a manifest",
     "verify": "re-read every shard against the manifest",
+    "audit": "find patients and images shared between sets or splits",
     "pretrain": "pretrain a backbone on shards, or resume a run (several processes: torchrun -m launch.pretrain)",
     "probe": "score the frozen backbones of a run on labelled shards",
     "report": "write one HTML page about a run",

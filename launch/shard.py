@@ -1,13 +1,12 @@
 """`sternum shard`: packs a dataset into shards."""
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 
 from infra.config import parse
 from infra.log import say
-from sharding.manifest import NAME, Manifest
+from sharding.manifest import Manifest
 from sharding.pack import PackConfig, pack
 
 
@@ -17,20 +16,15 @@ def main(arguments: Sequence[str]) -> int:
         PackConfig,
         arguments,
         command="shard",
-        description="Pack a dataset into WebDataset shards with a manifest.",
+        description="Pack a dataset into WebDataset shards with a manifest; the same command again resumes.",
         examples=(
             "sternum shard chexpert --root CheXpert-v1.0-small --out shards/chexpert",
             "sternum shard cell --root chest_xray --out shards/cell --shorter_side_px=256 --seed=1",
+            "sternum shard chexpert --root CheXpert-v1.0-small --out s3://bucket/chexpert --pass_through=true",
         ),
         positional=("dataset",),
     )
-    there_already = (config.out / NAME).is_file()  # pack then writes nothing, or raises
-    start_s = time.perf_counter()
-    manifest = pack(config)
-    duration_s = time.perf_counter() - start_s
-    say(f"{config.out}: {_summary(manifest)}")
-    if not there_already:
-        say(f"  time: {duration_s:.1f} s, {manifest.samples / duration_s:.0f} images/s")
+    say(f"{config.out}: {_summary(pack(config))}")
     return 0
 
 

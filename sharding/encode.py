@@ -1,5 +1,6 @@
-"""From an image file to the gray JPEG that a shard holds, or to the reason why it is refused."""
+"""From an image file to the gray JPEG or PNG that a shard holds, or to the reason why it is refused."""
 
+import re
 import struct
 import warnings
 import zlib
@@ -11,6 +12,9 @@ from typing import Final
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from sharding.dicom_file import DicomRejected, is_dicom, open_image
+from sharding.grayscale import from_16_bit
+
 FORMATS: Final = ("JPEG", "PNG")
 MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
 MAX_SIDE_PX: Final = 65_500  # what a JPEG can hold
@@ -18,26 +22,33 @@ MAX_SIDE_PX: Final = 65_500  # what a JPEG can hold
 MISSING: Final = "missing file"
 UNREADABLE: Final = "unreadable file"
 EMPTY: Final = "zero bytes"
-NOT_AN_IMAGE: Final = f"not an image ({' or '.join(FORMATS)})"
+NOT_AN_IMAGE: Final = f"not an image ({', '.join(FORMATS)} or DICOM)"
 DAMAGED: Final = "truncated or damaged image"
 TOO_LARGE: Final = f"declared size above {MAX_PIXELS // 10**6} megapixels or {MAX_SIDE_PX} px a side"
 UNSUPPORTED: Final = "pixel format is neither 8-bit nor 16-bit"
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_JPEG_FRAMES: Final = (b"\xc0", b"\xc1", b"\xc2")  # baseline, extended, progressive
+_JPEG_TABLES: Final = (b"\xc4", b"\xdb", b"\xdd")  # Huffman, quantisation, restart interval
+_JPEG_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 # What Pillow's decoders raise on bytes that are not what they claim to be.
 _DECODER_ERRORS: Final = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 
 class ImageRejected(Exception):
-    """The file is not an image that can be packed; the message is one of this module's reasons."""
+    """The file is not an image that can be packed; the message is a reason of this module or of `dicom_file`."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A gray JPEG, its size, that of the upright source, and sums over its 8-bit pixels before compression."""
+    """A gray JPEG or PNG, its size, that of the upright source, and sums over its 8-bit pixels before compression.
 
-    jpeg: bytes
+    extension: `jpg` or `png`.
+    """
+
+    content: bytes
+    extension: str
     height: int
     width: int
     source_height: int
@@ -47,30 +58,37 @@ class EncodedImage:
     pixel_square_sum: int
 
 
-def encode_file(path: Path, shorter_side_px: int, jpeg_quality: int) -> EncodedImage | str:
+def encode_file(
+    path: Path, shorter_side_px: int, jpeg_quality: int, image_format: str = "jpeg", pass_through: bool = False
+) -> EncodedImage | str:
     """Encode an image file, or return the reason why it is rejected."""
     try:
-        return encode(_read(path), shorter_side_px, jpeg_quality)
+        return encode(_read(path), shorter_side_px, jpeg_quality, image_format, pass_through)
     except ImageRejected as rejected:
         return str(rejected)
 
 
-def encode(content: bytes, shorter_side_px: int, jpeg_quality: int) -> EncodedImage:
-    """Return a JPEG or PNG as upright 8-bit gray JPEG whose shorter side is at most `shorter_side_px`.
+def encode(
+    content: bytes, shorter_side_px: int, jpeg_quality: int, image_format: str = "jpeg", pass_through: bool = False
+) -> EncodedImage:
+    """Return an image as upright 8-bit gray JPEG or PNG whose shorter side is at most `shorter_side_px`.
 
-    Images are made smaller, never larger. 16-bit pixels are scaled over their full range (65535 becomes 255), colours
-    become luma, transparent pixels black. Nothing but pixels is kept: no EXIF, no comments. Raises ImageRejected.
+    Images are made smaller, never larger. 16-bit pixels become 8-bit as `sharding.grayscale` says, colours become
+    luma, transparent pixels black. Nothing but pixels is kept: no EXIF, no comments. With `pass_through`, a
+    gray JPEG that is small enough and holds nothing but pixels keeps its bytes. Raises ImageRejected.
     """
     image, (source_width, source_height) = decode(content, shorter_side_px)
     size = _reduced((source_width, source_height), shorter_side_px)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    image.info.clear()  # Pillow would write the source's comments and XMP into the JPEG
-    jpeg = BytesIO()
-    image.save(jpeg, "JPEG", quality=jpeg_quality)
+    if pass_through and size == (source_width, source_height) and is_plain_gray_jpeg(content):
+        encoded = content
+    else:
+        encoded = _compressed(image, jpeg_quality, image_format)
     counts = image.histogram()
     return EncodedImage(
-        jpeg=jpeg.getvalue(),
+        content=encoded,
+        extension="png" if image_format == "png" else "jpg",
         height=image.height,
         width=image.width,
         source_height=source_height,
@@ -81,21 +99,59 @@ def encode(content: bytes, shorter_side_px: int, jpeg_quality: int) -> EncodedIm
     )
 
 
-def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode a JPEG or PNG to an upright 8-bit gray image; returns it with the source's upright (width, height).
+def is_plain_gray_jpeg(content: bytes) -> bool:
+    """Say whether a file is a JPEG of one 8-bit channel that holds pixels and nothing else.
 
-    The declared size is checked before any pixel is decoded. With `shorter_side_px`, a large JPEG may be returned
-    reduced by 2, 4 or 8, its shorter side still at least twice that, which is far quicker. Raises ImageRejected.
+    Nothing else: no EXIF (so no rotation either), comment, profile or thumbnail, in which a patient's name may stand,
+    and no byte behind the image. Looks at the markers only (ITU-T T.81, annex B); the data may still be damaged.
+    """
+    position, gray = 2, False
+    if content[:2] != b"\xff\xd8":
+        return False
+    while content[position : position + 1] == b"\xff":
+        marker = content[position + 1 : position + 2]
+        if marker == b"\xd9":
+            return gray and position + 2 == len(content)
+        end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+        segment = content[position + 4 : end]
+        if marker in _JPEG_FRAMES:
+            gray = segment[:1] == b"\x08" and segment[5:6] == b"\x01"
+        elif marker == b"\xda":  # behind it follow compressed data, up to the next marker that is no restart
+            found = _JPEG_NEXT_MARKER.search(content, end)
+            end = found.start() if found else len(content)
+        elif not (marker in _JPEG_TABLES or (marker == b"\xe0" and segment[:5] == b"JFIF\0" and len(segment) == 14)):
+            return False
+        position = end
+    return False
+
+
+def _compressed(image: Image.Image, jpeg_quality: int, image_format: str) -> bytes:
+    image.info.clear()  # Pillow would write the source's comments and XMP into the file
+    file = BytesIO()
+    if image_format == "png":
+        image.save(file, "PNG")
+    else:
+        image.save(file, "JPEG", quality=jpeg_quality)
+    return file.getvalue()
+
+
+def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode a JPEG, PNG or DICOM to an upright 8-bit gray image; returns it with the source's upright (width, height).
+
+    More than 8 bits become 8 as `sharding.grayscale` says. The declared size is checked before any pixel is decoded.
+    With `shorter_side_px`, a large JPEG may be returned reduced by 2, 4 or 8, its shorter side still at least twice
+    that, which is far quicker. Raises ImageRejected.
     """
     if not content:
         raise ImageRejected(EMPTY)
+    if is_dicom(content):
+        return _decode_dicom(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = _open(content)
         width, height = image.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE_PX:
-            raise ImageRejected(TOO_LARGE)
+        _require_size(width, height)
         try:
             if shorter_side_px is not None:
                 reduced_width, reduced_height = _reduced(image.size, 2 * shorter_side_px)
@@ -106,6 +162,20 @@ def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Im
             return _gray(image), (height, width) if turned else (width, height)
         except _DECODER_ERRORS as error:
             raise ImageRejected(DAMAGED) from error
+
+
+def _decode_dicom(content: bytes) -> tuple[Image.Image, tuple[int, int]]:
+    try:
+        dicom = open_image(content)
+        _require_size(dicom.width, dicom.height)
+        return Image.fromarray(dicom.gray()), (dicom.width, dicom.height)
+    except DicomRejected as rejected:
+        raise ImageRejected(str(rejected)) from rejected
+
+
+def _require_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE_PX:
+        raise ImageRejected(TOO_LARGE)
 
 
 def _read(path: Path) -> bytes:
@@ -128,8 +198,7 @@ def _open(content: bytes) -> Image.Image:
 
 def _gray(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # convert("L") would clip
-        pixels = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+        return Image.fromarray(from_16_bit(np.asarray(image)))
     if image.mode in ("I", "F"):
         raise ImageRejected(UNSUPPORTED)
     if image.has_transparency_data:

@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.files import write_atomic
 
 NAME: Final = "manifest.json"
+PARTIAL: Final = ".partial"  # the folder of notes beside the shards while packing has not ended
 VERSION: Final = 1
 
 # One row a sample, in the order of the shard, stored beside it as NAME.index.npy. The identities are 64-bit hashes
@@ -112,17 +113,33 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder/manifest.json` atomically."""
-    write_atomic(folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    write_atomic(folder / NAME, encode_manifest(manifest))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the content of `manifest.json`."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `folder/manifest.json`; raises UserError when there is none or it is not one."""
     path = folder / NAME
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        content = path.read_bytes()
     except FileNotFoundError as error:
+        if (folder / PARTIAL).exists():
+            raise UserError(f"packing into {folder} has not ended; give the same command again to finish it") from error
         raise UserError(f"{folder} holds no {NAME}; pack a dataset into it first: sternum shard --help") from error
-    except (msgspec.DecodeError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}; pack the dataset again") from error
+    return decode_manifest(content, str(path))
+
+
+def decode_manifest(content: bytes, path: str) -> Manifest:
+    """Return the manifest in `content`; raises UserError, naming `path`, when there is none or another version's."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.DecodeError as error:
         raise UserError(f"{path} cannot be read: {error}; pack the dataset again") from error
     if manifest.version != VERSION:
         raise UserError(f"{path} has version {manifest.version}, this Sternum reads {VERSION}; pack the dataset again")

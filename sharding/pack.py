@@ -1,39 +1,37 @@
 """`sternum shard`: a dataset packed into shards whose bytes are a function of (dataset, options, seed)."""
 
-import hashlib
-import re
+import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from math import sqrt
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
-import msgspec
+import numpy as np
 import PIL
 from PIL import features
 
 from infra.errors import UserError, require
-from infra.files import atomic_folder
 from infra.log import progress, say
-from infra.rng import permutation
-from sharding.datasets import READERS, SIMULATED_MARKER
-from sharding.encode import EncodedImage, encode_file
-from sharding.manifest import NAME, VERSION, Manifest, Rejection, Shard, read_manifest, write_manifest
+from sharding.catalogue import Catalogue, from_row
+from sharding.datasets import OPTIONS, READERS, SIMULATED_MARKER, ReaderOptions
+from sharding.datasets.cell import CellOptions
+from sharding.datasets.dicom import DicomOptions
+from sharding.datasets.folder import FolderOptions
+from sharding.destination import Destination, destination
+from sharding.encode import encode_file
+from sharding.job import FinishedShard, Job, Options, end, keep, packed_already, take_up
+from sharding.manifest import VERSION, Manifest, Rejection
 from sharding.parallel import ordered_map, worker_count
 from sharding.sample import Sample
-from sharding.splits import patient_tiers
-from sharding.verify import check_files
-from sharding.writer import ShardWriter, metadata_json
-
-Options = dict[str, int | float | str | bool | None]
+from sharding.writer import ShardWriter, TarSample, tar_sample
 
 _IMAGES_A_TASK: Final = 8
-_SPLIT_ORDER: Final = ("train", "val", "test", None)
-_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,90}")  # with its extension it fits the name of a plain ustar header
 _MAX_SIDE_PX: Final = 8192
 
 
@@ -42,24 +40,37 @@ class PackConfig:
     """What to pack, from where to where, and how.
 
     Args:
-        dataset: name of the dataset: chexpert, chestxray14 or cell
+        dataset: name of the dataset: chexpert, chestxray14, cell, c19-cohen, covidgr, folder or dicom
         root: folder that holds the dataset as upstream ships it; only read
-        out: folder for the shards; it must not exist yet, be empty, or hold this very dataset
+        out: folder for the shards, local or as a URL that fsspec opens, such as s3://BUCKET/FOLDER; it must not exist
+            yet, be empty, or hold this very dataset, finished or not: the same command then goes on where it stopped
         shorter_side_px: images are reduced to this shorter side, never enlarged
+        image_format: jpeg, or png, which loses nothing and takes three to five times the space
         jpeg_quality: 1 to 100
+        pass_through: copy gray 8-bit JPEGs that are small enough and hold nothing but pixels, byte by byte
         shard_size_mb: no shard grows beyond this many megabytes (10^6), except for one sample larger than that
+        shard_samples: no shard holds more samples than this; null is as many as its size in bytes allows
         seed: decides the order of the samples and which patients form the fractions of 1 % and 10 %
         workers: processes that encode; 0 is one for each CPU; the bytes do not depend on it
+        cell: for dataset cell only: how images are grouped into patients
+        folder: for dataset folder only: a table that describes the images, and the names of its columns
+        dicom: for dataset dicom only: what may be packed
     """
 
     dataset: str
     root: Path
-    out: Path
+    out: str | Path
     shorter_side_px: int = 320
+    image_format: Literal["jpeg", "png"] = "jpeg"
     jpeg_quality: int = 90
+    pass_through: bool = False
     shard_size_mb: float = 256
+    shard_samples: int | None = None
     seed: int = 0
     workers: int = 0
+    cell: CellOptions = field(default_factory=CellOptions)
+    folder: FolderOptions = field(default_factory=FolderOptions)
+    dicom: DicomOptions = field(default_factory=DicomOptions)
 
     def __post_init__(self) -> None:
         """Check every value on its own."""
@@ -69,186 +80,199 @@ class PackConfig:
             f"shorter_side_px={self.shorter_side_px} must be between 16 and {_MAX_SIDE_PX}; try 320",
         )
         require(1 <= self.jpeg_quality <= 100, f"jpeg_quality={self.jpeg_quality} must be from 1 to 100; try 90")
+        require(
+            not (self.pass_through and self.image_format == "png"),
+            "pass_through=true copies JPEGs, which image_format='png' excludes; leave one of them out",
+        )
         require(self.shard_size_mb > 0, f"shard_size_mb={self.shard_size_mb} must be above 0; try 256")
+        require(
+            self.shard_samples is None or self.shard_samples >= 1,
+            f"shard_samples={self.shard_samples} must be 1 or more, or null",
+        )
         require(self.seed >= 0, f"seed={self.seed} must not be negative; try 0")
         require(self.workers >= 0, f"workers={self.workers} must not be negative; 0 is one for each CPU")
+        for name, options in OPTIONS.items():
+            unused = self.dataset != name and getattr(self, name) != options()
+            require(not unused, f"{name}.* are options of dataset {name}, not of {self.dataset}; leave them out")
 
 
 def pack(config: PackConfig) -> Manifest:
     """Pack a dataset into `config.out`, or return its manifest when it stands there already.
 
     Samples lie in a seeded shuffle within shards of one official split and one fraction tier. What cannot be packed
-    is listed in the manifest with its reason. The folder appears whole or not at all. Raises UserError for a root
-    that is not the dataset, keys that occur twice, a dataset without a single packable image, an `out` that
-    holds something else, and a disk that is full.
+    is listed in the manifest with its reason. The manifest is written last. Broken off at any moment, the same call
+    goes on behind the last finished shard and ends with the same bytes; it takes the image files for unchanged.
+    Raises UserError for a root that is not the dataset, keys that occur twice, a dataset without a single packable
+    image, an `out` that holds something else, and a disk that is full.
     """
-    samples, rejected = _read_dataset(config)
-    options: Options = {
-        # Scores on simulated radiographs must never pass for scores on real ones.
-        "simulated": (config.root / SIMULATED_MARKER).is_file(),
-        "shorter_side_px": config.shorter_side_px,
-        "jpeg_quality": config.jpeg_quality,
-        "shard_size_mb": config.shard_size_mb,
-        "seed": config.seed,
-        "samples_sha256": _fingerprint(samples),
-    }
-    out = config.out.resolve()
-    if (manifest := _already_packed(out, config.dataset, options)) is not None:
-        say(f"{config.out} holds this dataset already, packed with the same options; nothing to do")
-        return manifest
-    with atomic_folder(out) as folder:
-        packing = _Packing(folder, config, rejected)
-        packing.run(_in_order(samples, config.seed))
-        manifest = packing.manifest(options)
-        write_manifest(folder, manifest)
+    place = destination(config.out)
+    with closing(Catalogue(config.dataset, progress(_items(config), "reading", unit="row"), config.seed)) as catalogue:
+        job = Job(config.dataset, _options(config, catalogue), _made_by())
+        manifest = packed_already(place, job, config.out)
+        if manifest is not None and place.is_tidy():
+            say(f"{config.out} holds this dataset already, packed with the same options; nothing to do")
+            return manifest
+        with place.held():
+            if (manifest := packed_already(place, job, config.out)) is not None:  # stopped before it was tidied up
+                place.finish()
+                return manifest
+            packing = _Packing(config, catalogue, place, take_up(place, job, config.out))
+            packing.run()
+            manifest = packing.manifest(job)
+            end(place, manifest)
     return manifest
-
-
-def _read_dataset(config: PackConfig) -> tuple[list[Sample], list[Rejection]]:
-    """Return the samples that may be packed, sorted by key, and the rows and files that may not."""
-    samples: dict[str, Sample] = {}
-    rejected: list[Rejection] = []
-    for item in _items(config):
-        if isinstance(item, Rejection):
-            rejected.append(item)
-        elif item.path.is_absolute() or ".." in item.path.parts:
-            rejected.append(Rejection(item.path.as_posix(), "path leads out of the dataset's root"))
-        elif _KEY.fullmatch(item.key) is None:
-            rejected.append(Rejection(item.path.as_posix(), "name is not 1 to 90 letters, digits, _ and -"))
-        elif (other := samples.setdefault(item.key, item)) is not item:
-            raise UserError(f"{other.path} and {item.path} have one key, {item.key!r}; remove one of them")
-    return [samples[key] for key in sorted(samples)], rejected
 
 
 def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
     try:
-        yield from READERS[config.dataset](config.root)
+        yield from READERS[config.dataset](config.root, *_reader_options(config))
     except OSError as error:
         raise UserError(f"root={config.root}: {error.filename} cannot be read: {error.strerror}; check it") from error
 
 
-def _fingerprint(samples: Iterable[Sample]) -> str:
-    """Hash what the reader said, so that another root with the same options is not taken for this one."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(msgspec.json.encode([sample.key, sample.metadata()]))
-    return digest.hexdigest()
+def _reader_options(config: PackConfig) -> list[ReaderOptions]:
+    """Return the options of the reader of this dataset, none if it takes none."""
+    return [getattr(config, config.dataset)] if config.dataset in OPTIONS else []
 
 
-def _already_packed(out: Path, dataset: str, options: Options) -> Manifest | None:
-    """Return the manifest when `out` holds this dataset with these options, None when it is free.
-
-    Raises UserError when anything else stands there, or when what stands there is not whole.
-    """
-    if not out.exists():
-        return None
-    require(out.is_dir(), f"out={out} is a file; choose another folder")
-    names = sorted(path.name for path in out.iterdir())
-    if not names:
-        require(not out.is_mount(), f"out={out} is a mount point, which cannot be renamed; choose a folder inside it")
-        return None
-    require(NAME in names, f"out={out} holds other files, {names[0]!r} for one; choose an empty or a new folder")
-    manifest = read_manifest(out)
-    present = {"dataset": manifest.dataset} | manifest.options
-    asked = {"dataset": dataset} | options
-    different = [name for name in {**asked, **present} if asked.get(name) != present.get(name)]
-    if different:
-        name = different[0]
-        what = "other samples" if name == "samples_sha256" else f"{name}={present.get(name)!r}, not {asked.get(name)!r}"
-        raise UserError(f"out={out} holds dataset {manifest.dataset!r} packed with {what}; choose another folder")
-    problems = check_files(out, manifest)
-    require(not problems, f"out={out} holds this dataset, but not whole: {'; '.join(problems[:3])}; delete it first")
-    return manifest
-
-
-def _in_order(samples: list[Sample], seed: int) -> list[tuple[Sample, int]]:
-    """Shuffle by seed, then group by official split and tier, so that a fraction is a choice of shards."""
-    tiers = patient_tiers((sample.patient for sample in samples), seed)
-    shuffled = [samples[position] for position in permutation(len(samples), seed, "pack-order")]
-    ordered = [(sample, tiers[sample.patient]) for sample in shuffled]
-    ordered.sort(key=lambda pair: (_SPLIT_ORDER.index(pair[0].split), pair[1]))
-    return ordered
+def _options(config: PackConfig, catalogue: Catalogue) -> Options:
+    """Return what the bytes depend on, and a hash of what the reader said, so that no other root passes for this."""
+    reader_options = {name: value for part in _reader_options(config) for name, value in asdict(part).items()}
+    return {
+        # Scores on simulated radiographs must never pass for scores on real ones.
+        "simulated": (config.root / SIMULATED_MARKER).is_file(),
+        "shorter_side_px": config.shorter_side_px,
+        "image_format": config.image_format,
+        "jpeg_quality": config.jpeg_quality,
+        "pass_through": config.pass_through,
+        "shard_size_mb": config.shard_size_mb,
+        "shard_samples": config.shard_samples,
+        "seed": config.seed,
+        **{f"{config.dataset}.{name}": value for name, value in reader_options.items()},
+        "samples_sha256": catalogue.sha256,
+    }
 
 
 class _Packing:
-    """Writes the shards of one dataset and sums up; the sums are integers, so they are exact."""
+    """Writes the shards of one dataset that are not finished yet, and sums up all of them."""
 
-    def __init__(self, folder: Path, config: PackConfig, rejected: list[Rejection]) -> None:
-        self._folder, self._config, self._rejected = folder, config, rejected
-        self._shards: list[Shard] = []
-        self._patients: set[str] = set()
-        self._source_bytes = self._pixels = self._pixel_sum = self._pixel_square_sum = 0
+    def __init__(
+        self, config: PackConfig, catalogue: Catalogue, place: Destination, finished: list[FinishedShard]
+    ) -> None:
+        self._config, self._catalogue, self._place, self._finished = config, catalogue, place, finished
+        self._start = finished[-1].end if finished else 0
+        self._names = Counter((record.shard.split, record.shard.tier_percent) for record in finished)
+        self._rejected: list[tuple[int, str]] = []  # since the last finished shard
+        self._sums = np.zeros(4, np.int64)  # source bytes, pixels, pixel and square sums of the shard being written
+        self._kept: Future[None] | None = None
 
-    def run(self, ordered: list[tuple[Sample, int]]) -> None:
-        """Encode in worker processes and write in this one, in order."""
-        shard_bytes = int(self._config.shard_size_mb * 1e6)
-        names: Counter[str] = Counter()
+    def run(self) -> None:
+        """Encode in worker processes and write in this one, in order; a thread puts finished shards into place."""
+        samples = len(self._catalogue)
+        dealt_with = samples - self._start
+        if self._start:
+            say(f"{self._config.out}: {self._start} of {samples} images are dealt with already; going on from there")
+        began_s = time.perf_counter()
         writer: ShardWriter | None = None
-        with closing(self._encode(ordered)) as encoded:
+        with ThreadPoolExecutor(1) as keeper, closing(self._encoded()) as encoded:
             try:
-                for sample, tier, image in progress(encoded, "packing", total=len(ordered)):
-                    content = metadata_json(sample, image)
-                    if writer is not None and (
-                        (writer.split, writer.tier_percent) != (sample.split, tier)
-                        or writer.size_with(image.jpeg, content) > shard_bytes
-                    ):
-                        self._shards.append(writer.finish())
+                for position, sample in progress(encoded, "packing", total=dealt_with):
+                    if isinstance(sample, str):
+                        self._rejected.append((position, sample))
+                        continue
+                    if writer is not None and not self._fits(writer, position, sample):
+                        self._finish(writer, position, keeper)
                         writer = None
                     if writer is None:
-                        group = f"{self._config.dataset}-{sample.split or 'all'}-{tier:03d}"
-                        name = f"{group}-{names[group]:05d}.tar"
-                        names[group] += 1
-                        writer = ShardWriter(self._folder / name, self._config.dataset, sample.split, tier)
-                    writer.add(sample, image, content)
-                    self._count(sample, image)
+                        writer = self._new_shard(position)
+                    writer.add(sample)
+                    self._sums += (sample.source_bytes, sample.pixels, sample.pixel_sum, sample.pixel_square_sum)
                 if writer is not None:
-                    self._shards.append(writer.finish())
+                    self._finish(writer, samples, keeper)
+                if self._kept is not None:
+                    self._kept.result()
             finally:
                 if writer is not None:
                     writer.close()
+        duration_s = time.perf_counter() - began_s
+        say(f"{self._config.out}: {dealt_with} images in {duration_s:.1f} s, {dealt_with / duration_s:.0f} images/s")
 
-    def manifest(self, options: Options) -> Manifest:
+    def manifest(self, job: Job) -> Manifest:
         """Describe what was written; raises UserError when it is nothing."""
-        if not self._shards:
-            reasons = Counter(rejection.reason for rejection in self._rejected)
+        positions = [*self._rejected, *(pair for record in self._finished for pair in record.rejected)]
+        rejected = [
+            *self._catalogue.rejected,
+            *(Rejection(self._catalogue.path(position).as_posix(), reason) for position, reason in positions),
+        ]
+        if not self._finished:
+            reasons = Counter(rejection.reason for rejection in rejected)
             told = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it holds none"
             raise UserError(
-                f"no image of dataset {self._config.dataset!r} in {self._config.root} can be packed: {told}; check root"
+                f"no image of dataset {job.dataset!r} in {self._config.root} can be packed: {told}; check root"
             )
-        pixels, total = self._pixels, self._pixel_sum
+        packed = np.ones(len(self._catalogue), bool)
+        packed[[position for position, _ in positions]] = False
+        pixels = sum(record.pixels for record in self._finished)
+        total = sum(record.pixel_sum for record in self._finished)
+        squares = sum(record.pixel_square_sum for record in self._finished)
         return Manifest(
             version=VERSION,
-            dataset=self._config.dataset,
-            made_by=_made_by(),
-            options=options,
-            samples=sum(shard.samples for shard in self._shards),
-            patients=len(self._patients),
+            dataset=job.dataset,
+            made_by=job.made_by,
+            options=job.options,
+            samples=int(packed.sum()),
+            patients=len(np.unique(self._catalogue.patients[packed])),
             pixel_mean=total / (pixels * 255),
-            pixel_std=sqrt(pixels * self._pixel_square_sum - total**2) / (pixels * 255),
-            shards=self._shards,
-            rejected=sorted(self._rejected, key=lambda rejection: (rejection.path, rejection.reason)),
-            source_bytes=self._source_bytes,
+            pixel_std=sqrt(pixels * squares - total**2) / (pixels * 255),
+            shards=[record.shard for record in self._finished],
+            rejected=sorted(rejected, key=lambda rejection: (rejection.path, rejection.reason)),
+            source_bytes=sum(record.source_bytes for record in self._finished),
         )
 
-    def _encode(self, ordered: list[tuple[Sample, int]]) -> Generator[tuple[Sample, int, EncodedImage]]:
-        """Yield what could be encoded, with its tier, and note the rest as rejected."""
-        config = self._config
-        encode = partial(encode_file, shorter_side_px=config.shorter_side_px, jpeg_quality=config.jpeg_quality)
-        paths = (config.root / sample.path for sample, _ in ordered)
-        workers = worker_count(config.workers, len(ordered), _IMAGES_A_TASK)
-        with closing(ordered_map(encode, paths, workers, _IMAGES_A_TASK)) as results:
-            for (sample, tier), result in zip(ordered, results, strict=True):
-                if isinstance(result, str):
-                    self._rejected.append(Rejection(sample.path.as_posix(), result))
-                else:
-                    yield sample, tier, result
+    def _encoded(self) -> Generator[tuple[int, TarSample | str]]:
+        """Yield for each position what was encoded, or the reason why it cannot be."""
+        config, todo = self._config, len(self._catalogue) - self._start
+        encode = partial(
+            _encode,
+            dataset=config.dataset,
+            root=config.root,
+            shorter_side_px=config.shorter_side_px,
+            jpeg_quality=config.jpeg_quality,
+            image_format=config.image_format,
+            pass_through=config.pass_through,
+        )
+        workers = worker_count(config.workers, todo, _IMAGES_A_TASK)
+        with closing(ordered_map(encode, self._catalogue.rows(self._start), workers, _IMAGES_A_TASK)) as results:
+            yield from enumerate(results, self._start)
 
-    def _count(self, sample: Sample, image: EncodedImage) -> None:
-        self._patients.add(sample.patient)
-        self._source_bytes += image.source_bytes
-        self._pixels += image.height * image.width
-        self._pixel_sum += image.pixel_sum
-        self._pixel_square_sum += image.pixel_square_sum
+    def _fits(self, writer: ShardWriter, position: int, sample: TarSample) -> bool:
+        return (
+            (writer.split, writer.tier_percent) == self._catalogue.group(position)
+            and writer.size_with(sample) <= int(self._config.shard_size_mb * 1e6)
+            and (self._config.shard_samples is None or writer.samples < self._config.shard_samples)
+        )
+
+    def _new_shard(self, position: int) -> ShardWriter:
+        split, tier_percent = group = self._catalogue.group(position)
+        name = f"{self._config.dataset}-{split or 'all'}-{tier_percent:03d}-{self._names[group]:05d}.tar"
+        self._names[group] += 1
+        return ShardWriter(self._place.workplace / name, split, tier_percent)
+
+    def _finish(self, writer: ShardWriter, position: int, keeper: ThreadPoolExecutor) -> None:
+        """End a shard; the one before it must be in its place by now, so that finished shards never leave a gap."""
+        record = FinishedShard(writer.finish(), self._start, position, self._rejected, *self._sums.tolist())
+        if self._kept is not None:
+            self._kept.result()
+        self._kept = keeper.submit(keep, self._place, record)
+        self._finished.append(record)
+        self._start, self._rejected, self._sums = position, [], np.zeros(4, np.int64)
+
+
+def _encode(row: bytes, *, dataset: str, root: Path, **encoding: Any) -> TarSample | str:
+    """Encode one sample of the catalogue, or return the reason why it is rejected; runs in a worker."""
+    sample = from_row(row)
+    image = encode_file(root / sample.path, **encoding)
+    return image if isinstance(image, str) else tar_sample(dataset, sample, image)
 
 
 def _made_by() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from tarfile import BLOCKSIZE, HeaderError, TarInfo
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -84,6 +85,7 @@ class ShardSet:
 
     Attributes:
         shards: the chosen shards, folder by folder.
+        folders: the folder of each.
         shard_samples: samples of each.
         samples: of all.
         pixel_mean, pixel_std: over all folders, weighted by the samples chosen from each; scale 0 to 1.
@@ -112,12 +114,19 @@ class ShardSet:
         for folder, shard in self._places:
             _require_size(folder, shard)
         self.shards = [shard for _, shard in self._places]
+        self.folders = [folder for folder, _ in self._places]
         self.shard_samples = [shard.samples for shard in self.shards]
         self.samples = sum(self.shard_samples)
         self.pixel_mean, self.pixel_std = _mix_pixels(parts)
         self.identity = sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+
+    def locate(self, numbers: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """Return shard and row of samples by their numbers in packed order, both of the shape of `numbers`."""
+        ends = np.cumsum(self.shard_samples)
+        shard = np.searchsorted(ends, numbers, side="right")
+        return shard, numbers - ends[shard] + np.asarray(self.shard_samples)[shard]
 
     def rows(self, positions: Positions) -> npt.NDArray[np.void]:
         """Return the INDEX_ROW rows (n,) of these positions."""
@@ -139,6 +148,15 @@ class ShardSet:
         content = self._read(shard, row, int(index["meta_offset"]), int(index["meta_bytes"]), int(index["meta_crc32"]))
         values: dict[str, Any] = msgspec.json.decode(content.tobytes())
         return values
+
+    def key(self, shard: int, row: int) -> str:
+        """Return the key of a sample: the name of its members in the tar; raises RunFailed as `read`."""
+        opened = self._shard(shard)
+        header = os.pread(opened.descriptor, BLOCKSIZE, int(opened.rows[row]["image_offset"]) - BLOCKSIZE)
+        try:
+            return Path(TarInfo.frombuf(header, "utf-8", "strict").name).stem
+        except HeaderError as error:
+            raise RunFailed(f"{self._name(shard, row)} has a damaged tar header: {error}") from error
 
     def _read(self, shard: int, row: int, offset: int, size_bytes: int, crc32: int) -> Bytes:
         content = np.empty(size_bytes, np.uint8)
@@ -235,12 +253,9 @@ def packed_batches(shards: ShardSet, local_batch: int) -> Generator[EncodedBatch
 
 
 def _packed(shards: ShardSet, local_batch: int) -> Iterator[EncodedBatch]:
-    ends = np.cumsum(shards.shard_samples)
     for step, start in enumerate(range(0, shards.samples, local_batch)):
         places = np.arange(start, min(start + local_batch, shards.samples))
-        shard = np.searchsorted(ends, places, side="right")
-        row = places - ends[shard] + np.asarray(shards.shard_samples)[shard]
-        yield _batch(shards, step, Positions(np.zeros_like(places), shard, row))
+        yield _batch(shards, step, Positions(np.zeros_like(places), *shards.locate(places)))
 
 
 def _batch(shards: ShardSet, step: int, positions: Positions) -> EncodedBatch:

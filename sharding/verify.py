@@ -21,19 +21,19 @@ from sharding.manifest import NAME, Manifest, Shard, read_index, read_manifest
 from sharding.parallel import ordered_map, worker_count
 from sharding.writer import sample_identity
 
+_MAGIC: Final = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 _NO_ROWS: Final[npt.NDArray[np.uint64]] = np.empty((0, 2), np.uint64)
 
 
-def check_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what differs in names and sizes alone: quick, but blind to changed bytes."""
+def check_sizes(sizes: dict[str, int], manifest: Manifest) -> list[str]:
+    """Return what differs in names and sizes in bytes alone: quick, but blind to changed bytes."""
     expected = {NAME: None} | {shard.name: shard.size_bytes for shard in manifest.shards}
     expected |= {shard.index_name: None for shard in manifest.shards}
-    present = {path.name: path for path in folder.iterdir()}
-    differences = [f"{name} is missing" for name in expected if name not in present]
-    differences += [f"{name} is not in {NAME}" for name in sorted(present) if name not in expected]
+    differences = [f"{name} is missing" for name in expected if name not in sizes]
+    differences += [f"{name} is not in {NAME}" for name in sorted(sizes) if name not in expected]
     for name, size_bytes in expected.items():
-        if size_bytes is not None and name in present and present[name].stat().st_size != size_bytes:
-            differences.append(f"{name} has {present[name].stat().st_size} bytes, not {size_bytes}")
+        if size_bytes is not None and sizes.get(name, size_bytes) != size_bytes:
+            differences.append(f"{name} has {sizes[name]} bytes, not {size_bytes}")
     return differences
 
 
@@ -45,7 +45,7 @@ def verify(folder: Path, workers: int = 0) -> list[str]:
     dataset. Raises UserError when `folder` holds no readable manifest.
     """
     manifest = read_manifest(folder)
-    differences = check_files(folder, manifest)
+    differences = check_sizes({path.name: path.stat().st_size for path in folder.iterdir()}, manifest)
     check = partial(_check_shard, folder, manifest.dataset)
     shards = [shard for shard in manifest.shards if (folder / shard.name).is_file()]
     identities = []
@@ -98,8 +98,9 @@ def _damaged_samples(file: BinaryIO, rows: npt.NDArray[np.void], dataset: str, s
             meta_name, content = _read_member(
                 file, *(int(row[f"meta_{what}"]) for what in ("offset", "bytes", "crc32"))
             )
-            key = name.removesuffix(".jpg")
-            _require((name, meta_name) == (f"{key}.jpg", f"{key}.json"), f"members {name} and {meta_name}")
+            key, _, extension = name.rpartition(".")
+            _require(extension in _MAGIC and meta_name == f"{key}.json", f"members {name} and {meta_name}")
+            _require(image.startswith(_MAGIC[extension]), f"{name} is another format than its name says")
             _require(sample_identity(dataset, key) == row["sample"], f"key {key} is not the index's")
             _require(json.loads(content)["split"] == split, f"{meta_name} has another split than the shard")
             height_width = decode(image)[0].size[::-1]

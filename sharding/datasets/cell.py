@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from infra.errors import UserError
 from sharding.datasets.table import require_files
@@ -17,14 +18,27 @@ CLASSES: Final = ("NORMAL", "PNEUMONIA")
 _PATIENT: Final = re.compile(
     r"(?P<patient>person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|(?:BACTERIA|VIRUS|NORMAL)-\d+)(?:[_-]\d+)+"
 )
+_KIND: Final = re.compile(r"_(?:bacteria|virus)$|^(?:BACTERIA|VIRUS)-")
 
 
-def read(root: Path) -> Iterator[Sample | Rejection]:
+@dataclass(frozen=True)
+class CellOptions:
+    """How images are grouped into patients.
+
+    Args:
+        patients: whether person12_bacteria_34 and person12_virus_56, which upstream leaves open, are images of two
+            patients (by_name) or of one (by_number; 170 patients then stand in train and in test)
+    """
+
+    patients: Literal["by_name", "by_number"] = "by_name"
+
+
+def read(root: Path, options: CellOptions) -> Iterator[Sample | Rejection]:
     """Read `{train,val,test}/{NORMAL,PNEUMONIA}/*` with either release's file names.
 
-    Patients are grouped leniently: upstream does not say whether `person12_bacteria_34` and `person12_virus_56` show
-    one child, nor `IM-0383-0001` and `NORMAL2-IM-0383-0001`; they count as different patients here. So grouped, no
-    patient stands in two official splits, while by the bare number hundreds would. A file whose name tells no
+    Upstream does not say whether `person12_bacteria_34` and `person12_virus_56` show one child. By name (the lenient
+    grouping) they are two patients, and none stands in two official splits; by number (the strict one) they are one,
+    and 170 do. `IM-0383-0001` and `NORMAL2-IM-0383-0001` are two patients either way. A file whose name tells no
     patient is rejected; hidden files are not part of the dataset. Raises UserError when `root` holds none of the
     split folders, or one of them without both classes.
     """
@@ -36,12 +50,12 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
                 raise UserError(f"root={root} is not dataset 'cell': {split}/ lacks the folder {name}/; restore it")
         for path in sorted((root / split).iterdir()):
             if path.name in CLASSES:
-                yield from _read_class(root, split, path.name)
+                yield from _read_class(root, split, path.name, options)
             elif not path.name.startswith("."):
                 yield Rejection(path.relative_to(root).as_posix(), f"not in a folder {' or '.join(CLASSES)}")
 
 
-def _read_class(root: Path, split: str, class_name: str) -> Iterator[Sample | Rejection]:
+def _read_class(root: Path, split: str, class_name: str, options: CellOptions) -> Iterator[Sample | Rejection]:
     for file in sorted((root / split / class_name).iterdir()):
         if file.name.startswith("."):
             continue
@@ -53,7 +67,7 @@ def _read_class(root: Path, split: str, class_name: str) -> Iterator[Sample | Re
         yield Sample(
             key=f"{split}_{class_name}_{file.stem}",
             path=path,
-            patient=match["patient"],
+            patient=match["patient"] if options.patients == "by_name" else _KIND.sub("", match["patient"]),
             split=split,
             labels={name: int(name == class_name) for name in CLASSES},
         )

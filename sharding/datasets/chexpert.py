@@ -26,9 +26,10 @@ OBSERVATIONS: Final = (
     "Fracture",
     "Support Devices",
 )
-COLUMNS: Final = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS)
+_DETAILS: Final = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+COLUMNS: Final = ("Path", *_DETAILS, *OBSERVATIONS)
 
-_TABLES: Final = {"train.csv": "train", "valid.csv": "val"}
+_TABLES: Final = {"train.csv": "train", "valid.csv": "val", "test.csv": "test", "test_labels.csv": "test"}
 # The first folder is the release's name (`CheXpert-v1.0`, `CheXpert-v1.0-small`), whatever the root is called now.
 _PATH: Final = re.compile(
     r"(?:[^/]+/)?((?:train|valid|test)/(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|jpeg|png))"
@@ -38,30 +39,36 @@ _SEXES: Final = {"Female": "F", "Male": "M"}
 
 
 def read(root: Path) -> Iterator[Sample | Rejection]:
-    """Read `train.csv` (split `train`) and, where present, `valid.csv` (split `val`) of a CheXpert release.
+    """Read `train.csv` (split `train`) and, where present, `valid.csv` (`val`) and the test part of a CheXpert release.
 
-    Labels keep upstream's values: 1 present, 0 absent, -1 uncertain, None not mentioned. Age 0 and a sex other than
-    Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected. Raises UserError when
-    `root` holds no train.csv, and for a missing column or a cell that is not a label or an age.
+    The test part was published later, as `test.csv` or `test_labels.csv`: paths and observations, without sex, age
+    and projection. Labels keep upstream's values: 1 present, 0 absent, -1 uncertain, None not mentioned. Age 0 and a
+    sex other than Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected. Raises
+    UserError when `root` holds no train.csv, and for a missing column or a cell that is not a label or an age.
     """
     require_files(root, "chexpert", ("train.csv", "valid.csv"), (root / "train.csv").is_file())
-    for table, split in _TABLES.items():
-        if (root / table).is_file():
-            for where, cells in read_table(root / table, COLUMNS):
-                yield _sample(where, cells, split)
+    present = {table: split for table, split in _TABLES.items() if (root / table).is_file()}
+    if {"test.csv", "test_labels.csv"} <= present.keys():
+        raise UserError(f"root={root} holds test.csv and test_labels.csv, two tables of one part; remove one of them")
+    for table, split in present.items():
+        optional = (*_DETAILS, "No Finding") if split == "test" else ()
+        required = [name for name in COLUMNS if name not in optional]
+        for where, cells in read_table(root / table, required, optional):
+            yield _sample(where, cells, split)
 
 
 def _sample(where: str, cells: dict[str, str], split: str) -> Sample | Rejection:
     match = _PATH.fullmatch(cells["Path"])
     if match is None:
-        return Rejection(cells["Path"], "path is not RELEASE/{train,valid}/patientN/studyN/viewN_{frontal,lateral}.jpg")
+        form = "RELEASE/{train,valid,test}/patientN/studyN/viewN_{frontal,lateral}.jpg"
+        return Rejection(cells["Path"], f"path is not {form}")
     path, patient, study, view = match.groups()
     return Sample(
         key=f"{patient}_{study}_{view}",
         path=Path(path),
         patient=patient,
         study=study,
-        view=_view(cells["Frontal/Lateral"], cells["AP/PA"]),
+        view=_view(cells["Frontal/Lateral"] or view.rpartition("_")[2].capitalize(), cells["AP/PA"]),
         sex=_SEXES.get(cells["Sex"]),
         age=_age(where, cells["Age"]),
         split=split,

@@ -7,8 +7,12 @@ from pathlib import Path
 from infra.errors import UserError
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (where, cells) for each row: `FILE line N`, and the stripped cells of `columns` by name.
+
+    The cells of `optional` columns are there too, blank where the table lacks the column.
 
     Cells are taken by the position of their name in the header, so rows may have more cells than the header (as in
     ChestX-ray14, whose `OriginalImage[Width,Height]` is not quoted) once the needed columns come before. A byte order
@@ -25,7 +29,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
                     f"{path} lacks the column(s) {', '.join(map(repr, missing))}; "
                     f"it has {', '.join(map(repr, header)) or 'none'}; take the table as upstream ships it"
                 )
-            positions = [(name, header.index(name)) for name in columns]
+            absent = {name: "" for name in optional if name not in header}
+            positions = [(name, header.index(name)) for name in (*columns, *optional) if name not in absent]
             needed = 1 + max(position for _, position in positions)
             for row in reader:
                 if not row:
@@ -33,7 +38,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
                 where = f"{path} line {reader.line_num}"
                 if len(row) < needed:
                     raise UserError(f"{where} has {len(row)} cells where at least {needed} are needed; mend the row")
-                yield where, {name: row[position].strip() for name, position in positions}
+                yield where, absent | {name: row[position].strip() for name, position in positions}
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
     except csv.Error as error:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from sharding.datasets import READERS, cell, chestxray14, chexpert
+from sharding.datasets import OPTIONS, READERS, cell, chestxray14, chexpert
+from sharding.datasets.cell import CellOptions
 from sharding.manifest import Rejection
 from sharding.sample import Sample
 
@@ -24,10 +25,12 @@ def read_only(reader, root: Path) -> Sample | Rejection:
 
 @pytest.mark.parametrize("name", READERS)
 def test_reader_names_what_it_looked_for_when_root_is_not_the_dataset(name, tmp_path):
-    with pytest.raises(UserError, match=r"looked for .*(train\.csv|Data_Entry_2017\.csv|train/NORMAL/)"):
-        list(READERS[name](tmp_path))
+    options = [OPTIONS[name]()] if name in OPTIONS else []
+    looked_for = r"train\.csv|Data_Entry_2017\.csv|train/NORMAL/|metadata\.csv, images/|P/, N/|CLASS/IMAGE|DICOM files"
+    with pytest.raises(UserError, match=f"is not dataset '{name}': looked for .*({looked_for})"):
+        list(READERS[name](tmp_path, *options))
     with pytest.raises(UserError, match="is not a folder"):
-        list(READERS[name](tmp_path / "absent"))
+        list(READERS[name](tmp_path / "absent", *options))
 
 
 @pytest.mark.parametrize("release", ["CheXpert-v1.0", "CheXpert-v1.0-small", "renamed"])
@@ -120,6 +123,33 @@ def test_table_is_refused_in_one_line_when_it_is_no_utf8_csv(content, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("table", ["test.csv", "test_labels.csv"])
+@pytest.mark.parametrize("prefix", ["", "CheXpert-v1.0/"])
+def test_chexpert_reads_the_test_part_without_details_when_it_is_there(prefix, table, tmp_path, csv_file):
+    csv_file(tmp_path / "train.csv", CHEXPERT_HEADER)
+    observations = ",".join(chexpert.OBSERVATIONS[1:])
+    csv_file(
+        tmp_path / table,
+        f"Path,{observations}",
+        f"{prefix}test/patient64741/study1/view1_frontal.jpg,1{',0' * 12}",
+        f"{prefix}test/patient64741/study1/view2_lateral.jpg,0{',0' * 12}",
+    )
+    frontal, lateral = chexpert.read(tmp_path)
+    assert (frontal.split, frontal.patient, frontal.view, lateral.view) == (
+        "test",
+        "patient64741",
+        "frontal",
+        "lateral",
+    )
+    assert (frontal.sex, frontal.age) == (None, None)
+    assert frontal.labels["Enlarged Cardiomediastinum"] == 1
+    assert (frontal.labels["No Finding"], frontal.labels["Edema"]) == (None, 0)
+    csv_file(tmp_path / "test.csv", CHEXPERT_HEADER)
+    csv_file(tmp_path / "test_labels.csv", CHEXPERT_HEADER)
+    with pytest.raises(UserError, match=r"test\.csv and test_labels\.csv, two tables of one part"):
+        list(chexpert.read(tmp_path))
+
+
 def test_chestxray14_reads_rows_longer_than_the_header(tmp_path, csv_file):
     csv_file(
         tmp_path / "Data_Entry_2017.csv",
@@ -182,13 +212,25 @@ def test_cell_groups_by_patient_under_both_naming_schemes(name, patient, tmp_pat
     for class_name in cell.CLASSES:
         (tmp_path / "test" / class_name).mkdir(parents=True)
     csv_file(tmp_path / "test" / "PNEUMONIA" / name, "")
-    sample = read_only(cell, tmp_path)
+    (sample,) = cell.read(tmp_path, CellOptions())
     assert (sample.patient, sample.split) == (patient, "test")
     assert sample.labels == {"NORMAL": 0, "PNEUMONIA": 1}
 
 
+@pytest.mark.parametrize(("patients", "count"), [("by_name", 6), ("by_number", 4)])
+def test_cell_takes_bacteria_and_virus_of_one_number_for_one_patient_when_told_to(patients, count, tmp_path, csv_file):
+    for class_name in cell.CLASSES:
+        (tmp_path / "test" / class_name).mkdir(parents=True)
+    for name in ("person12_bacteria_34", "person12_virus_56", "BACTERIA-7-0001", "VIRUS-7-0001"):
+        csv_file(tmp_path / "test" / "PNEUMONIA" / f"{name}.jpeg", "")
+    for name in ("IM-0115-0001", "NORMAL2-IM-0115-0001"):
+        csv_file(tmp_path / "test" / "NORMAL" / f"{name}.jpeg", "")
+    samples = cell.read(tmp_path, CellOptions(patients))
+    assert len({sample.patient for sample in samples}) == count
+
+
 def test_cell_reads_every_image_once_with_unique_keys(cell_root):
-    samples = list(cell.read(cell_root))
+    samples = list(cell.read(cell_root, CellOptions()))
     assert Counter(sample.split for sample in samples) == {"train": 40, "val": 8, "test": 12}
     assert len({sample.key for sample in samples}) == 60
     assert sum(sample.labels["PNEUMONIA"] for sample in samples) == 30
@@ -198,11 +240,11 @@ def test_cell_rejects_what_is_not_named_and_placed_as_upstream_does(cell_root):
     (cell_root / "val" / "NORMAL" / "holiday.jpeg").touch()
     (cell_root / "val" / "NORMAL" / ".DS_Store").touch()
     (cell_root / "val" / "COVID").mkdir()
-    rejected = [item for item in cell.read(cell_root) if isinstance(item, Rejection)]
+    rejected = [item for item in cell.read(cell_root, CellOptions()) if isinstance(item, Rejection)]
     assert {item.path for item in rejected} == {"val/NORMAL/holiday.jpeg", "val/COVID"}
 
 
 def test_cell_names_the_missing_class_when_a_split_has_one_only(tmp_path):
     (tmp_path / "train" / "NORMAL").mkdir(parents=True)
     with pytest.raises(UserError, match="train/ lacks the folder PNEUMONIA/"):
-        list(cell.read(tmp_path))
+        list(cell.read(tmp_path, CellOptions()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sharding import encode as reasons
-from sharding.encode import ImageRejected, decode, encode, encode_file
+from sharding.encode import ImageRejected, decode, encode, encode_file, is_plain_gray_jpeg
 
 
 def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -20,7 +20,7 @@ def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> b
 
 def pixels(content: bytes, **options: int) -> np.ndarray:
     """The decoded pixels of the JPEG that is packed for an image."""
-    image = Image.open(BytesIO(encode(content, **({"shorter_side_px": 320, "jpeg_quality": 100} | options)).jpeg))
+    image = Image.open(BytesIO(encode(content, **({"shorter_side_px": 320, "jpeg_quality": 100} | options)).content))
     assert (image.format, image.mode) == ("JPEG", "L")
     return np.asarray(image).astype(int)
 
@@ -89,7 +89,7 @@ def test_encode_keeps_no_metadata_of_the_source(radiograph):
     exif = Image.Exif()
     exif[0x013B] = "Dr. Artist"
     content = saved(radiograph(4), "JPEG", comment=b"NAME OF PATIENT", exif=exif, xmp=b"<x>NAME</x>", dpi=(300, 300))
-    encoded = encode(content, 320, 90).jpeg
+    encoded = encode(content, 320, 90).content
     assert b"NAME" in content
     assert b"NAME" not in encoded
     assert b"Artist" not in encoded
@@ -162,3 +162,40 @@ def test_encode_file_says_why_when_there_is_nothing_to_read(radiograph, tmp_path
         "absent": reasons.MISSING,
         "nul\0": reasons.MISSING,
     }
+
+
+def test_pass_through_keeps_a_small_plain_gray_jpeg_byte_by_byte(radiograph):
+    image = radiograph(9)
+    for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}):
+        content = saved(image, "JPEG", quality=70, **options)
+        encoded = encode(content, 60, 90, pass_through=True)
+        assert encoded.content == content
+        assert encoded.pixel_sum == np.asarray(Image.open(BytesIO(content))).astype(int).sum()
+        assert encode(content, 60, 90).content != content
+
+
+def test_pass_through_encodes_what_is_large_or_holds_more_than_gray_pixels(radiograph):
+    image = radiograph(10)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = saved(image, "JPEG")
+    others = {
+        "large": saved(radiograph(10, 61, 61), "JPEG"),
+        "colour": saved(image.convert("RGB"), "JPEG"),
+        "png": saved(image),
+        "rotation": saved(image, "JPEG", exif=exif),
+        "comment": saved(image, "JPEG", comment=b"NAME OF PATIENT"),
+        "xmp": saved(image, "JPEG", xmp=b"<x>NAME</x>"),
+        "profile": saved(image, "JPEG", icc_profile=b"NAME"),
+        "behind the end": plain + b"NAME",
+        "second image": plain + plain,
+    }
+    for name, content in others.items():
+        encoded = encode(content, 60, 90, pass_through=True)
+        assert encoded.content != content, name
+        assert b"NAME" not in encoded.content, name
+
+
+@given(st.binary(max_size=300))
+def test_anything_is_answered_when_asked_whether_it_is_a_plain_jpeg(content):
+    assert not is_plain_gray_jpeg(b"\xff\xd8\xff" + content) or content.endswith(b"\xff\xd9")

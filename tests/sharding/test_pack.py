@@ -17,8 +17,10 @@ from PIL import Image
 from infra.errors import UserError
 from infra.rng import stable_hash
 from sharding.datasets import chexpert
+from sharding.encode import NOT_AN_IMAGE
 from sharding.manifest import Manifest, Rejection, read_index, read_manifest
 from sharding.pack import PackConfig, pack
+from sharding.verify import verify
 
 NO_LABELS = "," * 14
 
@@ -165,7 +167,7 @@ def test_pack_rejects_and_names_bad_images_and_packs_the_rest(config):
     assert manifest.samples == sum(shard.samples for shard in manifest.shards) == 56
     assert manifest.rejected == [
         Rejection("train/NORMAL/IM-0000-0001.jpeg", "zero bytes"),
-        Rejection("train/NORMAL/IM-0001-0001.jpeg", "not an image (JPEG or PNG)"),
+        Rejection("train/NORMAL/IM-0001-0001.jpeg", NOT_AN_IMAGE),
         Rejection("train/NORMAL/IM-0002-0001.jpeg", "truncated or damaged image"),
         Rejection("train/NORMAL/IM-0003-0001.jpeg", "missing file"),
     ]
@@ -243,27 +245,95 @@ def test_pack_refuses_its_own_folder_when_that_is_not_whole(config):
         pack(config)
 
 
+def test_shards_hold_the_sources_pixels_when_the_format_is_png(config):
+    manifest = pack(replace(config, shorter_side_px=60, image_format="png"))
+    assert verify(config.out, workers=1) == []
+    with tarfile.open(config.out / manifest.shards[0].name, "r:") as tar:
+        image, meta = tar.getmembers()[:2]
+        assert image.name.endswith(".png")
+        source = Image.open(config.root / json.load(tar.extractfile(meta))["path"])
+        assert np.array_equal(np.asarray(Image.open(tar.extractfile(image))), np.asarray(source))
+
+
+def test_pass_through_copies_the_bytes_that_fit_and_encodes_the_others(config):
+    large = next(config.root.rglob("*.jpeg"))
+    Image.open(large).resize((200, 200)).save(large)
+    manifest = pack(replace(config, shorter_side_px=60, pass_through=True))
+    copied = 0
+    for shard in manifest.shards:
+        with tarfile.open(config.out / shard.name, "r:") as tar:
+            members = tar.getmembers()
+            for image, meta in zip(members[::2], members[1::2], strict=True):
+                source = config.root / json.load(tar.extractfile(meta))["path"]
+                same = tar.extractfile(image).read() == source.read_bytes()
+                assert same == (source != large)
+                copied += same
+    assert copied == 59
+
+
+def test_shards_hold_at_most_the_samples_that_were_asked_for(config):
+    manifest = pack(replace(config, shard_samples=5))
+    counts = defaultdict(list)
+    for shard in manifest.shards:
+        counts[shard.split, shard.tier_percent].append(shard.samples)
+    assert sum(map(sum, counts.values())) == 60
+    for samples in counts.values():
+        assert set(samples[:-1]) <= {5}
+        assert samples[-1] <= 5
+
+
+def test_manifest_states_all_options_that_decide_about_the_bytes(config):
+    options = pack(config).options
+    assert options == {
+        "shorter_side_px": 32,
+        "image_format": "jpeg",
+        "jpeg_quality": 90,
+        "pass_through": False,
+        "shard_size_mb": 0.03,
+        "shard_samples": None,
+        "seed": 0,
+        "cell.patients": "by_name",
+        "samples_sha256": options["samples_sha256"],
+    }
+
+
+def test_pack_counts_a_file_when_its_path_is_not_utf8(config):
+    folder = os.fsencode(config.root / "train" / "NORMAL")
+    Path(os.fsdecode(folder + b"/IM-\xff-0001.jpeg")).touch()
+    assert Rejection("train/NORMAL/IM-\ufffd-0001.jpeg", "file name tells no patient") in pack(config).rejected
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("dataset", "mnist"), ("shorter_side_px", 0), ("jpeg_quality", 101), ("shard_size_mb", 0), ("workers", -1)],
+    [
+        ("dataset", "mnist"),
+        ("shorter_side_px", 0),
+        ("jpeg_quality", 101),
+        ("shard_size_mb", 0),
+        ("workers", -1),
+        ("shard_samples", 0),
+    ],
 )
 def test_config_names_option_and_value_when_it_is_out_of_range(option, value, config):
     with pytest.raises(UserError, match=f"{option}={value!r}"):
         replace(config, **{option: value})
 
 
+def test_config_refuses_to_copy_jpegs_when_the_format_is_png(config):
+    with pytest.raises(UserError, match=r"pass_through=true copies JPEGs, which image_format='png' excludes"):
+        replace(config, pass_through=True, image_format="png")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
-def test_pack_says_so_and_leaves_nothing_when_the_disk_is_full(config, tmp_path):
+def test_pack_leaves_nothing_when_the_disk_is_full_before_the_first_shard(config, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", disk], check=False, capture_output=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=False, capture_output=True)
     if mount.returncode:
         pytest.skip("may not mount a file system here")
     try:
         with pytest.raises(UserError, match="no space left on the device"):
             pack(replace(config, out=disk / "shards", workers=2))
         assert list(disk.iterdir()) == []
-        with pytest.raises(UserError, match="is a mount point"):
-            pack(replace(config, out=disk))
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,153 @@
+"""Packing beside its limit and its peers: images/s of the same images, in turns, medians of the repeats.
+
+sternum      `sternum shard`, as a user would call it: several processes, manifest, index, checksums
+limit        decoding, reducing and encoding alone, in as many processes; nothing is written
+webdataset   the same decoding, reducing and encoding in a plain loop in front of webdataset.ShardWriter
+streaming    the same in front of mosaicml-streaming's MDSWriter, if it is installed
+
+The images are simulated radiographs; a folder of real ones may stand beside them (--root).
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from infra.files import write_atomic
+from sharding.datasets.folder import FolderOptions
+from sharding.datasets.simulated import write_cell
+from sharding.encode import EncodedImage, encode_file
+from sharding.pack import PackConfig, pack
+from sharding.parallel import ordered_map, worker_count
+
+SHORTER_SIDE_PX, JPEG_QUALITY, SHARD_MB = 320, 90, 64
+ENCODE = partial(encode_file, shorter_side_px=SHORTER_SIDE_PX, jpeg_quality=JPEG_QUALITY)
+
+
+def encoded_bytes(path: Path) -> int:
+    """Encode and throw away: no bytes travel between the processes."""
+    image = ENCODE(path)
+    return len(image.content) if isinstance(image, EncodedImage) else 0
+
+
+def run_sternum(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
+    """Pack by the library's one call."""
+    options = FolderOptions()
+    config = PackConfig(
+        dataset,
+        root,
+        out,
+        SHORTER_SIDE_PX,
+        jpeg_quality=JPEG_QUALITY,
+        shard_size_mb=SHARD_MB,
+        workers=workers,
+        folder=options,
+    )
+    assert pack(config).samples == len(paths), "an image was rejected: the rates would not be comparable"
+
+
+def run_limit(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
+    """Encode in the same number of processes, and keep nothing."""
+    assert sum(ordered_map(encoded_bytes, paths, workers, chunk=8)) > 0
+
+
+def run_webdataset(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
+    """The loop of webdataset's documentation."""
+    import webdataset  # noqa: PLC0415 - so that the workers of the others need not wait for it
+
+    out.mkdir()
+    with webdataset.ShardWriter(str(out / "%06d.tar"), maxsize=SHARD_MB * 1e6, verbose=0) as writer:
+        for path in paths:
+            writer.write({"__key__": path.stem, "jpg": ENCODE(path).content, "json": {"path": path.name}})
+
+
+def run_streaming(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
+    """The loop of mosaicml-streaming's documentation."""
+    from streaming import MDSWriter  # noqa: PLC0415 - it may not be installed
+
+    columns = {"jpg": "bytes", "json": "json"}
+    with MDSWriter(out=str(out), columns=columns, hashes=["sha256"], size_limit=SHARD_MB * 10**6) as writer:
+        for path in paths:
+            writer.write({"jpg": ENCODE(path).content, "json": {"path": path.name}})
+
+
+def measure(root: Path, dataset: str, workers: int, repeats: int, folder: Path) -> dict[str, list[float]]:
+    """Return the images/s of each repeat of each way, in turns, so that a slow minute hits all of them."""
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    ways: dict[str, Callable[[Path, str, Sequence[Path], Path, int], None]] = {
+        "sternum": run_sternum,
+        "limit": run_limit,
+        "webdataset": run_webdataset,
+    }
+    if find_spec("streaming") is not None:
+        ways["streaming"] = run_streaming
+    workers = worker_count(workers, len(paths), 8)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for path in paths:
+        path.read_bytes()  # all ways read from the page cache
+    for repeat in range(repeats):
+        for name, run in ways.items():
+            out = folder / f"{name}-{repeat}"
+            began_s = time.perf_counter()
+            run(root, dataset, paths, out, workers)
+            rates[name].append(len(paths) / (time.perf_counter() - began_s))
+            shutil.rmtree(out, ignore_errors=True)
+    return rates
+
+
+def table(measured: dict[str, dict[str, list[float]]]) -> str:
+    """Return the medians as text: one block for each set of images."""
+    lines = []
+    for what, rates in measured.items():
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        lines.append(f"{what}\n  {'':<12}{'images/s':>10}{'range':>16}{'sternum is':>14}")
+        for name, values in rates.items():
+            ratio = f"{medians['sternum'] / medians[name]:.2f} x"
+            lines.append(
+                f"  {name:<12}{medians[name]:>10.1f}{f'{min(values):.1f} to {max(values):.1f}':>16}{ratio:>14}"
+            )
+        if "streaming" not in rates:
+            lines.append(f"  {'streaming':<12}not installed (pip install mosaicml-streaming)")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the images, measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--images", type=int, default=400, help="simulated radiographs")
+    parser.add_argument("--size_px", type=int, default=1024, help="their shorter side")
+    parser.add_argument("--root", type=Path, help="a folder CLASS/IMAGE of further images, measured apart")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one for each CPU")
+    parser.add_argument("--repeats", type=int, default=5)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sternum-packing-") as name:
+        folder = Path(name)
+        write_cell(folder / "cell", {"train": asked.images}, seed=0, size_px=asked.size_px)
+        simulated = f"simulated, {asked.images} images of {asked.size_px} px"
+        measured = {simulated: measure(folder / "cell", "cell", asked.workers, asked.repeats, folder)}
+        if asked.root is not None:
+            measured[str(asked.root)] = measure(asked.root, "folder", asked.workers, asked.repeats, folder)
+    result = {
+        "unit": "images/s",
+        "median": {what: {n: statistics.median(v) for n, v in rates.items()} for what, rates in measured.items()},
+        "all": measured,
+        "options": {"shorter_side_px": SHORTER_SIDE_PX, "jpeg_quality": JPEG_QUALITY, "shard_mb": SHARD_MB},
+        "repeats": asked.repeats,
+        "workers": asked.workers or len(os.sched_getaffinity(0)),
+        "machine": {"cpus": os.cpu_count(), "processor": platform.processor(), "python": platform.python_version()},
+    }
+    write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
+    print(table(measured))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""COVIDGR-1.0 (Tabik et al. 2020): one frontal radiograph a patient, in P/ and N/, and how severe the positives are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from infra.errors import UserError
+from sharding.datasets.files import visible_files
+from sharding.datasets.table import read_table, require_files
+from sharding.manifest import Rejection
+from sharding.sample import Sample, key_of_path
+
+SEVERITIES: Final = ("NORMAL-PCR+", "MILD", "MODERATE", "SEVERE")
+
+_CLASSES: Final = {"N": 0, "P": 1}
+_TABLE: Final = "severity.csv"
+
+
+def read(root: Path) -> Iterator[Sample | Rejection]:
+    """Read `P/*` (RT-PCR positive) and `N/*`; severities from `severity.csv` (`Name,Severity`) where it is present.
+
+    The labels are `COVID-19` and, beside the table, one for each severity: all 0 for a negative, None for a positive
+    without a row. Every image is a patient of its own and a PA view, as the authors say. Files elsewhere than in P/
+    and N/ are rejected, and so are rows of the table that name no image in P/. Raises UserError when `root` lacks P/
+    or N/, and for a severity that is not one of upstream's four.
+    """
+    require_files(root, "covidgr", ("P/", "N/"), all((root / name).is_dir() for name in _CLASSES))
+    severities = _severities(root / _TABLE)
+    for path in visible_files(root):
+        if isinstance(path, Rejection):
+            yield path
+        elif len(path.parts) == 2 and path.parts[0] in _CLASSES:
+            yield _sample(path, severities)
+        elif path != Path(_TABLE):
+            yield Rejection(path.as_posix(), "not in P/ or N/")
+    if severities is not None:
+        names = {path.stem for path in (root / "P").iterdir()}
+        yield from (Rejection(f"P/{name}", f"only in {_TABLE}: no such image") for name in severities.keys() - names)
+
+
+def _severities(table: Path) -> dict[str, str] | None:
+    """Return name -> severity, or None without a table."""
+    if not table.is_file():
+        return None
+    severities: dict[str, str] = {}
+    for where, cells in read_table(table, ("Name", "Severity")):
+        severity = cells["Severity"].upper()
+        if severity not in SEVERITIES:
+            known = ", ".join(SEVERITIES)
+            raise UserError(f"{where}: Severity={cells['Severity']!r} is not one of {known}; mend the row")
+        if severities.setdefault(cells["Name"], severity) != severity:
+            raise UserError(f"{where}: {cells['Name']} has another severity in an earlier row; mend one of them")
+    return severities
+
+
+def _sample(path: Path, severities: dict[str, str] | None) -> Sample:
+    covid = _CLASSES[path.parts[0]]
+    labels: dict[str, int | None] = {"COVID-19": covid}
+    if severities is not None:
+        severity = severities.get(path.stem)
+        known = not covid or severity is not None
+        labels |= {name: int(bool(covid) and name == severity) if known else None for name in SEVERITIES}
+    patient = path.with_suffix("").as_posix()
+    return Sample(key_of_path(path), path, patient, view="frontal-pa", labels=labels)
