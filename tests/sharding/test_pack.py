@@ -293,6 +293,7 @@ def test_manifest_states_all_options_that_decide_about_the_bytes(config):
         "shard_samples": None,
         "seed": 0,
         "cell.patients": "by_name",
+        "simulated": False,
         "samples_sha256": options["samples_sha256"],
     }
 
