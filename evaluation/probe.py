@@ -16,7 +16,7 @@ from torch import nn
 
 from evaluation import results
 from evaluation.features import Preprocessing, RawPixels, extract, fingerprint, load_stored, require_finite, store
-from evaluation.protocol import C_GRID
+from evaluation.protocol import C_GRID, Uncertain
 from evaluation.results import Results, Row
 from evaluation.scores import score
 from evaluation.search import Problem, Trial, fit, local_ray, probabilities, search_serially, search_with_ray
@@ -50,6 +50,7 @@ class ProbeConfig:
         folds: of the cross-validation that chooses C
         max_iterations: of a logistic regression; 100 is scikit-learn's default and so the paper's
         bootstrap_resamples: of the patients, for the interval of the AUC; 0 for none
+        uncertain: what a positive label of -1 counts as: ignore (its image is left out), zeros or ones
         seed: determines folds, the split where there is no official one, and the bootstrap
     """
 
@@ -65,6 +66,7 @@ class ProbeConfig:
     folds: int = 5
     max_iterations: int = 100
     bootstrap_resamples: int = 1000
+    uncertain: Uncertain = "ignore"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,7 +106,9 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
     began = time.monotonic()
     pretraining = configuration.load(PretrainConfig, config.run_folder / "config.yaml")
     sources = _sources(config, pretraining)
-    targets = open_targets(config.shards, pretraining.data, folds=config.folds, seed=config.seed)
+    targets = open_targets(
+        config.shards, pretraining.data, folds=config.folds, seed=config.seed, uncertain=config.uncertain
+    )
     with locked(config.run_folder / "features", "probing"):
         files = _extract_all(config, pretraining, sources, targets)
         extracted = time.monotonic()

@@ -1,7 +1,7 @@
 """Who is scored on what: a dataset's task, its split, and folds that never divide a patient."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,28 @@ _TEST_FOLDS: Final = 5  # one of five folds of the patients is the test part: 20
 
 @dataclass(frozen=True)
 class Task:
-    """Images with the label `positive` present against images with `negative` present."""
+    """Images with the label `positive` present against images with `negative` present, or with `positive` absent."""
 
     positive: str
-    negative: str
+    negative: str | None = None
+
+    @property
+    def negative_name(self) -> str:
+        """What the negative class is called."""
+        return self.negative or f"no {self.positive}"
 
 
-# Pneumonia against healthy, never across datasets (Gazda et al. 2021, section V).
+Uncertain = Literal["ignore", "zeros", "ones"]
+_UNCERTAIN_AS: Final[dict[Uncertain, int]] = {"ignore": -1, "zeros": 0, "ones": 1}
+
+# Pneumonia against healthy, COVID-19 against none or against other pneumonia, never across datasets (Gazda et al. 2021,
+# section V).
 TASKS: Final = {
     "cell": Task("PNEUMONIA", "NORMAL"),
     "chestxray14": Task("Pneumonia", "No Finding"),
     "chexpert": Task("Pneumonia", "No Finding"),
+    "c19-cohen": Task("COVID-19", "other pneumonia"),
+    "covidgr": Task("COVID-19"),
 }
 
 
@@ -66,15 +77,17 @@ def task_of(dataset: str) -> Task:
     return TASKS[dataset]
 
 
-def build_cohort(dataset: str, samples: Samples, folds: int, seed: int) -> Cohort:
+def build_cohort(dataset: str, samples: Samples, folds: int, seed: int, uncertain: Uncertain = "ignore") -> Cohort:
     """Choose the task's images, the test part and the folds.
 
     The official split is taken where the dataset has a test part (train and val form the development part), else
     70 / 10 / 20: a fifth of the patients, stratified, is the test part. Folds are stratified and grouped by patient.
+    A positive label that is uncertain (-1) leaves its image out, or counts as absent or present (U-Ignore, U-Zeros and
+    U-Ones of Irvin et al. 2019).
     Raises UserError when a class is missing or has too few patients.
     """
     task = task_of(dataset)
-    classes_of_all = _classes(task, samples)
+    classes_of_all = _classes(task, samples, uncertain)
     rows = np.flatnonzero(np.isin(classes_of_all, (0, 1)))
     excluded = {reason: int(np.sum(classes_of_all == code)) for code, reason in _REASONS.items()}
     classes = classes_of_all[rows]
@@ -113,14 +126,17 @@ def build_cohort(dataset: str, samples: Samples, folds: int, seed: int) -> Cohor
     return Cohort(dataset, task, rows, classes, patients, fold, split, excluded, len(shared))
 
 
+_OPPOSITE: Final = {1: 0, 0: 1, -1: -1, None: None}
 _REASONS: Final = {-1: "label uncertain", -2: "neither label", -3: "both labels"}
 
 
-def _classes(task: Task, samples: Samples) -> Ints:
+def _classes(task: Task, samples: Samples, uncertain: Uncertain) -> Ints:
     """(N,) 1 positive, 0 negative, or one of the negative codes of `_REASONS`."""
     classes = np.empty(len(samples.labels), np.int64)
     for row, labels in enumerate(samples.labels):
-        positive, negative = labels.get(task.positive), labels.get(task.negative)
+        positive = labels.get(task.positive)
+        positive = _UNCERTAIN_AS[uncertain] if positive == -1 else positive
+        negative = labels.get(task.negative) if task.negative else _OPPOSITE[positive]
         if positive == 1 or negative == 1:
             # A sure label beside an uncertain one is no sure case of either class.
             classes[row] = -3 if positive == negative else -1 if -1 in (positive, negative) else int(positive == 1)
@@ -141,7 +157,7 @@ def _folds(classes: Ints, patients: Ints, folds: int, seed: int, stream: str) ->
 
 
 def _require_patients(dataset: str, task: Task, part: str, classes: Ints, patients: Ints, least: int) -> None:
-    names = {task.positive: 1, task.negative: 0}
+    names = {task.positive: 1, task.negative_name: 0}
     counts = {name: len(np.unique(patients[classes == code])) for name, code in names.items()}
     where = "" if part == "images" else f" in its {part}"
     found = " and ".join(f"{count} patients with {name}" for name, count in counts.items())

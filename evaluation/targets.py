@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.features import Samples
-from evaluation.protocol import Cohort, build_cohort, task_of
+from evaluation.protocol import Cohort, Uncertain, build_cohort, task_of
 from evaluation.results import Dataset, Part
 from infra.errors import UserError
 from infra.log import progress
@@ -42,7 +42,9 @@ def is_simulated(manifest: Manifest) -> bool:
     return manifest.options.get("simulated") is True
 
 
-def open_targets(folders: Sequence[Path], pretraining: DataConfig, *, folds: int, seed: int) -> list[Target]:
+def open_targets(
+    folders: Sequence[Path], pretraining: DataConfig, *, folds: int, seed: int, uncertain: Uncertain
+) -> list[Target]:
     """Open every folder of labelled shards; raises UserError for the first that cannot be probed."""
     manifests = [read_manifest(folder) for folder in folders]
     labels = [label_of(manifest) for manifest in manifests]
@@ -51,7 +53,10 @@ def open_targets(folders: Sequence[Path], pretraining: DataConfig, *, folds: int
         if labels.count(label) > 1:
             raise UserError(f"two of the folders in shards hold the dataset {label!r}; name one of them")
     seen = _seen_in_pretraining(pretraining)
-    return [_open(folder, manifest, seen, folds, seed) for folder, manifest in zip(folders, manifests, strict=True)]
+    return [
+        _open(folder, manifest, seen, folds, seed, uncertain)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,10 @@ def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
     )
 
 
-def _open(folder: Path, manifest: Manifest, seen: _Seen | None, folds: int, seed: int) -> Target:
+def _open(folder: Path, manifest: Manifest, seen: _Seen | None, folds: int, seed: int, uncertain: Uncertain) -> Target:
     shards = ShardSet([folder])
     samples = _read_samples(shards, manifest)
-    cohort = build_cohort(manifest.dataset, samples, folds, seed)
+    cohort = build_cohort(manifest.dataset, samples, folds, seed, uncertain)
     tested = cohort.rows[cohort.in_test]
     facts = Dataset(
         label=label_of(manifest),
@@ -98,7 +103,7 @@ def _open(folder: Path, manifest: Manifest, seen: _Seen | None, folds: int, seed
         identity=manifest.identity,
         simulated=is_simulated(manifest),
         positive=cohort.task.positive,
-        negative=cohort.task.negative,
+        negative=cohort.task.negative_name,
         split=cohort.split,
         development=_part(cohort, ~cohort.in_test),
         test=_part(cohort, cohort.in_test),

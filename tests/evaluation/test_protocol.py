@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.features import Samples
-from evaluation.protocol import build_cohort
+from evaluation.protocol import Uncertain, build_cohort
 from infra.errors import UserError
 
 
@@ -89,6 +89,23 @@ def test_images_of_neither_both_or_uncertain_labels_are_left_out_and_counted() -
     assert cohort.excluded == {"label uncertain": 2, "neither label": 3, "both labels": 1}
     assert np.array_equal(cohort.rows, np.arange(60))
     assert np.array_equal(cohort.classes, np.arange(60) % 2 == 0)
+
+
+@pytest.mark.parametrize(("uncertain", "positives"), [("ignore", 30), ("zeros", 30), ("ones", 40)])
+def test_uncertain_labels_count_as_the_policy_says(uncertain: Uncertain, positives: int) -> None:
+    labels: list[dict[str, int | None]] = [{"Pneumonia": 1}, {"Pneumonia": None, "No Finding": 1}] * 30
+    labels += [{"Pneumonia": -1}] * 10
+    data = samples_of([f"p{n}" for n in range(70)], labels)
+    cohort = build_cohort("chexpert", data, folds=5, seed=0, uncertain=uncertain)
+    assert (cohort.classes.sum(), (cohort.classes == 0).sum()) == (positives, 30)
+    assert sum(cohort.excluded.values()) == 40 - positives
+
+
+def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_one() -> None:
+    labels: list[dict[str, int | None]] = [{"COVID-19": 1}, {"COVID-19": 0}] * 20 + [{"COVID-19": None}]
+    cohort = build_cohort("covidgr", samples_of([f"p{n}" for n in range(41)], labels), folds=5, seed=0)
+    assert cohort.classes.tolist() == [1, 0] * 20
+    assert cohort.task.negative_name == "no COVID-19"
 
 
 @pytest.mark.parametrize(
