@@ -1,8 +1,6 @@
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from ranks import on_ranks
 from torch import Tensor, nn
 
 from ssl_core.norm import GlobalBatchNorm, normalise_globally
@@ -43,7 +41,7 @@ def on_one_rank(rank: int, world: int, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
 def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
-    on_ranks: Callable[..., list[Any]], dtype: torch.dtype, tolerance: float
+    dtype: torch.dtype, tolerance: float
 ) -> None:
     expected = results(layer(torch.float64), *(part.double() for part in batch(dtype)))
     ranks = on_ranks(3, on_one_rank, dtype)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import on_ranks
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,8 +46,8 @@ def test_loss_and_gradient_equal_the_dense_form(samples: int, size: int, tau: fl
     loss, gradients = loss_and_gradients(nt_xent, first, second, tau)
     expected, expected_gradients = loss_and_gradients(dense_nt_xent, first, second, tau)
     assert torch.isclose(loss, expected, rtol=1e-10, atol=1e-12)
-    scale = max(expected_gradients.norm().item(), 1e-9)
-    assert (gradients - expected_gradients).norm() < 1e-8 * scale
+    # Where the loss is nearly zero its gradient is too, as the difference of numbers near 1.
+    assert (gradients - expected_gradients).norm() < 1e-8 * expected_gradients.norm() + 1e-13
 
 
 def test_top1_counts_the_rows_whose_positive_is_nearest() -> None:
@@ -69,9 +70,7 @@ def linear_model_step(rank: int, world: int) -> tuple[Tensor, Tensor, Tensor]:
     return contrast.loss.detach(), contrast.top1, model.weight.grad
 
 
-def test_parameter_gradients_are_the_global_ones_when_four_ranks_hold_unequal_shares(
-    on_ranks: Callable[..., list[Any]],
-) -> None:
+def test_parameter_gradients_are_the_global_ones_when_four_ranks_hold_unequal_shares() -> None:
     expected = linear_model_step(0, 1)
     for found in on_ranks(4, linear_model_step):
         for value, reference in zip(found, expected, strict=True):
@@ -86,7 +85,7 @@ def disagree(rank: int, world: int) -> str:
     return ""
 
 
-def test_ranks_that_disagree_on_the_size_all_say_so(on_ranks: Callable[..., list[Any]]) -> None:
+def test_ranks_that_disagree_on_the_size_all_say_so() -> None:
     for message in on_ranks(2, disagree):
         assert "rank 0: d=5" in message
         assert "rank 1: d=6" in message
