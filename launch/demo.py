@@ -36,13 +36,13 @@ class DemoConfig:
     out: Path = Path("runs/demo")
     patients: int = 1150
     target_images: int = 1600
-    epochs: int = 12
+    epochs: int = 14
     seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.patients >= 200, f"patients={self.patients} must be at least 200; use 1150")
         require(self.target_images >= 100, f"target_images={self.target_images} must be at least 100; use 1600")
-        require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1; use 12")
+        require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1; use 14")
 
 
 def main(arguments: Sequence[str]) -> int:
