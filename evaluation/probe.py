@@ -77,13 +77,17 @@ class ProbeConfig:
             bool(self.c_grid) and min(self.c_grid) > 0 and len(set(self.c_grid)) == len(self.c_grid),
             f"c_grid={self.c_grid} must hold different positive numbers; the paper's are {list(C_GRID)}",
         )
+        require(
+            self.controls or self.checkpoints != [],
+            "checkpoints=[] and controls=false leave nothing to probe; name an epoch, or all",
+        )
         require(self.folds >= 2, f"folds={self.folds} must be at least 2; try 5")
         require(self.max_iterations >= 1, f"max_iterations={self.max_iterations} must be at least 1; try 100")
         require(
             self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,
             f"bootstrap_resamples={self.bootstrap_resamples} must be 0 or at least 100; try 1000",
         )
-        require(self.seed >= 0, f"seed={self.seed} must not be negative; use 0")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63 - 1; use 0")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,12 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
     pretraining = configuration.load(PretrainConfig, config.run_folder / "config.yaml")
     sources = _sources(config, pretraining)
     targets = open_targets(
-        config.shards, pretraining.data, folds=config.folds, seed=config.seed, uncertain=config.uncertain
+        config.shards,
+        pretraining.data,
+        find_checkpoints(config.run_folder)[-1].state.data_identity,
+        folds=config.folds,
+        seed=config.seed,
+        uncertain=config.uncertain,
     )
     with locked(config.run_folder / "features", "probing"):
         files = _extract_all(config, pretraining, sources, targets)

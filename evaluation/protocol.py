@@ -32,7 +32,6 @@ class Task:
 
 
 Uncertain = Literal["ignore", "zeros", "ones"]
-_UNCERTAIN_AS: Final[dict[Uncertain, int]] = {"ignore": -1, "zeros": 0, "ones": 1}
 
 # Pneumonia against healthy, COVID-19 against none or against other pneumonia, never across datasets (Gazda et al. 2021,
 # section V).
@@ -80,10 +79,11 @@ def task_of(dataset: str) -> Task:
 def build_cohort(dataset: str, samples: Samples, folds: int, seed: int, uncertain: Uncertain = "ignore") -> Cohort:
     """Choose the task's images, the test part and the folds.
 
-    The official split is taken where the dataset has a test part (train and val form the development part), else
-    70 / 10 / 20: a fifth of the patients, stratified, is the test part. Folds are stratified and grouped by patient.
-    A positive label that is uncertain (-1) leaves its image out, or counts as absent or present (U-Ignore, U-Zeros and
-    U-Ones of Irvin et al. 2019).
+    The official split is taken where the dataset has a test part (train and val form the development part), else a
+    fifth of the patients, stratified, is the test part; the paper's 70 / 10 / 20, with cross-validation in place of its
+    one validation part. Folds are stratified and grouped by patient.
+    A positive label that is uncertain (-1) leaves its image out, or counts for the negative or the positive class
+    (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019).
     Raises UserError when a class is missing or has too few patients.
     """
     task = task_of(dataset)
@@ -111,7 +111,7 @@ def build_cohort(dataset: str, samples: Samples, folds: int, seed: int, uncertai
     else:
         _require_patients(dataset, task, "images", classes, patients, _TEST_FOLDS)
         in_test = _folds(classes, patients, _TEST_FOLDS, seed, "probe-test") == 0
-        split = "70/10/20 by patient"
+        split = "80/20 by patient"
     fold = np.full(len(rows), -1)
     for part, inside, least in (("test part", in_test, 1), ("development part", ~in_test, folds)):
         _require_patients(dataset, task, part, classes[inside], patients[inside], least)
@@ -135,8 +135,9 @@ def _classes(task: Task, samples: Samples, uncertain: Uncertain) -> Ints:
     classes = np.empty(len(samples.labels), np.int64)
     for row, labels in enumerate(samples.labels):
         positive = labels.get(task.positive)
-        positive = _UNCERTAIN_AS[uncertain] if positive == -1 else positive
         negative = labels.get(task.negative) if task.negative else _OPPOSITE[positive]
+        if positive == -1 and uncertain != "ignore":
+            positive, negative = (1, negative) if uncertain == "ones" else (0, 1)
         if positive == 1 or negative == 1:
             # A sure label beside an uncertain one is no sure case of either class.
             classes[row] = -3 if positive == negative else -1 if -1 in (positive, negative) else int(positive == 1)

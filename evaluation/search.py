@@ -162,7 +162,8 @@ def local_ray(cores: int | None = None, features_bytes: int = 0) -> Iterator[Non
         return
     try:
         ray.init(
-            num_cpus=cores or os.cpu_count(),
+            address="local",  # never one that RAY_ADDRESS or another user's `ray start` points to
+            num_cpus=cores or len(os.sched_getaffinity(0)),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             object_store_memory=_STORE_BYTES + 2 * features_bytes,

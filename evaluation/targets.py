@@ -43,7 +43,7 @@ def is_simulated(manifest: Manifest) -> bool:
 
 
 def open_targets(
-    folders: Sequence[Path], pretraining: DataConfig, *, folds: int, seed: int, uncertain: Uncertain
+    folders: Sequence[Path], pretraining: DataConfig, data_identity: str, *, folds: int, seed: int, uncertain: Uncertain
 ) -> list[Target]:
     """Open every folder of labelled shards; raises UserError for the first that cannot be probed."""
     manifests = [read_manifest(folder) for folder in folders]
@@ -52,7 +52,7 @@ def open_targets(
         task_of(manifest.dataset)
         if labels.count(label) > 1:
             raise UserError(f"two of the folders in shards hold the dataset {label!r}; name one of them")
-    seen = _seen_in_pretraining(pretraining)
+    seen = _seen_in_pretraining(pretraining, data_identity)
     return [
         _open(folder, manifest, seen, folds, seed, uncertain)
         for folder, manifest in zip(folders, manifests, strict=True)
@@ -65,11 +65,13 @@ class _Seen:
     patients: npt.NDArray[np.uint64]
 
 
-def _seen_in_pretraining(data: DataConfig) -> _Seen | None:
-    """Return the identities of the samples and patients that a run was pretrained on; None without its shards."""
+def _seen_in_pretraining(data: DataConfig, data_identity: str) -> _Seen | None:
+    """Return the samples and patients that a run was pretrained on; None where its very shards are not to be had."""
     try:
         shards = ShardSet(data.shards, data.splits, data.fraction_percent)
     except UserError:
+        return None
+    if shards.identity != data_identity:
         return None
     rows = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
     return _Seen(rows["sample"], rows["patient"])

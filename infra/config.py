@@ -54,6 +54,8 @@ def parse(
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(_one_line(str(error), _keys(parser), command)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the configuration file is not UTF-8 text: {error}; save it as UTF-8") from error
     return config_class(**{name: values[name] for name in annotations})
 
 

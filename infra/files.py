@@ -19,6 +19,8 @@ _DISK_ERRORS = {
     errno.EPERM: "permission denied; choose a folder that you may write to",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
+    errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+    errno.ENOENT: "a folder on the way cannot be made; choose another folder",
     errno.EEXIST: "something that is not a folder stands there; choose another folder",
 }
 

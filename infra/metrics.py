@@ -28,7 +28,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record `values` (name -> number, names with units such as `speed/images_per_s`) at a step."""
-        self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **values}) + "\n")
+        with disk_errors(self.path):
+            self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 

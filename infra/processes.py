@@ -1,7 +1,7 @@
 """The processes of one run: who they are, how they start and end together, what they agree on."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,7 +33,7 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """Read what torchrun or the DeepSpeed launcher set; one process where neither did."""
+    """Read what torchrun set; one process where it did not start this one."""
     names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
     values = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     try:
@@ -62,13 +62,16 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
     if ranks.world == 1:
         yield
         return
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=ranks.rank,
-        world_size=ranks.world,
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=ranks.rank,
+            world_size=ranks.world,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except ValueError as error:
+        raise UserError(f"WORLD_SIZE={ranks.world}, but {error}; start with torchrun") from error
     try:
         yield
     finally:
@@ -80,12 +83,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def barrier() -> None:
-    """Wait until every process of the run has come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def gather_objects(value: object) -> list[object]:
     """Return every rank's `value`, in rank order, on every rank (for small values, rarely)."""
     if not dist.is_initialized():
@@ -93,6 +90,19 @@ def gather_objects(value: object) -> list[object]:
     values: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
+    """Let the first rank act while the others wait; its UserError is raised on every rank, so that none hangs."""
+    message = None
+    if ranks.is_first:
+        try:
+            action()
+        except UserError as error:
+            message = str(error)
+    first = gather_objects(message)[0]
+    if first is not None:
+        raise UserError(str(first))
 
 
 def require_same(value: object, what: str) -> None:

@@ -42,6 +42,7 @@ class DemoConfig:
     def __post_init__(self) -> None:
         require(self.patients >= 200, f"patients={self.patients} must be at least 200; use 1150")
         require(self.target_images >= 100, f"target_images={self.target_images} must be at least 100; use 1600")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63 - 1; use 0")
         require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1; use 14")
 
 
@@ -95,7 +96,8 @@ def _simulate(config: DemoConfig, raw: Path) -> None:
 
 def _pretrain(*arguments: str) -> None:
     """Start one process a GPU, or two on the CPU, so that the negatives are gathered across processes."""
-    processes = torch.cuda.device_count() or 2
+    gpus = min(torch.cuda.device_count(), 16)
+    processes = 2 ** (gpus.bit_length() - 1) if gpus else 2  # the configuration's 16 lanes are shared evenly
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "launch.pretrain"]
     _run(["torchrun", *torchrun[1:], *arguments], [sys.executable, "-m", *torchrun, *arguments])
 

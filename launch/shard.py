@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from infra.config import parse
 from infra.log import say
+from launch.cli import guarded
 from sharding.manifest import Manifest
 from sharding.pack import PackConfig, pack
 
@@ -46,4 +47,4 @@ def _summary(manifest: Manifest) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(main, sys.argv[1:]))

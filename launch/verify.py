@@ -9,6 +9,7 @@ from pathlib import Path
 from infra.config import parse
 from infra.errors import require
 from infra.log import say
+from launch.cli import guarded
 from sharding.manifest import read_manifest
 from sharding.verify import verify
 
@@ -54,4 +55,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,12 +1,15 @@
 """Checkpoints: written whole or not at all, checksummed, and read without unpickling anything.
 
-checkpoints/step-N/model.safetensors      parameters and buffers of the encoder
-optimizer.safetensors  Adam's moments, by parameter name
-state.json             position of the run (CheckpointState)
-manifest.json          size and SHA-256 of the files above, written last
+A folder `checkpoints/step-N` holds
+
+- model.safetensors: parameters and buffers of the encoder;
+- optimizer.safetensors: Adam's moments, by parameter name;
+- state.json: the position of the run (CheckpointState);
+- manifest.json: size and SHA-256 of the files above, written last.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +24,14 @@ from torch import Tensor
 from infra.errors import RunFailed, UserError
 from infra.files import atomic_folder, sha256_file
 from infra.log import say
-from infra.processes import gather_objects
+from infra.processes import gather_objects, require_same
 from ssl_core.model import Backbone
 
 _MODEL: Final = "model.safetensors"
 _OPTIMIZER: Final = "optimizer.safetensors"
 _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
+_NAME: Final = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def find_checkpoints(run: Path) -> list[Checkpoint]:
     """Return the finished checkpoints of a run, oldest first. Their bytes are checked when they are read."""
     folders = [path.parent for path in (run / "checkpoints").glob(f"step-*/{_MANIFEST}")]
-    checkpoints = [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in folders]
+    named = [(_NAME.fullmatch(folder.name), folder) for folder in folders]
+    checkpoints = [Checkpoint(folder, int(name.group(1))) for name, folder in named if name]
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
@@ -111,18 +116,21 @@ def damage(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def newest_whole_checkpoint(run: Path) -> Checkpoint | None:
+def newest_whole_checkpoint(run: Path, *, speak: bool = True) -> Checkpoint | None:
     """Return the newest checkpoint whose bytes every rank has verified, or None when there is none.
 
-    A damaged one is passed over with a message. Collective: every rank of the run has to call it.
+    A damaged one is passed over, with a warning on the rank that may `speak`. Collective: every rank of the run has to
+    call it. Raises UserError on all ranks when they do not see the same checkpoints.
     """
     candidates = find_checkpoints(run)
+    require_same([checkpoint.step for checkpoint in candidates], f"the list of checkpoints in {run}")
     while candidates:
         checkpoint = candidates.pop()
         found = {rank: what for rank, what in enumerate(gather_objects(damage(checkpoint))) if what}
         if not found:
             return checkpoint
-        say(f"warning: {checkpoint.path} is damaged ({found}); falling back to the checkpoint before it")
+        if speak:
+            say(f"warning: {checkpoint.path} is damaged ({found}); falling back to the checkpoint before it")
     return None
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -19,10 +20,16 @@ from infra.errors import RunFailed, UserError, require
 from infra.files import locked
 from infra.log import progress, say
 from infra.metrics import MetricsWriter
-from infra.processes import Ranks, barrier, device_of, process_group, require_same
+from infra.processes import Ranks, device_of, on_first_rank, process_group, require_same
 from sharding.stream import DataConfig, ShardSet, sample_order
 from ssl_core.batches import Batch, training_batches
-from ssl_core.checkpoint import CheckpointState, load_state, newest_whole_checkpoint, save_checkpoint
+from ssl_core.checkpoint import (
+    CheckpointState,
+    find_checkpoints,
+    load_state,
+    newest_whole_checkpoint,
+    save_checkpoint,
+)
 from ssl_core.engines.ddp import DDPEngine, Precision
 from ssl_core.loss.ntxent import Contrast
 from ssl_core.model import ModelConfig, build_encoder
@@ -96,7 +103,7 @@ class PretrainConfig:
     executor: Literal["auto", "dali", "torchvision"] = "auto"
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed={self.seed} must not be negative; use 0")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63 - 1; use 0")
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
@@ -113,10 +120,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     with ExitStack() as stack:
         stack.enter_context(process_group(ranks, device))
         require_same(configuration.to_yaml(config), "the configuration")
-        if ranks.is_first:
-            stack.enter_context(locked(config.run_folder, "pretraining"))
-            _keep_configuration(config)
-        barrier()
+        require_same(shards.identity, "the content of data.shards")
+        on_first_rank(ranks, lambda: stack.enter_context(locked(config.run_folder, "pretraining")))
+        on_first_rank(ranks, lambda: _refuse_another_configuration(config))
 
         # What is learned, and how far.
         engine = DDPEngine(
@@ -128,7 +134,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         )
         total_steps = order.first_step_after_epoch(config.train.epochs - 1)
         last_step = min(total_steps, config.train.max_steps or total_steps)
-        first_step = _resume(config.run_folder, engine, shards.identity)
+        first_step = _resume(config.run_folder, engine, shards.identity, ranks)
+        require(
+            first_step <= last_step,
+            f"the run in {config.run_folder} is at step {first_step} already, beyond step {last_step} where "
+            "train.epochs and train.max_steps end it; raise them, or choose another run folder",
+        )
+        on_first_rank(ranks, lambda: _start_writing(config))
         if ranks.is_first:
             _warn_of_aliasing(shards, config.views.size_px)
             say(
@@ -203,19 +215,26 @@ _FREE_TO_CHANGE = re.compile(
 )
 
 
-def _keep_configuration(config: PretrainConfig) -> None:
-    """Write `config.yaml` into a new run folder; refuse to go on with a run of another configuration."""
+def _refuse_another_configuration(config: PretrainConfig) -> None:
+    """Refuse to go on with a run that computes something else; one without a checkpoint may still be changed."""
     path = config.run_folder / "config.yaml"
-    if path.exists():
-        before = _flat(asdict(configuration.load(PretrainConfig, path)))
-        for key, value in _flat(asdict(config)).items():
-            free = _FREE_TO_CHANGE.fullmatch(key) or (key, config.optim.schedule) == ("train.epochs", "constant")
-            if value != before[key] and not free:
-                raise UserError(
-                    f"{key}={value} differs from {before[key]} of the run in {config.run_folder}; "
-                    f"take {key}={before[key]} to resume it, or another run folder"
-                )
-    configuration.save(config, path)
+    if not path.exists() or not find_checkpoints(config.run_folder):
+        return
+    before = _flat(asdict(configuration.load(PretrainConfig, path)))
+    for key, value in _flat(asdict(config)).items():
+        free = _FREE_TO_CHANGE.fullmatch(key) or (key, config.optim.schedule) == ("train.epochs", "constant")
+        if value != before[key] and not free:
+            raise UserError(
+                f"{key}={value} differs from {before[key]} of the run in {config.run_folder}; "
+                f"take {key}={before[key]} to resume it, or another run folder"
+            )
+
+
+def _start_writing(config: PretrainConfig) -> None:
+    """Write the configuration, and remove what a killed process may have left of a checkpoint."""
+    configuration.save(config, config.run_folder / "config.yaml")
+    for remains in (config.run_folder / "checkpoints").glob(".step-*.partial-*"):
+        shutil.rmtree(remains, ignore_errors=True)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -236,9 +255,9 @@ def _warn_of_aliasing(shards: ShardSet, size_px: int) -> None:
         )
 
 
-def _resume(run: Path, engine: DDPEngine, data_identity: str) -> int:
+def _resume(run: Path, engine: DDPEngine, data_identity: str, ranks: Ranks) -> int:
     """Load the newest whole checkpoint of the run, if it has one; returns the step to go on with."""
-    checkpoint = newest_whole_checkpoint(run)
+    checkpoint = newest_whole_checkpoint(run, speak=ranks.is_first)
     if checkpoint is None:
         return 0
     if checkpoint.state.data_identity != data_identity:

@@ -1,7 +1,7 @@
 """Views of encoded images: one specification (`spec`), two executors (`dali`, `torchvision`) that carry it out.
 
 An executor takes encoded images and drawn parameters and gives normalised tensors. The two agree within
-PIXEL_TOLERANCE: Final = {"mean": 0.1, "max": 1.0}
+PIXEL_TOLERANCE, in gray levels from 0 to 255.
 """
 
 import importlib.util

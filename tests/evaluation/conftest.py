@@ -11,7 +11,7 @@ from infra import config as configuration
 from infra.metrics import MetricsWriter
 from sharding.manifest import read_manifest, write_manifest
 from sharding.pack import PackConfig, pack
-from sharding.stream import DataConfig
+from sharding.stream import DataConfig, ShardSet
 from ssl_core.checkpoint import CheckpointState, save_checkpoint
 from ssl_core.model import ModelConfig, build_encoder
 from ssl_core.train import PretrainConfig
@@ -66,8 +66,9 @@ def _make_run(run: Path, shards: Path, steps: tuple[int, ...] = (5, 10), splits:
     with MetricsWriter(run) as metrics:
         for step in range(1, (steps[-1] if steps else 0) + 1):
             metrics.write(step, {"epoch": step / 5, "loss": 3 - step / 10})
+    identity = ShardSet([shards], splits).identity
     for step in steps:
-        state = CheckpointState(step, step / 5, "resnet18", "-", 0.5, 0.25, 1, "-", "-")
+        state = CheckpointState(step, step / 5, "resnet18", identity, 0.5, 0.25, 1, "-", "-")
         save_checkpoint(run, state, build_encoder(config.model, seed=step).state_dict(), {})
     return run
 

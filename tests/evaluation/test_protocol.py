@@ -47,7 +47,7 @@ def test_parts_and_folds_share_no_patient_when_patients_have_many_images_of_both
 def test_test_part_is_a_fifth_with_the_same_share_of_disease_when_there_is_no_official_split() -> None:
     patients = [f"p{number // 2}" for number in range(1000)]
     cohort = build_cohort("cell", cell(patients, [number // 2 % 4 == 0 for number in range(1000)]), folds=5, seed=3)
-    assert cohort.split == "70/10/20 by patient"
+    assert cohort.split == "80/20 by patient"
     assert cohort.in_test.mean() == pytest.approx(0.2, abs=0.01)
     for number in range(-1, 5):
         assert cohort.classes[cohort.fold == number].mean() == pytest.approx(0.25, abs=0.02)
@@ -91,14 +91,16 @@ def test_images_of_neither_both_or_uncertain_labels_are_left_out_and_counted() -
     assert np.array_equal(cohort.classes, np.arange(60) % 2 == 0)
 
 
-@pytest.mark.parametrize(("uncertain", "positives"), [("ignore", 30), ("zeros", 30), ("ones", 40)])
-def test_uncertain_labels_count_as_the_policy_says(uncertain: Uncertain, positives: int) -> None:
+@pytest.mark.parametrize(
+    ("uncertain", "positives", "negatives"), [("ignore", 30, 30), ("zeros", 30, 40), ("ones", 40, 30)]
+)
+def test_uncertain_labels_count_as_the_policy_says(uncertain: Uncertain, positives: int, negatives: int) -> None:
     labels: list[dict[str, int | None]] = [{"Pneumonia": 1}, {"Pneumonia": None, "No Finding": 1}] * 30
     labels += [{"Pneumonia": -1}] * 10
     data = samples_of([f"p{n}" for n in range(70)], labels)
     cohort = build_cohort("chexpert", data, folds=5, seed=0, uncertain=uncertain)
-    assert (cohort.classes.sum(), (cohort.classes == 0).sum()) == (positives, 30)
-    assert sum(cohort.excluded.values()) == 40 - positives
+    assert (cohort.classes.sum(), (cohort.classes == 0).sum()) == (positives, negatives)
+    assert sum(cohort.excluded.values()) == 70 - positives - negatives
 
 
 def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_one() -> None:

@@ -53,6 +53,11 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         assert (ROOT / link).exists(), link
 
 
+def test_no_placeholder_is_left_in_the_docs() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"@[A-Z_]+@", path.read_text()), path
+
+
 def test_the_options_that_the_readme_names_exist() -> None:
     """Options in the running text, outside the code blocks."""
     text = (ROOT / "README.md").read_text()

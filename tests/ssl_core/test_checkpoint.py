@@ -1,9 +1,12 @@
+import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 from infra.errors import RunFailed, UserError
 from ssl_core.checkpoint import (
@@ -86,11 +89,41 @@ def test_a_save_that_is_cut_off_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path) is None
 
 
-def test_no_space_left_is_one_line_and_keeps_the_older_checkpoint(tmp_path: Path) -> None:
+def test_no_space_left_is_one_line_and_keeps_the_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 10)
-    (tmp_path / "checkpoints" / ".step-20.partial-0").mkdir()  # what an earlier process may have left
-    blocked = tmp_path / "blocked"
-    blocked.write_text("a file where a folder is needed")
-    with pytest.raises(UserError, match=r"cannot write .*blocked/checkpoints/step-20"):
-        save(blocked, 20)
+
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot write .*checkpoints/step-20: no space left on the device"):
+        save(tmp_path, 20)
+    monkeypatch.undo()
+    found = newest_whole_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 10
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    shutil.copytree(tmp_path / "checkpoints" / "step-10", tmp_path / "checkpoints" / "step-10.bak")
     assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path)] == [10]
+
+
+def newest_of_a_folder_each(rank: int, world: int, folder: str) -> str:
+    run = Path(folder) / str(rank)
+    if rank == 0:
+        save(run, 10)
+    try:
+        return str(newest_whole_checkpoint(run))
+    except UserError as error:
+        return str(error)
+
+
+def test_ranks_that_see_other_checkpoints_all_stop(tmp_path: Path) -> None:
+    for message in on_ranks(2, newest_of_a_folder_each, str(tmp_path)):
+        assert "the list of checkpoints" in message
+        assert "differs between ranks: [[10], []]" in message

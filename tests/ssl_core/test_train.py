@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from safetensors.torch import load_file
 
 from infra import config as configuration
 from infra.errors import RunFailed, UserError
 from infra.metrics import read_metrics
-from infra.processes import Ranks
-from sharding.stream import DataConfig
+from infra.processes import Ranks, on_first_rank, require_same
+from sharding.datasets.simulated import write_chexpert
+from sharding.pack import PackConfig, pack
+from sharding.stream import DataConfig, ShardSet
 from ssl_core.checkpoint import find_checkpoints
 from ssl_core.model import ModelConfig
 from ssl_core.optim import OptimConfig
@@ -119,3 +122,58 @@ def test_images_that_are_far_larger_than_the_views_are_warned_of(
     tiny = replace(small, views=ViewSpec(size_px=24), train=replace(small.train, max_steps=1))
     pretrain(tiny, Ranks())
     assert "views alias; pack with --shorter_side_px=36" in capsys.readouterr().err
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=3)), Ranks())
+    with pytest.raises(UserError, match=r"is at step 3 already, beyond step 2 .*raise them"):
+        pretrain(replace(small, train=replace(small.train, max_steps=2)), Ranks())
+
+
+def test_a_run_without_a_checkpoint_may_still_be_changed(small: PretrainConfig) -> None:
+    with pytest.raises(RunFailed, match="the loss is nan"):
+        pretrain(replace(small, optim=OptimConfig(learning_rate=1e30)), Ranks())
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    assert len(find_checkpoints(small.run_folder)) == 1
+
+
+def test_other_data_is_refused_and_leaves_the_configuration_as_it_was(small: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    before = (small.run_folder / "config.yaml").read_text()
+    write_chexpert(tmp_path / "raw", patients=30, seed=5, size_px=64)
+    pack(PackConfig("chexpert", tmp_path / "raw", tmp_path / "other", shorter_side_px=64))
+    with pytest.raises(UserError, match=r"data\.shards hold other bytes"):
+        pretrain(replace(small, data=replace(small.data, shards=[tmp_path / "other"])), Ranks())
+    assert (small.run_folder / "config.yaml").read_text() == before
+
+
+def start_with_own_data(rank: int, world: int, folder: str) -> str:
+    shards = Path(folder) / f"shards-{rank}"
+    write_chexpert(Path(folder) / f"raw-{rank}", patients=30, seed=rank, size_px=64)
+    pack(PackConfig("chexpert", Path(folder) / f"raw-{rank}", shards, shorter_side_px=64))
+    identity = ShardSet([shards]).identity
+    try:
+        require_same(identity, "the content of data.shards")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_with_other_data_under_the_same_name_all_stop(tmp_path: Path) -> None:
+    for message in on_ranks(2, start_with_own_data, str(tmp_path)):
+        assert "the content of data.shards differs between ranks" in message
+
+
+def fail_on_the_first(rank: int, world: int) -> str:
+    def action() -> None:
+        raise UserError("this folder is in use")
+
+    try:
+        on_first_rank(Ranks(rank, world), action)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_an_error_of_the_first_rank_is_every_ranks() -> None:
+    assert on_ranks(2, fail_on_the_first) == ["this folder is in use"] * 2
