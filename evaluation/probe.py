@@ -51,6 +51,7 @@ class ProbeConfig:
         max_iterations: of a logistic regression; 100 is scikit-learn's default and so the paper's
         bootstrap_resamples: of the patients, for the interval of the AUC; 0 for none
         uncertain: what a positive label of -1 counts as: ignore (its image is left out), zeros or ones
+        balanced: take as many patients of each class, none for both (the paper's task on ChestX-ray14)
         seed: determines folds, the split where there is no official one, and the bootstrap
     """
 
@@ -67,6 +68,7 @@ class ProbeConfig:
     max_iterations: int = 100
     bootstrap_resamples: int = 1000
     uncertain: Uncertain = "ignore"
+    balanced: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
         folds=config.folds,
         seed=config.seed,
         uncertain=config.uncertain,
+        balanced=config.balanced,
     )
     with locked(config.run_folder / "features", "probing"):
         files = _extract_all(config, pretraining, sources, targets)

@@ -76,20 +76,32 @@ def task_of(dataset: str) -> Task:
     return TASKS[dataset]
 
 
-def build_cohort(dataset: str, samples: Samples, folds: int, seed: int, uncertain: Uncertain = "ignore") -> Cohort:
+def build_cohort(
+    dataset: str,
+    samples: Samples,
+    folds: int,
+    seed: int,
+    uncertain: Uncertain = "ignore",
+    balanced: bool = False,
+) -> Cohort:
     """Choose the task's images, the test part and the folds.
 
     The official split is taken where the dataset has a test part (train and val form the development part), else a
     fifth of the patients, stratified, is the test part; the paper's 70 / 10 / 20, with cross-validation in place of its
     one validation part. Folds are stratified and grouped by patient.
     A positive label that is uncertain (-1) leaves its image out, or counts for the negative or the positive class
-    (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019).
+    (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019). `balanced` takes as many patients of each class, chosen by the
+    seed, and none for both: the paper's task on ChestX-ray14 (its section IV: "a matched number of healthy controls").
     Raises UserError when a class is missing or has too few patients.
     """
     task = task_of(dataset)
     classes_of_all = _classes(task, samples, uncertain)
     rows = np.flatnonzero(np.isin(classes_of_all, (0, 1)))
     excluded = {reason: int(np.sum(classes_of_all == code)) for code, reason in _REASONS.items()}
+    if balanced:
+        kept = _balanced(classes_of_all[rows], np.asarray(samples.patients, np.str_)[rows], seed)
+        excluded["left out to balance the patients"] = int((~kept).sum())
+        rows = rows[kept]
     classes = classes_of_all[rows]
     names, patients = np.unique(np.asarray(samples.patients, np.str_)[rows], return_inverse=True)
     _require_patients(dataset, task, "images", classes, patients, 1)
@@ -144,6 +156,18 @@ def _classes(task: Task, samples: Samples, uncertain: Uncertain) -> Ints:
         else:
             classes[row] = -1 if -1 in (positive, negative) else -2
     return classes
+
+
+def _balanced(classes: Ints, patients: npt.NDArray[np.str_], seed: int) -> Bools:
+    """(n,) whether an image stays, so that equally many patients of each class do; one of both is of the positive."""
+    positive = np.unique(patients[classes == 1])
+    negative = np.setdiff1d(patients[classes == 0], positive)
+    count = min(len(positive), len(negative))
+    kept = np.zeros(len(classes), np.bool_)
+    for code, of_class in ((1, positive), (0, negative)):
+        chosen = of_class[permutation(len(of_class), seed, f"probe-balance-{code}")[:count]]
+        kept |= (classes == code) & np.isin(patients, chosen)
+    return kept
 
 
 def _folds(classes: Ints, patients: Ints, folds: int, seed: int, stream: str) -> Ints:

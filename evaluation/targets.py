@@ -43,7 +43,14 @@ def is_simulated(manifest: Manifest) -> bool:
 
 
 def open_targets(
-    folders: Sequence[Path], pretraining: DataConfig, data_identity: str, *, folds: int, seed: int, uncertain: Uncertain
+    folders: Sequence[Path],
+    pretraining: DataConfig,
+    data_identity: str,
+    *,
+    folds: int,
+    seed: int,
+    uncertain: Uncertain,
+    balanced: bool,
 ) -> list[Target]:
     """Open every folder of labelled shards; raises UserError for the first that cannot be probed."""
     manifests = [read_manifest(folder) for folder in folders]
@@ -54,7 +61,7 @@ def open_targets(
             raise UserError(f"two of the folders in shards hold the dataset {label!r}; name one of them")
     seen = _seen_in_pretraining(pretraining, data_identity)
     return [
-        _open(folder, manifest, seen, folds, seed, uncertain)
+        _open(folder, manifest, seen, folds, seed, uncertain, balanced)
         for folder, manifest in zip(folders, manifests, strict=True)
     ]
 
@@ -93,10 +100,12 @@ def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
     )
 
 
-def _open(folder: Path, manifest: Manifest, seen: _Seen | None, folds: int, seed: int, uncertain: Uncertain) -> Target:
+def _open(
+    folder: Path, manifest: Manifest, seen: _Seen | None, folds: int, seed: int, uncertain: Uncertain, balanced: bool
+) -> Target:
     shards = ShardSet([folder])
     samples = _read_samples(shards, manifest)
-    cohort = build_cohort(manifest.dataset, samples, folds, seed, uncertain)
+    cohort = build_cohort(manifest.dataset, samples, folds, seed, uncertain, balanced)
     tested = cohort.rows[cohort.in_test]
     facts = Dataset(
         label=label_of(manifest),

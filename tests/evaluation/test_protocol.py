@@ -103,6 +103,19 @@ def test_uncertain_labels_count_as_the_policy_says(uncertain: Uncertain, positiv
     assert sum(cohort.excluded.values()) == 70 - positives - negatives
 
 
+def test_a_balanced_cohort_has_equally_many_patients_of_each_class_and_none_of_both() -> None:
+    patients = [f"p{n // 2}" for n in range(200)]  # two images each; every tenth patient has one of either class
+    positive = [n // 2 < 30 or (n // 2 % 10 == 0 and n % 2 == 0) for n in range(200)]
+    data = cell(patients, positive)
+    first, again, other = (build_cohort("cell", data, folds=5, seed=seed, balanced=True) for seed in (1, 1, 2))
+    of_class = [set(first.patients[first.classes == code]) for code in (1, 0)]
+    assert len(of_class[0]) == len(of_class[1]) == 37
+    assert not of_class[0] & of_class[1]
+    assert first.excluded["left out to balance the patients"] == 200 - len(first.rows)
+    assert np.array_equal(first.rows, again.rows)
+    assert not np.array_equal(first.rows, other.rows)
+
+
 def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_one() -> None:
     labels: list[dict[str, int | None]] = [{"COVID-19": 1}, {"COVID-19": 0}] * 20 + [{"COVID-19": None}]
     cohort = build_cohort("covidgr", samples_of([f"p{n}" for n in range(41)], labels), folds=5, seed=0)
