@@ -27,26 +27,10 @@ from infra.errors import require
 from infra.files import atomic_folder, disk_errors
 from infra.log import progress
 from sharding.datasets import SIMULATED_MARKER
+from sharding.datasets.chexpert import COLUMNS, OBSERVATIONS
 from sharding.datasets.exposure import radiograph
 from sharding.datasets.phantom import Anatomy, Draws, Opacity, draw_anatomy, draw_opacities
 
-OBSERVATIONS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-CHEXPERT_HEADER = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS)
 CARDIOMEGALY_RATIO = 0.50
 CELL_SPLITS = ("train", "val", "test")
 NOTE = "Simulated images of chest phantoms, drawn by Sternum: no real patients, no evidence about medicine.\n"
@@ -88,7 +72,7 @@ def write_chexpert(root: Path, patients: int, seed: int, size_px: int = 160) -> 
             rows[split] += patient_rows
         for split, split_rows in rows.items():
             with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, CHEXPERT_HEADER, lineterminator="\n")
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(split_rows)
         (folder / SIMULATED_MARKER).write_text(NOTE, encoding="utf-8")
