@@ -11,15 +11,15 @@ The images are simulated radiographs; a folder of real ones may stand beside the
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
+
+from common import installed, machine, table
 
 from infra.files import write_atomic
 from sharding.datasets.folder import FolderOptions
@@ -87,7 +87,7 @@ def measure(root: Path, dataset: str, workers: int, repeats: int, folder: Path) 
         "limit": run_limit,
         "webdataset": run_webdataset,
     }
-    if find_spec("streaming") is not None:
+    if installed("streaming"):
         ways["streaming"] = run_streaming
     workers = worker_count(workers, len(paths), 8)
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -103,20 +103,19 @@ def measure(root: Path, dataset: str, workers: int, repeats: int, folder: Path) 
     return rates
 
 
-def table(measured: dict[str, dict[str, list[float]]]) -> str:
+def text(measured: dict[str, dict[str, list[float]]]) -> str:
     """Return the medians as text: one block for each set of images."""
-    lines = []
+    blocks = []
     for what, rates in measured.items():
         medians = {name: statistics.median(values) for name, values in rates.items()}
-        lines.append(f"{what}\n  {'':<12}{'images/s':>10}{'range':>16}{'sternum is':>14}")
+        rows = []
         for name, values in rates.items():
-            ratio = f"{medians['sternum'] / medians[name]:.2f} x"
-            lines.append(
-                f"  {name:<12}{medians[name]:>10.1f}{f'{min(values):.1f} to {max(values):.1f}':>16}{ratio:>14}"
-            )
+            span, ratio = f"{min(values):.1f} to {max(values):.1f}", f"{medians['sternum'] / medians[name]:.2f} x"
+            rows.append([name, f"{medians[name]:.1f}", span, ratio])
         if "streaming" not in rates:
-            lines.append(f"  {'streaming':<12}not installed (pip install mosaicml-streaming)")
-    return "\n".join(lines)
+            rows.append(["streaming", "not installed (pip install mosaicml-streaming)"])
+        blocks.append(f"{what}\n{table(['', 'images/s', 'range', 'sternum is'], rows)}")
+    return "\n".join(blocks)
 
 
 def main() -> None:
@@ -143,10 +142,10 @@ def main() -> None:
         "options": {"shorter_side_px": SHORTER_SIDE_PX, "jpeg_quality": JPEG_QUALITY, "shard_mb": SHARD_MB},
         "repeats": asked.repeats,
         "workers": asked.workers or len(os.sched_getaffinity(0)),
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor(), "python": platform.python_version()},
+        "machine": machine("pillow", "webdataset", "mosaicml-streaming"),
     }
     write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
-    print(table(measured))
+    print(text(measured))
 
 
 if __name__ == "__main__":

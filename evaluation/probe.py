@@ -26,11 +26,12 @@ from infra.errors import UserError, require
 from infra.files import locked
 from infra.log import progress, say
 from infra.processes import Ranks, device_of
+from sharding.stream import FetchConfig
 from ssl_core.batches import image_batches
 from ssl_core.checkpoint import Checkpoint, find_checkpoints, load_backbone
 from ssl_core.model import untrained_backbone
 from ssl_core.train import PretrainConfig
-from ssl_core.views import executor
+from ssl_core.views import ViewTask, executor
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ProbeConfig:
 
     Args:
         run_folder: the run whose checkpoints are probed; results.json goes there
-        shards: folders of labelled shards, each of one dataset
+        shards: folders of labelled shards, or URLs of such, each of one dataset
         checkpoints: all, last, or the epochs to probe, such as [10,25,50,100]
         controls: also probe the untrained backbone and 32 x 32 raw pixels, without which no score means much
         executor: what decodes: dali, torchvision, or auto (DALI where it is installed)
@@ -53,10 +54,11 @@ class ProbeConfig:
         uncertain: what a positive label of -1 counts as: ignore (its image is left out), zeros or ones
         balanced: take as many patients of each class, none for both (the paper's task on ChestX-ray14)
         seed: determines folds, the split where there is no official one, and the bootstrap
+        fetch: how shards that are not on this machine are fetched and kept
     """
 
     run_folder: Path
-    shards: list[Path]
+    shards: list[str]
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
     executor: Literal["auto", "dali", "torchvision"] = "auto"
@@ -70,6 +72,7 @@ class ProbeConfig:
     uncertain: Uncertain = "ignore"
     balanced: bool = False
     seed: int = 0
+    fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.shards), "shards=[] must name at least one folder; try --shards=[shards/cell]")
@@ -116,6 +119,7 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
         config.shards,
         pretraining.data,
         find_checkpoints(config.run_folder)[-1].state.data_identity,
+        fetch=config.fetch,
         folds=config.folds,
         seed=config.seed,
         uncertain=config.uncertain,
@@ -230,15 +234,8 @@ def _extract_all(
 def _preprocessing(config: ProbeConfig, pretraining: PretrainConfig, device: torch.device) -> Preprocessing:
     """Return the input that the backbones were trained on: their size, their normalisation."""
     trained = find_checkpoints(config.run_folder)[-1].state
-    made_by = executor(
-        config.executor,
-        size_px=pretraining.views.size_px,
-        views_count=1,
-        mean=trained.pixel_mean,
-        std=trained.pixel_std,
-        max_batch=1,
-        device=device,
-    )
+    task = ViewTask(pretraining.views.size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
+    made_by = executor(config.executor, task)
     return Preprocessing(pretraining.views.size_px, trained.pixel_mean, trained.pixel_std, type(made_by).__name__)
 
 

@@ -18,10 +18,12 @@ from evaluation import results as stored
 from evaluation.results import HEADER, TABLE_III, Dataset, Results, Row
 from evaluation.targets import label_of
 from infra import config as configuration
-from infra.errors import UserError
+from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
 from sharding.manifest import Manifest, read_manifest
+from sharding.source import Place, named
+from sharding.stream import FetchConfig
 from ssl_core.checkpoint import find_checkpoints
 from ssl_core.train import PretrainConfig
 
@@ -43,6 +45,8 @@ _STYLE: Final[dict[Any, Any]] = {
     "xtick.color": _QUIET,
     "ytick.color": _QUIET,
 }
+
+_IMPATIENT: Final = FetchConfig(attempts=2, stall_s=10, total_s=20)  # a page can do without a manifest
 
 # What a run folder may hold, in the order in which a reader wants it.
 _PLACES: Final = (
@@ -148,12 +152,12 @@ def _finding(dataset: Dataset, rows: Sequence[Row]) -> str:
     return text + "."
 
 
-def _data(folder: Path) -> Data:
+def _data(folder: Place) -> Data:
     try:
-        manifest = read_manifest(folder)
-    except UserError:
-        return Data(str(folder), "", None)
-    return Data(str(folder), label_of(manifest), manifest)
+        manifest = read_manifest(folder, _IMPATIENT)
+    except (UserError, RunFailed):
+        return Data(named(folder), "", None)
+    return Data(named(folder), label_of(manifest), manifest)
 
 
 def _loss_picture(metrics: Sequence[dict[str, float]]) -> Picture:

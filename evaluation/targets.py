@@ -1,8 +1,8 @@
 """A labelled dataset as it is probed: its samples, its task's images, and the facts that stand beside the scores."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,11 @@ import numpy.typing as npt
 from evaluation.features import Samples
 from evaluation.protocol import Cohort, Uncertain, build_cohort, task_of
 from evaluation.results import Dataset, Part
-from infra.errors import UserError
+from infra.errors import RunFailed, UserError
 from infra.log import progress
 from sharding.manifest import Manifest, read_manifest
-from sharding.stream import DataConfig, ShardSet
+from sharding.source import Place, named
+from sharding.stream import DataConfig, FetchConfig, ShardSet, packed_metadata
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,26 @@ def is_simulated(manifest: Manifest) -> bool:
 
 
 def open_targets(
-    folders: Sequence[Path],
+    folders: Sequence[Place],
     pretraining: DataConfig,
     data_identity: str,
     *,
+    fetch: FetchConfig,
     folds: int,
     seed: int,
     uncertain: Uncertain,
     balanced: bool,
 ) -> list[Target]:
     """Open every folder of labelled shards; raises UserError for the first that cannot be probed."""
-    manifests = [read_manifest(folder) for folder in folders]
+    manifests = [read_manifest(folder, fetch) for folder in folders]
     labels = [label_of(manifest) for manifest in manifests]
     for manifest, label in zip(manifests, labels, strict=True):
         task_of(manifest.dataset)
         if labels.count(label) > 1:
             raise UserError(f"two of the folders in shards hold the dataset {label!r}; name one of them")
-    seen = _seen_in_pretraining(pretraining, data_identity)
+    seen = _seen_in_pretraining(pretraining, data_identity, fetch)
     return [
-        _open(folder, manifest, seen, folds, seed, uncertain, balanced)
+        _open(ShardSet([folder], fetch=fetch), named(folder), manifest, seen, folds, seed, uncertain, balanced)
         for folder, manifest in zip(folders, manifests, strict=True)
     ]
 
@@ -72,25 +74,22 @@ class _Seen:
     patients: npt.NDArray[np.uint64]
 
 
-def _seen_in_pretraining(data: DataConfig, data_identity: str) -> _Seen | None:
+def _seen_in_pretraining(data: DataConfig, data_identity: str, fetch: FetchConfig) -> _Seen | None:
     """Return the samples and patients that a run was pretrained on; None where its very shards are not to be had."""
     try:
-        shards = ShardSet(data.shards, data.splits, data.fraction_percent)
-    except UserError:
+        shards = ShardSet(data.shards, data.splits, data.fraction_percent, fetch)
+        if shards.identity != data_identity:
+            return None
+        rows = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
+    except (UserError, RunFailed):
         return None
-    if shards.identity != data_identity:
-        return None
-    rows = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
     return _Seen(rows["sample"], rows["patient"])
 
 
 def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
     index = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
-    places = ((number, row) for number, count in enumerate(shards.shard_samples) for row in range(count))
-    known = [
-        shards.metadata(*place)
-        for place in progress(places, f"reading {manifest.dataset}", total=shards.samples, unit="sample")
-    ]
+    with closing(packed_metadata(shards)) as metadata:
+        known = list(progress(metadata, f"reading {manifest.dataset}", total=shards.samples, unit="sample"))
     return Samples(
         ids=index["sample"].copy(),
         patient_ids=index["patient"].copy(),
@@ -101,16 +100,22 @@ def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
 
 
 def _open(
-    folder: Path, manifest: Manifest, seen: _Seen | None, folds: int, seed: int, uncertain: Uncertain, balanced: bool
+    shards: ShardSet,
+    folder: str,
+    manifest: Manifest,
+    seen: _Seen | None,
+    folds: int,
+    seed: int,
+    uncertain: Uncertain,
+    balanced: bool,
 ) -> Target:
-    shards = ShardSet([folder])
     samples = _read_samples(shards, manifest)
     cohort = build_cohort(manifest.dataset, samples, folds, seed, uncertain, balanced)
     tested = cohort.rows[cohort.in_test]
     facts = Dataset(
         label=label_of(manifest),
         name=manifest.dataset,
-        folder=str(folder),
+        folder=folder,
         identity=manifest.identity,
         simulated=is_simulated(manifest),
         positive=cohort.task.positive,

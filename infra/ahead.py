@@ -1,9 +1,11 @@
-"""Read ahead: let a background thread prepare the next items while the present one is used."""
+"""Work ahead: let background threads prepare the next items while the present one is used."""
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -17,11 +19,13 @@ class _End(Generic[T]):
         self.error = error
 
 
-def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+def read_ahead(
+    items: Iterable[T], depth: int, interrupt: Callable[[], object] | None = None
+) -> Generator[T, None, None]:
     """Yield `items`, up to `depth` of which a background thread holds ready.
 
     What `items` raises is raised here, after the items before it. Closing this generator ends the thread and closes
-    `items` (in that thread) before it returns.
+    `items` (in that thread) before it returns; `interrupt` is called first, to end what `items` may be waiting for.
     """
     ready: queue.Queue[T | _End[T]] = queue.Queue(depth)
     stop = threading.Event()
@@ -34,6 +38,8 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             raise item.error
     finally:
         stop.set()
+        if interrupt is not None:
+            interrupt()
         thread.join()
 
 
@@ -61,3 +67,64 @@ def _put(ready: "queue.Queue[T | _End[T]]", item: T | _End[T], stop: threading.E
             continue
         return True
     return False
+
+
+class Background:
+    """A few daemon threads that call functions in the order in which they are given.
+
+    Unlike with concurrent.futures, nobody waits for a call that hangs: neither `close` nor the end of the process.
+
+    Attributes:
+        stop: set when this is closed, for the functions to end early.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self.stop = threading.Event()
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._unfinished: set[Future[Any]] = set()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._most_threads, self._name = threads, name
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        """Have a function called; after `close`, return a future that is cancelled."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self.stop.is_set():
+                future.cancel()
+                return future
+            self._unfinished.add(future)
+            if len(self._threads) < self._most_threads:
+                self._threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
+                self._threads[-1].start()
+        future.add_done_callback(self._unfinished.discard)
+        self._tasks.put((future, function))
+        return future
+
+    def close(self) -> None:
+        """Cancel whatever has not ended, so that whoever waits for it gets CancelledError."""
+        with self._lock:
+            self.stop.set()
+            unfinished = list(self._unfinished)
+        for future in unfinished:
+            future.cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            _call(*task)
+            del task  # else it would keep the result until the next one comes
+
+
+def _call(future: Future[T], function: Callable[[], T]) -> None:
+    """Call a function unless its future is cancelled, and hand its end over unless that is by then."""
+    if future.cancelled():
+        return
+    with suppress(InvalidStateError):
+        try:
+            result = function()
+        except BaseException as error:  # whatever it is, it belongs to the thread that waits
+            future.set_exception(error)
+        else:
+            future.set_result(result)

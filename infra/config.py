@@ -30,10 +30,12 @@ def parse(
     description: str,
     examples: Sequence[str],
     positional: Sequence[str] = (),
+    ignored: Sequence[str] = (),
 ) -> C:
     """Build `config_class` from a command line: `--config FILE` first, `--section.key=value` on top.
 
-    Fields named in `positional` are taken by position, a list as one word or more. Raises UserError for an unknown key,
+    Fields named in `positional` are taken by position, a list as one word or more. Keys named in `ignored` may stand
+    in the file too, for another command, and are left alone. Raises UserError for an unknown key,
     a value of the wrong type and a missing value; the dataclasses' own `__post_init__` raises it for values out of
     range.
     """
@@ -50,6 +52,8 @@ def parse(
     for name in positional:
         parser.add_argument(name, **_positional(annotations[name]))
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
+    for name in ignored:
+        parser.add_argument(f"--{name}", type=Any, help=argparse.SUPPRESS)
     try:
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:

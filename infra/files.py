@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from infra.errors import UserError
+from infra.errors import RunFailed, UserError
 
 _DISK_ERRORS = {
     errno.ENOSPC: "no space left on the device; free some, or choose another folder",
@@ -23,17 +23,35 @@ _DISK_ERRORS = {
     errno.ENOENT: "a folder on the way cannot be made; choose another folder",
     errno.EEXIST: "something that is not a folder stands there; choose another folder",
 }
+_DISK_FAILURES = {
+    errno.EIO: "the disk failed (input/output error); look after it, or choose another folder",
+    errno.ESTALE: "the network disk has lost this file; mount it again, or choose another folder",
+}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full, foreign or read-only disk raises into one line about `path`."""
+    """Turn what a full, foreign or read-only disk raises into one line about `path`, RunFailed for a broken one."""
     try:
         yield
     except OSError as error:
+        if error.errno in _DISK_FAILURES:
+            raise RunFailed(f"cannot write {path}: {_DISK_FAILURES[error.errno]}") from error
         if error.errno not in _DISK_ERRORS:
             raise
         raise UserError(f"cannot write {path}: {_DISK_ERRORS[error.errno]}") from error
+
+
+def require_space(path: Path, needed_bytes: int) -> None:
+    """Raise UserError unless the file system on which `path` will lie has `needed_bytes` left for this user."""
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    system = os.statvfs(there)
+    free_bytes = system.f_bavail * system.f_frsize
+    if system.f_blocks and free_bytes < needed_bytes:  # a file system that counts no blocks cannot say what is free
+        raise UserError(
+            f"cannot write {path}: it needs {needed_bytes / 1e6:,.1f} MB, but {free_bytes / 1e6:,.1f} MB are free; "
+            "free some, or choose another folder"
+        )
 
 
 def fsync_path(path: Path) -> None:
@@ -69,7 +87,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that takes its name once the block has ended well.
 
-    An older folder of that name is replaced. When the block raises, nothing is left behind.
+    An older folder of that name is replaced. When the block raises, nothing is left behind; what a killed process
+    leaves, `remove_remains` removes.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with disk_errors(path):
@@ -81,11 +100,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 fsync_path(file)
             fsync_path(partial)
             if path.exists():
-                shutil.rmtree(path)
+                remove_folder(path)
             partial.replace(path)
             fsync_path(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder (of a link to one, the link) that loses its name first, so that no half of it is taken for it."""
+    removed = path.with_name(f".{path.name}.removed-{os.getpid()}")
+    shutil.rmtree(removed, ignore_errors=True)
+    path.rename(removed)
+    fsync_path(path.parent)
+    _remove(removed)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what killed processes left in `folder` of writing or removing; nobody else may be at it meanwhile."""
+    for pattern in (".*.partial-*", ".*.removed-*"):
+        for remains in folder.glob(pattern):
+            _remove(remains)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def sha256_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The processes of one run: who they are, how they start and end together, what they agree on."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from infra.errors import UserError
+from infra.errors import RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """Read what torchrun set; one process where it did not start this one."""
+    """Read what torchrun or DeepSpeed's launcher set; one process where neither started this one."""
     names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
+    if names["local_world"] not in os.environ:
+        names["local_world"] = "LOCAL_SIZE"  # DeepSpeed's name for it
     values = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     try:
         return Ranks(**{field: int(value) for field, value in values.items()})
@@ -63,8 +66,9 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
         yield
         return
     try:
+        # Tensors on the CPU always travel by gloo: what ranks agree on at every step must not wait for a GPU.
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             rank=ranks.rank,
             world_size=ranks.world,
             timeout=timedelta(seconds=timeout_s),
@@ -74,8 +78,18 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
         raise UserError(f"WORLD_SIZE={ranks.world}, but {error}; start with torchrun") from error
     try:
         yield
+    except RuntimeError as error:  # what gloo raises has no class of its own
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise RunFailed(
+            f"another rank was lost or hangs ({_first_line(error)}); the same command goes on from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def world_size() -> int:
@@ -92,17 +106,45 @@ def gather_objects(value: object) -> list[object]:
     return values
 
 
+def sum_over_ranks(*counts: int) -> list[int]:
+    """Return each count summed over all ranks, on every rank."""
+    sums = torch.tensor(counts)
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    return [int(value) for value in sums]
+
+
+def require_world(promised: int | None, had: int) -> None:
+    """Raise UserError unless as many processes came as were promised (None: any number).
+
+    A launcher may start with fewer machines than it was given, in silence, when one of them comes late.
+    """
+    if promised not in (None, had):
+        raise UserError(
+            f"train.world_size={promised} processes were promised, but {had} came; start the missing machines, or "
+            "change train.world_size"
+        )
+
+
+def clock_skew_s() -> float:
+    """Return how far apart the ranks' clocks are, up to the time a message takes; the same on all ranks."""
+    sum_over_ranks(0)  # so that all look at the same moment
+    clocks = [float(str(clock)) for clock in gather_objects(time.time())]
+    return max(clocks) - min(clocks)
+
+
 def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Let the first rank act while the others wait; its UserError is raised on every rank, so that none hangs."""
-    message = None
+    """Let the first rank act while the others wait; what it raises for users is raised on every rank, so none hangs."""
+    failure: UserError | RunFailed | None = None
     if ranks.is_first:
         try:
             action()
-        except UserError as error:
-            message = str(error)
-    first = gather_objects(message)[0]
-    if first is not None:
-        raise UserError(str(first))
+        except (UserError, RunFailed) as error:
+            failure = error
+    first = gather_objects(failure and (type(failure), str(failure)))[0]
+    if isinstance(first, tuple):
+        kind, message = first
+        raise kind(message) from failure
 
 
 def require_same(value: object, what: str) -> None:

@@ -1,4 +1,4 @@
-"""`sternum pretrain`, and `torchrun ... -m launch.pretrain` for several processes."""
+"""`sternum pretrain`; in several processes `torchrun -m launch.pretrain`, or `deepspeed --module launch.pretrain`."""
 
 import sys
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
             "torchrun --nproc-per-node=2 -m launch.pretrain --config=launch/configs/cpu.yaml \\",
             "    --data.shards=[shards/cell] --data.splits=[train] --run_folder=runs/second",
         ],
+        ignored=["local_rank"],  # DeepSpeed's launcher says it here too, and in the environment
     )
     pretrain(config, ranks_from_environment())
     return 0

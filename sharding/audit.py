@@ -139,7 +139,7 @@ def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
     )
 
 
-def _folder(path: Path, manifest: Manifest) -> Folder:
+def _folder(path: Path | str, manifest: Manifest) -> Folder:
     splits: Counter[str] = Counter()
     for shard in manifest.shards:
         splits[shard.split or "no split"] += shard.samples
@@ -212,7 +212,7 @@ def _patient(shards: ShardSet, number: int) -> str:
     return str(shards.metadata(shard, row)["patient"])
 
 
-def _shared_patients(shards: ShardSet, manifests: dict[Path, Manifest], rows: Rows) -> list[SharedPatient]:
+def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], rows: Rows) -> list[SharedPatient]:
     of_shard = [(folder, shard.split) for folder, shard in zip(shards.folders, shards.shards, strict=True)]
     places = list(dict.fromkeys(of_shard))
     place = np.array([places.index(one) for one in of_shard])[np.repeat(np.arange(len(of_shard)), shards.shard_samples)]
@@ -238,7 +238,7 @@ def _shared_patients(shards: ShardSet, manifests: dict[Path, Manifest], rows: Ro
 
 
 def _two_class_patients(
-    shards: ShardSet, manifests: dict[Path, Manifest], found: Fingerprints
+    shards: ShardSet, manifests: dict[Path | str, Manifest], found: Fingerprints
 ) -> list[TwoClassPatient]:
     datasets = sorted({manifest.dataset for manifest in manifests.values()})
     of_shard = np.array([datasets.index(manifests[folder].dataset) for folder in shards.folders])

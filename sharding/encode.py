@@ -33,7 +33,7 @@ _JPEG_TABLES: Final = (b"\xc4", b"\xdb", b"\xdd")  # Huffman, quantisation, rest
 _JPEG_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 # What Pillow's decoders raise on bytes that are not what they claim to be.
-_DECODER_ERRORS: Final = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+DECODER_ERRORS: Final = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 
 class ImageRejected(Exception):
@@ -160,7 +160,7 @@ def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Im
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _QUARTER_TURNS
             ImageOps.exif_transpose(image, in_place=True)
             return _gray(image), (height, width) if turned else (width, height)
-        except _DECODER_ERRORS as error:
+        except DECODER_ERRORS as error:
             raise ImageRejected(DAMAGED) from error
 
 
@@ -192,7 +192,7 @@ def _open(content: bytes) -> Image.Image:
         return Image.open(BytesIO(content), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRejected(TOO_LARGE) from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageRejected(DAMAGED if content.startswith(_MAGIC) else NOT_AN_IMAGE) from error
 
 

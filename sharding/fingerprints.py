@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from hashlib import blake2b
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from sharding.hamming import WORDS
 from sharding.order import Positions
 from sharding.parallel import ordered_map, worker_count
 from sharding.perceptual import Thumbnails, perceptual_hashes, thumbnail
+from sharding.source import Place
 from sharding.stream import Bytes, ShardSet
 
 Rows = npt.NDArray[np.void]
@@ -48,7 +48,7 @@ class Fingerprints(NamedTuple):
 class _Task(NamedTuple):
     """Rows `first` to `last` of a folder's shard."""
 
-    folder: Path
+    folder: Place
     shard: int
     first: int
     last: int
@@ -83,7 +83,7 @@ def decode_packed(content: Bytes) -> tuple[Thumbnails, bytes]:
 
 
 def _tasks(shards: ShardSet) -> Iterator[_Task]:
-    number_in_folder: Counter[Path] = Counter()
+    number_in_folder: Counter[Place] = Counter()
     for folder, shard in zip(shards.folders, shards.shards, strict=True):
         for first in range(0, shard.samples, _IMAGES_A_TASK):
             yield _Task(folder, number_in_folder[folder], first, min(first + _IMAGES_A_TASK, shard.samples))

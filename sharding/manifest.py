@@ -1,10 +1,12 @@
 """`manifest.json`: what a folder of shards holds, and the index by which samples are read without scanning tars."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Final
 
 import msgspec
@@ -13,10 +15,18 @@ import numpy.typing as npt
 
 from infra.errors import UserError
 from infra.files import write_atomic
+from sharding.fetch import FetchConfig, Fetcher, Unavailable
+from sharding.source import FetchFailed, Folder, Place, Remote, source
 
 NAME: Final = "manifest.json"
 PARTIAL: Final = ".partial"  # the folder of notes beside the shards while packing has not ended
 VERSION: Final = 1
+FRACTIONS_PERCENT: Final = (1, 10, 100)
+
+_SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_LEAST_SAMPLE_BYTES: Final = 4 * BLOCKSIZE  # two members of at least one block, each with its header
+_MOST_BYTES: Final = 1 << 50
 
 # One row a sample, in the order of the shard, stored beside it as NAME.index.npy. The identities are 64-bit hashes
 # (infra.rng.stable_hash of "DATASET/KEY", "DATASET/PATIENT", "DATASET/PATIENT/STUDY"), so that what is drawn for a
@@ -35,6 +45,9 @@ INDEX_ROW: Final = np.dtype(
         ("height", "<u2"),
         ("width", "<u2"),
     ]
+)
+_INDEX_HEADER: Final = re.compile(
+    re.escape(f"{{'descr': {INDEX_ROW.descr!r}, 'fortran_order': False, 'shape': (") + r"(\d{1,12}),\), } *\n"
 )
 
 
@@ -121,8 +134,18 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read `folder/manifest.json`; raises UserError when there is none or it is not one."""
+def read_manifest(place: Place, fetch: FetchConfig | None = None) -> Manifest:
+    """Read the `manifest.json` of a packed folder, wherever it is.
+
+    Raises UserError when there is none or it is not one, and RunFailed when it cannot be had from elsewhere.
+    """
+    found = source(place)
+    if isinstance(found, Folder):
+        return _read_local(found.path)
+    return fetch_manifest(found, Fetcher(fetch or FetchConfig()))
+
+
+def _read_local(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         content = path.read_bytes()
@@ -135,15 +158,74 @@ def read_manifest(folder: Path) -> Manifest:
     return decode_manifest(content, str(path))
 
 
+def fetch_manifest(remote: Remote, fetcher: Fetcher) -> Manifest:
+    """Read the manifest of a folder elsewhere; raises as `read_manifest`."""
+    path = f"{remote.name}/{NAME}"
+    before = b""
+
+    def decode(content: bytes) -> Manifest:
+        nonlocal before
+        try:
+            return decode_manifest(content, path)
+        except _NoJson as error:
+            if content == before:
+                raise
+            before = content  # it may have been cut on the way: nothing but its end tells
+            raise FetchFailed(f"it is no JSON: {error.__cause__}") from error
+
+    try:
+        return fetcher.read(remote, NAME, decode)
+    except Unavailable as error:
+        if error.is_final:
+            raise UserError(f"{error}; name a folder that sternum shard wrote") from error
+        raise
+
+
+class _NoJson(UserError):
+    """A manifest that is no JSON at all."""
+
+
 def decode_manifest(content: bytes, path: str) -> Manifest:
-    """Return the manifest in `content`; raises UserError, naming `path`, when there is none or another version's."""
+    """Return the manifest in `content`; raises UserError, naming `path`, unless it is one that can be true."""
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
-        raise UserError(f"{path} cannot be read: {error}; pack the dataset again") from error
+        kind = UserError if isinstance(error, msgspec.ValidationError) else _NoJson
+        raise kind(f"{path} cannot be read: {error}; pack the dataset again") from error
     if manifest.version != VERSION:
         raise UserError(f"{path} has version {manifest.version}, this Sternum reads {VERSION}; pack the dataset again")
+    for flaw in _flaws(manifest):
+        raise UserError(f"{path} is not as sternum shard wrote it: {flaw}; copy it again, or pack the dataset again")
     return manifest
+
+
+def _flaws(manifest: Manifest) -> Iterator[str]:
+    """Yield what in a manifest contradicts the format or itself."""
+    names = set()
+    for number, shard in enumerate(manifest.shards):
+        where = f"shards[{number}]"
+        if not _SHARD_NAME.fullmatch(shard.name):
+            yield f"{where}.name={shard.name!r} must be a plain file name that ends in .tar"
+        if shard.name in names:
+            yield f"{where}.name={shard.name!r} stands there twice"
+        names.add(shard.name)
+        for field in ("sha256", "index_sha256"):
+            if not _SHA256.fullmatch(getattr(shard, field)):
+                yield f"{where}.{field}={getattr(shard, field)!r} must be 64 hexadecimal digits"
+        if shard.tier_percent not in FRACTIONS_PERCENT:
+            yield f"{where}.tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
+        if not 0 < shard.size_bytes < _MOST_BYTES:
+            yield f"{where}.size_bytes={shard.size_bytes} must be positive and below 2^50"
+        if not 0 < shard.samples * _LEAST_SAMPLE_BYTES <= shard.size_bytes:
+            yield f"{where}.samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
+    total = sum(shard.samples for shard in manifest.shards)
+    if total != manifest.samples:
+        yield f"samples={manifest.samples}, but its shards hold {total}"
+    if not min(1, total) <= manifest.patients <= total:
+        yield f"patients={manifest.patients} of {total} samples"
+    for field in ("pixel_mean", "pixel_std"):
+        if not 0 <= getattr(manifest, field) <= 1:
+            yield f"{field}={getattr(manifest, field)} must be 0 to 1"
 
 
 def read_index(folder: Path, shard: Shard) -> npt.NDArray[np.void]:
@@ -155,6 +237,39 @@ def read_index(folder: Path, shard: Shard) -> npt.NDArray[np.void]:
         raise UserError(f"{path} cannot be read: {error.strerror}; pack the dataset again") from error
     if sha256(content).hexdigest() != shard.index_sha256:
         raise UserError(f"{path} is not the file that {NAME} describes; pack the dataset again")
-    with path.open("rb") as file:
-        rows: npt.NDArray[np.void] = np.lib.format.read_array(file, allow_pickle=False)
-    return rows
+    return decode_index(content, str(path))
+
+
+def decode_index(content: bytes, path: str) -> npt.NDArray[np.void]:
+    """Return the INDEX_ROW rows (samples,) in an index file; raises UserError, naming `path`, when it holds others.
+
+    numpy's own reader evaluates the header with `ast`, which fails now and then in threads of CPython 3.11.
+    """
+    rows_start = 10 + int.from_bytes(content[8:10], "little")
+    header = _INDEX_HEADER.fullmatch(content[10:rows_start].decode("latin1"))
+    if header is None or not content.startswith(b"\x93NUMPY\x01\x00"):
+        raise UserError(f"{path} is no index of shards; pack the dataset again")
+    if len(content) != rows_start + int(header[1]) * INDEX_ROW.itemsize:
+        raise UserError(f"{path} has not the {header[1]} rows that its header names; pack the dataset again")
+    return np.frombuffer(content, INDEX_ROW, offset=rows_start)
+
+
+def require_fitting(rows: npt.NDArray[np.void], shard: Shard, path: str) -> None:
+    """Raise UserError unless an index has a row for each sample of its shard, and every member lies inside the tar."""
+    if len(rows) != shard.samples:
+        raise UserError(f"{path} has {len(rows)} rows, {NAME} says {shard.samples} samples; pack the dataset again")
+    size_bytes = np.uint64(shard.size_bytes)
+    for member in ("image", "meta"):
+        offset, length = rows[f"{member}_offset"], rows[f"{member}_bytes"].astype(np.uint64)
+        outside = (offset < BLOCKSIZE) | (offset > size_bytes) | (length == 0) | (length > size_bytes - offset)
+        if outside.any():
+            row = int(outside.argmax())
+            raise UserError(
+                f"{path}, row {row}: {length[row]} bytes from {offset[row]} on are not within the "
+                f"{shard.size_bytes} bytes of {shard.name}; pack the dataset again"
+            )
+
+
+def index_bytes(shard: Shard) -> int:
+    """Return the most bytes that a shard's index file may have: its rows, and a header that numpy pads."""
+    return shard.samples * INDEX_ROW.itemsize + 4096

@@ -8,7 +8,6 @@ turned by an offset, and cut into L segments. A lane reads its segment forward a
 a block of lanes, so a machine touches its own part of the shards only.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -78,7 +77,7 @@ class SampleOrder:
     shuffled whole.
     """
 
-    def __init__(self, shard_samples: Sequence[int], lanes: int, global_batch: int, window: int, seed: int) -> None:
+    def __init__(self, shard_samples: npt.ArrayLike, lanes: int, global_batch: int, window: int, seed: int) -> None:
         """Plan over shards of these sizes.
 
         Args:
@@ -125,6 +124,16 @@ class SampleOrder:
         if self.lanes % world:
             fitting = _near(world, self.lanes)
             raise UserError(f"the world size {world} must divide data.lanes={self.lanes}; start {fitting} processes")
+
+    def shards_at_a_time(self, lanes: int) -> int:
+        """Return how many shards of usual size `lanes` lanes read at a time: of each, the present and the next.
+
+        More where a lane's window spans several shards; all of them where the epoch is shuffled whole.
+        """
+        if self._shuffled_whole:
+            return len(self.shard_samples)
+        present = -(-self._lane_window * len(self.shard_samples) // self.samples)
+        return min(lanes * (present + 1), len(self.shard_samples))
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch of the first sample of a step."""

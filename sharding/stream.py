@@ -1,31 +1,54 @@
-"""From packed folders to encoded images in the sample order: every byte checked, read ahead in the background."""
+"""From shards, wherever they are, to encoded images in the sample order, read and fetched ahead in the background."""
 
-import os
-import threading
-import zlib
-from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import Path
-from tarfile import BLOCKSIZE, HeaderError, TarInfo
+from io import BytesIO
+from itertools import count
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from infra.ahead import read_ahead
-from infra.errors import RunFailed, UserError, require
-from sharding.manifest import NAME, Manifest, Shard, read_index, read_manifest
+from infra.ahead import Background, read_ahead
+from infra.errors import RunFailed, require
+from infra.log import say
+from sharding.cache import FetchConfig
+from sharding.fetch_ahead import fetched_ahead, largest_bytes
+from sharding.manifest import INDEX_ROW
 from sharding.order import Positions, SampleOrder, require_lanes
+from sharding.selection import require_fraction
+from sharding.shard_set import Bytes, Int64, SampleDamaged, ShardSet, StreamStats
 
-Bytes = npt.NDArray[np.uint8]
-Int64 = npt.NDArray[np.int64]
+__all__ = [
+    "BLANK",
+    "Bytes",
+    "DataConfig",
+    "EncodedBatch",
+    "FetchConfig",
+    "Int64",
+    "ShardSet",
+    "StreamStats",
+    "packed_batches",
+    "packed_metadata",
+    "read_batch",
+    "sample_batches",
+    "sample_order",
+]
 
-FRACTIONS_PERCENT: Final = (1, 10, 100)
-_OPEN_SHARDS: Final = 256  # well below the usual limit of 1024 open files
 _READ_AHEAD_BATCHES: Final = 4
+_FETCH_AHEAD_SAMPLES: Final = 1 << 20  # whose positions are held, 24 bytes each
+_BLANK_SIDE_PX: Final = 8
+
+
+def _blank() -> Bytes:
+    content = BytesIO()
+    Image.new("L", (_BLANK_SIDE_PX, _BLANK_SIDE_PX), 128).save(content, "JPEG")
+    return np.frombuffer(content.getvalue(), np.uint8)
+
+
+BLANK: Final = _blank()  # a gray JPEG in the place of a sample that is damaged
 
 
 @dataclass(frozen=True)
@@ -33,195 +56,47 @@ class DataConfig:
     """Which images are trained on, and in what order.
 
     Args:
-        shards: folders that `sternum shard` wrote; several are trained on together.
+        shards: folders that `sternum shard` wrote, or URLs of such (http, https, s3, gs); trained on together.
         splits: official splits to take (none named: all); a data set without official splits is taken whole.
         fraction_percent: the nested share of the patients: 1, 10 or 100.
         global_batch: images a step over all ranks.
         lanes: streams that a batch is taken from; must divide the global batch, and the world size must divide it.
         shuffle_window: images shuffled among each other, over all lanes; a smaller data set is shuffled whole.
+        max_masked_percent: the largest share of an epoch's samples that may be damaged before the run stops.
+        fetch: how shards that are not on this machine are fetched and kept.
     """
 
-    shards: list[Path]
+    shards: list[str]
     splits: list[str] = field(default_factory=list)
     fraction_percent: int = 100
     global_batch: int = 256
     lanes: int = 64
     shuffle_window: int = 16384
+    max_masked_percent: float = 0.1
+    fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         require(len(self.shards) > 0, "data.shards=[] must name a folder of shards; make one: sternum shard --help")
-        _require_fraction("data.fraction_percent", self.fraction_percent)
+        require_fraction("data.fraction_percent", self.fraction_percent)
         require_lanes(self.lanes, self.global_batch, self.shuffle_window)
-
-
-def _require_fraction(name: str, percent: int) -> None:
-    require(percent in FRACTIONS_PERCENT, f"{name}={percent} must be one of {FRACTIONS_PERCENT}; try 100")
+        require(
+            0 <= self.max_masked_percent <= 100,
+            f"data.max_masked_percent={self.max_masked_percent} must be 0 to 100; try 0.1",
+        )
 
 
 class EncodedBatch(NamedTuple):
-    """One rank's part of a step: encoded images, their INDEX_ROW rows (n,) and their epochs (n,)."""
+    """One rank's part of a step: encoded images, their INDEX_ROW rows (n,), their epochs (n,), their validity (n,).
+
+    An image that is not valid is BLANK, and its row has the identities of the sample and the size of BLANK.
+    """
 
     step: int
     encoded: list[Bytes]
     rows: npt.NDArray[np.void]
     epochs: Int64
-
-
-class _OpenShard:
-    """An open tar and its index; closes itself when the last user lets go of it."""
-
-    def __init__(self, folder: Path, shard: Shard) -> None:
-        self.rows = read_index(folder, shard)
-        self.descriptor = os.open(folder / shard.name, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-class ShardSet:
-    """The chosen shards of one or several packed folders, as one numbered list; safe to use from several threads.
-
-    Attributes:
-        shards: the chosen shards, folder by folder.
-        folders: the folder of each.
-        shard_samples: samples of each.
-        samples: of all.
-        pixel_mean, pixel_std: over all folders, weighted by the samples chosen from each; scale 0 to 1.
-        identity: a hash of the chosen shards' contents in their order: what a resumed run must find again.
-    """
-
-    def __init__(self, folders: Sequence[Path], splits: Sequence[str] = (), fraction_percent: int = 100) -> None:
-        """Read the manifests and check that every chosen shard is there in its full size.
-
-        Raises UserError when a folder is no packed dataset, lacks a split, is named twice or does not match its
-        manifest.
-        """
-        _require_fraction("fraction_percent", fraction_percent)
-        folders = [Path(folder) for folder in folders]
-        for folder in folders:
-            same = [other for other in folders if other.resolve() == folder.resolve()]
-            require(len(same) == 1, f"shards name {folder} {len(same)} times; name each folder once")
-        manifests = [read_manifest(folder) for folder in folders]
-        _require_splits(manifests, splits)
-        self._places: list[tuple[Path, Shard]] = []
-        parts: list[tuple[int, Manifest]] = []
-        for folder, manifest in zip(folders, manifests, strict=True):
-            chosen = manifest.select([split for split in splits if split in _splits(manifest)], fraction_percent)
-            self._places += [(folder, shard) for shard in chosen]
-            parts.append((sum(shard.samples for shard in chosen), manifest))
-        for folder, shard in self._places:
-            _require_size(folder, shard)
-        self.shards = [shard for _, shard in self._places]
-        self.folders = [folder for folder, _ in self._places]
-        self.shard_samples = [shard.samples for shard in self.shards]
-        self.samples = sum(self.shard_samples)
-        self.pixel_mean, self.pixel_std = _mix_pixels(parts)
-        self.identity = sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def locate(self, numbers: npt.ArrayLike) -> tuple[Int64, Int64]:
-        """Return shard and row of samples by their numbers in packed order, both of the shape of `numbers`."""
-        ends = np.cumsum(self.shard_samples)
-        shard = np.searchsorted(ends, numbers, side="right")
-        return shard, numbers - ends[shard] + np.asarray(self.shard_samples)[shard]
-
-    def rows(self, positions: Positions) -> npt.NDArray[np.void]:
-        """Return the INDEX_ROW rows (n,) of these positions."""
-        places = zip(positions.shard.tolist(), positions.row.tolist(), strict=True)
-        return np.stack([self._shard(shard).rows[row] for shard, row in places])
-
-    def index(self, shard: int) -> npt.NDArray[np.void]:
-        """Return all INDEX_ROW rows of a shard (samples,)."""
-        return self._shard(shard).rows
-
-    def read(self, shard: int, row: int) -> Bytes:
-        """Return the encoded image of a sample; raises RunFailed when its bytes are not those that were packed."""
-        index = self._shard(shard).rows[row]
-        return self._read(shard, row, int(index["image_offset"]), int(index["image_bytes"]), int(index["image_crc32"]))
-
-    def metadata(self, shard: int, row: int) -> dict[str, Any]:
-        """Return what the dataset says of a sample (patient, split, labels, ...); raises RunFailed as `read`."""
-        index = self._shard(shard).rows[row]
-        content = self._read(shard, row, int(index["meta_offset"]), int(index["meta_bytes"]), int(index["meta_crc32"]))
-        values: dict[str, Any] = msgspec.json.decode(content.tobytes())
-        return values
-
-    def key(self, shard: int, row: int) -> str:
-        """Return the key of a sample: the name of its members in the tar; raises RunFailed as `read`."""
-        opened = self._shard(shard)
-        header = os.pread(opened.descriptor, BLOCKSIZE, int(opened.rows[row]["image_offset"]) - BLOCKSIZE)
-        try:
-            return Path(TarInfo.frombuf(header, "utf-8", "strict").name).stem
-        except HeaderError as error:
-            raise RunFailed(f"{self._name(shard, row)} has a damaged tar header: {error}") from error
-
-    def _read(self, shard: int, row: int, offset: int, size_bytes: int, crc32: int) -> Bytes:
-        content = np.empty(size_bytes, np.uint8)
-        try:
-            count = os.preadv(self._shard(shard).descriptor, [content.data], offset)
-        except OSError as error:
-            raise RunFailed(f"{self._name(shard, row)} cannot be read: {error.strerror}") from error
-        if count != size_bytes or zlib.crc32(content.data) != crc32:
-            raise RunFailed(
-                f"{self._name(shard, row)} does not match its checksum; "
-                f"see what else differs: sternum verify {self._places[shard][0]}"
-            )
-        return content
-
-    def _name(self, shard: int, row: int) -> str:
-        folder, entry = self._places[shard]
-        return f"sample {row} of {folder / entry.name}"
-
-    def _shard(self, shard: int) -> _OpenShard:
-        with self._lock:
-            opened = self._open.get(shard)
-            if opened is None:
-                folder, entry = self._places[shard]
-                try:
-                    opened = self._open[shard] = _OpenShard(folder, entry)
-                except OSError as error:
-                    raise RunFailed(f"{folder / entry.name} cannot be opened: {error.strerror}") from error
-            self._open.move_to_end(shard)
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return opened
-
-
-def _splits(manifest: Manifest) -> set[str | None]:
-    return {shard.split for shard in manifest.shards}
-
-
-def _require_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
-    """Let every folder that has official splits have one of these, and every one of these be in a folder."""
-    for manifest in manifests:
-        if splits and _splits(manifest) != {None} and not _splits(manifest) & set(splits):
-            manifest.select(splits)  # raises, naming what there is
-    for split in splits:
-        if not any(split in _splits(manifest) for manifest in manifests):
-            manifests[0].select([split])
-
-
-def _require_size(folder: Path, shard: Shard) -> None:
-    path = folder / shard.name
-    try:
-        size_bytes = path.stat().st_size
-    except OSError as error:
-        raise UserError(
-            f"{path}, which {NAME} lists, cannot be read: {error.strerror}; pack the dataset again"
-        ) from error
-    if size_bytes != shard.size_bytes:
-        raise UserError(f"{path} has {size_bytes} bytes, {NAME} says {shard.size_bytes}; pack the dataset again")
-
-
-def _mix_pixels(parts: Sequence[tuple[int, Manifest]]) -> tuple[float, float]:
-    """Return mean and standard deviation of the mixture, each folder weighted by its chosen samples."""
-    samples = sum(count for count, _ in parts)
-    mean = sum(count * manifest.pixel_mean for count, manifest in parts) / samples
-    square = sum(count * (manifest.pixel_std**2 + manifest.pixel_mean**2) for count, manifest in parts) / samples
-    return mean, float(max(square - mean**2, 0.0) ** 0.5)
+    valid: npt.NDArray[np.bool_]
 
 
 def sample_order(shards: ShardSet, data: DataConfig, seed: int) -> SampleOrder:
@@ -230,34 +105,124 @@ def sample_order(shards: ShardSet, data: DataConfig, seed: int) -> SampleOrder:
 
 
 def sample_batches(
-    shards: ShardSet, order: SampleOrder, *, first_step: int = 0, rank: int = 0, world: int = 1
+    shards: ShardSet,
+    order: SampleOrder,
+    *,
+    first_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    local_world: int = 1,
 ) -> Generator[EncodedBatch, None, None]:
-    """Yield a rank's part of every step from `first_step` on, without end; a thread reads a few batches ahead.
+    """Yield a rank's part of every step from `first_step` on, without end; threads read and fetch ahead.
 
-    Raises RunFailed when a sample's bytes are not those that were packed. Close the generator to end its thread.
+    A sample whose bytes are not those that were packed is masked and named in a line. local_world: how many of the
+    ranks share this machine, for the check that their shards fit the cache; raises UserError when they do not. Raises
+    RunFailed when a shard cannot be had. Close the generator to end its threads.
     """
     order.require_world(world)
-    return read_ahead(_ordered(shards, order, first_step, rank, world), _READ_AHEAD_BATCHES)
-
-
-def _ordered(shards: ShardSet, order: SampleOrder, first_step: int, rank: int, world: int) -> Iterator[EncodedBatch]:
-    step = first_step
-    while True:
-        yield _batch(shards, step, order.batch(step, rank, world))
-        step += 1
+    lanes = order.lanes // world
+    if shards.cache is not None:
+        node_lanes = lanes * min(local_world, world)
+        node_shards = order.shards_at_a_time(node_lanes)
+        what = f"{node_lanes} lanes of this machine read ({node_shards} shards, the present and next ones)"
+        shards.cache.require_room(largest_bytes(shards, node_shards), what)
+    steps = ((step, order.batch(step, rank, world)) for step in count(first_step))
+    return _batches(
+        shards,
+        steps,
+        budget_bytes=largest_bytes(shards, order.shards_at_a_time(lanes)),
+        most_steps=max(8, _FETCH_AHEAD_SAMPLES // (order.global_batch // world)),
+        mask=True,
+    )
 
 
 def packed_batches(shards: ShardSet, local_batch: int) -> Generator[EncodedBatch, None, None]:
-    """Yield every sample once, in the order in which it is packed (epoch 0); the last batch may be smaller."""
-    return read_ahead(_packed(shards, local_batch), _READ_AHEAD_BATCHES)
+    """Yield every sample once, in the order in which it is packed (epoch 0); the last batch may be smaller.
+
+    Raises RunFailed when a sample's bytes are not those that were packed, besides what `sample_batches` raises.
+    """
+    budget_bytes = _require_two(shards)
+    steps = enumerate(_packed(shards, local_batch))
+    most_steps = max(8, _FETCH_AHEAD_SAMPLES // local_batch)
+    return _batches(shards, steps, budget_bytes=budget_bytes, most_steps=most_steps, mask=False)
 
 
-def _packed(shards: ShardSet, local_batch: int) -> Iterator[EncodedBatch]:
-    for step, start in enumerate(range(0, shards.samples, local_batch)):
+def packed_metadata(shards: ShardSet) -> Generator[dict[str, Any], None, None]:
+    """Yield what the dataset says of each sample, in the order in which it is packed; raises as `packed_batches`."""
+    with closing(Background(_connections(shards), "fetch")) as background:
+        walked = fetched_ahead(
+            shards,
+            range(len(shards.shards)),
+            lambda shard: [shard],
+            budget_bytes=_require_two(shards),
+            most_items=len(shards.shards),
+            background=background,
+        )
+        with closing(walked):
+            for shard in walked:
+                for row in range(shards.shard_samples[shard]):
+                    yield shards.metadata(shard, row)
+
+
+def _require_two(shards: ShardSet) -> int:
+    """Return the bytes of one reader's present and next shard; raises UserError when the cache is too small."""
+    needed_bytes = largest_bytes(shards, 2)
+    if shards.cache is not None:
+        shards.cache.require_room(needed_bytes, "one reader reads (2 shards, the present and next one)")
+    return needed_bytes
+
+
+def _connections(shards: ShardSet) -> int:
+    return shards.cache.fetcher.config.connections if shards.cache else 0
+
+
+def _packed(shards: ShardSet, local_batch: int) -> Iterator[Positions]:
+    for start in range(0, shards.samples, local_batch):
         places = np.arange(start, min(start + local_batch, shards.samples))
-        yield _batch(shards, step, Positions(np.zeros_like(places), *shards.locate(places)))
+        yield Positions(np.zeros_like(places), *shards.locate(places))
 
 
-def _batch(shards: ShardSet, step: int, positions: Positions) -> EncodedBatch:
-    places = zip(positions.shard.tolist(), positions.row.tolist(), strict=True)
-    return EncodedBatch(step, [shards.read(*place) for place in places], shards.rows(positions), positions.epoch)
+def _batches(
+    shards: ShardSet, steps: Iterable[tuple[int, Positions]], *, budget_bytes: int, most_steps: int, mask: bool
+) -> Generator[EncodedBatch, None, None]:
+    """Yield the batches of these steps while threads fetch the shards and read the samples of later ones."""
+    background = Background(_connections(shards), "fetch")
+    walked = fetched_ahead(
+        shards,
+        steps,
+        lambda step: step[1].shard.tolist(),
+        budget_bytes=budget_bytes,
+        most_items=most_steps,
+        background=background,
+    )
+
+    def made() -> Iterator[EncodedBatch]:
+        with closing(walked):
+            for step in walked:
+                yield read_batch(shards, *step, mask=mask)
+
+    return read_ahead(made(), _READ_AHEAD_BATCHES, background.close)
+
+
+def read_batch(shards: ShardSet, step: int, positions: Positions, *, mask: bool) -> EncodedBatch:
+    """Read the samples at these positions; those that are damaged are masked and named, or raise RunFailed."""
+    encoded: list[Bytes] = []
+    rows = np.empty(len(positions.row), INDEX_ROW)
+    valid = np.ones(len(positions.row), np.bool_)
+    try:
+        for place, (shard, row) in enumerate(zip(positions.shard.tolist(), positions.row.tolist(), strict=True)):
+            rows[place] = shards.row(shard, row)
+            try:
+                encoded.append(shards.read(shard, row))
+            except SampleDamaged as error:
+                if not mask:
+                    raise
+                say(f"warning: {error}; it is masked in step {step}")
+                encoded.append(BLANK)
+                valid[place] = False
+    except SampleDamaged:
+        raise
+    except RunFailed as error:
+        raise RunFailed(f"{error}; it is needed in step {step}") from error
+    rows["height"][~valid] = rows["width"][~valid] = _BLANK_SIDE_PX
+    return EncodedBatch(step, encoded, rows, positions.epoch, valid)

@@ -4,19 +4,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.errors import require
-from sharding.order import SampleOrder
-from sharding.stream import Bytes, EncodedBatch, ShardSet, packed_batches, sample_batches
-from ssl_core.views import ViewExecutor, executor
+from infra.errors import RunFailed, require
+from infra.log import say
+from sharding.order import Positions, SampleOrder
+from sharding.stream import EncodedBatch, ShardSet, packed_batches, sample_batches
+from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, executor
 from ssl_core.views.spec import VIEWS, ViewParameters, ViewSpec, draw_views, whole_image
 
 Draw = Callable[[EncodedBatch], Sequence[ViewParameters]]
+Refuse = Callable[[EncodedBatch, int, str], None]  # what to do about an image (its place, the reason) without views
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Batch:
     views: one float32 (local_batch, 1, size, size) a view, normalised; image i of every view is the same sample.
     rows: (local_batch,) INDEX_ROW, with the identities of sample, patient and study.
     epochs: (local_batch,), the epoch that each sample belongs to.
+    valid: (local_batch,), False for a sample whose bytes were damaged or did not decode; its views are blank.
     wait_s: how long the consumer stood still for this batch.
     """
 
@@ -33,6 +36,7 @@ class Batch:
     views: list[torch.Tensor]
     rows: npt.NDArray[np.void]
     epochs: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.bool_]
     wait_s: float
 
 
@@ -45,28 +49,26 @@ def training_batches(
     first_step: int = 0,
     rank: int = 0,
     world: int = 1,
+    local_world: int = 1,
     kind: str = "auto",
     device: torch.device | str = "cpu",
     threads: int | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's two views of every step from `first_step` on, without end; close it when done.
 
-    `seed` is the views'; `kind`, `device` and `threads` are the executor's. Raises UserError when `world` does not
-    divide the lanes and RunFailed when bytes are damaged or do not decode.
+    `seed` is the views'; `local_world` is the stream's; `kind`, `device` and `threads` are the executor's. A sample
+    that is damaged or does not decode costs nothing but itself: a line names it, and `Batch.valid` masks it. Raises
+    UserError when `world` does not divide the lanes and RunFailed when a shard cannot be had.
     """
     order.require_world(world)
-    make = executor(
-        kind,
-        size_px=spec.size_px,
-        views_count=VIEWS,
-        mean=shards.pixel_mean,
-        std=shards.pixel_std,
-        max_batch=order.global_batch // world,
-        device=device,
-        threads=threads,
-    )
-    encoded = sample_batches(shards, order, first_step=first_step, rank=rank, world=world)
-    return _batches(encoded, lambda batch: draw_views(spec, seed, batch.rows, batch.epochs), make)
+    task = _task(shards, spec.size_px, VIEWS, order.global_batch // world, device, threads)
+
+    def mask(batch: EncodedBatch, place: int, reason: str) -> None:
+        where = _name(shards, order.batch(batch.step, rank, world), place)
+        say(f"warning: {where} does not decode: {reason}; it is masked in step {batch.step}")
+
+    encoded = sample_batches(shards, order, first_step=first_step, rank=rank, world=world, local_world=local_world)
+    return _batches(encoded, lambda batch: draw_views(spec, seed, batch.rows, batch.epochs), executor(kind, task), mask)
 
 
 def image_batches(
@@ -82,39 +84,64 @@ def image_batches(
 ) -> Generator[Batch, None, None]:
     """Yield every sample once, in the order in which it is packed, as one unaugmented view: for features.
 
-    mean, std: the normalisation that the backbone was trained with; None: these shards' own.
+    mean, std: the normalisation that the backbone was trained with; None: these shards' own. Raises RunFailed for a
+    sample that is damaged or does not decode: features of a blank would be scored as if they were a patient's.
     """
     require(local_batch >= 1, f"local_batch={local_batch} must be 1 or more; try 64")
-    make = executor(
-        kind,
-        size_px=size_px,
-        views_count=1,
-        mean=shards.pixel_mean if mean is None else mean,
-        std=shards.pixel_std if std is None else std,
-        max_batch=local_batch,
-        device=device,
-        threads=threads,
-    )
+    task = _task(shards, size_px, 1, local_batch, device, threads)
+    task = replace(task, mean=task.mean if mean is None else mean, std=task.std if std is None else std)
+
+    def stop(batch: EncodedBatch, place: int, reason: str) -> None:
+        number = batch.step * local_batch + np.arange(len(batch.rows))
+        where = _name(shards, Positions(batch.epochs, *shards.locate(number)), place)
+        raise RunFailed(f"{where} does not decode: {reason}; pack the dataset again")
+
     encoded = packed_batches(shards, local_batch)
-    return _batches(encoded, lambda batch: [whole_image(size_px, batch.rows["height"], batch.rows["width"])], make)
+    return _batches(
+        encoded,
+        lambda batch: [whole_image(size_px, batch.rows["height"], batch.rows["width"])],
+        executor(kind, task),
+        stop,
+    )
+
+
+def _task(
+    shards: ShardSet,
+    size_px: int,
+    views_count: int,
+    max_batch: int,
+    device: torch.device | str,
+    threads: int | None,
+) -> ViewTask:
+    task = ViewTask(size_px, views_count, shards.pixel_mean, shards.pixel_std, max_batch, torch.device(device))
+    return replace(task, threads=threads) if threads else task
+
+
+def _name(shards: ShardSet, positions: Positions, place: int) -> str:
+    """Say where the sample at a place of a batch lies."""
+    shard, row = int(positions.shard[place]), int(positions.row[place])
+    return f"sample {row} of {shards.name(shard)}"
 
 
 def _batches(
-    encoded: Generator[EncodedBatch, None, None], draw: Draw, make: ViewExecutor
+    encoded: Generator[EncodedBatch, None, None], draw: Draw, make: ViewExecutor, refuse: Refuse
 ) -> Generator[Batch, None, None]:
     in_flight: deque[EncodedBatch] = deque()  # what the executor has taken and not yet given back, in order
 
-    def inputs() -> Iterator[tuple[list[Bytes], Sequence[ViewParameters]]]:
+    def inputs() -> Iterator[ViewInputs]:
         for batch in encoded:
             in_flight.append(batch)
-            yield batch.encoded, draw(batch)
+            whole = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
+            yield ViewInputs(whole, batch.rows, draw(batch))
 
-    with closing(encoded), closing(make.run(inputs())) as made:
+    with closing(encoded), closing(make.run(inputs())) as made_ahead:
         while True:
             asked_s = time.perf_counter()
-            views = next(made, None)
+            made = next(made_ahead, None)
             wait_s = time.perf_counter() - asked_s
-            if views is None:
+            if made is None:
                 return
             batch = in_flight.popleft()
-            yield Batch(batch.step, views, batch.rows, batch.epochs, wait_s)
+            for place, reason in sorted(made.reasons.items()):
+                refuse(batch, place, reason)
+            yield Batch(batch.step, made.views, batch.rows, batch.epochs, made.decoded, wait_s)

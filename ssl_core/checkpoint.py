@@ -3,11 +3,14 @@
 A folder `checkpoints/step-N` holds
 
 - model.safetensors: parameters and buffers of the encoder;
-- optimizer.safetensors: Adam's moments, by parameter name;
+- optimizer.safetensors: the optimiser's state, as `PARAMETER/KIND`;
 - state.json: the position of the run (CheckpointState);
 - manifest.json: size and SHA-256 of the files above, written last.
+
+Other files in it are neither read nor minded.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -16,22 +19,23 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from infra.errors import RunFailed, UserError
-from infra.files import atomic_folder, sha256_file
+from infra.files import atomic_folder, require_space, sha256_file
 from infra.log import say
 from infra.processes import gather_objects, require_same
 from ssl_core.model import Backbone
+from ssl_core.tensor_file import FileRecord, write_tensors
 
-_MODEL: Final = "model.safetensors"
-_OPTIMIZER: Final = "optimizer.safetensors"
-_STATE: Final = "state.json"
-_MANIFEST: Final = "manifest.json"
-_NAME: Final = re.compile(r"step-(\d+)")
+MANIFEST: Final = "manifest.json"
+FILES: Final = ("model.safetensors", "optimizer.safetensors", "state.json")  # all others that are read
+_MODEL, _OPTIMIZER, _STATE = FILES
+_NAME: Final = re.compile(r"step-([0-9]+)")
+_FORMAT: Final = 1
+_OVERHEAD_BYTES: Final = 1 << 20  # what state, manifest and headers may need
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class CheckpointState:
     """Where a run stands. `step` steps are done; the next sample is number step x global batch of the order.
 
     pixel_mean and pixel_std are the normalisation that the backbone was trained with, on the scale 0 to 1.
+    samples_masked counts those left out as damaged, masked_in_epoch those of the epoch under way. global_batch, seed
+    and lanes are those of the run, None in checkpoints that are older than these fields.
     """
 
     step: int
@@ -50,6 +56,17 @@ class CheckpointState:
     world_size: int
     sternum_version: str
     torch_version: str
+    samples_masked: int = 0
+    masked_in_epoch: int = 0
+    global_batch: int | None = None
+    seed: int | None = None
+    lanes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    version: int
+    files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ class Checkpoint:
         """The position of the run; raises RunFailed when it cannot be read."""
         try:
             return msgspec.json.decode((self.path / _STATE).read_bytes(), type=CheckpointState)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunFailed(f"{self.path / _STATE} cannot be read ({error}); delete this checkpoint") from error
 
     @property
@@ -76,62 +93,119 @@ class Checkpoint:
 def save_checkpoint(
     run: Path, state: CheckpointState, model: dict[str, Tensor], optimizer: dict[str, Tensor]
 ) -> Checkpoint:
-    """Write `checkpoints/step-N` into a run folder; raises UserError when the disk is full, and leaves nothing then."""
-    path = run / "checkpoints" / f"step-{state.step}"
+    """Write `checkpoints/step-N` into a run folder, durably; one that has this name is replaced.
+
+    Raises UserError when the disk is full or not writable, RunFailed when it is broken, and leaves nothing then.
+    """
+    path = checkpoint_path(run, state.step)
+    tensors = [*model.values(), *optimizer.values()]
+    require_space(path, sum(tensor.nbytes for tensor in tensors) + _OVERHEAD_BYTES)
     with atomic_folder(path) as folder:
-        # Through memory, since safetensors' own writing hides a full disk behind an error of its own.
-        (folder / _MODEL).write_bytes(save(_plain(model)))
-        (folder / _OPTIMIZER).write_bytes(save(_plain(optimizer)))
-        (folder / _STATE).write_text(json.dumps(asdict(state), indent=1))
+        position = json.dumps(asdict(state), indent=1).encode()
+        (folder / _STATE).write_bytes(position)
         files = {
-            file.name: {"size_bytes": file.stat().st_size, "sha256": sha256_file(file)}
-            for file in sorted(folder.iterdir())
+            _MODEL: write_tensors(folder / _MODEL, model),
+            _OPTIMIZER: write_tensors(folder / _OPTIMIZER, optimizer),
+            _STATE: FileRecord(len(position), hashlib.sha256(position).hexdigest()),
         }
-        (folder / _MANIFEST).write_text(json.dumps({"version": 1, "files": files}, indent=1))
+        (folder / MANIFEST).write_text(json.dumps(asdict(_Manifest(_FORMAT, files)), indent=1))
     return Checkpoint(path, state.step)
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring tensors to the CPU in row-major order, which is what safetensors stores."""
-    return {name: value.detach().to("cpu", memory_format=torch.contiguous_format) for name, value in tensors.items()}
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the folder that a run's checkpoint after `step` steps has."""
+    return run / "checkpoints" / f"step-{step}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's folder by its name, None for other names."""
+    match = _NAME.fullmatch(name)
+    return int(match.group(1)) if match else None
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
     """Return the finished checkpoints of a run, oldest first. Their bytes are checked when they are read."""
-    folders = [path.parent for path in (run / "checkpoints").glob(f"step-*/{_MANIFEST}")]
-    named = [(_NAME.fullmatch(folder.name), folder) for folder in folders]
-    checkpoints = [Checkpoint(folder, int(name.group(1))) for name, folder in named if name]
-    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+    return [checkpoint for checkpoint in named_checkpoints(run) if (checkpoint.path / MANIFEST).exists()]
+
+
+def named_checkpoints(run: Path) -> list[Checkpoint]:
+    """Return all that stands under the name of a checkpoint, oldest first; raises RunFailed when that is unreadable."""
+    folder = run / "checkpoints"
+    try:
+        steps = [(step_of(path.name), path) for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunFailed(f"{folder} cannot be read: {error}; without it the run cannot go on") from error
+    return sorted(
+        (Checkpoint(path, step) for step, path in steps if step is not None), key=lambda checkpoint: checkpoint.step
+    )
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
     """Compare a checkpoint's files with its manifest; returns what differs, or None when all is as it was written."""
     try:
-        files = json.loads((checkpoint.path / _MANIFEST).read_bytes())["files"]
-        for name in (_MODEL, _OPTIMIZER, _STATE):
-            if sha256_file(checkpoint.path / name) != files[name]["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _difference(checkpoint)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, SafetensorError, RunFailed) as error:
         return f"{type(error).__name__}: {error}"
-    return None
 
 
-def newest_whole_checkpoint(run: Path, *, speak: bool = True) -> Checkpoint | None:
-    """Return the newest checkpoint whose bytes every rank has verified, or None when there is none.
+def _difference(checkpoint: Checkpoint) -> str | None:
+    for name in (MANIFEST, *FILES):
+        if not (checkpoint.path / name).is_file():
+            return f"{name} is missing"
+    manifest = msgspec.json.decode((checkpoint.path / MANIFEST).read_bytes(), type=_Manifest)
+    if manifest.version != _FORMAT:
+        return f"it is of version {manifest.version}, this Sternum reads version {_FORMAT}"
+    for name in FILES:
+        file, record = checkpoint.path / name, manifest.files.get(name)
+        if record is None:
+            return f"{MANIFEST} says nothing about {name}"
+        if file.stat().st_size != record.size_bytes:
+            return f"{name} has {file.stat().st_size} bytes, {record.size_bytes} were written"
+        if sha256_file(file) != record.sha256:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    for name in (_MODEL, _OPTIMIZER):
+        with safe_open(checkpoint.path / name, framework="pt"):
+            pass  # its header is one
+    step = Checkpoint(checkpoint.path, checkpoint.step).state.step
+    return None if step == checkpoint.step else f"its {_STATE} is of step {step}"
 
-    A damaged one is passed over, with a warning on the rank that may `speak`. Collective: every rank of the run has to
-    call it. Raises UserError on all ranks when they do not see the same checkpoints.
+
+def newest_whole_checkpoint(run: Path, *, speak: bool = True, verify: bool = True) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole on every rank, or None when there is none.
+
+    A damaged one is passed over, with a warning on the rank that may `speak`. Ranks that see one disk need not all
+    read it: those that do not `verify` take over the others' verdict. Collective: every rank of the run has to call
+    it. Raises UserError on all ranks when they do not see the same checkpoints, RunFailed when they cannot look.
     """
-    candidates = find_checkpoints(run)
-    require_same([checkpoint.step for checkpoint in candidates], f"the list of checkpoints in {run}")
+    gather_objects(None)  # nobody looks before all are here: the first rank may have finished a save just now
+    candidates: list[Checkpoint] = []
+    try:
+        candidates = named_checkpoints(run)
+        seen: list[int] | str = [checkpoint.step for checkpoint in candidates]
+    except RunFailed as error:
+        seen = str(error)
+    require_same(seen, f"the list of checkpoints in {run}, which has to lie on a disk that all ranks share,")
+    if isinstance(seen, str):
+        raise RunFailed(seen)
     while candidates:
         checkpoint = candidates.pop()
-        found = {rank: what for rank, what in enumerate(gather_objects(damage(checkpoint))) if what}
+        verdicts = gather_objects(damage(checkpoint) if verify else None)
+        found = {rank: what for rank, what in enumerate(verdicts) if what}
         if not found:
             return checkpoint
         if speak:
-            say(f"warning: {checkpoint.path} is damaged ({found}); falling back to the checkpoint before it")
+            instead = "falling back to the checkpoint before it" if candidates else "none before it is left"
+            say(f"warning: {checkpoint.path} is damaged ({_by_rank(found)}); {instead}")
     return None
+
+
+def _by_rank(found: dict[int, object]) -> str:
+    """Say what ranks found, once when it is one thing."""
+    if len(set(found.values())) == 1:
+        return str(next(iter(found.values())))
+    return "; ".join(f"rank {rank}: {what}" for rank, what in found.items())
 
 
 def load_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         self.name = name
         self.resnet = torchvision.models.get_model(name, weights=None)
         self.feature_size: int = self.resnet.fc.in_features
-        self.resnet.conv1 = _one_channel(self.resnet.conv1)
+        self.resnet.conv1 = _one_channel_stem(self.resnet.conv1)
         self.resnet.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,12 +64,27 @@ class Backbone(nn.Module):
         return features
 
 
-def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
-    """Sum the stem's three input kernels: what it would answer to the same gray image in all three channels."""
+def _one_channel_stem(stem: nn.Conv2d) -> nn.Conv2d:
     single = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)  # type: ignore[arg-type]
     with torch.no_grad():
-        single.weight.copy_(stem.weight.sum(dim=1, keepdim=True))
+        single.weight.copy_(one_channel(stem.weight))
     return single
+
+
+def one_channel(weight: Tensor) -> Tensor:
+    """Turn a stem's weight (out, 3, k, k) into (out, 1, k, k): the sum over the input channels.
+
+    It answers to a gray image as the former does to the same image in all three channels.
+    """
+    return weight.sum(dim=1, keepdim=True)
+
+
+def three_channels(weight: Tensor) -> Tensor:
+    """Turn a stem's weight (out, 1, k, k) into (out, 3, k, k), whose answer to an image is that to its gray mean.
+
+    `one_channel` undoes it; a gray image in all three channels gives the features that it gave in one.
+    """
+    return weight.repeat(1, 3, 1, 1) / 3
 
 
 class ProjectionHead(nn.Module):

@@ -3,16 +3,23 @@
 torch's SyncBatchNorm refuses CPU tensors; `GlobalBatchNorm` is the same layer over gloo, with the same state keys.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_REDUCED: Final = (torch.bfloat16, torch.float16)
+
 
 class _Normalise(torch.autograd.Function):
-    """Normalise by the statistics of all ranks' rows (Ioffe and Szegedy 2015), gradients through the statistics."""
+    """Normalise by the statistics of all ranks' rows (Ioffe and Szegedy 2015), gradients through the statistics.
+
+    A rank without rows takes part in the collectives and adds nothing; at least one rank has rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -54,10 +61,13 @@ def _axes(x: Tensor) -> list[int]:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance over all but the channels, (C,) each, in at least fp32."""
-    if x.dtype == torch.bfloat16:
+    """Return mean and biased variance over all but the channels, (C,) each, in at least fp32; zeros without rows."""
+    if len(x) == 0:
+        zeros = torch.zeros(x.shape[1], dtype=torch.float32 if x.dtype in _REDUCED else x.dtype, device=x.device)
+        return zeros, zeros
+    if x.dtype in _REDUCED:
         # torch's fused kernel reads x once; its error (measured up to 4e-4 of the variance) is below bf16's own
-        # resolution (4e-3), but not fp32's.
+        # resolution (4e-3), about fp16's (5e-4), but not below fp32's.
         unused = torch.zeros(2, x.shape[1])
         mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         return mean, variance
@@ -69,7 +79,7 @@ def _fixed_statistics_backward(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dweight and dbias of batch norm as if its statistics were constants."""
-    if x.dtype == torch.bfloat16:
+    if x.dtype in _REDUCED and len(x) > 0:  # torch 2.15's kernel divides by the number of rows
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
             dy, x, weight, mean, variance, None, None, False, eps, [True, True, True]
         )
@@ -97,6 +107,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             return normalised
         y: Tensor
         y, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        if not self.track_running_stats:
+            return y
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
@@ -104,6 +116,19 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         return y
+
+
+@contextmanager
+def running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Normalise by the batch, as in training, without it entering the running statistics."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def normalise_globally(module: nn.Module, device: torch.device) -> nn.Module:

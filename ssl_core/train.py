@@ -1,79 +1,89 @@
 """The pretraining loop: shards in, a run folder out (Gazda et al. 2021, section III B)."""
 
-import math
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
 
 from infra import config as configuration
-from infra.errors import RunFailed, UserError, require
-from infra.files import locked
+from infra.errors import RunFailed, require
 from infra.log import progress, say
 from infra.metrics import MetricsWriter
-from infra.processes import Ranks, device_of, on_first_rank, process_group, require_same
-from sharding.stream import DataConfig, ShardSet, sample_order
+from infra.processes import Ranks, device_of, on_first_rank, require_same, sum_over_ranks
+from sharding.order import Positions, SampleOrder
+from sharding.stream import DataConfig, ShardSet, read_batch, sample_order
 from ssl_core.batches import Batch, training_batches
-from ssl_core.checkpoint import (
-    CheckpointState,
-    find_checkpoints,
-    load_state,
-    newest_whole_checkpoint,
-    save_checkpoint,
-)
-from ssl_core.engines.ddp import DDPEngine, Precision
-from ssl_core.loss.ntxent import Contrast
+from ssl_core.checkpoint import CheckpointState, load_state
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.consumed import truncate_consumed
+from ssl_core.engines import Engine, EngineConfig, Precision, build_engine
+from ssl_core.loss.ntxent import Contrast, Identities, LossConfig, NonFinite
 from ssl_core.model import ModelConfig, build_encoder
 from ssl_core.optim import OptimConfig, learning_rate_at
+from ssl_core.recent import Recent
+from ssl_core.records import Records
+from ssl_core.resume import newest_checkpoint
+from ssl_core.session import Session, session
+from ssl_core.views.sheet import view_sheet
 from ssl_core.views.spec import ViewSpec
 
-
-@dataclass(frozen=True)
-class LossConfig:
-    """NT-Xent.
-
-    Args:
-        temperature: tau of equation 4; the paper's is 0.5
-    """
-
-    temperature: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(self.temperature > 0, f"loss.temperature={self.temperature} must be positive; the paper uses 0.5")
+_SHOWN: Final = 6  # samples on TensorBoard's sheet of views
+_CURE: Final = (
+    "start again in a new run folder with a lower optim.learning_rate, engine.max_gradient_norm=1 or "
+    "train.precision=fp32"
+)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The length of the run and what it leaves behind.
+    """The length of the run, what it leaves behind, and when it gives up.
 
     Args:
         epochs: passes over the selected samples; the paper's is 100
-        precision: bf16 (autocast; weights, batch statistics and loss stay fp32) or fp32
+        precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32) or fp32
+        micro_batch: samples that a rank takes through the encoder at once; all of its share where none is given.
+            With fewer, gradients stay those of the whole global batch (gradient caching), at the cost of a second
+            forward pass, and batch norm sees the micro-batches of all ranks
         checkpoint_every_epochs: a checkpoint at the end of every so many epochs, and of the run
+        checkpoint_every_steps: and one after every so many steps, for machines that may be taken away
         log_every_steps: steps between two lines of metrics, which are means over these steps
+        log_samples: write which samples each step consumed to samples/
         max_steps: stop for now after this many steps in all, with a checkpoint; the next start goes on
+        world_size: processes that must have come; any number where none is given
+        timeout_s: seconds after which a process that does not answer the others counts as lost
+        skips: most steps in a row that are left out because their loss or gradient is not finite; in fp16 a few are at
+            the start, until the scale of the loss fits
+        rollbacks: most returns to the last checkpoint after that, before the run is given up
     """
 
     epochs: int = 100
     precision: Precision = "bf16"
+    micro_batch: int | None = None
     checkpoint_every_epochs: int = 1
+    checkpoint_every_steps: int | None = None
     log_every_steps: int = 10
+    log_samples: bool = False
     max_steps: int | None = None
+    world_size: int | None = None
+    timeout_s: float = 600.0
+    skips: int = 8
+    rollbacks: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "checkpoint_every_epochs", "log_every_steps"):
+        counts = ("epochs", "micro_batch", "log_every_steps", "max_steps", "world_size")
+        for name in (*counts, "checkpoint_every_epochs", "checkpoint_every_steps"):
             value = getattr(self, name)
-            require(value >= 1, f"train.{name}={value} must be at least 1")
-        require(self.max_steps is None or self.max_steps >= 1, f"train.max_steps={self.max_steps} must be at least 1")
+            require(value is None or value >= 1, f"train.{name}={value} must be at least 1")
+        for name in ("skips", "rollbacks"):
+            require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} must not be negative; try 2")
+        require(self.timeout_s > 0, f"train.timeout_s={self.timeout_s} must be positive; try 600")
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,9 @@ class PretrainConfig:
         model: the backbone and the projection head
         loss: the contrastive loss
         optim: the optimiser
-        train: length, precision, checkpoints
+        train: length, logs, and when to give up
+        engine: how a step is computed on all processes
+        checkpoints: how often the run is saved and what is kept
         seed: determines initial weights, sample order and views
         executor: what decodes and augments: dali, torchvision, or auto (DALI where it is installed)
     """
@@ -99,6 +111,8 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     executor: Literal["auto", "dali", "torchvision"] = "auto"
 
@@ -110,196 +124,234 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     """Pretrain, or go on with, the run in `config.run_folder`; the same call on every rank.
 
     Raises UserError for a configuration that does not fit the data, the machine or the run that is already there,
-    and RunFailed when the loss is no longer finite.
+    and RunFailed when the data or the training cannot go on.
     """
     # What is wrong with data or machine shows before anything is written.
     device = device_of(ranks)
-    shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent)
+    shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(ranks.world)
-    with ExitStack() as stack:
-        stack.enter_context(process_group(ranks, device))
-        require_same(configuration.to_yaml(config), "the configuration")
+    with session(config, ranks, device) as run:
         require_same(shards.identity, "the content of data.shards")
-        on_first_rank(ranks, lambda: stack.enter_context(locked(config.run_folder, "pretraining")))
-        on_first_rank(ranks, lambda: _refuse_another_configuration(config))
+        failed_at, rollbacks = -1, 0
+        while True:
+            try:
+                return _train(config, run, shards, order, device)
+            except _Diverged as error:
+                # What a passing fault has done, training again from the checkpoint undoes; a lasting one comes back.
+                rollbacks = rollbacks + 1 if run.step <= failed_at else 1
+                failed_at = run.step
+                if rollbacks > config.train.rollbacks:
+                    raise RunFailed(f"{error} again after train.rollbacks={config.train.rollbacks}; {_CURE}") from error
+                if ranks.is_first:
+                    say(f"warning: {error}; going back to the last checkpoint")
 
-        # What is learned, and how far.
-        engine = DDPEngine(
-            build_encoder(config.model, config.seed),
-            config.optim,
-            config.loss.temperature,
-            config.train.precision,
-            device,
+
+class _Diverged(Exception):
+    """More steps in a row than allowed had no finite loss or gradient."""
+
+
+def _train(config: PretrainConfig, run: Session, shards: ShardSet, order: SampleOrder, device: torch.device) -> None:
+    """Train from the newest checkpoint on: to the end of the run, of what this start was asked for, or to a signal."""
+    # What is learned, from where, and how far.
+    ranks, train, global_batch = run.ranks, config.train, config.data.global_batch
+    total_steps = order.first_step_after_epoch(train.epochs - 1)
+    last_step = min(total_steps, train.max_steps or total_steps)
+    learning_rate_at(config.optim, 0, total_steps, global_batch)  # a warm-up beyond the end shows now
+    engine = _engine(config, ranks, device)
+    state = _resume(config, engine, shards, ranks)
+    run.step = first_step = state.step
+    require(
+        first_step <= last_step,
+        f"the run in {config.run_folder} is at step {first_step} already, beyond step {last_step} where "
+        "train.epochs and train.max_steps end it; raise them, or choose another run folder",
+    )
+    on_first_rank(ranks, lambda: _start_writing(config, first_step))
+
+    with ExitStack() as stack:
+        records = stack.enter_context(_records(config, first_step, ranks, engine))
+        records.say(
+            f"pretraining {config.model.backbone} on {shards.samples} samples, {train.epochs} epochs, "
+            f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
         )
-        total_steps = order.first_step_after_epoch(config.train.epochs - 1)
-        last_step = min(total_steps, config.train.max_steps or total_steps)
-        first_step = _resume(config.run_folder, engine, shards.identity, ranks)
-        require(
-            first_step <= last_step,
-            f"the run in {config.run_folder} is at step {first_step} already, beyond step {last_step} where "
-            "train.epochs and train.max_steps end it; raise them, or choose another run folder",
+        if records.metrics:
+            _show_views(config, shards, order.batch(first_step), records.metrics)
+        batches = training_batches(
+            shards,
+            order,
+            config.views,
+            seed=config.seed,
+            first_step=first_step,
+            rank=ranks.rank,
+            world=ranks.world,
+            local_world=ranks.local_world,
+            kind=config.executor,
+            device=device,
+            threads=ranks.cpus,
         )
-        on_first_rank(ranks, lambda: _start_writing(config))
-        if ranks.is_first:
-            _warn_of_aliasing(shards, config.views.size_px)
-            say(
-                f"pretraining {config.model.backbone} on {shards.samples} samples, {config.train.epochs} epochs, "
-                f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
-            )
+        stack.enter_context(closing(batches))
+        recent = Recent(global_batch, shards.stats())
+        skipped = 0  # steps in a row
 
         # The loop.
-        batches = stack.enter_context(
-            closing(
-                training_batches(
-                    shards,
-                    order,
-                    config.views,
-                    seed=config.seed,
-                    first_step=first_step,
-                    rank=ranks.rank,
-                    world=ranks.world,
-                    kind=config.executor,
-                    device=device,
-                    threads=ranks.cpus,
-                )
-            )
-        )
-        metrics = stack.enter_context(MetricsWriter(config.run_folder, first_step)) if ranks.is_first else None
-        recent = _Recent(config.data.global_batch)
-        saved_epoch = order.epoch_of(first_step)
         for batch in _with_bar(islice(batches, last_step - first_step), last_step - first_step, ranks):
-            rate = learning_rate_at(config.optim, batch.step, total_steps)
-            contrast = engine.step(batch.views, rate)
-            recent.add(contrast, batch.wait_s)
-            done = batch.step + 1  # steps
-            epoch = done * config.data.global_batch / shards.samples
-            epochs_done = order.epoch_of(done)
-            every = config.train.checkpoint_every_epochs
-            checkpoint_due = epochs_done // every > saved_epoch // every or done == last_step
+            began_s = time.perf_counter()
+            rate = learning_rate_at(config.optim, batch.step, total_steps, global_batch)
+            contrast = _learn(engine, batch, rate)
+            recent.add(contrast, batch.wait_s, time.perf_counter() - began_s)
+            records.consume(batch)
 
-            if checkpoint_due or done % config.train.log_every_steps == 0:
-                values = recent.means()
-                if not math.isfinite(values["loss"]):
-                    raise RunFailed(
-                        f"the loss is {values['loss']} at step {done}; start again in a new run folder with an "
-                        f"optim.learning_rate below {config.optim.learning_rate}, or with train.precision=fp32"
-                    )
-                if metrics:
-                    metrics.write(done, {"epoch": epoch, "optim/learning_rate": rate, **values})
+            # What all ranks have to know of each other before any goes on.
+            stops, masked = sum_over_ranks(run.stop.name is not None, int((~batch.valid).sum()))
+            before, state = state, _advance(state, order, batch.step + 1, masked)
+            run.step = state.step
+            _require_few_masked(config.data, state, shards)
+            skipped = 0 if contrast else skipped + 1
+            if skipped > train.skips:
+                raise _Diverged(f"{skipped} steps in a row up to step {run.step} had no finite loss and gradient")
 
-            if checkpoint_due:
-                saved_epoch = epochs_done
-                if ranks.is_first:
-                    state = CheckpointState(
-                        step=done,
-                        epoch=round(epoch, 6),
-                        backbone=config.model.backbone,
-                        data_identity=shards.identity,
-                        pixel_mean=shards.pixel_mean,
-                        pixel_std=shards.pixel_std,
-                        world_size=ranks.world,
-                        sternum_version=version("sternum"),
-                        torch_version=torch.__version__,
-                    )
-                    save_checkpoint(config.run_folder, state, engine.model_state(), engine.optimizer_state())
-                    say(f"epoch {epoch:6.2f}  step {done:6d}  {recent.summary}  checkpoint saved")
-        if ranks.is_first:
-            say(f"pretraining is at step {last_step} of {total_steps} in {config.run_folder}")
+            last = stops > 0 or run.step == last_step
+            save = last or _checkpoint_due(train, before, state)
+            if save or run.step % train.log_every_steps == 0:
+                values = recent.means(shards.stats())
+                values |= {"data/samples_masked": state.samples_masked, "train/steps_skipped": skipped}
+                records.write(run.step, {"epoch": state.epoch, "optim/learning_rate": rate, **values})
+            if save:
+                (records.save_last if last else records.save)(state, engine.model_state(), engine.optimizer_state())
+                records.say(f"epoch {state.epoch:6.2f}  step {run.step:6d}  {recent.summary}  checkpoint")
+            if stops:
+                break
+
+    if run.step < last_step:
+        run.ends(
+            "preempted", f"{run.stop.name or 'a signal to another rank'} at step {run.step}; the same command goes on"
+        )
+    else:
+        run.ends("finished" if run.step == total_steps else "paused", f"step {run.step} of {total_steps}")
+    records.say(f"pretraining is at step {run.step} of {total_steps} in {config.run_folder}")
 
 
-# What may change between two starts of one run: its length and how it is executed, not what it computes. Where the
-# shards lie is free, since their content is compared; the length is not under a schedule that depends on it.
-_FREE_TO_CHANGE = re.compile(
-    r"run_folder|executor|data\.shards|train\.(max_steps|checkpoint_every_epochs|log_every_steps)"
-)
+def _engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engine:
+    """Return the engine with the untrained encoder."""
+    local_batch = config.data.global_batch // ranks.world
+    return build_engine(
+        config.engine,
+        build_encoder(config.model, config.seed),
+        optim=config.optim,
+        loss=config.loss,
+        precision=config.train.precision,
+        device=device,
+        micro_batches=-(-local_batch // (config.train.micro_batch or local_batch)),
+        global_batch=config.data.global_batch,
+    )
 
 
-def _refuse_another_configuration(config: PretrainConfig) -> None:
-    """Refuse to go on with a run that computes something else; one without a checkpoint may still be changed."""
-    path = config.run_folder / "config.yaml"
-    if not path.exists() or not find_checkpoints(config.run_folder):
-        return
-    before = _flat(asdict(configuration.load(PretrainConfig, path)))
-    for key, value in _flat(asdict(config)).items():
-        free = _FREE_TO_CHANGE.fullmatch(key) or (key, config.optim.schedule) == ("train.epochs", "constant")
-        if value != before[key] and not free:
-            raise UserError(
-                f"{key}={value} differs from {before[key]} of the run in {config.run_folder}; "
-                f"take {key}={before[key]} to resume it, or another run folder"
-            )
+def _records(config: PretrainConfig, first_step: int, ranks: Ranks, engine: Engine) -> Records:
+    model_bytes = sum(tensor.nbytes for tensor in engine.model_state().values())
+    return Records(
+        config.run_folder,
+        first_step,
+        ranks,
+        engine.device,
+        config.checkpoints,
+        checkpoint_bytes=3 * model_bytes,  # the optimisers keep up to two numbers a weight
+        log_samples=config.train.log_samples,
+    )
 
 
-def _start_writing(config: PretrainConfig) -> None:
-    """Write the configuration, and remove what a killed process may have left of a checkpoint."""
+def _learn(engine: Engine, batch: Batch, rate: float) -> Contrast | None:
+    """Make one step; returns None, with nothing changed, when its loss or gradient is not finite, on all ranks."""
+    whole = torch.from_numpy(batch.valid)
+    views = batch.views
+    if not whole.all():  # what was masked takes no part: not in the loss, not in batch norm
+        views = [view[whole.to(view.device)] for view in views]
+    rows = batch.rows[batch.valid]
+    ids = (torch.from_numpy(rows[name].astype(np.int64)) for name in Identities._fields)
+    try:
+        contrast = engine.backward(views, Identities(*(values.to(engine.device) for values in ids)))
+    except NonFinite:
+        return None
+    return contrast if engine.update(rate) else None
+
+
+def _resume(config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks) -> CheckpointState:
+    """Load the newest whole checkpoint of the run, if it has one; returns where the run stands."""
+    checkpoint = newest_checkpoint(config.run_folder, config.checkpoints.mirror, shards.identity, ranks)
+    begun = CheckpointState(
+        step=0,
+        epoch=0.0,
+        backbone=config.model.backbone,
+        data_identity=shards.identity,
+        pixel_mean=shards.pixel_mean,
+        pixel_std=shards.pixel_std,
+        world_size=ranks.world,
+        sternum_version=version("sternum"),
+        torch_version=torch.__version__,
+        global_batch=config.data.global_batch,
+        seed=config.seed,
+        lanes=config.data.lanes,
+    )
+    if checkpoint is None:
+        return begun
+    engine.load(*load_state(checkpoint))
+    reached = checkpoint.state
+    return replace(
+        begun,
+        step=reached.step,
+        epoch=reached.epoch,
+        samples_masked=reached.samples_masked,
+        masked_in_epoch=reached.masked_in_epoch,
+    )
+
+
+def _advance(state: CheckpointState, order: SampleOrder, step: int, masked: int) -> CheckpointState:
+    """Return where the run stands after `step` steps, the last of which masked so many samples."""
+    same_epoch = order.epoch_of(step - 1) == order.epoch_of(state.step - 1) if state.step else True
+    return replace(
+        state,
+        step=step,
+        epoch=round(step * order.global_batch / order.samples, 6),
+        samples_masked=state.samples_masked + masked,
+        masked_in_epoch=state.masked_in_epoch * same_epoch + masked,
+    )
+
+
+def _require_few_masked(data: DataConfig, state: CheckpointState, shards: ShardSet) -> None:
+    allowed = int(data.max_masked_percent / 100 * shards.samples)
+    if state.masked_in_epoch > allowed:
+        raise RunFailed(
+            f"{state.masked_in_epoch} samples of this epoch were damaged by step {state.step}, more than the {allowed} "
+            f"that data.max_masked_percent={data.max_masked_percent} allows; see which: sternum verify"
+        )
+
+
+def _checkpoint_due(train: TrainConfig, before: CheckpointState, now: CheckpointState) -> bool:
+    every = train.checkpoint_every_epochs
+    if int(now.epoch) // every > int(before.epoch) // every:
+        return True
+    return train.checkpoint_every_steps is not None and now.step % train.checkpoint_every_steps == 0
+
+
+def _start_writing(config: PretrainConfig, first_step: int) -> None:
+    """Write the configuration, and drop from the logs what was done after the checkpoint that is gone on from."""
     configuration.save(config, config.run_folder / "config.yaml")
-    for remains in (config.run_folder / "checkpoints").glob(".step-*.partial-*"):
-        shutil.rmtree(remains, ignore_errors=True)
+    truncate_consumed(config.run_folder, first_step)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _warn_of_aliasing(shards: ShardSet, size_px: int) -> None:
-    """Say so when images are reduced so far that their fine texture turns into noise: views are not antialiased."""
+def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, metrics: MetricsWriter) -> None:
+    """Put a few samples beside their views into TensorBoard; warn when views, which are not antialiased, will alias."""
+    some = Positions(*(values[:: max(1, len(values) // _SHOWN)][:_SHOWN] for values in first))
+    batch = read_batch(shards, 0, some, mask=True)
+    sheet = view_sheet(batch, config.views, seed=config.seed, kind=config.executor)
+    metrics.events.add_image("views", sheet, dataformats="HWC")
     rows = shards.index(0)
     shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
-    if shorter_side_px > 2 * size_px:
+    if shorter_side_px > 2 * config.views.size_px:
         say(
-            f"warning: the images' shorter side is {shorter_side_px} px, more than twice views.size_px={size_px}, so "
-            f"views alias; pack with --shorter_side_px={size_px * 3 // 2}"
+            f"warning: the images' shorter side is {shorter_side_px} px, more than twice views.size_px="
+            f"{config.views.size_px}, so views alias; pack with --shorter_side_px={config.views.size_px * 3 // 2}"
         )
-
-
-def _resume(run: Path, engine: DDPEngine, data_identity: str, ranks: Ranks) -> int:
-    """Load the newest whole checkpoint of the run, if it has one; returns the step to go on with."""
-    checkpoint = newest_whole_checkpoint(run, speak=ranks.is_first)
-    if checkpoint is None:
-        return 0
-    if checkpoint.state.data_identity != data_identity:
-        raise UserError(
-            f"data.shards hold other bytes than those that the run in {run} was trained on; "
-            "name the same shards to resume it, or another run folder"
-        )
-    engine.load(*load_state(checkpoint))
-    return checkpoint.step
 
 
 def _with_bar(batches: Iterator[Batch], steps: int, ranks: Ranks) -> Iterator[Batch]:
     return progress(batches, "pretraining", total=steps, unit="step") if ranks.is_first else batches
-
-
-class _Recent:
-    """Means over the steps since they were last asked for; the loss stays on its device until then."""
-
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch = global_batch
-        self.summary = ""
-        self._start()
-
-    def _start(self) -> None:
-        self._contrasts: list[Contrast] = []
-        self._wait_s = 0.0
-        self._since = time.monotonic()
-
-    def add(self, contrast: Contrast, wait_s: float) -> None:
-        self._contrasts.append(contrast)
-        self._wait_s += wait_s
-
-    def means(self) -> dict[str, float]:
-        loss, top1 = torch.stack([torch.stack(list(contrast)) for contrast in self._contrasts]).mean(0).tolist()
-        elapsed_s = time.monotonic() - self._since
-        images_per_s = len(self._contrasts) * self._global_batch / elapsed_s
-        values = {
-            "loss": loss,
-            "contrast/top1": top1,
-            "speed/images_per_s": images_per_s,
-            "speed/data_wait_share": self._wait_s / elapsed_s,
-        }
-        self.summary = f"loss {loss:.4f}  top-1 {top1:.3f}  {images_per_s:.0f} images/s"
-        self._start()
-        return values

@@ -1,20 +1,19 @@
 """One optimisation step on all ranks with PyTorch's DistributedDataParallel."""
 
-from collections.abc import Sequence
+from contextlib import nullcontext
 from inspect import signature
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.processes import world_size
-from ssl_core.loss.ntxent import Contrast, nt_xent
+from ssl_core.engines.engine import EngineConfig, Precision
+from ssl_core.engines.replica import Replica
+from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model import Encoder
-from ssl_core.norm import normalise_globally
-from ssl_core.optim import OptimConfig, build_optimizer
-
-Precision = Literal["bf16", "fp32"]
+from ssl_core.optim import OptimConfig
 
 # Batch norm sees the global batch, so its buffers are equal on all ranks without broadcasting them at every step;
 # torch 2.15 renamed the switch.
@@ -25,64 +24,47 @@ _KEEP_BUFFERS: Final[dict[str, Any]] = (
 )
 
 
-class DDPEngine:
-    """The encoder and its optimiser on this rank's device, stepped in unison with those of the other ranks.
-
-    A step contrasts the projections of all ranks and normalises over the images of all ranks, so that it is the step
-    that one process would make with the whole global batch.
-    """
+class DDPEngine(Replica):
+    """Each rank holds everything; gradients are averaged while the last micro-batch's are computed."""
 
     def __init__(
-        self, encoder: Encoder, optim: OptimConfig, temperature: float, precision: Precision, device: torch.device
+        self,
+        config: EngineConfig,
+        encoder: Encoder,
+        optim: OptimConfig,
+        loss: LossConfig,
+        precision: Precision,
+        device: torch.device,
+        micro_batches: int,
     ) -> None:
-        self.device = device
-        self.encoder = normalise_globally(encoder, device).to(device).to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(optim, self.encoder)
-        self._temperature = temperature
-        self._autocast_dtype = torch.bfloat16 if precision == "bf16" else None
-        self._parallel: nn.Module = self.encoder
+        super().__init__(config, encoder, optim, loss, precision, device, micro_batches)
+        self.encoder.to(memory_format=torch.channels_last)
+        self._parallel: DistributedDataParallel | None = None
         if world_size() > 1:
-            self._parallel = DistributedDataParallel(self.encoder, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
+            self._parallel = DistributedDataParallel(self.module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
 
-    def step(self, views: Sequence[Tensor], learning_rate: float) -> Contrast:
-        """Make one optimisation step with this rank's share of the global batch.
+    def project(self, images: Tensor, *, last: bool) -> Tensor:
+        """As `Projector`."""
+        if self._parallel is None:
+            projections: Tensor = self.module(images)
+            return projections
+        with nullcontext() if last else self._parallel.no_sync():
+            projections = self._parallel(images)
+            return projections
 
-        views: the two views, (n, 1, H, W) each. Returns the global loss before the step.
-        """
-        images = torch.cat(list(views)).to(self.device, memory_format=torch.channels_last)  # (2n, 1, H, W)
-        self._parallel.train()
-        with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
-            first, second = self._parallel(images).chunk(2)
-        contrast = nt_xent(first, second, self._temperature)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def backpropagate(self, value: Tensor, *, last: bool) -> None:
+        """As `Projector`: whether DDP averages, it has learned in `project`."""
+        (value * self._scale.value if self._scale else value).backward()  # type: ignore[no-untyped-call]
+
+    def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
+        assert parameter.grad is not None, "the loss depends on every parameter"
+        return parameter.grad
+
+    def _step(self) -> bool:
+        finite = self._finish_gradients()
+        if finite:
+            self.optimizer.step()
+        return finite
+
+    def _drop_gradients(self) -> None:
         self.optimizer.zero_grad()
-        contrast.loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return Contrast(contrast.loss.detach(), contrast.top1)
-
-    def model_state(self) -> dict[str, Tensor]:
-        """Return parameters and buffers by the names that `Encoder` gives them."""
-        state: dict[str, Tensor] = self.encoder.state_dict()
-        return state
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Return Adam's moments and step counts as `PARAMETER/exp_avg` and so on, free of torch's numbering."""
-        state = self.optimizer.state
-        return {
-            f"{name}/{kind}": value
-            for name, parameter in self.encoder.named_parameters()
-            for kind, value in state[parameter].items()
-        }
-
-    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-        """Take over what `model_state` and `optimizer_state` returned, at any world size."""
-        self.encoder.load_state_dict(model)
-        for name, parameter in self.encoder.named_parameters():
-            prefix = f"{name}/"
-            moments = {key.removeprefix(prefix): value for key, value in optimizer.items() if key.startswith(prefix)}
-            # Adam keeps its moments in the parameter's memory format and its step count on the CPU or with them.
-            self.optimizer.state[parameter] = {
-                kind: value.to(parameter) if value.dim() == 0 else torch.empty_like(parameter).copy_(value)
-                for kind, value in moments.items()
-            }

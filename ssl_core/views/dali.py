@@ -2,9 +2,15 @@
 
 Nothing random and no position is kept in DALI: bytes and parameters are fed in, pixels come out, bit for bit the
 same at every batch size and thread count. With a GPU, decoding is `mixed` and all after it is on the GPU.
+
+An image that DALI cannot decode ends its pipeline, and with it the batches in the making. They are kept until they
+have come out, so that they can be made again, by a new pipeline, without the images that are at fault.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -14,105 +20,151 @@ from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
 from infra.errors import RunFailed
-from ssl_core.views.spec import ViewParameters
+from sharding.stream import BLANK
+from ssl_core.views.declared import flaw
+from ssl_core.views.task import Made, ViewInputs, ViewTask, blank_out, first_line, until_failure
 
-_IN_FLIGHT: Final = 2
+_IN_FLIGHT: Final = 3  # the batch that is used and two in the making
 # A Gaussian this narrow is exactly the identity (its outer taps underflow to 0): one blur for all samples takes as
 # long as a blur for some (conditional execution) or less, and gives the same bits.
 _NO_BLUR_PX: Final = 1e-3
 
 
+@dataclass
+class _Prepared:
+    """A batch laid out as DALI's inputs, BLANK for each image that is not to be decoded.
+
+    parameters: matrix, sigma, gain and offset of each view, one after the other.
+    """
+
+    encoded: list[npt.NDArray[np.uint8]]
+    parameters: list[npt.NDArray[np.float32]]
+    decoded: npt.NDArray[np.bool_]
+    reasons: dict[int, str]
+
+    def leave_out(self, place: int, reason: str | None) -> None:
+        self.encoded[place] = BLANK
+        self.decoded[place] = False
+        if reason is not None:
+            self.reasons[place] = reason
+
+
 class DaliExecutor:
-    """Runs on the CPU, or on one GPU when `device` is one."""
+    """Runs on the CPU, or on one GPU when the task's device is one."""
 
-    def __init__(
-        self,
-        size_px: int,
-        views_count: int,
-        mean: float,
-        std: float,
-        device: torch.device,
-        threads: int,
-        max_batch: int,
-    ) -> None:
-        self.size_px, self.views_count, self.mean, self.std = size_px, views_count, mean, std
-        self.device, self.threads, self.max_batch = device, threads, max_batch
+    def __init__(self, task: ViewTask) -> None:
+        self.task = task
 
-    def run(
-        self, batches: Iterator[tuple[list[npt.NDArray[np.uint8]], Sequence[ViewParameters]]]
-    ) -> Generator[list[torch.Tensor], None, None]:
-        """Yield one tensor (n, 1, size, size) a view for each batch; two batches are in the making meanwhile.
+    def run(self, batches: Iterator[ViewInputs]) -> Generator[Made, None, None]:
+        """Yield each batch while two more are in the making; see `ViewExecutor.run`.
 
-        What `batches` raises is raised here, after the batches before it. Raises RunFailed when DALI cannot decode.
+        Raises RunFailed when DALI fails for another reason than an image.
         """
-        failures: list[BaseException] = []
-        pipeline = self._build(self._inputs(batches, failures))
-        while (outputs := self._next(pipeline)) is not None:
+        failures: list[Exception] = []  # of `batches`, kept until the batches in flight have come out
+        prepared = map(self._prepare, until_failure(batches, failures))
+        in_flight: deque[_Prepared] = deque()  # what DALI has taken and not yet given back, in order
+        pipeline = self._build(_feed(prepared, in_flight))
+        while True:
+            try:
+                outputs = pipeline.run(self._stream())
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                redone = list(in_flight)
+                in_flight.clear()
+                self._leave_out_undecodable(redone, error)
+                pipeline = self._build(_feed(chain(redone, prepared), in_flight))
+                continue
+            batch = in_flight.popleft()
             # the tensors share DALI's memory, which DALI keeps for as long as they live
-            yield [from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
+            views = [from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
+            yield Made(blank_out(views, batch.decoded), batch.decoded, batch.reasons)
         if failures:
             raise failures[0]
 
-    def _next(self, pipeline: Any) -> Any:
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        try:
-            return pipeline.run(stream)
-        except StopIteration:
-            return None
-        except RuntimeError as error:
-            raise RunFailed(f"DALI could not make the views of a batch: {_first_line(error)}") from error
+    def _stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.current_stream(self.task.device) if self.task.device.type == "cuda" else None
 
-    def _inputs(
-        self,
-        batches: Iterator[tuple[list[npt.NDArray[np.uint8]], Sequence[ViewParameters]]],
-        failures: list[BaseException],
-    ) -> Iterator[tuple[Any, ...]]:
-        """Lay a batch out as DALI's inputs: the encoded images, then matrix, sigma, gain and offset of each view."""
+    def _prepare(self, batch: ViewInputs) -> _Prepared:
+        parameters: list[npt.NDArray[np.float32]] = []
+        for view in batch.views:
+            sigma = np.maximum(view.blur_sigma_px, np.float32(_NO_BLUR_PX))
+            gain, offset = view.gain_and_offset(self.task.mean, self.task.std)
+            parameters += [np.ascontiguousarray(values) for values in (view.matrix, sigma, gain, offset)]
+        encoded = [BLANK if image is None else image for image in batch.encoded]
+        prepared = _Prepared(encoded, parameters, np.ones(len(encoded), np.bool_), {})
+        sizes = zip(batch.rows["height"].tolist(), batch.rows["width"].tolist(), strict=True)
+        for place, (image, (height, width)) in enumerate(zip(batch.encoded, sizes, strict=True)):
+            reason = None if image is None else flaw(image, height, width)
+            if image is None or reason is not None:
+                prepared.leave_out(place, reason)
+        return prepared
+
+    def _leave_out_undecodable(self, batches: Iterable[_Prepared], error: RuntimeError) -> None:
+        """Decode the images of these batches one by one and leave out those that fail; raises RunFailed if none is."""
+        found = 0
+        if self._decode_alone(BLANK) is None:  # else it is the machine that fails, and no image
+            for batch in batches:
+                for place in np.flatnonzero(batch.decoded).tolist():
+                    reason = self._decode_alone(batch.encoded[place])
+                    if reason is not None:
+                        batch.leave_out(place, reason)
+                        found += 1
+        if not found:
+            raise RunFailed(f"DALI could not make the views of a batch: {_what_failed(error)}") from error
+
+    def _decode_alone(self, encoded: npt.NDArray[np.uint8]) -> str | None:
+        """Return why DALI does not decode an image, or None when it does."""
+        pipeline = self._pipeline(max_batch=1, threads=1)
+        with pipeline:
+            images = fn.external_source(source=[[encoded]], batch=True, dtype=types.UINT8, ndim=1)
+            pipeline.set_outputs(self._decoded(images))
         try:
-            for encoded, views in batches:
-                inputs: list[Any] = [encoded]
-                for view in views:
-                    sigma = np.maximum(view.blur_sigma_px, np.float32(_NO_BLUR_PX))
-                    gain, offset = view.gain_and_offset(self.mean, self.std)
-                    inputs += [np.ascontiguousarray(values) for values in (view.matrix, sigma, gain, offset)]
-                yield tuple(inputs)
-        except Exception as error:  # kept until the batches in flight have come out
-            failures.append(error)
+            pipeline.run(self._stream())
+        except RuntimeError as error:
+            return _what_failed(error).replace(" sample #0 :", "")  # its place in a batch of one says nothing
+        return None
 
     def _build(self, source: Iterator[tuple[Any, ...]]) -> Any:
-        on_gpu = self.device.type == "cuda"
-        pipeline = Pipeline(
-            batch_size=self.max_batch,
-            num_threads=self.threads,
-            device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=_IN_FLIGHT,
-            exec_dynamic=True,
-        )
+        views_count = self.task.views_count
+        pipeline = self._pipeline(self.task.max_batch, self.task.threads)
         with pipeline:
             encoded, *parameters = fn.external_source(
                 source=source,
-                num_outputs=1 + 4 * self.views_count,
+                num_outputs=1 + 4 * views_count,
                 batch=True,
-                dtype=[types.UINT8] + [types.FLOAT] * (4 * self.views_count),
-                ndim=[1] + [2, 0, 0, 0] * self.views_count,
+                dtype=[types.UINT8] + [types.FLOAT] * (4 * views_count),
+                ndim=[1] + [2, 0, 0, 0] * views_count,
             )
-            images = fn.decoders.image(
-                encoded,
-                device="mixed" if on_gpu else "cpu",
-                output_type=types.GRAY,  # ANY_DATA crashes DALI 2.4 on gray JPEGs
-                adjust_orientation=False,
-            )
-            views = [self._view(images, *parameters[4 * i : 4 * i + 4]) for i in range(self.views_count)]
-            pipeline.set_outputs(*views)
+            images = self._decoded(encoded)
+            pipeline.set_outputs(*(self._view(images, *parameters[4 * i : 4 * i + 4]) for i in range(views_count)))
         pipeline.build()
         return pipeline
+
+    def _pipeline(self, max_batch: int, threads: int) -> Any:
+        device = self.task.device
+        return Pipeline(
+            batch_size=max_batch,
+            num_threads=threads,
+            device_id=(device.index or 0) if device.type == "cuda" else None,
+            prefetch_queue_depth=_IN_FLIGHT,
+            exec_dynamic=True,
+        )
+
+    def _decoded(self, encoded: Any) -> Any:
+        return fn.decoders.image(
+            encoded,
+            device="mixed" if self.task.device.type == "cuda" else "cpu",
+            output_type=types.GRAY,  # ANY_DATA crashes DALI 2.4 on gray JPEGs
+            adjust_orientation=False,
+        )
 
     def _view(self, images: Any, matrix: Any, sigma: Any, gain: Any, offset: Any) -> Any:
         warped = fn.warp_affine(
             images,
             matrix=matrix,
             inverse_map=True,  # the matrix leads from the view to the image
-            size=[self.size_px, self.size_px],
+            size=[self.task.size_px, self.task.size_px],
             interp_type=types.INTERP_LINEAR,
             dtype=types.FLOAT,  # faster than UINT8 here, and nothing is rounded
         )
@@ -120,7 +172,14 @@ class DaliExecutor:
         return fn.brightness_contrast(blurred, brightness=gain, brightness_shift=offset, dtype=types.FLOAT)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("Error")]
-    return (named or lines or [type(error).__name__])[0]
+def _feed(prepared: Iterable[_Prepared], in_flight: deque[_Prepared]) -> Iterator[tuple[Any, ...]]:
+    """Hand batches to DALI, noting which."""
+    for batch in prepared:
+        in_flight.append(batch)
+        yield (batch.encoded, *batch.parameters)
+
+
+def _what_failed(error: RuntimeError) -> str:
+    """Take the one line that says it out of DALI's message: the one behind `encountered:`, where there is one."""
+    _, marker, rest = str(error).partition("encountered:")
+    return first_line(RuntimeError(rest)) if marker and rest.strip() else first_line(error)

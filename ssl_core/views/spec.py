@@ -101,9 +101,40 @@ class ViewParameters(NamedTuple):
         return gain.astype(np.float32), offset.astype(np.float32)
 
 
-def draw_views(
+class DrawnView(NamedTuple):
+    """One view of each of N images, as it was drawn; every field (N,).
+
+    centre_x, centre_y, crop_w, crop_h: the crop, in pixels of the image, not rounded.
+    mirrored: whether it is flipped horizontally.
+    degrees: how far the image is turned counter-clockwise, after the flip.
+    blur_sigma_px: in pixels of the view, 0 for no blur.
+    brightness, contrast: factors.
+    """
+
+    centre_x: Float64
+    centre_y: Float64
+    crop_w: Float64
+    crop_h: Float64
+    mirrored: npt.NDArray[np.bool_]
+    degrees: Float64
+    blur_sigma_px: Float64
+    brightness: Float64
+    contrast: Float64
+
+    def parameters(self, size_px: int) -> ViewParameters:
+        """Compose what an executor carries out."""
+        mirror = np.where(self.mirrored, -1.0, 1.0)
+        return ViewParameters(
+            _matrix(size_px, self.centre_x, self.centre_y, self.crop_w, self.crop_h, mirror, self.degrees),
+            self.blur_sigma_px.astype(np.float32),
+            self.brightness.astype(np.float32),
+            self.contrast.astype(np.float32),
+        )
+
+
+def draw(
     spec: ViewSpec, seed: int, rows: npt.NDArray[np.void], epochs: npt.NDArray[np.int64]
-) -> tuple[ViewParameters, ViewParameters]:
+) -> tuple[DrawnView, DrawnView]:
     """Draw the two views of N samples, keyed by (seed, epoch, sample, view): the same wherever they are asked for.
 
     rows: (N,) INDEX_ROW. epochs: (N,).
@@ -112,22 +143,30 @@ def draw_views(
     return first, second
 
 
+def draw_views(
+    spec: ViewSpec, seed: int, rows: npt.NDArray[np.void], epochs: npt.NDArray[np.int64]
+) -> tuple[ViewParameters, ViewParameters]:
+    """Draw as `draw` does, and compose what an executor carries out."""
+    first, second = (view.parameters(spec.size_px) for view in draw(spec, seed, rows, epochs))
+    return first, second
+
+
 def _draw_view(
     spec: ViewSpec, seed: int, view: int, rows: npt.NDArray[np.void], epochs: npt.NDArray[np.int64]
-) -> ViewParameters:
+) -> DrawnView:
     u = rng.uniform(seed, f"view-{view}", rows["sample"], epochs, _DRAWS).T  # (draws, N)
     heights, widths = rows["height"].astype(np.float64), rows["width"].astype(np.float64)
     crop_h, crop_w = _crop_sizes(spec, u[8:].reshape(_TRIES, 2, -1), heights, widths)
-    centre_x = crop_w / 2 + u[0] * (widths - crop_w)
-    centre_y = crop_h / 2 + u[1] * (heights - crop_h)
-    mirror = np.where(u[2] < spec.flip_probability, -1.0, 1.0)
-    degrees = _between(-spec.rotation_degrees, spec.rotation_degrees, u[3])
-    sigma = np.where(u[4] < spec.blur_probability, _between(*spec.blur_sigma_px, u[5]), 0.0)
-    return ViewParameters(
-        _matrix(spec.size_px, centre_x, centre_y, crop_w, crop_h, mirror, degrees),
-        sigma.astype(np.float32),
-        _between(1 - spec.brightness, 1 + spec.brightness, u[6]).astype(np.float32),
-        _between(1 - spec.contrast, 1 + spec.contrast, u[7]).astype(np.float32),
+    return DrawnView(
+        centre_x=crop_w / 2 + u[0] * (widths - crop_w),
+        centre_y=crop_h / 2 + u[1] * (heights - crop_h),
+        crop_w=crop_w,
+        crop_h=crop_h,
+        mirrored=u[2] < spec.flip_probability,
+        degrees=_between(-spec.rotation_degrees, spec.rotation_degrees, u[3]),
+        blur_sigma_px=np.where(u[4] < spec.blur_probability, _between(*spec.blur_sigma_px, u[5]), 0.0),
+        brightness=_between(1 - spec.brightness, 1 + spec.brightness, u[6]),
+        contrast=_between(1 - spec.contrast, 1 + spec.contrast, u[7]),
     )
 
 

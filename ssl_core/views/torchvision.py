@@ -1,8 +1,8 @@
 """The views by torchvision and torch: the second executor, for machines without DALI and to hold DALI to its word."""
 
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from typing import Final
 
@@ -10,73 +10,82 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from infra.ahead import read_ahead
-from infra.errors import RunFailed
+from sharding.encode import DECODER_ERRORS, FORMATS
+from ssl_core.views.declared import flaw
 from ssl_core.views.spec import ViewParameters
+from ssl_core.views.task import Made, ViewInputs, ViewTask, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 2
 
 
 class TorchvisionExecutor:
-    """Decodes on the CPU with `threads` threads; warps, blurs and jitters on `device`."""
+    """Decodes on the CPU with the task's threads; warps, blurs and jitters on its device."""
 
-    def __init__(
-        self,
-        size_px: int,
-        views_count: int,
-        mean: float,
-        std: float,
-        device: torch.device,
-        threads: int,
-        max_batch: int,
-    ) -> None:
-        self.size_px, self.views_count, self.mean, self.std = size_px, views_count, mean, std
-        self.device, self.threads, self.max_batch = device, threads, max_batch
+    def __init__(self, task: ViewTask) -> None:
+        self.task = task
 
-    def run(
-        self, batches: Iterator[tuple[list[npt.NDArray[np.uint8]], Sequence[ViewParameters]]]
-    ) -> Generator[list[torch.Tensor], None, None]:
-        """Yield one tensor (n, 1, size, size) a view for each batch; two batches are in the making meanwhile.
+    def run(self, batches: Iterator[ViewInputs]) -> Generator[Made, None, None]:
+        """Yield each batch while two more are in the making; see `ViewExecutor.run`."""
+        failures: list[Exception] = []  # of `batches`, kept until the batches in the making have come out
+        making: deque[Future[Made]] = deque()
+        images = ThreadPoolExecutor(self.task.threads, "see-image")
+        maker = ThreadPoolExecutor(1, "make-views")  # hands the images of one batch after the other to `images`
+        try:
+            for batch in until_failure(batches, failures):
+                making.append(maker.submit(self._make, batch, images))
+                if len(making) > _IN_FLIGHT:
+                    yield making.popleft().result()
+            while making:
+                yield making.popleft().result()
+        finally:
+            maker.shutdown(cancel_futures=True)
+            images.shutdown()
+        if failures:
+            raise failures[0]
 
-        What `batches` raises is raised here, after the batches before it. Raises RunFailed for an image that does
-        not decode.
-        """
-        with closing(read_ahead(self._make(batches), _IN_FLIGHT)) as made:
-            yield from made
+    def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> Made:
+        matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
+        seen = list(images.map(self._see, batch.encoded, batch.rows, matrices))
+        decoded = np.array([isinstance(image, torch.Tensor) for image in seen], np.bool_)
+        reasons = {place: image for place, image in enumerate(seen) if isinstance(image, str)}
+        task = self.task
+        blank = torch.zeros(len(batch.views), 1, task.size_px, task.size_px, device=task.device)
+        warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in seen], dim=1)
+        views = [self._finish(pixels, view) for pixels, view in zip(warped, batch.views, strict=True)]
+        return Made(blank_out(views, decoded), decoded, reasons)
 
-    def _make(
-        self, batches: Iterator[tuple[list[npt.NDArray[np.uint8]], Sequence[ViewParameters]]]
-    ) -> Iterator[list[torch.Tensor]]:
-        with ThreadPoolExecutor(self.threads) as pool:
-            for encoded, views in batches:
-                matrices = np.stack([view.matrix for view in views], axis=1)  # (n, views, 2, 3)
-                warped = torch.stack(list(pool.map(self._see, encoded, matrices)), dim=1)  # (views, n, 1, size, size)
-                yield [self._finish(pixels, view) for pixels, view in zip(warped, views, strict=True)]
-
-    def _see(self, encoded: npt.NDArray[np.uint8], matrices: npt.NDArray[np.float32]) -> torch.Tensor:
-        return warp(_decode(encoded).to(self.device), matrices, self.size_px)
+    def _see(
+        self, encoded: npt.NDArray[np.uint8] | None, row: np.void, matrices: npt.NDArray[np.float32]
+    ) -> torch.Tensor | str | None:
+        """See an image through its matrices: (views, 1, size, size), or why it does not decode; None for a blank."""
+        if encoded is None:
+            return None
+        image = _decode(encoded, int(row["height"]), int(row["width"]))
+        return image if isinstance(image, str) else warp(image.to(self.task.device), matrices, self.task.size_px)
 
     def _finish(self, pixels: torch.Tensor, view: ViewParameters) -> torch.Tensor:
         gain, offset = (
-            torch.from_numpy(values).to(self.device).view(-1, 1, 1, 1)
-            for values in view.gain_and_offset(self.mean, self.std)
+            torch.from_numpy(values).to(self.task.device).view(-1, 1, 1, 1)
+            for values in view.gain_and_offset(self.task.mean, self.task.std)
         )
         return blur(pixels, view.blur_sigma_px) * gain + offset
 
 
-def _decode(encoded: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Decode to gray levels (1, H, W). By Pillow, since torchvision 0.29 announces the end of its own decoders."""
+def _decode(encoded: npt.NDArray[np.uint8], height: int, width: int) -> torch.Tensor | str:
+    """Decode to gray levels (1, H, W), or say why not.
+
+    By Pillow, since torchvision 0.29 announces the end of its own decoders.
+    """
+    reason = flaw(encoded, height, width)
+    if reason is not None:
+        return reason
     try:
-        with Image.open(BytesIO(encoded.data)) as image:
-            if image.mode not in ("L", "RGB"):  # Pillow would clip 16 bits to 8 without a word
-                raise RunFailed(f"an image has the mode {image.mode!r}, not 8-bit gray or RGB; pack the dataset again")
+        with Image.open(BytesIO(encoded.data), formats=FORMATS) as image:
             return torch.from_numpy(np.array(image.convert("L"), np.float32))[None]
-    except UnidentifiedImageError as error:
-        raise RunFailed("Pillow could not tell the format of an image; pack the dataset again") from error
-    except (OSError, SyntaxError) as error:
-        raise RunFailed(f"Pillow could not decode an image: {error}; pack the dataset again") from error
+    except DECODER_ERRORS as error:
+        return first_line(error)
 
 
 def warp(image: torch.Tensor, matrices: npt.NDArray[np.float32], size_px: int) -> torch.Tensor:

@@ -1,10 +1,12 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from functools import partial
 
 import pytest
 
-from infra.ahead import read_ahead
+from infra.ahead import Background, read_ahead
 
 
 def _threads() -> list[str]:
@@ -62,3 +64,50 @@ def test_read_ahead_closes_the_items_when_it_is_closed_early() -> None:
     ahead.close()
     assert closed.is_set()
     assert not _threads()
+
+
+def test_background_calls_in_order_and_hands_over_results_and_errors() -> None:
+    background = Background(1, "test-background")
+    called: list[int] = []
+    futures = [background.submit(partial(called.append, number)) for number in range(20)]
+    failing = background.submit(partial(int, "x"))
+    assert [future.result(10) for future in futures] == [None] * 20
+    with pytest.raises(ValueError, match="invalid literal"):
+        failing.result(10)
+    background.close()
+    assert called == list(range(20))
+
+
+def test_read_ahead_interrupted_does_not_wait_for_its_items() -> None:
+    background = Background(1, "test-background")
+    never = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        background.submit(never.wait).result()
+        yield 2
+
+    ahead = read_ahead(items(), 2, background.close)
+    assert next(ahead) == 1
+    ahead.close()
+    assert not _threads()
+    never.set()
+
+
+def test_background_closed_leaves_nobody_waiting() -> None:
+    background = Background(1, "test-background")
+    running, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        running.set()
+        go_on.wait(60)
+
+    futures = [background.submit(hang), background.submit(int)]
+    assert running.wait(10)
+    background.close()
+    futures.append(background.submit(int))
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(10)
+    assert background.stop.is_set()
+    go_on.set()

@@ -1,12 +1,23 @@
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from infra.errors import UserError
-from infra.files import atomic_folder, disk_errors, locked, sha256_file, write_atomic
+from infra.errors import RunFailed, UserError
+from infra.files import (
+    atomic_folder,
+    disk_errors,
+    locked,
+    remove_folder,
+    remove_remains,
+    require_space,
+    sha256_file,
+    write_atomic,
+)
 
 
 def test_write_atomic_replaces_the_whole_content(tmp_path: Path) -> None:
@@ -52,6 +63,34 @@ def test_atomic_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> 
     with atomic_folder(target) as folder:
         (folder / "b").write_text("2")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["target", "target/b"]
+
+
+def test_a_broken_disk_is_a_failure_and_not_a_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="the disk failed"), disk_errors(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(BrokenPipeError), disk_errors(tmp_path):
+        raise BrokenPipeError
+
+
+def test_space_is_required_where_the_path_will_lie(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "there" / "yet", 1)
+    with pytest.raises(UserError, match=r"not/there/yet: it needs [\d,]+\.0 MB, but [\d,]+\.\d MB are free; free some"):
+        require_space(tmp_path / "not" / "there" / "yet", 10**18)
+
+
+def test_remove_folder_takes_a_link_for_itself_and_remains_go(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "gone").mkdir()
+    (tmp_path / ".gone.removed-1").mkdir()
+    (tmp_path / ".new.partial-1").mkdir()
+    (tmp_path / ".new.txt.partial-2").write_text("half")
+    remove_folder(tmp_path / "gone")
+    remove_folder(tmp_path / "link")
+    remove_remains(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "a").read_text() == "1"
 
 
 def test_sha256_file_equals_hashlib(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sharding.datasets.simulated import write_cell
+from sharding.pack import PackConfig, pack
+
 
 @pytest.fixture(scope="session")
 def radiograph() -> Callable[..., Image.Image]:
@@ -15,6 +18,15 @@ def radiograph() -> Callable[..., Image.Image]:
         return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """52 simulated radiographs in the Cell layout, packed at 64 px into shards of at most 25 kB, as `set`."""
+    root = tmp_path_factory.mktemp("small")
+    write_cell(root / "raw", {"train": 40, "test": 12}, seed=0, size_px=64)
+    pack(PackConfig("cell", root / "raw", root / "set", shorter_side_px=64, shard_size_mb=0.025, workers=1))
+    return root / "set"
 
 
 @pytest.fixture

@@ -1,8 +1,13 @@
-import errno
+import hashlib
+import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +15,9 @@ from ranks import on_ranks
 
 from infra.errors import RunFailed, UserError
 from ssl_core.checkpoint import (
+    Checkpoint,
     CheckpointState,
+    damage,
     find_checkpoints,
     load_backbone,
     load_state,
@@ -27,8 +34,8 @@ def state(step: int) -> CheckpointState:
 
 
 def save(run: Path, step: int, encoder: Encoder | None = None) -> None:
-    encoder = encoder or build_encoder(MODEL, step)
-    save_checkpoint(run, state(step), encoder.state_dict(), {"a/exp_avg": torch.arange(6.0).view(2, 3)})
+    model = encoder.state_dict() if encoder else {"weight": torch.full((3, 100), step)}
+    save_checkpoint(run, state(step), model, {"a/exp_avg": torch.arange(6.0).view(2, 3)})
 
 
 def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
@@ -43,24 +50,132 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in encoder.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def harm(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if how in ("flip", "cut", "empty"):
+        path.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[how])
+    elif how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)  # whoever opens it waits for ever
+    elif how == "dangling link":
+        path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "missing", "folder", "pipe", "dangling link"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, name: str, harm: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path, 10)
     save(tmp_path, 20)
-    file = tmp_path / "checkpoints" / "step-20" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    if harm == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(content if harm == "flip" else content[:-1])
+    harm(tmp_path / "checkpoints" / "step-20" / name, how)
     found = newest_whole_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 10
-    assert "step-20 is damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "step-20 is damaged" in said
+    assert "falling back to the checkpoint before it" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_says_that_none_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 10)
+    harm(tmp_path / "checkpoints" / "step-10" / "state.json", "missing")
+    assert newest_whole_checkpoint(tmp_path) is None
+    assert "step-10 is damaged (state.json is missing); none before it is left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step-20"])
+def test_a_file_in_the_place_of_a_folder_is_not_passed_over_in_silence(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    if name == "checkpoints":
+        with pytest.raises(RunFailed, match=r"checkpoints cannot be read: .*Not a directory"):
+            newest_whole_checkpoint(tmp_path)
+    else:
+        assert newest_whole_checkpoint(tmp_path) is None
+        assert "step-20 is damaged" in capsys.readouterr().err
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-10").rename(folder / "step-30")
+    (checkpoint,) = find_checkpoints(tmp_path)
+    assert damage(checkpoint) == "its state.json is of step 10"
+
+
+def test_other_files_and_links_to_the_right_ones_do_no_harm(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    folder = tmp_path / "checkpoints" / "step-10"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "state.json").rename(tmp_path / "elsewhere")
+    (folder / "state.json").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "checkpoints" / "README").write_text("mine")
+    found = newest_whole_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 10
+
+
+def test_a_state_without_the_newer_fields_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "step-10"
+    path.mkdir(parents=True)
+    newer = {"samples_masked", "masked_in_epoch", "global_batch", "seed", "lanes"}
+    old = {name: value for name, value in asdict(state(10)).items() if name not in newer}
+    (path / "state.json").write_text(json.dumps(old))
+    found = Checkpoint(path, 10).state
+    assert found == state(10)
+    assert (found.samples_masked, found.masked_in_epoch, found.global_batch, found.lanes) == (0, 0, None, None)
+
+
+class Planted:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["", "in the manifest too"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_planted_pickle_is_never_executed(tmp_path: Path, name: str, told: bool, how: str) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    folder, bait = tmp_path / "checkpoints" / "step-20", tmp_path / "executed"
+    content = pickle.dumps(Planted(bait))
+    if how == "torch":
+        torch.save(Planted(bait), tmp_path / "planted")
+        content = (tmp_path / "planted").read_bytes()
+    (folder / name).write_bytes(content)
+    if told and name != "manifest.json":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = newest_whole_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 10
+    with pytest.raises(RunFailed, match="step-20 is damaged"):
+        load_backbone(Checkpoint(folder, 20))
+    if name.endswith("safetensors"):
+        with pytest.raises(RunFailed, match="cannot be read"):
+            load_state(Checkpoint(folder, 20))
+    assert not bait.exists()
+    if how == "pickle":
+        pickle.loads(content)
+    else:
+        torch.load(tmp_path / "planted", weights_only=False)
+    assert bait.exists()  # so it would have been noticed
 
 
 def test_a_damaged_checkpoint_is_not_probed(tmp_path: Path) -> None:
@@ -89,16 +204,12 @@ def test_a_save_that_is_cut_off_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert newest_whole_checkpoint(tmp_path) is None
 
 
-def test_no_space_left_is_one_line_and_keeps_the_older_checkpoint(
+def test_a_save_that_does_not_fit_is_refused_before_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 10)
-
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match=r"cannot write .*checkpoints/step-20: no space left on the device"):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=4096, f_blocks=1000))
+    with pytest.raises(UserError, match=r"checkpoints/step-20: it needs 1\.1 MB, but 0\.0 MB are free; free some"):
         save(tmp_path, 20)
     monkeypatch.undo()
     found = newest_whole_checkpoint(tmp_path)
@@ -127,3 +238,21 @@ def test_ranks_that_see_other_checkpoints_all_stop(tmp_path: Path) -> None:
     for message in on_ranks(2, newest_of_a_folder_each, str(tmp_path)):
         assert "the list of checkpoints" in message
         assert "differs between ranks: [[10], []]" in message
+        assert "a disk that all ranks share" in message
+
+
+def newest_where_one_rank_looks(rank: int, world: int, folder: str) -> tuple[int, int]:
+    found = newest_whole_checkpoint(Path(folder), speak=rank == 0, verify=rank == 1)
+    everyone = newest_whole_checkpoint(Path(folder), speak=rank == 0)
+    assert found is not None
+    assert everyone is not None
+    return found.step, everyone.step
+
+
+def test_ranks_take_over_the_verdict_of_the_one_that_looks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    harm(tmp_path / "checkpoints" / "step-30" / "model.safetensors", "flip")
+    assert on_ranks(2, newest_where_one_rank_looks, str(tmp_path)) == [(20, 20), (20, 20)]
+    said = capfd.readouterr().err
+    assert said.count("step-30 is damaged (rank 1: ") + said.count("step-30 is damaged (model.safetensors is not") == 2

@@ -1,9 +1,20 @@
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infra.errors import UserError
-from ssl_core.model import Backbone, ModelConfig, ProjectionHead, build_encoder, untrained_backbone
+from ssl_core.model import (
+    Backbone,
+    ModelConfig,
+    ProjectionHead,
+    backbone_names,
+    build_encoder,
+    one_channel,
+    three_channels,
+    untrained_backbone,
+)
 
 
 def test_projection_head_is_the_papers_table_1() -> None:
@@ -33,6 +44,32 @@ def test_backbone_answers_as_torchvisions_does_to_the_same_gray_image_in_three_c
     original.fc = torch.nn.Identity()
     image = torch.rand(2, 1, 64, 64)
     assert torch.allclose(backbone(image), original.eval()(image.expand(-1, 3, -1, -1)), atol=1e-5)
+
+
+def test_every_torchvision_resnet_is_known_by_name() -> None:
+    resnets = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+    wider = {"wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
+    assert resnets | wider == set(backbone_names())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(32, 70), st.integers(32, 70))
+def test_a_gray_image_has_the_same_features_in_one_channel_and_in_three(
+    seed: int, images: int, height: int, width: int
+) -> None:
+    backbone = untrained_backbone(ModelConfig(backbone="resnet18", projection_width=8), seed).double()
+    gray = torch.rand(images, 1, height, width, dtype=torch.float64)
+    colour = torchvision.models.resnet18(weights=None).double().eval()
+    colour.fc = torch.nn.Identity()
+    state = backbone.resnet.state_dict()
+    colour.load_state_dict(state | {"conv1.weight": three_channels(state["conv1.weight"])})
+    assert torch.allclose(colour(gray.expand(-1, 3, -1, -1)), backbone(gray), rtol=1e-9, atol=1e-12)
+
+
+def test_stem_weights_convert_both_ways() -> None:
+    weight = torch.randn(64, 1, 7, 7, dtype=torch.float64)
+    assert three_channels(weight).shape == (64, 3, 7, 7)
+    assert torch.allclose(one_channel(three_channels(weight)), weight, rtol=1e-14)
 
 
 def test_the_seed_alone_determines_the_weights() -> None:

@@ -3,9 +3,9 @@ import torch
 from ranks import on_ranks
 from torch import Tensor, nn
 
-from ssl_core.norm import GlobalBatchNorm, normalise_globally
+from ssl_core.norm import GlobalBatchNorm, normalise_globally, running_statistics_kept
 
-SHARES = [1, 5, 2]  # rows of the global batch that each rank holds
+SHARES = [[1, 5, 2], [3, 0, 5]]  # rows of the global batch that each rank holds
 
 
 def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def layer(dtype: torch.dtype) -> nn.BatchNorm2d:
 
 
 def parameters_of(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype == torch.bfloat16 else dtype  # as autocast has it
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype  # as autocast has it
 
 
 def results(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
@@ -35,22 +35,31 @@ def results(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     return {"y": y.detach(), "dx": x.grad, **gradients, **dict(norm.named_buffers())}
 
 
-def on_one_rank(rank: int, world: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    x, dy = batch(dtype)
-    start = sum(SHARES[:rank])
-    rows = slice(start, start + SHARES[rank])
-    model = normalise_globally(nn.Sequential(layer(parameters_of(dtype))), torch.device("cpu"))
-    return results(model[0], x[rows], dy[rows])
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.004}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
-)
+def on_one_rank(rank: int, world: int, shares: list[int]) -> dict[torch.dtype, dict[str, Tensor]]:
+    start = sum(shares[:rank])
+    rows = slice(start, start + shares[rank])
+    found = {}
+    for dtype in TOLERANCES:
+        x, dy = batch(dtype)
+        model = normalise_globally(nn.Sequential(layer(parameters_of(dtype))), torch.device("cpu"))
+        found[dtype] = results(model[0], x[rows], dy[rows])
+    return found
+
+
+@pytest.fixture(scope="module", params=SHARES, ids=["unequal", "one rank empty"])
+def every_rank(request: pytest.FixtureRequest) -> list[dict[torch.dtype, dict[str, Tensor]]]:
+    return on_ranks(3, on_one_rank, request.param)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
 def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
-    dtype: torch.dtype, tolerance: float
+    every_rank: list[dict[torch.dtype, dict[str, Tensor]]], dtype: torch.dtype
 ) -> None:
     expected = results(layer(torch.float64), *(part.double() for part in batch(dtype)))
-    ranks = on_ranks(3, on_one_rank, dtype)
+    ranks, tolerance = [rank[dtype] for rank in every_rank], TOLERANCES[dtype]
     for name in ("y", "dx"):
         found = torch.cat([rank[name] for rank in ranks]).double()
         assert (found - expected[name]).abs().max() < tolerance
@@ -76,3 +85,14 @@ def test_keeps_parameters_buffers_and_their_names() -> None:
     assert sum(isinstance(module, GlobalBatchNorm) for module in converted.modules()) == 2
     assert converted.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in converted.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), GlobalBatchNorm(6)])
+def test_keeps_its_running_statistics_when_asked_to(norm: nn.Module) -> None:
+    x, _ = batch(torch.float32)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    with running_statistics_kept(norm):
+        inside = norm(x)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert torch.equal(norm(x), inside)
+    assert norm.state_dict()["num_batches_tracked"] == 1

@@ -27,7 +27,7 @@ from ssl_core.views.spec import ViewSpec
 def small(tmp_path: Path, simulated_shards: Path) -> PretrainConfig:
     return PretrainConfig(
         run_folder=tmp_path / "run",
-        data=DataConfig([simulated_shards], global_batch=16, lanes=4),
+        data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
         views=ViewSpec(size_px=32),
         model=ModelConfig("resnet18", projection_width=32, projection_size=16),
         train=TrainConfig(epochs=2, precision="fp32", log_every_steps=1),
@@ -111,7 +111,7 @@ def test_a_constant_schedule_lets_a_finished_run_be_made_longer(small: PretrainC
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: PretrainConfig) -> None:
-    with pytest.raises(RunFailed, match=r"the loss is nan at step \d+; start again .*below 1e\+30"):
+    with pytest.raises(RunFailed, match=r"no finite loss and gradient again after .*a lower optim\.learning_rate"):
         pretrain(replace(small, optim=OptimConfig(learning_rate=1e30)), Ranks())
     assert find_checkpoints(small.run_folder) == []
 
@@ -131,7 +131,7 @@ def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
 
 
 def test_a_run_without_a_checkpoint_may_still_be_changed(small: PretrainConfig) -> None:
-    with pytest.raises(RunFailed, match="the loss is nan"):
+    with pytest.raises(RunFailed, match="no finite loss"):
         pretrain(replace(small, optim=OptimConfig(learning_rate=1e30)), Ranks())
     pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
     assert len(find_checkpoints(small.run_folder)) == 1
@@ -143,7 +143,7 @@ def test_other_data_is_refused_and_leaves_the_configuration_as_it_was(small: Pre
     write_chexpert(tmp_path / "raw", patients=30, seed=5, size_px=64)
     pack(PackConfig("chexpert", tmp_path / "raw", tmp_path / "other", shorter_side_px=64))
     with pytest.raises(UserError, match=r"data\.shards hold other bytes"):
-        pretrain(replace(small, data=replace(small.data, shards=[tmp_path / "other"])), Ranks())
+        pretrain(replace(small, data=replace(small.data, shards=[str(tmp_path / "other")])), Ranks())
     assert (small.run_folder / "config.yaml").read_text() == before
 
 

@@ -1,0 +1,340 @@
+"""Loading beside its limit and its peers: two views of the same images, in turns, medians of the repeats.
+
+sternum, DALI              training batches as a run uses them: order, verified bytes, drawn parameters, DALI
+its limit, DALI            the same executor on encoded bytes and parameters that lie in memory
+sternum, torchvision       the same with the torchvision executor
+its limit, torchvision
+torchvision + DataLoader   image files, Pillow and torchvision.transforms.v2 in the workers of a DataLoader
+webdataset                 our shards, webdataset's shuffle and decoding, the same transforms, its WebLoader
+mosaicml-streaming         its shards of the same bytes, its dataset, the same transforms, a DataLoader
+DALI, separate operators   our shards by DALI's own reader and random numbers, an operator an augmentation (solo-learn)
+
+Every loader lives in a process of its own and rests while another is measured. Reported are images/s, CPU time an image
+(all processes and threads of a loader), and the share of its time that a consumer waits which could take four fifths of
+the rate that was just measured: 0 for a loader that makes batches ahead of their use. With --step the consumer is the
+forward and backward pass of a ResNet-50 in bf16 on both views: images/s of both together, and the share of waiting.
+
+The images are simulated radiographs; sets that `sternum shard` packed may stand beside them (--shards).
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from common import installed, machine, one_line, table
+from loader_ways import NEEDS, WAYS, Batches, Task
+from torch import nn
+
+from infra.errors import RunFailed
+from infra.files import write_atomic
+from sharding.datasets.simulated import write_cell
+from sharding.pack import PackConfig, pack
+
+SHORTER_SIDE_PX: Final = 320
+_PACE: Final = 0.8  # of the rate just measured, which the simulated consumer takes
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_REST_S: Final = 0.2
+
+
+class Figures(NamedTuple):
+    """One turn of one loader."""
+
+    images_per_s: float
+    cpu_us_per_image: float
+    wait_share: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a turn goes: batches that do not count, then batches for so long; with a training step or without."""
+
+    warm_batches: int
+    window_s: float
+    step: bool
+
+
+def serve(connection: Connection, name: str, task: Task, turn: Turn) -> None:
+    """Build a loader, then answer every True with the figures of a turn, or with a line that says what failed."""
+    multiprocessing.set_start_method("fork", force=True)  # what a DataLoader's workers start by where nobody chose
+    try:
+        consume = training_step(task) if turn.step else None
+        batches = WAYS[name](task)
+        while connection.recv():
+            connection.send(take_turn(batches, turn, task.device, consume))
+            rest()
+    except Exception as error:  # of a peer it is a result; of ours the caller raises it
+        connection.send(one_line(error))
+
+
+def take_turn(
+    batches: Batches, turn: Turn, device: str, consume: Callable[[Sequence[torch.Tensor]], None] | None
+) -> Figures:
+    """Measure the rate, then the waiting; with a step, both at once."""
+    for _ in range(turn.warm_batches):
+        next(batches)
+    before_s = cpu_s()
+    images, _, seconds = draw(batches, turn.window_s, device, consume or (lambda views: None))
+    cpu_us = (cpu_s() - before_s) / images * 1e6
+    pace_s = seconds / images / _PACE
+    paced = consume or (lambda views: time.sleep(pace_s * len(views[0])))
+    more, waited_s, paced_s = draw(batches, turn.window_s / 2, device, paced)
+    return Figures((images + more) / (seconds + paced_s) if consume else images / seconds, cpu_us, waited_s / paced_s)
+
+
+def draw(
+    batches: Batches, window_s: float, device: str, consume: Callable[[Sequence[torch.Tensor]], None]
+) -> tuple[int, float, float]:
+    """Consume for a while; return the images, the seconds of waiting, and all seconds."""
+    images, waited_s = 0, 0.0
+    began_s = now_s = time.perf_counter()
+    while now_s - began_s < window_s:
+        views = next(batches)
+        if device != "cpu":
+            torch.cuda.synchronize()  # a batch counts when it is there, not when it is promised
+        waited_s += time.perf_counter() - now_s
+        consume(views)
+        images += len(views[0])
+        now_s = time.perf_counter()
+    return images, waited_s, now_s - began_s
+
+
+def training_step(task: Task) -> Callable[[Sequence[torch.Tensor]], None]:
+    """Return the forward and backward pass of a one-channel ResNet-50 in bf16."""
+    from torchvision.models import resnet50  # noqa: PLC0415 - only where it is asked for
+
+    model = resnet50()
+    model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    model = model.to(task.device, memory_format=torch.channels_last).train()
+
+    def step(views: Sequence[torch.Tensor]) -> None:
+        images = torch.cat(list(views)).contiguous(memory_format=torch.channels_last)  # (2n, 1, S, S)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            loss = model(images).square().mean()
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        if task.device != "cpu":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def cpu_s() -> float:
+    """Return the CPU seconds of this process and its descendants so far (to a clock tick each)."""
+    return _cpu_ticks(os.getpid()) / _TICKS_PER_S
+
+
+def _cpu_ticks(process: int) -> int:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0
+    return int(fields[11]) + int(fields[12]) + sum(_cpu_ticks(child) for child in children)
+
+
+def rest() -> None:
+    """Return when this loader has filled its queues, so that it takes no time from the next one."""
+    spent_s, before_s = cpu_s(), -1.0
+    while spent_s - before_s > 0.02:
+        time.sleep(_REST_S)
+        before_s, spent_s = spent_s, cpu_s()
+
+
+class Loader:
+    """One way in its own process."""
+
+    def __init__(self, name: str, task: Task, turn: Turn) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, name, task, turn))
+        self.process.start()
+        theirs.close()
+
+    def turn(self) -> Figures | str:
+        """Return the figures, or the line that says what failed."""
+        try:
+            self.connection.send(True)
+            answer: Figures | str = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            return f"its process ended with exit code {self.process.exitcode}"
+        return answer
+
+    def close(self) -> None:
+        """End the process: a loader that rests holds nothing worth saving."""
+        with suppress(OSError):
+            self.connection.send(False)
+        self.process.join(5)
+        self.process.kill()
+        self.process.join()
+
+
+def measure(task: Task, turn: Turn, repeats: int, ways: Sequence[str]) -> dict[str, list[Figures] | str]:
+    """Return the figures of all turns for each way, or the line that says why there are none."""
+    results: dict[str, list[Figures] | str] = {}
+    loaders: dict[str, Loader] = {}
+    try:
+        for name in ways:
+            module, remedy = NEEDS.get(name, ("torch", ""))
+            if not installed(module):
+                results[name] = f"not installed ({remedy})"
+                continue
+            folder = task.scratch / f"{task.size_px}-{len(results)}"
+            folder.mkdir()
+            results[name] = []
+            loaders[name] = Loader(name, Task(**{**vars(task), "scratch": folder}), turn)
+            take_in(results, name, loaders[name].turn(), counts=False)  # builds it, and is the first warm-up
+        for repeat in range(repeats):
+            for name in list(loaders)[:: -1 if repeat % 2 else 1]:  # there and back: a slow drift hits all alike
+                if not isinstance(results[name], str):
+                    take_in(results, name, loaders[name].turn(), counts=True)
+    finally:
+        for loader in loaders.values():
+            loader.close()
+    return results
+
+
+def take_in(results: dict[str, list[Figures] | str], name: str, answer: Figures | str, counts: bool) -> None:
+    """Keep a turn's figures; a peer that failed is named in the table, a failure of ours ends the benchmark."""
+    if isinstance(answer, str):
+        if "sternum" in name or "limit" in name:
+            raise RunFailed(f"{name}: {answer}")
+        results[name] = f"failed: {answer}"
+    elif counts:
+        figures = results[name]
+        assert isinstance(figures, list)
+        figures.append(answer)
+
+
+def shares(results: dict[str, list[Figures] | str], name: str, other: str) -> list[float]:
+    """Return the rate of `name` as a share of the other's in the same turn."""
+    return [a.images_per_s / b.images_per_s for a, b in pairs(results, name, other)]
+
+
+def pairs(results: dict[str, list[Figures] | str], name: str, other: str) -> list[tuple[Figures, Figures]]:
+    """Return what both ways did in each turn; nothing where one has no figures."""
+    ours, theirs = results.get(name, ""), results.get(other, "")
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return []
+    return list(zip(ours, theirs, strict=True))
+
+
+def text(results: dict[str, list[Figures] | str]) -> str:
+    """Return the medians of a block as a table."""
+    ours = next((name for name in results if "sternum" in name and not isinstance(results[name], str)), "")
+    rows = []
+    for name, figures in results.items():
+        if isinstance(figures, str):
+            rows.append([name, figures])
+            continue
+        rates = [turn.images_per_s for turn in figures]
+        rows.append(
+            [
+                name,
+                f"{statistics.median(rates):.1f}",
+                f"{min(rates):.1f} to {max(rates):.1f}",
+                f"{statistics.median(turn.cpu_us_per_image for turn in figures):.0f}",
+                f"{100 * statistics.median(turn.wait_share for turn in figures):.1f} %",
+                f"{statistics.median(shares(results, ours, name)):.2f} x" if ours else "",
+            ]
+        )
+    header = ["", "images/s", "range", "CPU us/image", "waiting", f"{ours} is" if ours else ""]
+    lines = [table(header, rows)]
+    for kind in ("DALI", "torchvision"):
+        name, other = f"sternum, {kind}", f"its limit, {kind}"
+        if reached := shares(results, name, other):
+            span = f"{100 * min(reached):.1f} to {100 * max(reached):.1f}"
+            cpu = statistics.median(b.cpu_us_per_image / a.cpu_us_per_image for a, b in pairs(results, name, other))
+            lines.append(
+                f"  {kind}: {100 * statistics.median(reached):.1f} % of the limit ({span}); "
+                f"the limit takes {100 * cpu:.1f} % of the CPU time"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the images, measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--images", type=int, default=640, help="simulated radiographs; 0 for none")
+    parser.add_argument("--shards", type=Path, nargs="*", default=[], help="further packed sets, measured apart")
+    parser.add_argument("--size_px", type=int, nargs="+", default=[224, 96], help="width and height of a view")
+    parser.add_argument("--local_batch", type=int, default=64)
+    parser.add_argument("--cpus", type=int, default=2, help="CPUs to use, and workers or threads of each loader")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="loaders to measure")
+    parser.add_argument("--step", action="store_true", help="with the training step of a ResNet-50 beside it")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--window_s", type=float, default=5.0, help="length of a turn, and half of it for the waiting")
+    parser.add_argument("--warm_batches", type=int, default=8, help="batches at the start of a turn that do not count")
+    asked = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cpus])
+    turn = Turn(asked.warm_batches, asked.window_s, asked.step)
+    blocks: dict[str, dict[str, list[Figures] | str]] = {}
+    with tempfile.TemporaryDirectory(prefix="sternum-loader-") as name:
+        folder = Path(name)
+        sets = {str(shards): shards for shards in asked.shards}
+        if asked.images:
+            write_cell(folder / "cell", {"train": asked.images}, seed=0, size_px=400)
+            pack(PackConfig("cell", folder / "cell", folder / "shards", SHORTER_SIDE_PX))
+            sets = {f"simulated, {asked.images} images of {SHORTER_SIDE_PX} px": folder / "shards", **sets}
+        for number, (what, shards) in enumerate(sets.items()):
+            for size_px in asked.size_px:
+                block = f"{what}, two views of {size_px} px"
+                scratch = folder / f"{number}-{size_px}"
+                scratch.mkdir()
+                task = Task(shards, scratch, size_px, asked.local_batch, asked.cpus, asked.device)
+                blocks[block] = measure(task, turn, asked.repeats, asked.ways)
+                print(f"{block}\n{text(blocks[block])}", flush=True)
+    write_atomic(asked.out, json.dumps(as_json(blocks, asked, turn), indent=1) + "\n")
+
+
+def as_json(blocks: dict[str, dict[str, list[Figures] | str]], asked: argparse.Namespace, turn: Turn) -> dict[str, Any]:
+    """Return what the file holds: units, medians, every turn, options, machine."""
+
+    def medians(figures: list[Figures]) -> dict[str, float]:
+        return {field: statistics.median(values) for field, values in columns(figures).items()}
+
+    def columns(figures: list[Figures]) -> dict[str, list[float]]:
+        return {field: [getattr(turn, field) for turn in figures] for field in Figures._fields}
+
+    measured = {
+        block: {name: figures for name, figures in results.items() if not isinstance(figures, str)}
+        for block, results in blocks.items()
+    }
+    return {
+        "units": {"images_per_s": "images/s", "cpu_us_per_image": "us/image", "wait_share": "share of the time"},
+        "median": {block: {name: medians(f) for name, f in results.items()} for block, results in measured.items()},
+        "share_of_limit": {
+            block: {kind: shares(results, f"sternum, {kind}", f"its limit, {kind}") for kind in ("DALI", "torchvision")}
+            for block, results in blocks.items()
+        },
+        "all": {block: {name: columns(f) for name, f in results.items()} for block, results in measured.items()},
+        "left_out": {
+            block: {name: line for name, line in results.items() if isinstance(line, str)}
+            for block, results in blocks.items()
+        },
+        "turn": asdict(turn),
+        "repeats": asked.repeats,
+        "local_batch": asked.local_batch,
+        "cpus": asked.cpus,
+        "device": torch.cuda.get_device_name() if asked.device != "cpu" else "cpu",
+        "machine": machine("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "mosaicml-streaming"),
+    }
+
+
+if __name__ == "__main__":
+    main()

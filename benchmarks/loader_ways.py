@@ -1,0 +1,267 @@
+"""The loaders that `loader.py` measures, each an endless iterator of batches: one float32 (n, 1, S, S) a view.
+
+All of them see the same encoded images, decode them to gray, and draw two views with the ranges of `ViewSpec`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, RandomSampler
+
+from sharding.order import SampleOrder
+from sharding.stream import ShardSet, sample_batches
+from ssl_core.batches import training_batches
+from ssl_core.views import ViewInputs, ViewTask, executor
+from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
+
+Batches = Iterator[list[torch.Tensor]]
+
+_ENDLESS: Final = 10**6  # batches
+_EXTENSIONS: Final = "jpg;png"  # as webdataset and DALI both write alternatives
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to load, and with what: `shards` is a packed folder, `scratch` one for the formats of others."""
+
+    shards: Path
+    scratch: Path
+    size_px: int
+    local_batch: int
+    cpus: int
+    device: str
+
+    @property
+    def spec(self) -> ViewSpec:
+        """The views' ranges."""
+        return ViewSpec(size_px=self.size_px)
+
+    @property
+    def tars(self) -> list[str]:
+        """The shards' paths."""
+        return [str(path) for path in sorted(self.shards.glob("*.tar"))]
+
+
+def sternum(kind: str, task: Task) -> Batches:
+    """Ours, as a training run uses it."""
+    shards, order = _order(task)
+    batches = training_batches(shards, order, task.spec, seed=0, kind=kind, device=task.device, threads=task.cpus)
+    return (batch.views for batch in batches)
+
+
+def limit(kind: str, task: Task) -> Batches:
+    """The same executor alone: bytes and parameters lie in memory, nothing is read, ordered, verified or drawn."""
+    shards, order = _order(task)
+    stream = sample_batches(shards, order)
+    encoded = list(islice(stream, order.first_step_after_epoch(0)))
+    stream.close()
+    inputs = [ViewInputs(b.encoded, b.rows, draw_views(task.spec, 0, b.rows, b.epochs)) for b in encoded]
+    device = torch.device(task.device)
+    views = ViewTask(
+        task.size_px, VIEWS, shards.pixel_mean, shards.pixel_std, task.local_batch, device, threads=task.cpus
+    )
+    make = executor(kind, views)
+    return (made.views for made in make.run(cycle(inputs)))
+
+
+def _order(task: Task) -> tuple[ShardSet, SampleOrder]:
+    shards = ShardSet([task.shards])
+    lanes = 64 if task.local_batch % 64 == 0 else task.local_batch
+    return shards, SampleOrder(shards.shard_samples, lanes, task.local_batch, 16384, seed=0)
+
+
+class _TwoViews:
+    """The usual recipe of SimCLR by torchvision's transforms, with our ranges, twice on one decoded image."""
+
+    def __init__(self, task: Task, mean: float, std: float) -> None:
+        from torchvision.transforms import InterpolationMode, v2  # noqa: PLC0415 - only in the workers that need it
+
+        spec = task.spec
+        taps = 2 * round(3 * spec.blur_sigma_px[1]) + 1
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(spec.size_px, spec.crop_area, spec.crop_aspect),
+                v2.RandomHorizontalFlip(spec.flip_probability),
+                v2.RandomRotation(spec.rotation_degrees, InterpolationMode.BILINEAR),
+                v2.RandomApply([v2.GaussianBlur(taps, spec.blur_sigma_px)], spec.blur_probability),
+                v2.ColorJitter(spec.brightness, spec.contrast),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize([mean], [std]),
+            ]
+        )
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        return [self.transform(image).as_subclass(torch.Tensor) for _ in range(VIEWS)]
+
+    def of_bytes(self, content: bytes) -> list[torch.Tensor]:
+        """Decode first."""
+        with Image.open(BytesIO(content)) as image:
+            return self(image.convert("L"))
+
+
+class _Files(torch.utils.data.Dataset[list[torch.Tensor]]):
+    """A folder of image files, as torchvision's ImageFolder would read it."""
+
+    def __init__(self, paths: list[Path], views: _TwoViews) -> None:
+        self.paths, self.views = paths, views
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self.views.of_bytes(self.paths[index].read_bytes())
+
+
+def torchvision_files(task: Task) -> Batches:
+    """Files, Pillow and torchvision's transforms in the workers of a DataLoader."""
+    shards = ShardSet([task.shards])
+    folder = task.scratch / "files"
+    folder.mkdir()
+    for number, content in enumerate(_contents(shards)):
+        (folder / f"{number:06d}.img").write_bytes(content)
+    files = _Files(sorted(folder.iterdir()), _views(task, shards))
+    sampler = RandomSampler(files, num_samples=_ENDLESS * task.local_batch)  # a new shuffle for every pass
+    return _on_device(task, _data_loader(task, files, sampler=sampler))
+
+
+def webdataset_tars(task: Task) -> Batches:
+    """Read our shards by webdataset: its shuffle and its decoding in the workers of its loader."""
+    import webdataset  # noqa: PLC0415 - a peer, imported only where it runs
+
+    views = _views(task, ShardSet([task.shards]))
+    dataset = (
+        webdataset.WebDataset(task.tars, resampled=True, shardshuffle=False)  # resampled shards come shuffled
+        .shuffle(1000)
+        .decode("pill")
+        .to_tuple(_EXTENSIONS)
+        .map_tuple(views)
+        .map(_only)
+    )
+    loader = webdataset.WebLoader(dataset, batch_size=task.local_batch, num_workers=task.cpus, **_pinned(task))
+    return _on_device(task, loader)
+
+
+def _only(sample: tuple[Any]) -> Any:
+    return sample[0]
+
+
+def streaming_shards(task: Task) -> Batches:
+    """mosaicml-streaming: the same encoded bytes in its format, its dataset in the workers of a DataLoader."""
+    from streaming import MDSWriter, StreamingDataset  # noqa: PLC0415 - a peer, imported only where it runs
+    from streaming.base.util import clean_stale_shared_memory  # noqa: PLC0415
+
+    shards = ShardSet([task.shards])
+    folder = task.scratch / "mds"
+    with MDSWriter(out=str(folder), columns={"image": "bytes"}, size_limit=1 << 26) as writer:
+        for content in _contents(shards):
+            writer.write({"image": content})
+    views = _views(task, shards)
+
+    class Images(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            return views.of_bytes(super().__getitem__(index)["image"])
+
+    clean_stale_shared_memory()  # of an earlier run that was killed
+    batches = 10**5 // task.local_batch + 1  # it lays out its whole epoch in memory, so an endless one is too long
+    images = Images(local=str(folder), shuffle=True, batch_size=task.local_batch, epoch_size=batches * task.local_batch)
+    return _on_device(task, _data_loader(task, images))
+
+
+def dali_operators(task: Task) -> Batches:
+    """DALI as solo-learn uses it: its reader, its random numbers, an operator an augmentation, its torch iterator.
+
+    Kinder to it than solo-learn is: one channel instead of three, the window that fits the blur instead of 23 taps, and
+    no second branch where nothing is blurred.
+    """
+    from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - takes a second, only where it runs
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator  # noqa: PLC0415
+
+    shards, spec = ShardSet([task.shards]), task.spec
+    on_gpu = task.device != "cpu"
+
+    def view(images: Any) -> Any:
+        images = fn.random_resized_crop(
+            images,
+            size=[spec.size_px, spec.size_px],
+            random_area=list(spec.crop_area),
+            random_aspect_ratio=list(spec.crop_aspect),
+        )
+        angle = fn.random.uniform(range=[-spec.rotation_degrees, spec.rotation_degrees])
+        images = fn.rotate(images, angle=angle, keep_size=True, fill_value=0)
+        chosen = fn.random.coin_flip(probability=spec.blur_probability, dtype=types.INT32)
+        sigma = chosen * fn.random.uniform(range=list(spec.blur_sigma_px)) + 1e-3  # 1e-3: as good as no blur
+        images = fn.gaussian_blur(images, sigma=sigma)
+        images = fn.brightness_contrast(
+            images,
+            brightness=fn.random.uniform(range=[1 - spec.brightness, 1 + spec.brightness]),
+            contrast=fn.random.uniform(range=[1 - spec.contrast, 1 + spec.contrast]),
+        )
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=fn.random.coin_flip(probability=spec.flip_probability),
+            mean=[255 * shards.pixel_mean],
+            std=[255 * shards.pixel_std],
+            output_layout="CHW",
+        )
+
+    @pipeline_def(  # type: ignore[untyped-decorator]
+        batch_size=task.local_batch, num_threads=task.cpus, device_id=0 if on_gpu else None, seed=0
+    )
+    def pipeline() -> Any:
+        encoded = fn.readers.webdataset(paths=task.tars, ext=[_EXTENSIONS], random_shuffle=True)
+        images = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.GRAY)
+        return tuple(view(images) for _ in range(VIEWS))
+
+    names = [f"view-{number}" for number in range(VIEWS)]
+    for (batch,) in DALIGenericIterator([pipeline()], names, size=-1):  # -1: without end
+        yield [batch[name] for name in names]
+
+
+def _contents(shards: ShardSet) -> Iterator[bytes]:
+    for shard, samples in enumerate(shards.shard_samples):
+        for row in range(samples):
+            yield shards.read(shard, row).tobytes()
+
+
+def _views(task: Task, shards: ShardSet) -> _TwoViews:
+    return _TwoViews(task, shards.pixel_mean, shards.pixel_std)
+
+
+def _pinned(task: Task) -> dict[str, Any]:
+    return {"pin_memory": task.device != "cpu"}
+
+
+def _data_loader(task: Task, dataset: Any, **options: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, task.local_batch, num_workers=task.cpus, drop_last=True, **_pinned(task), **options)
+
+
+def _on_device(task: Task, loader: Any) -> Batches:
+    return ([view.to(task.device, non_blocking=True) for view in views] for views in loader)
+
+
+WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
+    "sternum, DALI": partial(sternum, "dali"),
+    "its limit, DALI": partial(limit, "dali"),
+    "sternum, torchvision": partial(sternum, "torchvision"),
+    "its limit, torchvision": partial(limit, "torchvision"),
+    "torchvision + DataLoader": torchvision_files,
+    "webdataset": webdataset_tars,
+    "mosaicml-streaming": streaming_shards,
+    "DALI, separate operators": dali_operators,
+}
+# What a way needs beside what Sternum needs anyway: the module, and how to get it.
+NEEDS: Final = {
+    "sternum, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
+    "its limit, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
+    "webdataset": ("webdataset", "pip install webdataset"),
+    "mosaicml-streaming": ("streaming", "pip install mosaicml-streaming"),
+    "DALI, separate operators": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
+}

@@ -1,0 +1,112 @@
+"""Whether a loss's gradient is right in several processes: what DDP leaves, beside one process with the whole batch."""
+
+import tempfile
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from common import installed, one_line
+from loss_ways import ALONE, TOGETHER
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+SAMPLES: Final = 64  # of the global batch
+_INPUTS, _OUTPUTS = 32, 16
+_TEMPERATURE: Final = 0.5
+_TIMEOUT: Final = timedelta(seconds=60)
+
+
+class Deviation(NamedTuple):
+    """How a gradient lies to the true one: |g - t| / |t|, the cosine of their angle, and |g| / |t|."""
+
+    relative_error: float
+    cosine: float
+    length: float
+
+
+def measure_gradients(worlds: list[int]) -> dict[str, dict[str, Deviation | str]]:
+    """Return the deviation of each way at each world size, or the line that says why there is none."""
+    true = {equation: _true_gradient(equation) for equation in ("NT-Xent", "CLIP") if _has(equation)}
+    results: dict[str, dict[str, Deviation | str]] = {}
+    for world in worlds:
+        gradients = _on_ranks(world)
+        for name, way in TOGETHER.items():
+            row = results.setdefault(name, {})
+            if way.needs and not installed(way.needs[0]):
+                row[str(world)] = f"not installed ({way.needs[1]})"
+            else:
+                found = gradients[name]
+                row[str(world)] = found if isinstance(found, str) else _deviation(found, true[way.equation])
+    return results
+
+
+def _has(equation: str) -> bool:
+    return equation == "NT-Xent" or installed("open_clip")
+
+
+def _batch() -> tuple[Tensor, Tensor]:
+    """Return two views of the global batch (samples, inputs) that are alike, as after some training."""
+    generator = torch.Generator().manual_seed(0)
+    sample, *noise = torch.randn(3, SAMPLES, _INPUTS, generator=generator)
+    return sample + 0.5 * noise[0], sample + 0.5 * noise[1]
+
+
+def _model() -> nn.Linear:
+    model = nn.Linear(_INPUTS, _OUTPUTS, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(_OUTPUTS, _INPUTS, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def _true_gradient(equation: str) -> Tensor:
+    """Return the gradient (outputs, inputs) of one process in float64, by autograd of the equation."""
+    name = "equation 4 by autograd" if equation == "NT-Xent" else "open_clip ClipLoss (CLIP's loss)"
+    model, (first, second) = _model().double(), _batch()
+    loss = ALONE[name].build(0, 1, _TEMPERATURE)(model(first.double()), model(second.double()))
+    (gradient,) = torch.autograd.grad(loss, [model.weight])
+    return gradient
+
+
+def _deviation(gradient: Tensor, true: Tensor) -> Deviation:
+    error, length = (gradient.double() - true).norm() / true.norm(), gradient.double().norm() / true.norm()
+    cosine = nn.functional.cosine_similarity(gradient.double().flatten(), true.flatten(), dim=0)
+    return Deviation(error.item(), cosine.item(), length.item())
+
+
+def _on_ranks(world: int) -> dict[str, Tensor | str]:
+    with tempfile.TemporaryDirectory(prefix="sternum-loss-") as folder:
+        mp.start_processes(_rank, (world, folder), nprocs=world, start_method="spawn")
+        results: dict[str, Tensor | str] = torch.load(Path(folder) / "gradients")
+        return results
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the peers' deprecations
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+    gradients: dict[str, Tensor | str] = {}
+    for name, way in TOGETHER.items():
+        if way.needs and not installed(way.needs[0]):
+            continue
+        model = DistributedDataParallel(_model())
+        first, second = (view.chunk(world)[rank] for view in _batch())
+        try:
+            loss = way.build(rank, world, _TEMPERATURE)
+            # one pass through DDP for both views, as it wants it
+            projections = model(torch.cat([first, second]))
+            loss(*projections.chunk(2)).backward()
+        except Exception as error:  # a peer's failure is a result, the same on all ranks
+            gradients[name] = f"failed: {one_line(error)}"
+            continue
+        gradient = model.module.weight.grad
+        assert isinstance(gradient, Tensor), "the loss depends on the model"
+        gradients[name] = gradient
+    if rank == 0:
+        torch.save(gradients, Path(folder) / "gradients")
+    dist.barrier()
+    dist.destroy_process_group()

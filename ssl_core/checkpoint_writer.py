@@ -1,0 +1,247 @@
+"""Checkpoints written beside the training: a step waits for a copy in memory, not for the disk."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from infra.errors import RunFailed, UserError, require
+from infra.files import remove_folder, remove_remains
+from infra.log import say
+from ssl_core.checkpoint import Checkpoint, CheckpointState, checkpoint_path, damage, find_checkpoints, save_checkpoint
+from ssl_core.checkpoint_mirror import Mirror
+
+_TROUBLE: Final = (OSError, UserError, RunFailed)  # what a disk or a network may do; all else is an error of ours
+_ALIGNMENT: Final = 64  # bytes
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints of a run are kept, and where else.
+
+    Args:
+        keep_last: so many of the newest whole checkpoints; all without it
+        keep_every_epochs: beside them, the first checkpoint after each multiple of so many epochs
+        mirror: URL of a folder in an object store, such as s3://BUCKET/RUN, that gets a copy of what is kept, and from
+            which a run goes on whose own folder has nothing as new
+    """
+
+    keep_last: int | None = None
+    keep_every_epochs: int | None = None
+    mirror: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("keep_last", "keep_every_epochs"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"checkpoints.{name}={value} must be at least 1; leave it out for all")
+        require(
+            self.keep_every_epochs is None or self.keep_last is not None,
+            f"checkpoints.keep_every_epochs={self.keep_every_epochs} has no effect while all are kept; "
+            "give checkpoints.keep_last too",
+        )
+
+
+class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
+    """Saves a run's checkpoints and removes those that are superseded; on the rank that holds the run's lock.
+
+    What disk or network do to a save in the background does not end the training: an alarm is said, the older
+    checkpoints stand, and `failures` counts it. Leaving the context waits for the save under way.
+
+    Attributes:
+        failures: saves in the background that failed
+        wait_s: how long the newest call of `save` held up its caller
+        save_s: how long the newest finished save took, from that call on
+    """
+
+    def __init__(self, run: Path, config: CheckpointConfig, device: torch.device, expected_bytes: int = 0) -> None:
+        """Remove what a killed process left of a save, and set memory aside in the background.
+
+        device: where the tensors will come from. expected_bytes: what one save will hold; what is missing of it, the
+        first save has to wait for.
+        """
+        remove_remains(run / "checkpoints")
+        self.failures = 0
+        self.wait_s = self.save_s = 0.0
+        self._run = run
+        self._config = config
+        self._mirror = Mirror(config.mirror) if config.mirror else None
+        self._to_copy: list[Checkpoint] = []
+        self._to_drop: list[int] = []
+        self._writing: int | None = None  # the step of the newest save
+        self._whole: dict[Path, bool] = {}
+        self._memory = _Memory(device)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] = self._thread.submit(self._memory.reserve, expected_bytes)
+
+    def save(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
+        """Copy the tensors and write the checkpoint in the background; waits for an earlier save that is under way."""
+        started = time.perf_counter()
+        self._join(state.step)
+        model, optimizer = self._memory.copy(model, optimizer)
+        self._pending = self._thread.submit(self._save_in_background, started, state, model, optimizer)
+        self.wait_s = time.perf_counter() - started
+
+    def save_now(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
+        """Return when the checkpoint is durable, and mirrored: the last one of a process.
+
+        Raises UserError or RunFailed when it cannot be.
+        """
+        started = time.perf_counter()
+        self._join(state.step)
+        try:
+            checkpoint = self._write(state, model, optimizer)
+            self._settle(checkpoint)
+        except OSError as error:
+            raise RunFailed(f"the checkpoint of step {state.step} cannot be saved: {error}") from error
+        self.wait_s = self.save_s = time.perf_counter() - started
+        return checkpoint
+
+    def close(self) -> None:
+        """Wait for the save under way."""
+        try:
+            self._pending.result()
+        finally:
+            self._thread.shutdown()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _join(self, step: int) -> None:
+        """Wait for the save under way, or at first for the memory."""
+        if self._writing is not None and not self._pending.done():
+            say(f"the checkpoint of step {step} waits for that of step {self._writing}, which is still being written")
+        self._pending.result()
+        self._writing = step
+
+    def _save_in_background(self, started: float, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
+        try:
+            self._memory.wait()
+            checkpoint = self._write(state, model, optimizer)
+        except _TROUBLE as error:
+            self._alarm(f"the checkpoint of step {state.step} is not saved, the older ones stand: {error}")
+            return
+        try:
+            self._settle(checkpoint)
+        except _TROUBLE as error:
+            self._alarm(f"{checkpoint.path} is saved, but not what follows it: {error}")
+        self.save_s = time.perf_counter() - started
+
+    def _alarm(self, what: str) -> None:
+        self.failures += 1
+        say(f"ALARM: {what}; training goes on")
+
+    def _write(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
+        self._whole.pop(checkpoint_path(self._run, state.step), None)
+        checkpoint = save_checkpoint(self._run, state, model, optimizer)
+        self._whole[checkpoint.path] = True
+        self._to_copy.append(checkpoint)
+        return checkpoint
+
+    def _settle(self, newest: Checkpoint) -> None:
+        """Remove what the newest checkpoint supersedes, now that it is durable, and bring the mirror up to date."""
+        for checkpoint in self._superseded(newest):
+            remove_folder(checkpoint.path)
+            self._to_drop.append(checkpoint.step)
+        if self._mirror:
+            self._update(self._mirror)
+
+    def _update(self, mirror: Mirror) -> None:
+        """Do in the mirror what was done here, also what failed there before."""
+        self._to_copy = [checkpoint for checkpoint in self._to_copy if checkpoint.path.exists()]
+        while self._to_copy:
+            mirror.put(self._to_copy[0])
+            self._to_copy.pop(0)
+        while self._to_drop:
+            mirror.remove(self._to_drop[0])
+            self._to_drop.pop(0)
+
+    def _superseded(self, newest: Checkpoint) -> list[Checkpoint]:
+        """Return the checkpoints that need not be kept. Damaged ones do not count among the newest."""
+        if self._config.keep_last is None:
+            return []
+        found = find_checkpoints(self._run)
+        milestones = set(self._milestones(found))
+        superseded = []
+        missing = self._config.keep_last
+        for checkpoint in reversed(found):
+            if missing:
+                missing -= self._is_whole(checkpoint)
+            elif checkpoint not in milestones and checkpoint != newest:
+                superseded.append(checkpoint)
+        return superseded
+
+    def _milestones(self, checkpoints: list[Checkpoint]) -> Iterator[Checkpoint]:
+        """Yield the first checkpoint after each multiple of `keep_every_epochs`."""
+        every = self._config.keep_every_epochs
+        if every is None:
+            return
+        reached = 0
+        for checkpoint in checkpoints:
+            try:
+                multiple = int(checkpoint.epoch) // every
+            except RunFailed:
+                continue  # it is damaged; the next one stands in for it
+            if multiple > reached:
+                reached = multiple
+                yield checkpoint
+
+    def _is_whole(self, checkpoint: Checkpoint) -> bool:
+        """Say whether a checkpoint is whole, reading each once that this process did not write."""
+        if checkpoint.path not in self._whole:
+            found = damage(checkpoint)
+            self._whole[checkpoint.path] = found is None
+            if found:
+                say(f"warning: {checkpoint.path} is damaged ({found}) and does not count among those to keep")
+        return self._whole[checkpoint.path]
+
+
+class _Memory:
+    """Room for one copy of a run's tensors, used again for each save, and page-locked where a GPU writes into it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
+        self._room = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
+
+    def reserve(self, size_bytes: int) -> None:
+        """Get room; the pages are touched, since the first touch costs several times what a copy does."""
+        if size_bytes > len(self._room):
+            self._room = torch.empty(0, dtype=torch.uint8)  # give the old room back first
+            self._room = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self._pinned).fill_(0)
+
+    def copy(self, *groups: Tensors) -> list[Tensors]:
+        """Start copying; from a GPU the copies are complete after `wait`, and its next steps come behind them.
+
+        The copies have the memory formats of the tensors, so that none is rearranged while a step waits.
+        """
+        self.reserve(sum(_aligned(tensor.nbytes) for group in groups for tensor in group.values()))
+        start = 0
+        copies: list[Tensors] = []
+        for group in groups:
+            copies.append({})
+            for name, tensor in group.items():
+                shape = torch.empty_like(tensor, device="meta")
+                place = self._room[start : start + tensor.nbytes].view(tensor.dtype)
+                copies[-1][name] = place.as_strided(shape.shape, shape.stride())
+                copies[-1][name].copy_(tensor.detach(), non_blocking=True)
+                start += _aligned(tensor.nbytes)
+        if self._pinned:
+            self._copied = torch.cuda.current_stream().record_event()
+        return copies
+
+    def wait(self) -> None:
+        """Wait until the copies are complete."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT

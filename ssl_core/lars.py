@@ -1,0 +1,69 @@
+"""LARS: momentum whose step is in proportion to the size of what it changes, for global batches of thousands."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888), as SimCLR uses it (Chen et al. 2020).
+
+    For a weight w with gradient g:  g' = g + weight_decay w;  r = trust |w| / |g'|, or 1 where either norm is 0;
+    v <- momentum v + learning rate r g';  w <- w - v.  In a parameter group with `adapted` False, r is 1.
+
+    It needs each weight as a whole: an engine that cuts optimiser states into flat pieces cannot run it.
+
+    State by parameter: `momentum_buffer`, v.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "adapted": True}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Make one step with the gradients at hand; parameters without one stay."""
+        assert closure is None, "LARS takes no closure"
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._step(group, weights)
+
+    def _step(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        """Step all weights of a group at once, without waiting for the device."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all of them have one
+        if group["weight_decay"]:
+            gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
+        rates = torch.full((len(weights),), group["lr"], dtype=weights[0].dtype, device=weights[0].device)
+        if group["adapted"]:
+            rates = rates * _trust_ratios(weights, gradients, group["trust"])
+        velocities = [self._velocity(weight) for weight in weights]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, list(torch._foreach_mul(gradients, rates.unbind())))
+        torch._foreach_sub_(weights, velocities)
+
+    def _velocity(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        velocity: Tensor = state["momentum_buffer"]
+        return velocity
+
+
+def _trust_ratios(weights: list[Tensor], gradients: list[Tensor], trust: float) -> Tensor:
+    """Return trust |w| / |g| for each of n weights, 1 where either norm is 0: (n,)."""
+    weight_norms = torch.stack(torch._foreach_norm(weights))
+    gradient_norms = torch.stack(torch._foreach_norm(gradients))
+    usable = (weight_norms > 0) & (gradient_norms > 0)
+    return torch.where(usable, trust * weight_norms / gradient_norms, 1.0)

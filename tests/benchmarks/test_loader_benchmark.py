@@ -1,0 +1,37 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "loader.py"
+TINY = ["--images=24", "--size_px=32", "--local_batch=8", "--repeats=1", "--window_s=0.2", "--warm_batches=1"]
+OURS = {"sternum, torchvision", "its limit, torchvision", "torchvision + DataLoader"}
+
+
+def run(out: Path, *arguments: str) -> tuple[dict, str]:
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, *TINY, f"--out={out}", *arguments], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), done.stdout
+
+
+def test_loader_benchmark_measures_ours_its_limit_and_a_peer(tmp_path):
+    result, text = run(tmp_path / "loader.json", "--ways", *OURS)
+    assert result["units"]["images_per_s"] == "images/s"
+    (rates,) = result["median"].values()
+    assert set(rates) == OURS
+    assert min(figures["images_per_s"] for figures in rates.values()) > 0
+    assert all(0 <= figures["wait_share"] <= 1 for figures in rates.values())
+    assert "torchvision: " in text and "% of the limit" in text
+
+
+@pytest.mark.slow
+def test_loader_benchmark_measures_all_ways_or_says_why_not(tmp_path):
+    result, text = run(tmp_path / "loader.json")
+    (rates,), (left_out,) = result["median"].values(), result["left_out"].values()
+    assert set(rates) >= {*OURS, "sternum, DALI", "its limit, DALI", "webdataset", "DALI, separate operators"}
+    assert set(left_out) <= {"mosaicml-streaming"}
+    assert all("pip install" in line and line in text for line in left_out.values())

@@ -1,0 +1,241 @@
+"""A real HTTP server over a folder that misbehaves as it is told, file by file and request by request."""
+
+import re
+import socket
+import struct
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+Kind = Literal[
+    "status",  # this status and a short text, nothing of the file
+    "cut",  # the whole Content-Length is announced, the connection ends after `at` bytes
+    "cut unannounced",  # no Content-Length; the connection ends after `at` bytes, as an end does
+    "unannounced",  # no Content-Length, all bytes
+    "reset",  # TCP reset after `at` bytes
+    "silent",  # `at` bytes, then nothing, and the connection stays open
+    "trickle",  # a byte now and then, for ever
+    "flip",  # one bit of byte `at` of the file is another; nothing else is wrong
+    "excess",  # `at` bytes too many, announced
+    "ignore range",  # 200 and the whole file, whatever was asked for
+    "shift range",  # 206 of a part that starts `at` bytes later than was asked for, and says so
+    "mislabel range",  # 206 of the right part, whose Content-Range names another one
+    "redirect",  # to `value`
+    "reset at once",  # TCP reset in place of an answer
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One misbehaviour. at: bytes, for a status the status itself. value: its Retry-After, or where to redirect to."""
+
+    kind: Kind
+    at: int = 0
+    value: str = ""
+
+
+class Request(NamedTuple):
+    """A request that arrived. first_byte: of its Range, 0 for none."""
+
+    method: str
+    path: str
+    range: str | None
+    arrived_s: float  # on a clock that only goes forward
+
+    @property
+    def first_byte(self) -> int:
+        found = re.match(r"bytes=(\d+)-", self.range or "")
+        return int(found[1]) if found else 0
+
+
+class FaultServer(ThreadingHTTPServer):
+    """Serves `folder` under its port.
+
+    Attributes:
+        url: its root.
+        requests: what arrived, in order.
+        sent: bytes of bodies sent, by path.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, handler: "type[FaultHandler] | None" = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or FaultHandler)
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: list[Request] = []
+        self.sent: defaultdict[str, int] = defaultdict(int)
+        self.ending = threading.Event()
+        self._scripts: dict[str, list[Fault]] = {}
+        self._lasting: dict[str, Fault] = {}
+        self._lock = threading.Lock()
+
+    def script(self, path: str, *faults: Fault | None) -> None:
+        """Let the next GET requests of a path meet these faults in turn (None: a right answer), later ones none."""
+        with self._lock:
+            self._scripts[path] = list(faults)  # type: ignore[arg-type]
+
+    def always(self, path: str, fault: Fault) -> None:
+        """Let every request of a path meet this fault."""
+        self._lasting[path] = fault
+
+    def heal(self) -> None:
+        """Forget all faults and all requests."""
+        with self._lock:
+            self._scripts.clear()
+            self._lasting.clear()
+            self.requests.clear()
+            self.sent.clear()
+
+    def gets(self, path: str) -> list[Request]:
+        """Return the GET requests of a path so far."""
+        with self._lock:
+            return [request for request in self.requests if request.path == path and request.method == "GET"]
+
+    def arrived(self, request: Request) -> Fault | None:
+        """Note a request and return the fault that it meets; a HEAD meets lasting ones only."""
+        with self._lock:
+            self.requests.append(request)
+            if request.path in self._lasting:
+                return self._lasting[request.path]
+            script = self._scripts.get(request.path)
+            return script.pop(0) if script and request.method == "GET" else None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about clients that went away: they may."""
+
+
+class FaultHandler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD, with Range."""
+
+    protocol_version = "HTTP/1.1"
+    server: FaultServer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet."""
+
+    def do_HEAD(self) -> None:
+        """Answer with headers."""
+        self._answer()
+
+    def do_GET(self) -> None:
+        """Answer with headers and bytes."""
+        self._answer()
+
+    def file(self, path: str) -> Path | None:
+        """Return the file that a path names, None if there is none."""
+        found = self.server.folder / path.lstrip("/")
+        return found if found.is_file() else None
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        fault = self.server.arrived(Request(self.command, path, self.headers.get("Range"), time.monotonic()))
+        found = self.file(path)
+        if fault is not None and fault.kind in ("status", "redirect", "reset at once"):
+            self._refuse(fault)
+        elif found is None:
+            self.say(404, b"there is no such file")
+        else:
+            self._send(found.read_bytes(), fault or Fault("flip", -1), path)
+
+    def _refuse(self, fault: Fault) -> None:
+        if fault.kind == "reset at once":
+            self._reset()
+        elif fault.kind == "redirect":
+            self.say(302, b"", Location=fault.value)
+        else:
+            self.say(fault.at, b"as the test asked", **({"Retry-After": fault.value} if fault.value else {}))
+
+    def say(self, status: int, body: bytes, **headers: str) -> None:
+        """Send a small answer."""
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send(self, content: bytes, fault: Fault, path: str) -> None:
+        start, stop = self._asked_range(len(content), fault)
+        if start >= len(content) and len(content):
+            return self.say(416, b"", **{"Content-Range": f"bytes */{len(content)}"})
+        if fault.kind == "flip" and 0 <= fault.at < len(content):
+            content = content[: fault.at] + bytes([content[fault.at] ^ 1]) + content[fault.at + 1 :]
+        body = content[start:stop] + (bytes(fault.at) if fault.kind == "excess" else b"")
+        partial = (start, stop) != (0, len(content))
+        self.send_response(206 if partial else 200)
+        if partial:
+            shift = 1 if fault.kind == "mislabel range" else 0
+            self.send_header("Content-Range", f"bytes {start + shift}-{stop - 1}/{len(content)}")
+        if fault.kind != "ignore range":
+            self.send_header("Accept-Ranges", "bytes")
+        if fault.kind in ("unannounced", "cut unannounced"):
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self._send_body(body, fault, path)
+        return None
+
+    def _asked_range(self, size: int, fault: Fault) -> tuple[int, int]:
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if found is None or fault.kind == "ignore range":
+            return 0, size
+        start = int(found[1]) + (fault.at if fault.kind == "shift range" else 0)
+        return start, min(int(found[2]) + 1, size) if found[2] else size
+
+    def _send_body(self, body: bytes, fault: Fault, path: str) -> None:
+        broken_off = fault.kind in ("cut", "cut unannounced", "reset", "silent", "trickle")
+        part = body[: fault.at] if broken_off else body
+        self.wfile.write(part)
+        self.wfile.flush()
+        self.server.sent[path] += len(part)
+        if fault.kind in ("cut", "cut unannounced", "unannounced"):
+            self.close_connection = True
+        elif fault.kind == "reset":
+            self._reset()
+        elif fault.kind == "silent":
+            self.server.ending.wait()
+            self.close_connection = True
+        elif fault.kind == "trickle":
+            for byte in body[fault.at :]:
+                self.wfile.write(bytes([byte]))
+                if self.server.ending.wait(0.05):
+                    break
+            self.close_connection = True
+
+    def _reset(self) -> None:
+        self.server.ending.wait(0.05)  # else the reset overtakes the bytes before it
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.rfile.close()
+        self.wfile.close()
+        self.connection.close()  # with SO_LINGER 0 this is a reset
+
+
+@contextmanager
+def serving(folder: Path, handler: type[FaultHandler] | None = None) -> Iterator[FaultServer]:
+    """Serve a folder for the length of a block."""
+    server = FaultServer(folder, handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="fault-server")
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.ending.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def first_bytes(requests: Sequence[Request]) -> list[int]:
+    """Return where each of these requests asked to begin."""
+    return [request.first_byte for request in requests]

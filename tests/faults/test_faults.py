@@ -1,0 +1,228 @@
+"""Each fault, in real processes; after each the run ends in the very bits of the undisturbed one."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import (
+    Fault,
+    Outcome,
+    assert_same_bits,
+    assert_same_samples,
+    end,
+    outcome,
+    small,
+    start,
+    steps_done,
+    total_steps,
+    train_through,
+)
+
+from infra.status import read_status
+from ssl_core.checkpoint import find_checkpoints
+
+WORLD = 2
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
+    config = small(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
+    assert train_through(config, WORLD) == 1
+    assert len(find_checkpoints(config.run_folder)) >= 3
+    return outcome(config.run_folder)
+
+
+def log_of(run: Path, rank: int) -> str:
+    return run.with_name(f"{run.name}-rank-{rank}.log").read_text()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
+def test_a_run_whose_ranks_are_killed_at_random_steps_ends_in_the_same_bits(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    config = small(tmp_path / "run", simulated_shards)
+    steps = random.integers(0, total_steps(config), 3).tolist()
+    faults = [Fault("kill", int(random.integers(WORLD)), step) for step in steps]
+    assert train_through(config, WORLD, faults) >= 2
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.parametrize("kind", ["raise", pytest.param("stop", marks=pytest.mark.slow)])
+def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_goes_on(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
+) -> None:
+    config = small(tmp_path / "run", simulated_shards, timeout_s=5.0)
+    assert train_through(config, WORLD, [Fault(kind, 1, 7)]) == 2
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert "was lost or hangs" in log_of(config.run_folder, 0)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_sigterm_to_one_rank_saves_at_one_step_and_leaves_a_marker(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, rank: int
+) -> None:
+    config = small(tmp_path / "run", simulated_shards)
+    assert end(start(config, WORLD, [Fault("term", rank, 7)])) == [0, 0]
+    status = read_status(config.run_folder)
+    assert status is not None
+    assert (status.state, status.step) == ("preempted", 8)
+    assert steps_done(config.run_folder) == 8
+    assert train_through(config, WORLD) == 1
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+def test_a_step_with_nan_on_one_rank_is_left_out_on_all(tmp_path: Path, simulated_shards: Path) -> None:
+    """As if every rank had met it: one that goes on alone would part from the others, or hang them."""
+    ends = []
+    for name, faults in (("one", [Fault("nan", 1, 7)]), ("all", [Fault("nan", 0, 7), Fault("nan", 1, 7)])):
+        config = small(tmp_path / name, simulated_shards)
+        assert train_through(config, WORLD, faults) == 1
+        ends.append(outcome(config.run_folder))
+    assert_same_samples(*ends)
+    assert all(value.isfinite().all() for value in ends[0].weights.values())
+    different = [name for name, value in ends[0].weights.items() if not value.equal(ends[1].weights[name])]
+    assert not different
+
+
+def test_nan_that_stays_for_a_while_rolls_back_and_ends_in_the_same_bits(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    config = small(tmp_path / "run", simulated_shards, skips=1)
+    assert train_through(config, WORLD, [Fault("nan", 1, 4), Fault("nan", 1, 5)]) == 1
+    assert "going back to the last checkpoint" in log_of(config.run_folder, 0)
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.slow
+def test_nan_that_never_ends_stops_all_ranks_with_one_line(tmp_path: Path, simulated_shards: Path) -> None:
+    config = small(tmp_path / "run", simulated_shards, skips=1, rollbacks=1)
+    faults = [Fault("nan", 1, step, times=100) for step in (4, 5)]
+    assert end(start(config, WORLD, faults)) == [1, 1]
+    for rank in range(WORLD):
+        assert "had no finite loss and gradient again after train.rollbacks=1" in log_of(config.run_folder, rank)
+    assert steps_done(config.run_folder) == 3
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        (flip_a_bit, "model.safetensors"),
+        pytest.param(cut, "model.safetensors", marks=pytest.mark.slow),
+        pytest.param(Path.unlink, "model.safetensors", marks=pytest.mark.slow),
+        pytest.param(flip_a_bit, "optimizer.safetensors", marks=pytest.mark.slow),
+        pytest.param(cut, "state.json", marks=pytest.mark.slow),
+        pytest.param(Path.unlink, "state.json", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, harm: object, name: str
+) -> None:
+    config = small(tmp_path / "run", simulated_shards)
+    end(start(config, WORLD, [Fault("kill", 0, 8)]))
+    newest = find_checkpoints(config.run_folder)[-1]
+    harm(newest.path / name)  # type: ignore[operator]
+    assert train_through(config, WORLD) == 1
+    assert f"{newest.path} is damaged" in log_of(config.run_folder, 0)
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200M", "tmpfs", str(disk)], check=False, capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_while_saving_raises_an_alarm_and_training_goes_on(
+    small_disk: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    config = small(small_disk / "run", simulated_shards)
+    assert end(start(config, WORLD, [Fault("kill", 0, 5)])) != [0, 0]
+    assert steps_done(config.run_folder) == 3
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, os.statvfs(small_disk).f_bavail * 4096 - 2**20)
+    assert end(start(config, WORLD))[0] != 0  # the last checkpoint of all has no place either
+    assert "ALARM: the checkpoint of step 6 is not saved" in log_of(config.run_folder, 0)
+    assert steps_done(config.run_folder) == 3
+    filler.unlink()
+    assert train_through(config, WORLD) == 1
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_second_job_on_the_folder_of_a_running_one_is_refused_on_all_ranks(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    config = small(tmp_path / "run", simulated_shards, timeout_s=60.0)
+    first = start(config, WORLD, [Fault("stop", 1, 6)])
+    while steps_done(config.run_folder) < 3:
+        time.sleep(0.05)
+    assert end(start(config, WORLD)) == [2, 2]
+    assert "is in use by another process" in log_of(config.run_folder, 1)
+    os.kill(first[1].pid, signal.SIGCONT)
+    assert end(first) == [0, 0]
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+def test_another_number_of_processes_than_promised_never_starts(tmp_path: Path, simulated_shards: Path) -> None:
+    config = small(tmp_path / "run", simulated_shards, world_size=4)
+    assert end(start(config, WORLD)) == [2, 2]
+    assert "train.world_size=4 processes were promised, but 2 came" in log_of(config.run_folder, 1)
+    assert not config.run_folder.exists()
+
+
+@pytest.mark.slow
+def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_else_says_so(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    config = small(tmp_path / "run", simulated_shards)
+    end(start(config, 4, [Fault("kill", 3, 5)]))
+    assert end(start(config, 3)) == [2, 2, 2]
+    assert "the world size 3 must divide data.lanes=8" in log_of(config.run_folder, 0)
+    assert train_through(config, WORLD) == 1
+    found = outcome(config.run_folder)
+    assert_same_samples(found, undisturbed)
+    steps = sorted(undisturbed.losses)
+    np.testing.assert_allclose([found.losses[s] for s in steps], [undisturbed.losses[s] for s in steps], rtol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "deepspeed"])
+def test_a_run_that_goes_from_one_to_two_to_four_ranks_and_back_sees_the_same_samples(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
+) -> None:
+    config = small(tmp_path / "run", simulated_shards)
+    config = replace(config, engine=replace(config.engine, kind=kind))
+    for world, steps in ((1, 3), (2, 6), (4, 9), (1, total_steps(config))):
+        part = replace(config, train=replace(config.train, max_steps=steps))
+        assert end(start(part, world), timeout_s=240) == [0] * world, log_of(config.run_folder, 0)
+    found = outcome(config.run_folder)
+    assert_same_samples(found, undisturbed)
+    steps = sorted(undisturbed.losses)
+    np.testing.assert_allclose([found.losses[s] for s in steps], [undisturbed.losses[s] for s in steps], rtol=2e-3)
+    assert json.loads((find_checkpoints(config.run_folder)[-1].path / "state.json").read_text())["world_size"] == 1

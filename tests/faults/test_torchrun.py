@@ -1,0 +1,165 @@
+"""Real launchers, killed and stopped: the run still ends in the very bits of the undisturbed one."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import Outcome, assert_same_bits, end, outcome, small, start, steps_done, total_steps
+from launched import DEEPSPEED, OWN_STORE, launched, pretraining, supervised, torchrun
+
+from infra.status import read_status
+from ssl_core.train import PretrainConfig
+
+pytestmark = pytest.mark.timeout(900)
+
+WORLD = 2
+EPOCHS = 5  # long enough to be hit in the midst of it
+
+
+def run_of(folder: Path, shards: Path) -> PretrainConfig:
+    return small(folder / "run", shards, epochs=EPOCHS)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
+    """Neither disturbed nor started by a launcher."""
+    config = run_of(tmp_path_factory.mktemp("undisturbed"), simulated_shards)
+    assert end(start(config, WORLD), timeout_s=600) == [0] * WORLD
+    return outcome(config.run_folder)
+
+
+def moment(config: PretrainConfig, seed: int) -> tuple[int, float, int]:
+    """Draw when and whom a fault hits: after this step, and so many seconds more, this rank."""
+    random = np.random.default_rng(seed)
+    return int(random.integers(1, total_steps(config) - 3)), float(random.uniform(0, 0.5)), int(random.integers(WORLD))
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+def test_torchrun_goes_on_after_a_worker_was_killed(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
+) -> None:
+    config = run_of(tmp_path, simulated_shards)
+    step, pause_s, rank = moment(config, seed)
+    with launched(torchrun(config, "--max-restarts=3"), tmp_path / "log", **OWN_STORE) as run:
+        run.wait_for_step(config.run_folder, step)
+        time.sleep(pause_s)
+        run.workers()[rank].kill()
+        assert run.end() == 0, run.said()
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_after_a_worker_was_killed_at_its_start(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    config = run_of(tmp_path, simulated_shards)
+    with launched(torchrun(config, "--max-restarts=3"), tmp_path / "log", **OWN_STORE) as run:
+        while len(run.workers()) < WORLD:
+            time.sleep(0.05)
+        run.workers()[1].kill()
+        assert run.end() == 0, run.said()
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 13))
+def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
+) -> None:
+    config = run_of(tmp_path, simulated_shards)
+    step, pause_s, rank = moment(config, seed)
+    with launched(supervised(config, torchrun(config, "--max-restarts=3")), tmp_path / "log") as run:
+        run.wait_for_step(config.run_folder, max(1, step // 2))
+        run.workers()[rank].kill()
+        run.wait_for_step(config.run_folder, step)
+        time.sleep(pause_s)
+        torchrun_itself = run.workers()[0].parent()
+        assert torchrun_itself is not None
+        torchrun_itself.kill()
+        assert run.end() == 0, run.said()
+        assert "torchrun ended with code -9; starting again" in run.said()
+        assert not run.all()
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["torchrun", "supervise", "supervise with SIGUSR1"])
+def test_a_stop_signal_saves_and_the_same_command_goes_on(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, whom: str
+) -> None:
+    config = run_of(tmp_path, simulated_shards)
+    command = torchrun(config) if whom == "torchrun" else supervised(config, torchrun(config))
+    with launched(command, tmp_path / "log", **OWN_STORE) as run:
+        run.wait_for_step(config.run_folder, 4)
+        os.kill(run.process.pid, signal.SIGUSR1 if "SIGUSR1" in whom else signal.SIGTERM)
+        assert run.end() == 1  # both launchers say so of a run that is not finished
+        assert not run.all()
+    status = read_status(config.run_folder)
+    assert status is not None
+    assert status.state == "preempted", run.said()
+    assert status.step == steps_done(config.run_folder) >= 4
+    with launched(command, tmp_path / "log", **OWN_STORE) as run:
+        assert run.end() == 0, run.said()
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+def deepspeed(config: PretrainConfig, *options: str) -> list[str]:
+    return [*DEEPSPEED, *options, "--module", *pretraining(config)]
+
+
+def by_deepspeed(folder: Path, shards: Path) -> PretrainConfig:
+    config = small(folder / "run", shards)
+    return replace(config, engine=replace(config.engine, kind="deepspeed"))
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_starts_two_processes_and_a_hostfile_two_nodes(
+    tmp_path: Path, simulated_shards: Path, free_port: int
+) -> None:
+    """All three ways give the same run: this machine alone, and two nodes of one process by hand, without ssh."""
+    ends = []
+    config = by_deepspeed(tmp_path, simulated_shards)
+    assert end(start(config, WORLD), timeout_s=600) == [0] * WORLD
+    ends.append(outcome(config.run_folder))
+
+    config = by_deepspeed(tmp_path / "alone", simulated_shards)
+    config.run_folder.parent.mkdir()
+    accelerator = {"DS_ACCELERATOR": "cpu"}
+    with launched(
+        deepspeed(config, "--num_gpus=2", f"--master_port={free_port}"), tmp_path / "log", **accelerator
+    ) as run:
+        assert run.end() == 0, run.said()
+    ends.append(outcome(config.run_folder))
+
+    config = by_deepspeed(tmp_path / "hosts", simulated_shards)
+    config.run_folder.parent.mkdir()
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    options = [f"--hostfile={hosts}", "--no_ssh", "--master_addr=127.0.0.1", f"--master_port={free_port}"]
+    first, second = (deepspeed(config, *options, f"--node_rank={node}") for node in range(2))
+    with (
+        launched(first, tmp_path / "log-0", **accelerator) as run,
+        launched(second, tmp_path / "log-1", **accelerator) as other,
+    ):
+        assert run.end() == 0, run.said()
+        assert other.end() == 0, other.said()
+    ends.append(outcome(config.run_folder))
+    for other_end in ends[1:]:
+        assert_same_bits(other_end, ends[0])
+
+
+@pytest.mark.slow
+def test_supervise_goes_on_after_a_worker_of_the_deepspeed_launcher_was_killed(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, free_port: int
+) -> None:
+    config = run_of(tmp_path, simulated_shards)
+    command = supervised(config, deepspeed(config, "--num_gpus=2", f"--master_port={free_port}"))
+    with launched(command, tmp_path / "log", DS_ACCELERATOR="cpu") as run:
+        run.wait_for_step(config.run_folder, 5)
+        run.workers()[1].kill()
+        assert run.end() == 0, run.said()
+    assert_same_bits(outcome(config.run_folder), undisturbed)

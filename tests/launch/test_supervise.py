@@ -1,0 +1,128 @@
+"""Supervising real processes: small scripts that write what a pretraining leaves in its run folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.errors import RunFailed, UserError
+from infra.status import Status, write_status
+from launch.supervise import SuperviseConfig, main, supervise
+
+# Each start does what the next word of `plan.txt` says; the words are used up one by one.
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from infra.status import Status, write_status
+run = Path(sys.argv[1])
+starts = run / "starts"
+number = int(starts.read_text()) if starts.exists() else 0
+starts.write_text(str(number + 1))
+word = (run / "plan.txt").read_text().split()[number]
+if word.startswith("save"):
+    folder = run / "checkpoints" / f"step-{number + 1}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    os._exit(1)
+if word == "die":
+    os.kill(os.getpid(), 9)
+if word == "hang":
+    time.sleep(600)
+if word == "refuse":
+    write_status(run, Status("refused", 0, "data.lanes=3 does not fit"))
+    sys.exit(1)
+if word == "finish":
+    write_status(run, Status("finished", 9))
+"""
+
+
+def command(run: Path, plan: str) -> list[str]:
+    run.mkdir(exist_ok=True)
+    (run / "plan.txt").write_text(plan)
+    return [sys.executable, "-c", SCRIPT, str(run)]
+
+
+def starts(run: Path) -> int:
+    return int((run / "starts").read_text())
+
+
+def test_a_run_that_dies_is_started_again_until_it_is_finished(tmp_path: Path) -> None:
+    config = SuperviseConfig(tmp_path, patience=2, pause_s=0.0)
+    assert supervise(config, command(tmp_path, "die die save die die save die finish")) == 0
+    assert starts(tmp_path) == 8
+
+
+def test_a_run_without_progress_is_given_up_after_the_stated_patience(tmp_path: Path) -> None:
+    config = SuperviseConfig(tmp_path, patience=2, pause_s=0.0)
+    with pytest.raises(RunFailed, match="3 times in a row without a new checkpoint"):
+        supervise(config, command(tmp_path, "save die die die finish"))
+    assert starts(tmp_path) == 4
+
+
+def test_a_refused_run_is_not_started_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.lanes=3 does not fit"):
+        supervise(SuperviseConfig(tmp_path, pause_s=0.0), command(tmp_path, "refuse finish"))
+    assert starts(tmp_path) == 1
+
+
+def test_a_budget_of_restarts_ends_even_a_run_with_progress(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="2 restarts are used up"):
+        supervise(SuperviseConfig(tmp_path, restarts=2, pause_s=0.0), command(tmp_path, "save save save save"))
+    assert starts(tmp_path) == 3
+
+
+def test_a_run_that_says_nothing_any_more_is_killed_and_started_again(tmp_path: Path) -> None:
+    config = SuperviseConfig(tmp_path, pause_s=0.0, stall_s=2.0)
+    assert supervise(config, command(tmp_path, "hang finish")) == 0
+    assert starts(tmp_path) == 2
+
+
+def test_workers_that_outlive_their_launcher_are_killed_before_the_next_start(tmp_path: Path) -> None:
+    """The launcher dies at once; its worker, in a session of its own, would go on writing into the run folder."""
+    script = f"""
+import subprocess, sys
+from pathlib import Path
+from infra.status import Status, write_status
+pid = Path({str(tmp_path)!r}) / "pid"
+if pid.exists():
+    write_status(pid.parent, Status("finished", 1))
+else:
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    pid.write_text(str(worker.pid))
+    sys.exit(1)
+"""
+    assert supervise(SuperviseConfig(tmp_path, pause_s=0.0), [sys.executable, "-c", script]) == 0
+    worker = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_stop_signal_reaches_the_command_and_ends_the_supervision(tmp_path: Path) -> None:
+    words = ["supervise", f"--run_folder={tmp_path}", "--", *command(tmp_path, "hang hang")]
+    process = subprocess.Popen([sys.executable, "-m", "launch", *words], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "starts").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "SIGTERM ended the run at step 0" in errors
+    assert starts(tmp_path) == 1
+
+
+def test_wrong_calls_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to supervise"):
+        main([f"--run_folder={tmp_path}"])
+    with pytest.raises(UserError, match="cannot start 'no-such-program'"):
+        main([f"--run_folder={tmp_path}", "--", "no-such-program"])
+    with pytest.raises(UserError, match="patience=-1"):
+        main([f"--run_folder={tmp_path}", "--patience=-1", "--", "true"])
+
+
+def test_a_status_of_an_earlier_run_does_not_count(tmp_path: Path) -> None:
+    write_status(tmp_path, Status("finished", 3, time_s=1.0))
+    with pytest.raises(RunFailed, match="without a new checkpoint"):
+        supervise(SuperviseConfig(tmp_path, patience=0, pause_s=0.0), command(tmp_path, "die"))

@@ -1,0 +1,147 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from infra.errors import RunFailed, UserError
+from ssl_core.checkpoint import CheckpointState, damage, find_checkpoints, load_state, save_checkpoint
+from ssl_core.checkpoint_mirror import Mirror, restore_from_mirror
+from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
+
+
+def state(step: int) -> CheckpointState:
+    return CheckpointState(step, step / 10, "resnet18", "data", 0.5, 0.25, 1, "0", "0")
+
+
+def model(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((40, 5), float(step))}
+
+
+def writer(run: Path, url: str, keep_last: int | None = None) -> CheckpointWriter:
+    return CheckpointWriter(run, CheckpointConfig(keep_last, mirror=url), torch.device("cpu"), 0)
+
+
+def steps(run: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in find_checkpoints(run)]
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{tmp_path.name}/run" if request.param == "memory" else f"file://{tmp_path}/bucket/run"
+
+
+def test_a_fresh_folder_goes_on_from_the_mirror(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url, keep_last=2) as saving:
+        for step in (1, 2):
+            saving.save(state(step), model(step), {"weight/exp_avg": torch.ones(2)})
+        saving.save_now(state(3), model(3), {"weight/exp_avg": torch.ones(2)})
+    assert saving.failures == 0
+    assert Mirror(url).steps() == steps(tmp_path / "first") == [2, 3]
+    restore_from_mirror(tmp_path / "second", url)
+    (checkpoint,) = find_checkpoints(tmp_path / "second")
+    assert checkpoint.state == state(3)
+    assert damage(checkpoint) is None
+    assert torch.equal(load_state(checkpoint)[0]["weight"], model(3)["weight"])
+
+
+def test_the_mirror_is_left_alone_by_a_run_that_is_as_new(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        saving.save_now(state(3), model(3), {})
+    for step, expected in ((2, [2, 3]), (3, [3]), (4, [4])):
+        run = tmp_path / f"at-{step}"
+        save_checkpoint(run, state(step), model(step), {})
+        restore_from_mirror(run, url)
+        assert steps(run) == expected
+
+
+def test_a_damaged_checkpoint_is_mended_from_the_mirror(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path, url) as saving:
+        saving.save_now(state(3), model(3), {})
+    (tmp_path / "checkpoints" / "step-3" / "state.json").unlink()
+    restore_from_mirror(tmp_path, url)
+    assert [damage(checkpoint) for checkpoint in find_checkpoints(tmp_path)] == [None]
+
+
+def test_a_damaged_copy_is_passed_over_loudly_and_an_unfinished_one_is_none(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        for step in (1, 2, 3):
+            saving.save_now(state(step), model(step), {})
+    store, path = fsspec.core.url_to_fs(url)
+    content = store.cat_file(f"{path}/step-2/model.safetensors")
+    store.pipe_file(f"{path}/step-2/model.safetensors", content[:-1] + b"\x01")
+    store.rm_file(f"{path}/step-3/manifest.json")
+    restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == [1]
+    assert [path.name for path in (tmp_path / "second" / "checkpoints").iterdir()] == ["step-1"]
+    assert "step-2 in " + url + " is damaged (model.safetensors is not what was written" in capsys.readouterr().err
+
+
+def test_an_empty_mirror_gives_nothing(tmp_path: Path, url: str) -> None:
+    restore_from_mirror(tmp_path, url)
+    assert steps(tmp_path) == []
+
+
+def test_a_mirror_that_fails_is_an_alarm_and_caught_up_with_by_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    store = type(fsspec.filesystem("memory"))
+
+    def failing(*_: object, **__: object) -> None:
+        raise ConnectionError("reset by peer")
+
+    with writer(tmp_path, url, keep_last=2) as saving:
+        saving.save_now(state(1), model(1), {})
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "put_file", failing)
+            for step in (2, 3):
+                saving.save(state(step), model(step), {})
+                saving._pending.result()
+            with pytest.raises(RunFailed, match=r"checkpoints\.mirror=memory://.* cannot be written: .*reset by peer"):
+                saving.save_now(state(4), model(4), {})
+        assert steps(tmp_path) == [3, 4]
+        saving.save(state(5), model(5), {})
+    assert saving.failures == 2
+    assert capsys.readouterr().err.count("is saved, but not what follows it") == 2
+    assert Mirror(url).steps() == steps(tmp_path) == [4, 5]
+
+
+@pytest.mark.parametrize("url", ["pipe:cat", "/a/folder", "hdfs://a/b", "s4://bucket/run"])
+def test_a_mirror_of_an_unknown_kind_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoints\.mirror=.* must begin with one of s3://, gs://"):
+        Mirror(url)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of a real S3 server on this machine."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()  # clients of another server
+    s3().mkdir("bucket")
+    yield "s3://bucket"
+    s3.clear_instance_cache()
+    server.stop()
+
+
+def test_a_fresh_folder_goes_on_from_s3(tmp_path: Path, bucket: str) -> None:
+    url = f"{bucket}/runs/first"
+    with writer(tmp_path / "first", url, keep_last=2) as saving:
+        for step in (1, 2, 3):
+            saving.save(state(step), model(step), {})
+    assert saving.failures == 0
+    assert Mirror(url).steps() == [2, 3]
+    restore_from_mirror(tmp_path / "second", url)
+    (checkpoint,) = find_checkpoints(tmp_path / "second")
+    assert checkpoint.state == state(3)
+    assert damage(checkpoint) is None
