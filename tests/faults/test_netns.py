@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from harness import start as start_ranks
 from launched import TORCHRUN, Launched, launched, pretraining, supervised
 
 from infra.metrics import read_metrics
+from ssl_core.checkpoint_writer import CheckpointConfig
 from ssl_core.train import PretrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(1500)]
@@ -103,7 +105,8 @@ def network() -> Iterator[Network]:
 
 
 def run_of(folder: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
-    return small(folder / "run", shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
+    config = small(folder / "run", shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
+    return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
 
 @pytest.fixture(scope="module")

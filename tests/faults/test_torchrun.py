@@ -12,6 +12,8 @@ from harness import Outcome, assert_same_bits, end, outcome, small, start, steps
 from launched import DEEPSPEED, OWN_STORE, launched, pretraining, supervised, torchrun
 
 from infra.status import read_status
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.engines import EngineConfig
 from ssl_core.train import PretrainConfig
 
 pytestmark = pytest.mark.timeout(900)
@@ -21,7 +23,7 @@ EPOCHS = 5  # long enough to be hit in the midst of it
 
 
 def run_of(folder: Path, shards: Path) -> PretrainConfig:
-    return small(folder / "run", shards, epochs=EPOCHS)
+    return replace(small(folder / "run", shards, epochs=EPOCHS), checkpoints=CheckpointConfig(keep_last=2))
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +115,7 @@ def deepspeed(config: PretrainConfig, *options: str) -> list[str]:
 
 def by_deepspeed(folder: Path, shards: Path) -> PretrainConfig:
     config = small(folder / "run", shards)
-    return replace(config, engine=replace(config.engine, kind="deepspeed"))
+    return replace(config, engine=EngineConfig(kind="deepspeed"), checkpoints=CheckpointConfig(keep_last=2))
 
 
 @pytest.mark.slow

@@ -110,9 +110,14 @@ def test_a_constant_schedule_lets_a_finished_run_be_made_longer(small: PretrainC
         pretrain(replace(cosine, train=replace(small.train, epochs=3)), Ranks())
 
 
+def hopeless(config: PretrainConfig) -> PretrainConfig:
+    """The same, but its weights explode in the first step."""
+    return replace(config, optim=OptimConfig(learning_rate=1e30), train=replace(config.train, skips=1))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: PretrainConfig) -> None:
     with pytest.raises(RunFailed, match=r"no finite loss and gradient again after .*a lower optim\.learning_rate"):
-        pretrain(replace(small, optim=OptimConfig(learning_rate=1e30)), Ranks())
+        pretrain(hopeless(small), Ranks())
     assert find_checkpoints(small.run_folder) == []
 
 
@@ -132,7 +137,7 @@ def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
 
 def test_a_run_without_a_checkpoint_may_still_be_changed(small: PretrainConfig) -> None:
     with pytest.raises(RunFailed, match="no finite loss"):
-        pretrain(replace(small, optim=OptimConfig(learning_rate=1e30)), Ranks())
+        pretrain(hopeless(small), Ranks())
     pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
     assert len(find_checkpoints(small.run_folder)) == 1
 
