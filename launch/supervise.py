@@ -24,6 +24,7 @@ from ssl_core.checkpoint import find_checkpoints
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_S: Final = 0.5
+_GONE_S: Final = 60.0  # a killed process may take its time to give back a GPU
 _MARK: Final = "STERNUM_SUPERVISED"  # an environment variable by which a command's processes are found again
 # torchrun's workers else meet in the store of its agents, and what one that was killed has left there can make every
 # later start of them fail.
@@ -83,9 +84,9 @@ def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
     Raises UserError when the run was refused, and RunFailed when a signal ended it or there was no progress.
     """
     fruitless = 0
+    began_s = time.time()  # another node may have finished the run while this one's launcher failed
     for start in range(config.restarts + 1):
         reached = _newest_step(config.run_folder)
-        began_s = time.time()
         code, stopped_by = _run_once(command, config)
         status = _status_since(config.run_folder, began_s)
         if status and status.state in ("finished", "paused"):
@@ -133,7 +134,10 @@ def _run_once(command: Sequence[str], config: SuperviseConfig) -> tuple[int, str
             if time.time() - max(began_s, _wrote_s(config.run_folder)) > config.stall_s:
                 say(f"no line of metrics for {config.stall_s:g} s; killing {command[0]}")
                 _kill(mark)
-        _kill(mark)  # what a launcher that was killed has left behind
+        # What a launcher that was killed has left behind; until it is gone the run's folder is in use.
+        until_s = time.monotonic() + _GONE_S
+        while _kill(mark) and time.monotonic() < until_s:
+            time.sleep(_POLL_S / 10)
     return process.wait(), (received[0] if received else None)
 
 
@@ -162,12 +166,18 @@ def _wrote_s(run: Path) -> float:
         return 0.0
 
 
-def _kill(mark: str) -> None:
-    """Kill all processes that carry the mark: a launcher's workers too, which live on in sessions of their own."""
+def _kill(mark: str) -> int:
+    """Kill all processes that carry the mark: a launcher's workers too, which live on in sessions of their own.
+
+    Returns how many there were.
+    """
+    killed = 0
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(_MARK) == mark:
                 process.kill()
+                killed += 1
+    return killed
 
 
 if __name__ == "__main__":

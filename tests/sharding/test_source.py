@@ -6,14 +6,15 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
-from fault_server import Fault, FaultServer, first_bytes, serving
+from fault_server import Fault, FaultHandler, FaultServer, first_bytes, serving
 
 from infra.errors import RunFailed, UserError
 from sharding.fetch import FetchConfig
 from sharding.manifest import read_manifest
-from sharding.source import FetchFailed, Folder, Web, named, source
+from sharding.source import FetchFailed, Folder, Remote, Store, Web, named, source
 
 CONTENT = bytes(range(256)) * 40
 
@@ -32,7 +33,7 @@ def web(url: str) -> Web:
     return found
 
 
-def read(remote: Web, name: str, start: int = 0) -> tuple[int, bytes]:
+def read(remote: Remote, name: str, start: int = 0) -> tuple[int, bytes]:
     body = remote.open(name, start, timeout_s=10)
     with closing(body.chunks):
         return body.start, b"".join(body.chunks)
@@ -186,3 +187,35 @@ def test_manifest_cut_without_a_sign_is_asked_for_again(server: FaultServer, tmp
     (tmp_path / "set" / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         read_manifest(f"{server.url}/set")
+
+
+class GoogleHandler(FaultHandler):
+    """As much of Google's JSON interface as a reader needs: facts and content of an object."""
+
+    def file(self, path: str) -> Path | None:
+        return super().file(unquote(path).partition("/o/")[2])
+
+    def _answer(self) -> None:
+        address = urlsplit(self.path)
+        found = self.file(address.path)
+        if found is None or address.query == "alt=media":
+            super()._answer()
+        else:
+            facts = {"name": found.name, "bucket": "bucket", "size": str(found.stat().st_size)}
+            self.say(200, json.dumps(facts).encode(), **{"Content-Type": "application/json"})
+
+
+def test_google_store_gives_a_file_from_any_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = CONTENT * 500  # more than one range
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.tar").write_bytes(content)
+    with serving(tmp_path, GoogleHandler) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        remote = source("gs://bucket/set")
+        assert isinstance(remote, Store)
+        assert remote.name == "gs://bucket/set"
+        assert read(remote, "a.tar") == (0, content)
+        assert read(remote, "a.tar", 5000) == (5000, content[5000:])
+        with pytest.raises(FetchFailed, match=r"^not found$") as caught:
+            read(remote, "b.tar")
+        assert caught.value.is_final
