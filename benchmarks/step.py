@@ -193,7 +193,8 @@ def measure(case: Case, turn: Turn, shards: Path, folder: Path) -> Figures:
     arguments = (config, turn, port, folder / "answer.json")
     mp.start_processes(take_part, arguments, nprocs=turn.ranks, start_method="spawn")
     step_s, limit_step_s, outside_share = json.loads((folder / "answer.json").read_text())
-    _, window, _, last = read_metrics(config.run_folder)
+    lines = {line["step"]: line for line in read_metrics(config.run_folder)}
+    window, last = lines[2 * turn.window_steps], lines[3 * turn.window_steps + 1]
     images = config.data.global_batch
     return Figures(
         images_per_s=images / step_s,

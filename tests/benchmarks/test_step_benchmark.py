@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "step.py"
 TINY = [
     *("--backbone=resnet18", "--size_px=32", "--local_batch=4", "--small_local_batch=0", "--engines=ddp"),
