@@ -192,6 +192,7 @@ def _train(config: PretrainConfig, run: Session, shards: ShardSet, order: Sample
         stack.enter_context(closing(batches))
         recent = Recent(global_batch, shards.stats())
         skipped = 0  # steps in a row
+        due = False  # a checkpoint
 
         # The loop.
         for batch in _with_bar(islice(batches, last_step - first_step), last_step - first_step, ranks):
@@ -211,12 +212,15 @@ def _train(config: PretrainConfig, run: Session, shards: ShardSet, order: Sample
                 raise _Diverged(f"{skipped} steps in a row up to step {run.step} had no finite loss and gradient")
 
             last = stops > 0 or run.step == last_step
-            save = last or _checkpoint_due(train, before, state)
+            # While steps are being left out, a rollback may come, and must not find a checkpoint that lacks them.
+            due = due or _checkpoint_due(train, before, state)
+            save = last or (due and not skipped)
             if save or run.step % train.log_every_steps == 0:
                 values = recent.means(shards.stats())
                 values |= {"data/samples_masked": state.samples_masked, "train/steps_skipped": skipped}
                 records.write(run.step, {"epoch": state.epoch, "optim/learning_rate": rate, **values})
             if save:
+                due = False
                 (records.save_last if last else records.save)(state, engine.model_state(), engine.optimizer_state())
                 records.say(f"epoch {state.epoch:6.2f}  step {run.step:6d}  {recent.summary}  checkpoint")
             if stops:
