@@ -55,7 +55,8 @@ def test_a_run_whose_ranks_are_killed_at_random_steps_ends_in_the_same_bits(
     assert_same_bits(outcome(config.run_folder), undisturbed)
 
 
-@pytest.mark.parametrize("kind", ["raise", pytest.param("stop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raise", "stop"])
 def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_goes_on(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
 ) -> None:
@@ -92,7 +93,9 @@ def test_a_step_with_nan_on_one_rank_is_left_out_on_all(tmp_path: Path, simulate
     assert not different
 
 
-@pytest.mark.parametrize("first", [4, 5])  # with 5, a checkpoint is due while the first of the two is left out
+@pytest.mark.parametrize(
+    "first", [pytest.param(4, marks=pytest.mark.slow), 5]
+)  # with 5, a checkpoint is due while the first of the two is left out
 def test_nan_that_stays_for_a_while_rolls_back_and_ends_in_the_same_bits(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, first: int
 ) -> None:
@@ -150,7 +153,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200M", "tmpfs", str(disk)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=800M", "tmpfs", str(disk)], check=False, capture_output=True
     )
     if made.returncode:
         pytest.skip("mounting a small file system needs root")
@@ -158,6 +161,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_raises_an_alarm_and_training_goes_on(
     small_disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:

@@ -40,7 +40,8 @@ def moment(config: PretrainConfig, seed: int) -> tuple[int, float, int]:
     return int(random.integers(1, total_steps(config) - 3)), float(random.uniform(0, 0.5)), int(random.integers(WORLD))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_torchrun_goes_on_after_a_worker_was_killed(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
 ) -> None:
