@@ -11,7 +11,7 @@ from launch.demo import main
 
 
 def test_the_demo_runs_the_whole_chain_on_two_processes(tmp_path: Path) -> None:
-    arguments = [f"--out={tmp_path / 'demo'}", "--patients=200", "--target_images=120", "--epochs=3"]
+    arguments = [f"--out={tmp_path / 'demo'}", "--patients=200", "--target_images=120", "--epochs=4"]
     command = [sys.executable, "-m", "launch", "demo", *arguments]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-3000:]
