@@ -1,69 +1,190 @@
-"""The search for C: one logistic regression a (feature set, C, fold), by Ray Tune or one after the other."""
+"""The search for C: what is fitted to what, cut into tasks that run one after the other here or side by side elsewhere.
 
-import logging
-import os
-import tempfile
-import time
+Phase one holds out one fold of one problem a task, and fits every C of the grid there; phase two fits each problem's
+best C to its whole development part. Who runs the tasks is an argument, so that all ways give the same bits.
+"""
+
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from infra.errors import RunFailed
 from infra.log import progress
 
-# Read by Ray when it is first imported: no usage statistics; listen on the loopback address only (the name speaks of
-# other systems, the effect is the same here); none of Tune's tables and per-trial log files.
-_QUIET_AND_LOCAL: Final = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-_STORE_BYTES: Final = 128 * 2**20
+Floats32 = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The development part of one feature set: values (n, D) float32, classes (n,) 0/1, fold (n,) from 0."""
+    """One probe: which rows of which features it is fitted to, validated on and tested on.
 
-    values: npt.NDArray[np.float32]
-    classes: npt.NDArray[np.int64]
-    fold: npt.NDArray[np.int64]
+    features: the name of a feature matrix (N, D). rows: (n,) its rows. classes: (n,) 0/1. fold: (n,) the fold from 0 of
+    a development image, -1 in the test part. standardize: scale every feature to mean 0 and variance 1 over what the
+    classifier is fitted to. c_grid, max_iterations: of the logistic regressions.
+    """
+
+    features: str
+    rows: Ints
+    classes: Ints
+    fold: Ints
+    standardize: bool
+    c_grid: Sequence[float]
+    max_iterations: int
+
+    @property
+    def folds(self) -> int:
+        """How many folds the development part has."""
+        return int(self.fold.max()) + 1
 
 
 @dataclass(frozen=True)
-class Trial:
-    """The AUC on one fold of a probe fitted on the others; `seconds` is what the fit took."""
+class Validation:
+    """What the fold held out says of the classifiers fitted to the other folds, one a C.
+
+    aucs: (C,). probabilities: (C, held out) of the positive class. converged: (C,).
+    """
+
+    aucs: Floats
+    probabilities: Floats
+    converged: Bools
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What a classifier fitted to the whole development part says of the test part: probabilities (test,)."""
+
+    probabilities: Floats
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The classifier of the chosen C, fitted to all of the development part.
+
+    validation_auc: the mean over the folds at that C. validation: (development,) out-of-fold probabilities at that C,
+    in the order of the development rows. probabilities: (test,). converged: of the last fit. fits, unconverged: count
+    those of the search and the last one. aucs: C -> mean validation AUC. at_edge: the C is the smallest or largest of a
+    grid of more than one, so that a better one may lie outside.
+    """
+
+    c: float
+    validation_auc: float
+    validation: Floats
+    probabilities: Floats
+    converged: bool
+    fits: int
+    unconverged: int
+    aucs: dict[float, float]
+    at_edge: bool
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Fit every C of a problem to all folds but one, and validate on that one."""
+
+    problem: str
+    fold: int
+
+    def __call__(self, values: Floats32, problem: Problem) -> Validation:
+        """Do so, given the problem and its feature matrix (N, D)."""
+        classes = problem.classes[problem.fold == self.fold]
+        assert len(np.unique(classes)) == 2, f"{self} has one class only: protocols rule that out"
+        probabilities, converged = _fit_and_predict(values, problem, self.fold, problem.c_grid)
+        aucs = np.array([roc_auc_score(classes, of_c) for of_c in probabilities])
+        return Validation(aucs, probabilities, converged)
+
+    def __str__(self) -> str:
+        return f"{self.problem}, fold {self.fold}"
+
+
+@dataclass(frozen=True)
+class FitAll:
+    """Fit one C of a problem to its whole development part, and predict the test part."""
 
     problem: str
     c: float
-    fold: int
-    auc: float
-    converged: bool
-    seconds: float
+
+    def __call__(self, values: Floats32, problem: Problem) -> Refit:
+        """Do so, given the problem and its feature matrix (N, D)."""
+        probabilities, converged = _fit_and_predict(values, problem, -1, [self.c])
+        return Refit(probabilities[0], bool(converged[0]))
+
+    def __str__(self) -> str:
+        return f"{self.problem}, all folds"
 
 
-def fit(
-    values: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], c: float, max_iterations: int
-) -> tuple[LogisticRegression, bool]:
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Task(Protocol[Result_co]):
+    """What one core does in one go; a pure function of the problem and its feature matrix."""
+
+    @property
+    def problem(self) -> str:
+        """The problem's name."""
+
+    def __call__(self, values: Floats32, problem: Problem) -> Result_co:
+        """Return what comes of it."""
+
+
+class Run(Protocol):
+    """A way to run tasks, wherever the features and the problems are."""
+
+    def __call__(self, tasks: Sequence[Task[Result]], what: str) -> list[Result]:
+        """Return what comes of each task, in their order; `what` is said of them while they run."""
+
+
+def search_serially(features: Mapping[str, Floats32], problems: Mapping[str, Problem]) -> dict[str, Chosen]:
+    """Solve every problem in this process, one task after the other."""
+
+    def run(tasks: Sequence[Task[Result]], what: str) -> list[Result]:
+        return [run_task(task, features, problems) for task in progress(tasks, what, len(tasks), unit="task")]
+
+    return solve(problems, run)
+
+
+def solve(problems: Mapping[str, Problem], run: Run) -> dict[str, Chosen]:
+    """Choose each problem's C and fit it; the C of the best mean validation AUC, the smallest of equal ones."""
+    folds = [HoldOut(name, fold) for name, problem in problems.items() for fold in range(problem.folds)]
+    validations: dict[str, list[Validation]] = {name: [] for name in problems}
+    for task, validation in zip(folds, run(folds, "choosing C"), strict=True):
+        validations[task.problem].append(validation)
+    aucs = {name: _mean_aucs(problem, validations[name]) for name, problem in problems.items()}
+    fits = [FitAll(name, max(sorted(of_c), key=of_c.__getitem__)) for name, of_c in aucs.items()]
+    return {
+        fit.problem: _chosen(problems[fit.problem], fit.c, aucs[fit.problem], validations[fit.problem], refit)
+        for fit, refit in zip(fits, run(fits, "fitting the chosen"), strict=True)
+    }
+
+
+def run_task(task: Task[Result], features: Mapping[str, Floats32], problems: Mapping[str, Problem]) -> Result:
+    """Run one task."""
+    problem = problems[task.problem]
+    return task(features[problem.features], problem)
+
+
+def fit(values: Floats32 | Floats, classes: Ints, c: float, max_iterations: int) -> tuple[LogisticRegression, bool]:
     """Fit the paper's probe and say whether it converged.
 
-    scikit-learn's LogisticRegression (lbfgs, L2) on unscaled features with balanced class weights (Gazda et al. 2021,
-    section V B). On one thread, so that sums are taken in the same order whatever the number of cores.
+    scikit-learn's LogisticRegression (lbfgs, L2) in float64 with balanced class weights (Gazda et al. 2021, section
+    V B). On one thread, so that sums are taken in the same order whatever the number of cores.
     """
     model = LogisticRegression(C=c, class_weight="balanced", max_iter=max_iterations)
     with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(values.astype(np.float64), classes)
+        model.fit(values.astype(np.float64, copy=False), classes)
     converged = True
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
@@ -73,124 +194,44 @@ def fit(
     return model, converged
 
 
-def probabilities(model: LogisticRegression, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the probability (n,) of the positive class."""
+def _fit_and_predict(values: Floats32, problem: Problem, held_out: int, grid: Sequence[float]) -> tuple[Floats, Bools]:
+    """Fit each C to all folds but one, -1 being the test part; returns probabilities (C, held out), converged (C,)."""
+    fitted = (problem.fold >= 0) & (problem.fold != held_out)
+    inside = values[problem.rows[fitted]].astype(np.float64)  # once for all C
+    outside = values[problem.rows[problem.fold == held_out]].astype(np.float64)
+    probabilities, converged = np.empty((len(grid), len(outside))), np.empty(len(grid), np.bool_)
     with threadpool_limits(1):
-        result: npt.NDArray[np.float64] = model.predict_proba(values.astype(np.float64))[:, 1]
-    return result
+        if problem.standardize:
+            scaler = StandardScaler(copy=False).fit(inside)
+            inside, outside = scaler.transform(inside), scaler.transform(outside)
+        for row, c in enumerate(grid):
+            model, converged[row] = fit(inside, problem.classes[fitted], c, problem.max_iterations)
+            probabilities[row] = model.predict_proba(outside)[:, 1]
+    return probabilities, converged
 
 
-def run_trial(problem: Problem, name: str, c: float, fold: int, max_iterations: int) -> Trial:
-    """Fit on all folds but one and score that one."""
-    started = time.perf_counter()
-    held_out = problem.fold == fold
-    model, converged = fit(problem.values[~held_out], problem.classes[~held_out], c, max_iterations)
-    auc = roc_auc_score(problem.classes[held_out], probabilities(model, problem.values[held_out]))
-    return Trial(name, c, fold, float(auc), converged, time.perf_counter() - started)
+def _mean_aucs(problem: Problem, validations: Sequence[Validation]) -> dict[float, float]:
+    means = np.mean([validation.aucs for validation in validations], axis=0)
+    return dict(zip(map(float, problem.c_grid), means.tolist(), strict=True))
 
 
-Search = Callable[[Mapping[str, Problem], Sequence[float], int], list[Trial]]
-
-
-def search_serially(problems: Mapping[str, Problem], c_grid: Sequence[float], max_iterations: int) -> list[Trial]:
-    """Run every (feature set, C, fold) in this process, in order."""
-    points = list(_points(problems, c_grid))
-    return [
-        run_trial(problems[name], name, c, fold, max_iterations)
-        for name, c, fold in progress(points, "fitting probes", unit="fit")
-    ]
-
-
-def search_with_ray(problems: Mapping[str, Problem], c_grid: Sequence[float], max_iterations: int) -> list[Trial]:
-    """Run every (feature set, C, fold) as a Ray Tune trial on one core; the same result as `search_serially`.
-
-    Needs a Ray that `local_ray` has started. Raises RunFailed with the reason of the first trial that failed.
-    """
-    from ray import tune  # noqa: PLC0415 (Ray reads its environment on import: see local_ray)
-
-    points = list(_points(problems, c_grid))
-
-    class Progress(tune.Callback):  # type: ignore[misc]
-        def setup(self, **_: Any) -> None:  # not in __init__: Tune pickles its callbacks before it calls this
-            self.fitted = progress(range(len(points)), "fitting probes", unit="fit")
-            next(self.fitted)
-
-        def on_trial_complete(self, **_: Any) -> None:
-            next(self.fitted, None)
-
-    def trainable(config: dict[str, Any], problems: Mapping[str, Problem]) -> None:
-        name, c, fold = config["point"]
-        tune.report(asdict(run_trial(problems[name], name, c, fold, max_iterations)))
-
-    with tempfile.TemporaryDirectory(prefix="sternum-tune-") as folder:
-        results = tune.Tuner(
-            # The features travel once, into the object store, where every trial maps them.
-            tune.with_resources(tune.with_parameters(trainable, problems=dict(problems)), {"cpu": 1}),
-            param_space={"point": tune.grid_search(points)},
-            tune_config=tune.TuneConfig(reuse_actors=True),  # else each trial starts a process: 30 times slower
-            run_config=tune.RunConfig(
-                name="probe",
-                storage_path=folder,
-                verbose=0,
-                callbacks=[Progress()],
-                failure_config=tune.FailureConfig(fail_fast=True),
-            ),
-        ).fit()
-    if results.errors:
-        raise RunFailed(f"a probe could not be fitted: {_reason(results.errors[0])}")
-    trials = {_point_key(result.metrics): result.metrics for result in results if result.metrics}
-    missing = [point for point in points if point not in trials]
-    if missing:
-        raise RunFailed(f"{len(missing)} of {len(points)} probes were not fitted, the first being {missing[0]}")
-    names = Trial.__dataclass_fields__
-    return [Trial(**{name: trials[point][name] for name in names}) for point in points]
-
-
-@contextmanager
-def local_ray(cores: int | None = None, features_bytes: int = 0) -> Iterator[None]:
-    """Run a Ray of this machine for the time of the block: loopback only, no dashboard, no usage statistics.
-
-    A Ray that this process has started already is used and left running. `features_bytes` is what the trials share.
-    Raises RunFailed when Ray does not start.
-    """
-    for name, value in _QUIET_AND_LOCAL.items():
-        os.environ.setdefault(name, value)
-    import ray  # noqa: PLC0415 (after its environment is set; it takes a second, which only probing should pay)
-
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(
-            address="local",  # never one that RAY_ADDRESS or another user's `ray start` points to
-            num_cpus=cores or len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=_STORE_BYTES + 2 * features_bytes,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.CRITICAL,  # a failed trial is reported by us, in one line
-        )
-    except Exception as error:
-        raise RunFailed(f"Ray did not start on this machine: {error}; --search=serial does without it") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _points(problems: Mapping[str, Problem], c_grid: Sequence[float]) -> Iterator[tuple[str, float, int]]:
-    for name, problem in problems.items():
-        for c in c_grid:
-            for fold in range(int(problem.fold.max()) + 1):
-                yield name, c, fold
-
-
-def _point_key(metrics: Mapping[str, Any]) -> tuple[str, float, int]:
-    return metrics["problem"], metrics["c"], metrics["fold"]
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of a worker's traceback: what went wrong, without where."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _chosen(
+    problem: Problem, c: float, aucs: dict[float, float], validations: Sequence[Validation], refit: Refit
+) -> Chosen:
+    row = list(aucs).index(c)
+    development = problem.fold[problem.fold >= 0]
+    out_of_fold = np.empty(len(development))
+    for fold, validation in enumerate(validations):
+        out_of_fold[development == fold] = validation.probabilities[row]
+    converged = np.array([validation.converged for validation in validations])
+    return Chosen(
+        c=c,
+        validation_auc=aucs[c],
+        validation=out_of_fold,
+        probabilities=refit.probabilities,
+        converged=refit.converged,
+        fits=converged.size + 1,
+        unconverged=int((~converged).sum()) + (not refit.converged),
+        aucs=aucs,
+        at_edge=len(aucs) > 1 and c in (min(aucs), max(aucs)),
+    )
