@@ -5,20 +5,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from infra.ahead import read_ahead
 from infra.errors import RunFailed, require
 from infra.log import say
 from sharding.order import Positions, SampleOrder
-from sharding.stream import EncodedBatch, ShardSet, packed_batches, sample_batches
+from sharding.stream import EncodedBatch, Int64, ShardSet, packed_batches, read_batch, sample_batches
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, executor
 from ssl_core.views.spec import VIEWS, ViewParameters, ViewSpec, draw_views, whole_image
 
 Draw = Callable[[EncodedBatch], Sequence[ViewParameters]]
 Refuse = Callable[[EncodedBatch, int, str], None]  # what to do about an image (its place, the reason) without views
+
+_READ_AHEAD_BATCHES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -91,18 +95,63 @@ def image_batches(
     task = _task(shards, size_px, 1, local_batch, device, threads)
     task = replace(task, mean=task.mean if mean is None else mean, std=task.std if std is None else std)
 
-    def stop(batch: EncodedBatch, place: int, reason: str) -> None:
-        number = batch.step * local_batch + np.arange(len(batch.rows))
-        where = _name(shards, Positions(batch.epochs, *shards.locate(number)), place)
-        raise RunFailed(f"{where} does not decode: {reason}; pack the dataset again")
-
-    encoded = packed_batches(shards, local_batch)
     return _batches(
-        encoded,
+        packed_batches(shards, local_batch),
         lambda batch: [whole_image(size_px, batch.rows["height"], batch.rows["width"])],
         executor(kind, task),
-        stop,
+        _stop_at(shards, np.arange(shards.samples), local_batch),
     )
+
+
+def augmented_batches(
+    shards: ShardSet,
+    numbers: Int64,
+    spec: ViewSpec,
+    views_count: int,
+    *,
+    seed: int,
+    local_batch: int = 64,
+    mean: float,
+    std: float,
+    kind: str = "auto",
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+) -> Generator[Batch, None, None]:
+    """Yield `views_count` views of each chosen sample, drawn as in pretraining: those of epochs 0, 1 and so on.
+
+    numbers: (m,) in packed order; those of one shard should be together. The rest as for `image_batches`.
+    """
+    assert np.all((numbers >= 0) & (numbers < shards.samples)), f"of {shards.samples} samples, {numbers} are chosen"
+    require(local_batch >= 1, f"local_batch={local_batch} must be 1 or more; try 64")
+    task = replace(_task(shards, spec.size_px, views_count, local_batch, device, threads), mean=mean, std=std)
+
+    def draw(batch: EncodedBatch) -> list[ViewParameters]:
+        epochs = [np.full(len(batch.rows), epoch) for epoch in range(-(-views_count // VIEWS))]
+        return [view for epoch in epochs for view in draw_views(spec, seed, batch.rows, epoch)][:views_count]
+
+    return _batches(
+        read_ahead(_chosen(shards, numbers, local_batch), _READ_AHEAD_BATCHES),
+        draw,
+        executor(kind, task),
+        _stop_at(shards, numbers, local_batch),
+    )
+
+
+def _chosen(shards: ShardSet, numbers: Int64, local_batch: int) -> Iterator[EncodedBatch]:
+    for step, start in enumerate(range(0, len(numbers), local_batch)):
+        part = numbers[start : start + local_batch]
+        yield read_batch(shards, step, Positions(np.zeros_like(part), *shards.locate(part)), mask=False)
+
+
+def _stop_at(shards: ShardSet, numbers: Int64, local_batch: int) -> Refuse:
+    """Refuse an image by ending all; numbers: of the samples of all batches, in their order."""
+
+    def stop(batch: EncodedBatch, place: int, reason: str) -> None:
+        start = batch.step * local_batch
+        where = _name(shards, Positions(batch.epochs, *shards.locate(numbers[start : start + local_batch])), place)
+        raise RunFailed(f"{where} does not decode: {reason}; pack the dataset again")
+
+    return stop
 
 
 def _task(

@@ -21,7 +21,7 @@ from sharding.manifest import read_index, read_manifest, write_manifest
 from sharding.order import Positions, SampleOrder
 from sharding.pack import PackConfig, pack
 from sharding.stream import DataConfig, ShardSet, packed_batches, sample_order
-from ssl_core.batches import Batch, image_batches, training_batches
+from ssl_core.batches import Batch, augmented_batches, image_batches, training_batches
 from ssl_core.views import PIXEL_TOLERANCE
 from ssl_core.views.spec import ViewSpec
 
@@ -99,6 +99,55 @@ def test_image_batches_use_the_backbones_statistics_when_given(shards: ShardSet)
     ours = next(image_batches(shards, 48)).views[0]
     theirs = next(image_batches(shards, 48, mean=0.0, std=1.0)).views[0]
     assert torch.allclose(ours * shards.pixel_std + shards.pixel_mean, theirs, atol=1e-5)
+
+
+def augmented(
+    shards: ShardSet, numbers: list[int], views_count: int, local_batch: int = 8, kind: str = "auto"
+) -> list[Batch]:
+    return list(
+        augmented_batches(
+            shards,
+            np.array(numbers),
+            SPEC,
+            views_count,
+            seed=1,
+            local_batch=local_batch,
+            mean=shards.pixel_mean,
+            std=shards.pixel_std,
+            kind=kind,
+            threads=1,
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["dali", "torchvision"])
+def test_augmented_views_of_chosen_samples_are_those_of_pretrainings_first_epochs(
+    shards: ShardSet, order: SampleOrder, kind: str
+) -> None:
+    trained: dict[tuple[int, int], list[torch.Tensor]] = {}
+    steps = order.first_step_after_epoch(1)
+    for batch in islice(training_batches(shards, order, SPEC, seed=1, kind=kind, threads=1), steps):
+        for place, identity in enumerate(identities(batch)):
+            trained[identity] = [view[place] for view in batch.views]
+    numbers = [3, 4, 17, 40, 51]
+    packed = np.concatenate([shards.index(shard)["sample"] for shard in range(len(shards.shards))])
+    batches = augmented(shards, numbers, views_count=4, local_batch=2, kind=kind)
+    assert [len(batch.rows) for batch in batches] == [2, 2, 1]
+    samples = np.concatenate([batch.rows["sample"] for batch in batches])
+    assert samples.tolist() == packed[numbers].tolist()
+    views = [torch.cat(view) for view in zip(*(batch.views for batch in batches), strict=True)]
+    for place, sample in enumerate(samples.tolist()):
+        expected = trained[0, sample] + trained[1, sample]
+        for view, image in zip(views, expected, strict=True):
+            assert torch.allclose(view[place], image, atol=1e-5)  # sums of a blur depend on the others' kernels
+
+
+def test_augmented_views_do_not_depend_on_the_batch_or_on_how_many_are_asked_for(shards: ShardSet) -> None:
+    (whole,) = augmented(shards, [5, 30, 31], views_count=4)
+    (fewer,) = augmented(shards, [31, 5], views_count=3)
+    assert [view.shape for view in fewer.views] == [(2, 1, 48, 48)] * 3
+    for view, image in zip(whole.views, fewer.views, strict=False):
+        assert torch.equal(view[[2, 0]], image)
 
 
 def test_waiting_is_measured(shards: ShardSet, order: SampleOrder) -> None:
@@ -193,7 +242,7 @@ def test_damaged_sample_is_masked_and_named_and_costs_nothing_else(
 
 @pytest.mark.parametrize("kind", ["dali", "torchvision"])
 @pytest.mark.parametrize("damage", [without_end, without_quantisation])
-def test_image_batches_stop_at_an_image_that_does_not_decode(
+def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
     tmp_path: Path,
     shards: ShardSet,
     order: SampleOrder,
@@ -204,8 +253,13 @@ def test_image_batches_stop_at_an_image_that_does_not_decode(
     bad = order.batch(0)
     copy = copy_with(packed, tmp_path / "copy", shards, bad, damage)
     name = f"sample {int(bad.row[0])} of {tmp_path}/copy/{shards.shards[int(bad.shard[0])].name}"
+    number = sum(shards.shard_samples[: int(bad.shard[0])]) + int(bad.row[0])
+    others = [other for other in range(0, shards.samples, 9) if other != number]
+    assert len(augmented(copy, others, views_count=2, kind=kind)) == 1
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
         list(image_batches(copy, 48, local_batch=5, kind=kind))
+    with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
+        augmented(copy, [*others, number], views_count=2, local_batch=3, kind=kind)
 
 
 @settings(deadline=None, max_examples=6)
