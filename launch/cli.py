@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "pretrain": "pretrain a backbone on shards, or resume a run (several processes: torchrun -m launch.pretrain)",
     "supervise": "run a pretraining command again and again until the run is finished",
     "probe": "score the frozen backbones of a run on labelled shards",
+    "table": "set the paper's Table III beside ours, in Markdown, CSV and LaTeX",
     "report": "write one HTML page about a run",
     "demo": "all of it on simulated radiographs, on this machine, in minutes",
 }

@@ -1,0 +1,85 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made import made_dataset, made_results
+
+from evaluation.results import write_results
+from launch.cli import main as sternum
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def probed(tmp_path: Path) -> MakeRun:
+    """Call it with a name and a fraction: a run folder that holds results of both presets and nothing else."""
+
+    def make(name: str, fraction_percent: int = 100, presets: tuple[str, ...] = ("gazda2021", "rigorous")) -> Path:
+        datasets = [made_dataset(preset) for preset in presets]
+        write_results(tmp_path / name, made_results(datasets, fraction_percent))
+        return tmp_path / name
+
+    return make
+
+
+def test_table_is_printed_and_written_in_three_forms(probed: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, tenth = probed("whole"), probed("tenth", 10)
+    assert sternum(["table", str(whole), str(tenth)]) == 0
+    printed = capsys.readouterr().out
+    assert (whole / "table3.md").read_text() == printed
+    assert printed.count("| ours, epoch 24") == 2
+    assert "by the preset gazda2021" in printed
+    with (whole / "table3.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:4] == ["dataset", "features", "fraction", "ACC"]
+    assert [row[2] for row in rows if row[1].startswith("ours")] == ["10 %", "100 %"]
+    assert r"\toprule" in (whole / "table3.tex").read_text()
+    assert not list(tenth.glob("table3.*"))
+
+
+def test_table_of_another_preset_goes_into_another_folder_when_asked(
+    probed: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = probed("run")
+    assert sternum(["table", str(run), "--preset=rigorous", f"--out={tmp_path / 'tables'}"]) == 0
+    assert "by the preset rigorous" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {"table3.md", "table3.csv", "table3.tex"}
+    assert [path.name for path in run.iterdir()] == ["results.json"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert sternum(["table", *(str(word) for word in arguments)]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.count("\n") == 1
+    return written.err
+
+
+def test_two_runs_of_one_fraction_are_refused(probed: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = probed("one", 10), probed("other", 10)
+    assert f"{one} and {other} were both pretrained on 10 % of the images; name one" in refused(capsys, one, other)
+    assert not list(one.glob("table3.*"))
+
+
+def test_run_that_was_not_probed_is_refused(
+    probed: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "absent/results.json does not exist; probe the run first" in refused(
+        capsys, probed("run"), tmp_path / "absent"
+    )
+
+
+def test_results_of_another_version_are_refused(probed: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = probed("run")
+    content = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(content | {"version": 1}))
+    assert "has version 1, this Sternum reads 2; probe the run again" in refused(capsys, run)
+
+
+def test_preset_that_was_not_probed_by_is_refused_with_those_that_were(
+    probed: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, probed("run", presets=("rigorous",)))
+    assert "has checkpoints probed by rigorous; probe it by gazda2021 too" in message
