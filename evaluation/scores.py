@@ -1,96 +1,216 @@
-"""ACC, AUC, SEN, SPE and F1 of a probe on its test part, and the interval of the AUC."""
+"""ACC, AUC, SEN, SPE and F1 of a probe on its test images, with intervals over patients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
+from scipy.special import expit, logit, stdtrit
 
 from infra.rng import uniform
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Figures = dict[str, Floats]  # field of Scores -> (B,) its value in each resample
 
-_THRESHOLD: Final = 0.5
-_CHUNK_WORDS: Final = 4_000_000  # bounds the memory of the bootstrap
+_CHUNK_WORDS: Final = 1_000_000  # bounds the memory of the bootstrap
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval, None where no resamples were asked for or they cannot tell one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a probe said of m test images.
+
+    classes: (m,) 1 positive, 0 negative. probabilities: (m,) of the positive class. decisions: (m,) whether the caller
+    calls an image positive. patients: (m,) one code for what is resampled as a whole. parts: (m,) images are ranked
+    against each other only within a part: in nested cross-validation every outer fold has a classifier of its own,
+    whose probabilities are not comparable with another's. An image may occur in several parts.
+    """
+
+    classes: Ints
+    probabilities: Floats
+    decisions: Bools
+    patients: Ints
+    parts: Ints
+
+    def of(self, inside: Bools) -> "Tested":
+        """Return what was said of some of the images."""
+        return Tested(**{name: values[inside] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Scores:
-    """All between 0 and 1; the disease is the positive class and the threshold 0.5.
+    """All between 0 and 1; the disease is the positive class, and f1_negative is the F1 of the healthy one."""
 
-    f1_negative is the F1 of the healthy class. auc_low and auc_high bound the AUC with 95 % (percentile bootstrap over
-    patients); None when no resamples were asked for.
+    acc: Estimate
+    auc: Estimate
+    sen: Estimate
+    spe: Estimate
+    f1: Estimate
+    f1_negative: Estimate
+
+
+def score(tested: Tested, *, resamples: int, seed: int) -> Scores:
+    """Score the m test images; one part at least must hold both classes.
+
+    Over several parts the AUC is the share of concordant pairs of a positive and a negative image of one part. The
+    intervals are those of `estimate` over resampled patients.
     """
-
-    acc: float
-    auc: float
-    sen: float
-    spe: float
-    f1: float
-    f1_negative: float
-    auc_low: float | None
-    auc_high: float | None
+    drawn = [figures(tested, weights) for weights in image_weights(tested.patients, resamples=resamples, seed=seed)]
+    return summarise(tested, drawn)
 
 
-def score(classes: Ints, probabilities: Floats, patients: Ints, *, resamples: int, seed: int) -> Scores:
-    """Score the probabilities (n,) of the positive class against the true classes (n,) of patients (n,)."""
-    predicted = (probabilities > _THRESHOLD).astype(np.int64)
-    low, high = auc_interval(classes, probabilities, patients, resamples=resamples, seed=seed)
+def summarise(tested: Tested, resampled: Sequence[Figures]) -> Scores:
+    """Put the intervals of chunks of resampled `figures` around the scores of the m test images."""
+    values = figures(tested, np.ones((1, len(tested.classes))))
+    assert not np.isnan(values["auc"][0]), "no part of the images to score holds both classes"
+    patients = len(np.unique(tested.patients))
     return Scores(
-        acc=float(metrics.accuracy_score(classes, predicted)),
-        auc=float(metrics.roc_auc_score(classes, probabilities)),
-        sen=float(metrics.recall_score(classes, predicted, pos_label=1, zero_division=0)),
-        spe=float(metrics.recall_score(classes, predicted, pos_label=0, zero_division=0)),
-        f1=float(metrics.f1_score(classes, predicted, pos_label=1, zero_division=0)),
-        f1_negative=float(metrics.f1_score(classes, predicted, pos_label=0, zero_division=0)),
-        auc_low=low,
-        auc_high=high,
+        **{
+            name: estimate(float(value), np.concatenate([np.empty(0), *(chunk[name] for chunk in resampled)]), patients)
+            for name, [value] in values.items()
+        }
     )
 
 
-def auc_interval(
-    classes: Ints, probabilities: Floats, patients: Ints, *, resamples: int, seed: int
-) -> tuple[float | None, float | None]:
-    """Return the 2.5th and 97.5th percentile of the AUC over resampled patients.
+def auc_difference(one: Tested, other: Tested, *, resamples: int, seed: int) -> Estimate:
+    """Return the AUC of `one` less that of `other` on the same images, the same patients drawn for both."""
+    for name in ("classes", "patients", "parts"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), f"two probes to compare differ in {name}"
+    drawn = [resampled_aucs(tested, resamples=resamples, seed=seed) for tested in (one, other)]
+    return estimate_difference(auc(one) - auc(other), drawn[0] - drawn[1])
 
-    Whole patients are drawn, since images of one patient say little that is new of another: resampling images makes
-    intervals too narrow. Resamples without both classes are left out; without any left there is no interval.
+
+def auc(tested: Tested) -> float:
+    """Return the AUC as `score` defines it, NaN where no part holds both classes."""
+    return float(weighted_aucs(tested, np.ones((1, len(tested.classes))))[0])
+
+
+def resampled_aucs(tested: Tested, *, resamples: int, seed: int) -> Floats:
+    """Return the AUC of each resample of the patients: (resamples,), NaN where a class is missing.
+
+    The draws depend on the seed and the patients only, so that several feature sets can be compared resample by
+    resample.
     """
-    aucs = np.concatenate([np.empty(0), *_resampled_aucs(classes, probabilities, patients, resamples, seed)])
-    aucs = aucs[~np.isnan(aucs)]
-    if len(aucs) == 0:
-        return None, None
-    low, high = np.percentile(aucs, [2.5, 97.5])
-    return float(low), float(high)
+    drawn = image_weights(tested.patients, resamples=resamples, seed=seed)
+    return np.concatenate([np.empty(0), *(weighted_aucs(tested, weights) for weights in drawn)])
 
 
-def _resampled_aucs(
-    classes: Ints, probabilities: Floats, patients: Ints, resamples: int, seed: int
-) -> Iterator[Floats]:
-    _, patient = np.unique(patients, return_inverse=True)
-    count = int(patient.max()) + 1
-    step = max(1, _CHUNK_WORDS // max(count, len(classes)))
+def estimate(share: float, resampled: Floats, patients: int) -> Estimate:
+    """Put a 95 % interval around a share, from its resamples (B,) over so many patients; NaNs are left out.
+
+    The standard error is the bootstrap's, carried to the logit scale, with Student's t for few patients (Pepe 2003,
+    "The Statistical Evaluation of Medical Tests for Classification and Prediction", section 5.2). For few patients and
+    shares near 1, percentiles of the resamples reach too high and hold the truth too rarely. A share of 0 or 1 gets no
+    interval: where no image errs, none does in any resample, however few they are.
+    """
+    usable = resampled[~np.isnan(resampled)]
+    if len(usable) < 2 or not 0 < share < 1:
+        return Estimate(share)
+    width = stdtrit(patients - 1, 0.975) * usable.std(ddof=1) / (share * (1 - share))
+    return Estimate(share, float(expit(logit(share) - width)), float(expit(logit(share) + width)))
+
+
+def estimate_difference(difference: float, resampled: Floats) -> Estimate:
+    """Put the 2.5th and 97.5th percentile of the resamples (B,) around a difference of shares; NaNs are left out."""
+    usable = resampled[~np.isnan(resampled)]
+    if len(usable) == 0:
+        return Estimate(difference)
+    low, high = np.percentile(usable, [2.5, 97.5])
+    return Estimate(difference, float(low), float(high))
+
+
+def figures(tested: Tested, weights: Floats) -> Figures:
+    """Return every field of Scores under each row of weights (B, m): (B,), NaN where a class has no weight."""
+    diseased, called = tested.classes == 1, tested.decisions
+    cells = np.stack([diseased & called, diseased & ~called, ~diseased & ~called, ~diseased & called], axis=1)
+    tp, fn, tn, fp = (weights @ cells.astype(np.float64)).T
+    both = (tp + fn > 0) & (tn + fp > 0)
+    return {
+        "acc": _ratio(tp + tn, tp + fn + tn + fp, both),
+        "auc": weighted_aucs(tested, weights),
+        "sen": _ratio(tp, tp + fn, both),
+        "spe": _ratio(tn, tn + fp, both),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn, both),
+        "f1_negative": _ratio(2 * tn, 2 * tn + fp + fn, both),
+    }
+
+
+def image_weights(patients: Ints, *, resamples: int, seed: int) -> Iterator[Floats]:
+    """Draw whole patients (m,) with replacement and yield how often each image counts: (b, m), in bounded chunks.
+
+    Images of one patient say little that is new of each other: resampling images makes intervals too narrow.
+    """
+    codes, patient = np.unique(patients, return_inverse=True)
+    count = len(codes)
+    step = max(1, _CHUNK_WORDS // len(patient))
     for first in range(0, resamples, step):
         items = np.arange(first, min(first + step, resamples), dtype=np.uint64)
         drawn = (uniform(seed, "probe-bootstrap", items, 0, count) * count).astype(np.int64)
-        weights = np.stack([np.bincount(row, minlength=count)[patient] for row in drawn])
-        yield weighted_aucs(classes, probabilities, weights.astype(np.float64))
+        cells = drawn + count * np.arange(len(items))[:, None]  # (b, patients)
+        times = np.bincount(cells.ravel(), minlength=len(items) * count).reshape(len(items), count)
+        yield times[:, patient].astype(np.float64)
 
 
-def weighted_aucs(classes: Ints, scores: Floats, weights: Floats) -> Floats:
-    """Return the AUC under each row of weights (B, n): (B,), NaN where a class has no weight.
+def weighted_aucs(tested: Tested, weights: Floats) -> Floats:
+    """Return the AUC under each row of weights (B, m): (B,), NaN where no part has weight in both classes.
 
-    The chance that a positive scores above a negative, ties counted half: sklearn's roc_auc_score(sample_weight=...)
-    for all rows at once, with one sort.
+    The chance that a positive scores above a negative of its part, ties counted half; of one part, sklearn's
+    roc_auc_score(sample_weight=...) for all rows at once, with one sort.
     """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    positive = np.add.reduceat(weights[:, order] * (classes[order] == 1), starts, axis=1)  # (B, distinct scores)
-    negative = np.add.reduceat(weights[:, order] * (classes[order] == 0), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    aucs: Floats = np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-    return aucs
+    concordant, pairs = np.zeros((2, len(weights)))
+    for part in np.unique(tested.parts):
+        inside = tested.parts == part
+        positive, negative = _by_probability(tested.classes[inside], tested.probabilities[inside], weights[:, inside])
+        below = np.cumsum(negative, axis=1) - negative / 2
+        concordant += (positive * below).sum(axis=1)
+        pairs += positive.sum(axis=1) * negative.sum(axis=1)
+    return _ratio(concordant, pairs, pairs > 0)
+
+
+def youden_threshold(classes: Ints, probabilities: Floats) -> float:
+    """Return the threshold that maximises sensitivity + specificity of `probabilities > threshold` in validation.
+
+    classes and probabilities: (n,), both classes occurring. The threshold lies midway between neighbouring
+    probabilities, or between the outermost ones and 0 or 1; of equally good ones it is that nearest 0.5. Youden 1950,
+    "Index for rating diagnostic tests".
+    """
+    bounds = np.unique(np.concatenate([[0.0, 1.0], probabilities]))
+    lower, upper = bounds[:-1], bounds[1:]
+    middle = (lower + upper) / 2
+    between = np.where(middle < upper, middle, lower)  # no number lies between adjacent floats
+    candidates = np.append(between, 1.0)  # where a probability is 1, only this calls none positive
+    positive, negative = (np.sort(probabilities[classes == code]) for code in (1, 0))
+    assert len(positive) > 0 < len(negative), "a threshold needs both classes in validation"
+    found = len(positive) - np.searchsorted(positive, candidates, side="right")
+    false = len(negative) - np.searchsorted(negative, candidates, side="right")
+    index = found * len(negative) - false * len(positive)  # in whole numbers, so that equal ones are equal
+    best = candidates[index == index.max()]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def _by_probability(classes: Ints, probabilities: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """(B, distinct probabilities) the weight of the positives and of the negatives at each, in ascending order."""
+    order = np.argsort(probabilities, kind="stable")
+    starts = np.flatnonzero(np.diff(probabilities[order], prepend=-np.inf))
+    sorted_weights, positive = weights[:, order], classes[order] == 1
+    return (
+        np.add.reduceat(sorted_weights * positive, starts, axis=1),
+        np.add.reduceat(sorted_weights * ~positive, starts, axis=1),
+    )
+
+
+def _ratio(part: Floats, whole: Floats, defined: Bools) -> Floats:
+    """Divide where that is defined, NaN elsewhere."""
+    shares: Floats = np.divide(part, whole, out=np.full(len(whole), np.nan), where=defined)
+    return shares
