@@ -2,7 +2,7 @@
 
 from statistics import fmean
 
-from evaluation.results import Dataset, Results, last_checkpoint
+from evaluation.results import Dataset, Results, Row, last_checkpoint
 from evaluation.scores import Estimate
 from evaluation.tables import Table, interval, label, percent, points, span, verdict
 
@@ -31,9 +31,17 @@ def comparison_table(results: Results, dataset: Dataset) -> Table:
     )
 
 
+def headline_rows(results: Results, dataset: Dataset) -> list[Row]:
+    """Return the rows to quote: those of the controls and of the last checkpoint."""
+    rows = results.rows_of(dataset)
+    last = last_checkpoint(rows)
+    return [row for row in rows if row.kind != "checkpoint" or row is last]
+
+
 def calibration_table(results: Results, dataset: Dataset) -> Table:
-    """Return the Brier scores of every feature set whose calibration was looked at."""
-    measured = [(row.features, row.calibration) for row in results.rows_of(dataset) if row.calibration is not None]
+    """Return the Brier scores of the last checkpoint and of its controls."""
+    rows = headline_rows(results, dataset)
+    measured = [(row.features, row.calibration) for row in rows if row.calibration is not None]
     return Table(
         f"{label(dataset)}, {dataset.preset}: Brier score of the test part, 0 is best; recalibrated by Platt scaling "
         "on validation; prevalence: of always saying the share of positives",

@@ -13,8 +13,8 @@ SIMULATED_NOTE: Final = (
     "about medicine; the paper's figures are of real patients and are not set beside them."
 )
 PAPER_NOTE: Final = (
-    "The paper's row is of a wide ResNet-50-2, 100 epochs on 224,316 CheXpert images, and of its own choice of target "
-    "images; it compares with a row of ours only as far as these agree."
+    "The paper's row is of a wide ResNet-50-2, 100 epochs on the fraction named of 224,316 CheXpert images, and of its "
+    "own choice of target images; it compares with a row of ours only as far as these agree."
 )
 F1_NOTE: Final = (
     "The paper's F1 stands under F1(healthy), because it is the F1 of the negative class: on Cell, SEN 98.7 and SPE "

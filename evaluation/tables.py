@@ -76,7 +76,7 @@ def latex(table: Table) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_escaped(table.caption)}}}",
-        r"\small",
+        r"\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{tabular}}{{{'l' * table.text_columns}{'r' * (columns - table.text_columns)}}}",
         r"\toprule",
         _latex_row(table.header),
@@ -88,7 +88,7 @@ def latex(table: Table) -> str:
         lines.append(_latex_row(row))
         above = first
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip {{\footnotesize {_escaped(note)}\par}}" for note in table.notes]
+    lines += [rf"\par\smallskip {_escaped(' '.join(table.notes))}\par"] if table.notes else []
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 

@@ -261,7 +261,14 @@ def test_latex_commands_are_known_ones_and_rules_part_the_datasets() -> None:
         made_dataset("gazda2021", label="covidgr", name="covidgr", pretrained_images=5),
     ]
     text = latex(table_iii([made_results(others)], "gazda2021"))
-    known = {"usepackage", "begin", "end", "centering", "caption", "small", "toprule", "midrule", "bottomrule"}
-    assert set(re.findall(r"\\([a-z]+)", text)) == known | {"par", "smallskip", "footnotesize", "textdagger"}
+    known = {"usepackage", "begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule"}
+    assert set(re.findall(r"\\([a-z]+)", text)) == known | {
+        "par",
+        "smallskip",
+        "footnotesize",
+        "setlength",
+        "tabcolsep",
+        "textdagger",
+    }
     assert text.count(r"\midrule") == 2  # below the header and between the datasets, whether marked or not
     assert r"100 \%" in text

@@ -1,0 +1,238 @@
+"""The figures of the report: scores by epoch, reliability, few labels, and the loss, each as a data URI."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import fmean
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from evaluation import paper
+from evaluation.calibration import Bin
+from evaluation.results import Dataset, Results, Row, last_checkpoint
+from evaluation.scores import Estimate
+from evaluation.tables import label, percent
+
+# Dark enough on white for text and lines alike (4.5 : 1 and more), told apart without colour by dash and label too.
+_INK, _QUIET, _TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
+_LINES: Final = {  # colour and dash of what stands beside the checkpoints, by kind
+    "finetuned": ("#a3195b", (0, (8, 2))),
+    "untrained": ("#9a4d00", "--"),
+    "pixels": ("#6b3fa0", ":"),
+    "border": ("#5b6b00", (0, (1, 3))),
+    "attributes": ("#00656b", (0, (3, 1, 1, 1, 1, 1))),
+}
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.hashsalt": "sternum",  # the same numbers give the same bytes
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "xtick.color": _QUIET,
+    "ytick.color": _QUIET,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in the page: a data URI, what it shows in words, and its caption."""
+
+    uri: str
+    description: str
+    caption: str
+
+
+def loss_picture(metrics: Sequence[dict[str, float]]) -> Picture:
+    """Draw the loss of the logged steps, at least one, over the epochs."""
+    epochs = [line.get("epoch", line["step"]) for line in metrics]
+    losses = [line["loss"] for line in metrics]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("epoch", "NT-Xent loss")
+        axes.plot(epochs, losses, color=_TRAINED, marker="." if len(losses) < 40 else "", linewidth=1.5)
+        uri = _data_uri(figure)
+    return Picture(
+        uri,
+        f"Line: the loss goes from {losses[0]:.3f} at epoch {epochs[0]:.2f} to {losses[-1]:.3f} at epoch "
+        f"{epochs[-1]:.2f}; its lowest value is {min(losses):.3f}.",
+        "Loss of the pretext task; each point is the mean since the one before it.",
+    )
+
+
+def auc_picture(results: Results, dataset: Dataset) -> Picture:
+    """Draw the AUC of every checkpoint with its interval between those of the controls."""
+    rows = results.rows_of(dataset)
+    said: list[str] = []
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("epoch of the checkpoint", "AUC on the test part, %")
+        said += _draw_checkpoints(axes, [(row, row.scores.auc) for row in rows if row.kind == "checkpoint"])
+        for row in rows:
+            if row.kind in _LINES:
+                colour, dash = _LINES[row.kind]
+                axes.axhline(100 * row.scores.auc.value, color=colour, linestyle=dash, label=row.features)
+                said.append(f"{row.features} {percent(row.scores.auc.value)} %")
+        said += _draw_paper(axes, results, dataset, 1)
+        uri = _data_uri(figure)
+    return Picture(
+        uri,
+        f"AUC on {dataset.label}, {dataset.preset}: {'; '.join(said)}.",
+        f"{label(dataset)}, {dataset.preset}: {dataset.positive} against {dataset.negative}. "
+        "Bars: 95 % interval over patients.",
+    )
+
+
+def accuracy_picture(results: Results, dataset: Dataset) -> Picture | None:
+    """Draw the accuracy of every checkpoint, as the paper's Figure 2 (b) and (c); None for fewer than two."""
+    trained = [(row, row.scores.acc) for row in results.rows_of(dataset) if row.kind == "checkpoint"]
+    if len(trained) < 2:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("epoch of the checkpoint", "accuracy on the test part, %")
+        said = [*_draw_checkpoints(axes, trained), *_draw_paper(axes, results, dataset, 0)]
+        uri = _data_uri(figure)
+    return Picture(
+        uri,
+        f"Accuracy on {dataset.label}, {dataset.preset}: {'; '.join(said)}.",
+        f"{label(dataset)}, {dataset.preset}: accuracy by epoch, as in Figure 2 (b) and (c) of the paper. "
+        "Bars: 95 % interval over patients.",
+    )
+
+
+def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[Row, Estimate]]) -> list[str]:
+    """Draw one score of the checkpoints over their epochs, and return it in words."""
+    if not trained:
+        return []
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below = [100 * (score.value - score.low) if score.low is not None else 0.0 for _, score in trained]
+    above = [100 * (score.high - score.value) if score.high is not None else 0.0 for _, score in trained]
+    axes.errorbar(
+        [row.epoch or 0.0 for row, _ in trained],
+        [100 * score.value for _, score in trained],
+        yerr=[below, above],
+        color=_TRAINED,
+        marker="o",
+        markersize=4,
+        capsize=2,
+        label="pretrained, frozen",
+    )
+    return ["pretrained " + ", ".join(f"{percent(score.value)} % at {row.features}" for row, score in trained)]
+
+
+def _draw_paper(axes: Axes, results: Results, dataset: Dataset, column: int) -> list[str]:
+    """Draw the paper's figure of that column of Table III where it comes from the same protocol; add the legend."""
+    said = []
+    if dataset.preset == paper.PRESET and paper.in_paper(dataset):
+        fraction = results.run.fraction_percent
+        value = paper.TABLE_III[dataset.name][fraction][column]
+        axes.axhline(value, color=_PAPER, linestyle="-.", label=f"paper, {fraction} % of CheXpert")
+        said.append(f"the paper {value:.1f} %")
+    _legend(axes)
+    return said
+
+
+def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
+    """Draw the reliability curve of the last checkpoint before and after Platt scaling; None without one."""
+    last = last_checkpoint(results.rows_of(dataset))
+    if last is None or last.calibration is None:
+        return None
+    found = last.calibration
+    curves = (
+        ("as predicted", found.bins, found.brier, _TRAINED, "-", "o"),
+        ("recalibrated", found.bins_recalibrated, found.brier_recalibrated, "#9a4d00", "--", "s"),
+    )
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("probability said, %", "share of positives, %", size=(6.0, 3.6))
+        axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, label="what is said comes true")
+        for name, bins, brier, colour, dash, marker in curves:
+            said, true = [100 * item.predicted for item in bins], [100 * item.observed for item in bins]
+            words = f"{name}, Brier {brier:.3f}"
+            axes.plot(said, true, color=colour, linestyle=dash, marker=marker, markersize=4, label=words)
+        axes.set_aspect("equal")
+        _legend(axes)
+        uri = _data_uri(figure)
+    return Picture(
+        uri,
+        f"Reliability on {dataset.label}, {last.features}. "
+        + " ".join(f"{name}: {_bins_in_words(bins)}." for name, bins, *_ in curves),
+        f"{label(dataset)}, {dataset.preset}, {last.features}: whether probabilities mean what they say. Each point: "
+        "test images of like probability. Recalibrated: Platt scaling on validation.",
+    )
+
+
+def _bins_in_words(bins: Sequence[Bin]) -> str:
+    return ", ".join(f"{percent(item.observed)} % where {percent(item.predicted)} % was said" for item in bins)
+
+
+def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
+    """Draw the AUC over the share of labels seen, up to all of them; None where it was not measured."""
+    found = [item for item in results.few_labels if (item.dataset, item.preset) == (dataset.label, dataset.preset)]
+    if not found:
+        return None
+    whole = {row.features: row.scores.auc.value for row in results.rows_of(dataset)}
+    said = []
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("development patients whose labels are seen, %", "AUC on the test part, %")
+        styles = cycle([(_TRAINED, "-", "o"), ("#9a4d00", "--", "s"), ("#6b3fa0", ":", "^"), (_PAPER, "-.", "D")])
+        for features in dict.fromkeys(item.features for item in found):
+            draws = {item.percent: item.aucs for item in found if item.features == features}
+            draws |= {100: [whole[features]]} if features in whole else {}
+            said.append(_draw_curve(axes, features, draws, *next(styles)))
+        axes.set_xscale("log")
+        ticks = sorted({item.percent for item in found} | {100})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        _legend(axes)
+        uri = _data_uri(figure)
+    return Picture(
+        uri,
+        f"AUC with few labels on {dataset.label}, {dataset.preset}: {'; '.join(said)}.",
+        f"{label(dataset)}, {dataset.preset}: the same probe with the labels of some patients only. "
+        f"Bars: lowest and highest of {max(len(item.aucs) for item in found)} draws of the patients.",
+    )
+
+
+def _draw_curve(axes: Axes, features: str, draws: dict[int, list[float]], colour: str, dash: str, marker: str) -> str:
+    means = {share: fmean(aucs) for share, aucs in sorted(draws.items())}
+    below = [100 * (mean - min(draws[share])) for share, mean in means.items()]
+    above = [100 * (max(draws[share]) - mean) for share, mean in means.items()]
+    axes.errorbar(
+        list(means),
+        [100 * mean for mean in means.values()],
+        yerr=[below, above],
+        color=colour,
+        linestyle=dash,
+        marker=marker,
+        markersize=4,
+        capsize=2,
+        label=features,
+    )
+    return f"{features} " + ", ".join(f"{percent(mean)} % with {share} % of them" for share, mean in means.items())
+
+
+def _axes(x: str, y: str, size: tuple[float, float] = (8.0, 3.2)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _data_uri(figure: Figure) -> str:
+    """Return a figure as a data URI: unlike inlined SVGs, two of them in a page share no identifiers."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
