@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,8 @@ class Samples:
     """What the shards say of a dataset's N samples, in their order.
 
     ids, patient_ids: (N,) the hashes of the index, unique across datasets. splits: the official one, or None.
-    labels: upstream's names -> 1 present, 0 absent, -1 uncertain, None not mentioned.
+    labels: upstream's names -> 1 present, 0 absent, -1 uncertain, None not mentioned. views, sexes, ages (in years):
+    None where the dataset does not tell.
     """
 
     ids: Hashes
@@ -37,6 +38,9 @@ class Samples:
     patients: list[str]
     splits: list[str | None]
     labels: list[dict[str, int | None]]
+    views: list[str | None]
+    sexes: list[str | None]
+    ages: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,14 @@ def fingerprint(backbone: nn.Module, data_identity: str, preprocessing: Preproce
     return digest.hexdigest()
 
 
-def store(path: Path, values: Floats, ids: Hashes) -> None:
-    """Write features (N, D) with the samples' ids (N,) as safetensors, atomically."""
+def store(path: Path, values: npt.NDArray[Any], ids: Hashes) -> None:
+    """Write features (N, D), or other values (N,), with the samples' ids (N,) as safetensors, atomically."""
     content: bytes = safetensors.numpy.save({"features": values, "sample": ids})
     write_atomic(path, content)
 
 
-def load_stored(path: Path, ids: Hashes) -> Floats | None:
-    """Return the features stored for exactly these samples, None where there are none.
+def load_stored(path: Path, ids: Hashes) -> npt.NDArray[Any] | None:
+    """Return what is stored for exactly these samples, None where there is nothing.
 
     A damaged file is named and counts as none, so that it is made again.
     """
@@ -91,9 +95,9 @@ def load_stored(path: Path, ids: Hashes) -> Floats | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError) as error:
-        say(f"warning: {path} cannot be read ({error}); extracting these features again")
+        say(f"warning: {path} cannot be read ({error}); making it again")
         return None
-    values: Floats = tensors["features"]
+    values = tensors["features"]
     return values if np.array_equal(tensors["sample"], ids) else None
 
 

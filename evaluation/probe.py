@@ -1,109 +1,129 @@
-"""Probing a run: every checkpoint and control on every labelled dataset, by the paper's protocol."""
+"""Probing a run: every checkpoint and control on every labelled dataset, by the paper's protocol and a stricter one."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
-import torch
 import yaml
-from torch import nn
 
 from evaluation import results
-from evaluation.features import Preprocessing, RawPixels, extract, fingerprint, load_stored, require_finite, store
-from evaluation.protocol import C_GRID, Uncertain
-from evaluation.results import Results, Row
-from evaluation.scores import score
-from evaluation.search import Problem, Trial, fit, local_ray, probabilities, search_serially, search_with_ray
-from evaluation.targets import Target, open_targets
+from evaluation.curves import Curves
+from evaluation.entries import FEW_PERCENT, Entry, derived, entry, few_labels, shuffled, told_apart
+from evaluation.finetune import FinetuneConfig
+from evaluation.held_out import held_out, measure
+from evaluation.kept import finetune_kept, solve_kept
+from evaluation.notes import notes_on
+from evaluation.protocol import PRESETS, Balance, PresetName, Uncertain
+from evaluation.results import Results, Row, Run
+from evaluation.scores import auc, resampled_aucs
+from evaluation.scoring import comparison, few_labels_row, finetuned_row, row_of, tested
+from evaluation.search import Chosen, Floats32, Problem, search_serially
+from evaluation.selected import write_selection
+from evaluation.selection import Selection, choose, goodness_of, judge
+from evaluation.sources import Source, Stored, attributes, border, checkpoint_sources, controls, extractor, joined
+from evaluation.targets import Target, open_packed, open_targets, seen_in_pretraining
+from evaluation.tune import ray_session, search_with_ray
 from infra import config as configuration
-from infra.errors import UserError, require
+from infra.errors import require
 from infra.files import locked
-from infra.log import progress, say
-from infra.processes import Ranks, device_of
+from infra.log import say
+from infra.metrics import read_metrics
 from sharding.stream import FetchConfig
-from ssl_core.batches import image_batches
-from ssl_core.checkpoint import Checkpoint, find_checkpoints, load_backbone
-from ssl_core.model import untrained_backbone
+from ssl_core.checkpoint import find_checkpoints
 from ssl_core.train import PretrainConfig
-from ssl_core.views import ViewTask, executor
+
+_AT_ONCE_BYTES: Final = 2 << 30  # of features in one search
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Frozen features, logistic regressions, and the paper's Table III with its controls.
+    """Frozen features, logistic regressions, and the paper's Table III beside a stricter protocol and controls.
 
     Args:
         run_folder: the run whose checkpoints are probed; results.json goes there
         shards: folders of labelled shards, or URLs of such, each of one dataset
+        presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or the epochs to probe, such as [10,25,50,100]
-        controls: also probe the untrained backbone and 32 x 32 raw pixels, without which no score means much
+        controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
+            which data set an image is of, without which no score means much
+        few_labels: also probe with 1, 5, 10 and 25 percent of the labels (by rigorous; last checkpoint and controls)
+        finetune: training the last checkpoint's backbone end to end, beside the frozen probe
+        select: also say which checkpoint to choose without labels, and how well such choices do; into selection.json
+        watch: probe each new checkpoint of a live pretraining as it appears, until it ends
         executor: what decodes: dali, torchvision, or auto (DALI where it is installed)
         local_batch: images that go through the backbone at once
-        search: ray (Ray Tune on all cores) or serial (in this process); the results are the same
-        cores: cores for Ray, all by default
-        c_grid: values of C to choose from
-        folds: of the cross-validation that chooses C
-        max_iterations: of a logistic regression; 100 is scikit-learn's default and so the paper's
-        bootstrap_resamples: of the patients, for the interval of the AUC; 0 for none
+        search: ray (Ray Tune) or serial (in this process); the results are the same
+        cores: of this machine for Ray, all by default
+        address: a Ray cluster to use instead of this machine, such as auto or ray://head:10001
+        folds: of the cross-validation that chooses C; 8 (gazda2021) and 5 (rigorous) where none are given
+        repeats: of rigorous's cross-validation without an official split, each with other parts
+        bootstrap_resamples: of the patients, for the intervals; 0 for none
         uncertain: what a positive label of -1 counts as: ignore (its image is left out), zeros or ones
-        balanced: take as many patients of each class, none for both (the paper's task on ChestX-ray14)
-        seed: determines folds, the split where there is no official one, and the bootstrap
+        balance: none, class (as many images of each) or view (in each view), in place of what the task says
+        allow_overlap: probe test images that were in the pretraining too, and mark them
+        seed: determines parts, folds and the bootstrap
         fetch: how shards that are not on this machine are fetched and kept
     """
 
     run_folder: Path
     shards: list[str]
+    presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
+    few_labels: bool = True
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    select: bool = False
+    watch: bool = False
     executor: Literal["auto", "dali", "torchvision"] = "auto"
     local_batch: int = 64
     search: Literal["ray", "serial"] = "ray"
     cores: int | None = None
-    c_grid: list[float] = field(default_factory=lambda: list(C_GRID))
-    folds: int = 5
-    max_iterations: int = 100
+    address: str | None = None
+    folds: int | None = None
+    repeats: int = 1
     bootstrap_resamples: int = 1000
     uncertain: Uncertain = "ignore"
-    balanced: bool = False
+    balance: Balance | None = None
+    allow_overlap: bool = False
     seed: int = 0
     fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.shards), "shards=[] must name at least one folder; try --shards=[shards/cell]")
+        require(
+            bool(self.presets) and len(set(self.presets)) == len(self.presets),
+            f"presets={self.presets} must name gazda2021, rigorous or both, each once",
+        )
         require(self.local_batch >= 1, f"local_batch={self.local_batch} must be at least 1; try 64")
         require(self.cores is None or self.cores >= 1, f"cores={self.cores} must be at least 1; leave it out for all")
         require(
-            bool(self.c_grid) and min(self.c_grid) > 0 and len(set(self.c_grid)) == len(self.c_grid),
-            f"c_grid={self.c_grid} must hold different positive numbers; the paper's are {list(C_GRID)}",
+            self.address is None or (self.search == "ray" and self.cores is None),
+            f"address={self.address!r} is a Ray cluster, which search=serial does not use and cores does not bound; "
+            "leave one of them out",
         )
         require(
             self.controls or self.checkpoints != [],
             "checkpoints=[] and controls=false leave nothing to probe; name an epoch, or all",
         )
-        require(self.folds >= 2, f"folds={self.folds} must be at least 2; try 5")
-        require(self.max_iterations >= 1, f"max_iterations={self.max_iterations} must be at least 1; try 100")
+        require(self.folds is None or self.folds >= 2, f"folds={self.folds} must be at least 2; try 5")
+        require(self.repeats >= 1, f"repeats={self.repeats} must be at least 1; try 3")
         require(
             self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,
             f"bootstrap_resamples={self.bootstrap_resamples} must be 0 or at least 100; try 1000",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63 - 1; use 0")
+        require(
+            not self.select or (self.checkpoints not in ("last", []) and len(self.checkpoints) > 1),
+            f"select=true chooses among checkpoints, and checkpoints={self.checkpoints} is one; leave it out for all",
+        )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where features come from: a checkpoint of the run or a control."""
-
-    name: str
-    kind: Literal["checkpoint", "untrained", "pixels"]
-    backbone: Callable[[], nn.Module]
-    epoch: float | None = None
-    step: int | None = None
+Solved = list[tuple[Entry, list[Chosen]]]
+Features = Mapping[Source, Mapping[str, Stored]]  # of the datasets, by their labels
 
 
 def probe(config: ProbeConfig, command: str = "") -> Results:
@@ -112,209 +132,265 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
     Raises UserError for a run, dataset or option that cannot be probed, before any image is read where that can be
     known; RunFailed when a fit fails.
     """
-    began = time.monotonic()
-    pretraining = configuration.load(PretrainConfig, config.run_folder / "config.yaml")
-    sources = _sources(config, pretraining)
-    targets = open_targets(
-        config.shards,
-        pretraining.data,
-        find_checkpoints(config.run_folder)[-1].state.data_identity,
-        fetch=config.fetch,
-        folds=config.folds,
-        seed=config.seed,
-        uncertain=config.uncertain,
-        balanced=config.balanced,
-    )
     with locked(config.run_folder / "features", "probing"):
-        files = _extract_all(config, pretraining, sources, targets)
+        return Prober(config, command).probe()
+
+
+class Prober:
+    """Probes a run, once or again when it has gone on; what was extracted and fitted before is not done again."""
+
+    def __init__(self, config: ProbeConfig, command: str = "") -> None:
+        """Open the run and divide the datasets; raises UserError for what cannot be probed."""
+        self.config, self.command = config, command
+        self.run = config.run_folder
+        self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml")
+        checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # whether there are such shows now
+        newest = find_checkpoints(self.run)[-1]
+        self.opened = open_packed(config.shards, config.fetch)
+        self.seen = seen_in_pretraining(self.pretraining.data, newest.state.data_identity)
+        self.targets = open_targets(
+            self.opened,
+            config.presets,
+            self.seen,
+            folder=self.run / "features",
+            seed=config.seed,
+            uncertain=config.uncertain,
+            balance=config.balance,
+            folds=config.folds,
+            repeats=config.repeats,
+            allow_overlap=config.allow_overlap,
+        )
+        self.extractor = extractor(self.run, self.pretraining, kind=config.executor, local_batch=config.local_batch)
+        self.curves = Curves(self.run)
+        self._features: dict[tuple[str, int], tuple[Source, Mapping[str, Stored]]] = {}  # by kind and step, in order
+
+    def probe(self, *, whole: bool = True) -> Results:
+        """Probe what is there and write `results.json`; not `whole`: without what only the last checkpoint is asked."""
+        config, began = self.config, time.monotonic()
+        features = self._extract()
         extracted = time.monotonic()
-        rows: list[Row] = []
-        with _ray_if_asked(config, targets, files):
-            ready = time.monotonic()
-            for target in targets:
-                rows += _probe_target(config, target, sources, files)
+        entries = [one for target in self.targets for one in self._entries(target, features, whole)]
+        few = self._few_labels(entries) if whole and config.few_labels else []
+        solved = self._solve([*entries, *(one for _, _, one in few)])
+        rows = [self._row(one, solved) for one in entries]
+        rows += [self._finetuned(target, features) for target in self._to_finetune(features)] if whole else []
         found = Results(
             version=results.VERSION,
             sternum=version("sternum"),
-            command=command,
+            command=self.command,
+            run=self._run(features),
             config=yaml.safe_load(configuration.to_yaml(config)),
-            protocol=_protocol(config),
-            datasets=[target.facts for target in targets],
+            protocol={name: {**asdict(PRESETS[name]), "c_grid": list(PRESETS[name].c_grid)} for name in config.presets},
+            datasets=[target.facts for target in self.targets],
             rows=rows,
-            paper=results.paper_rows([target.facts for target in targets]),
+            comparisons=self._comparisons(entries, solved),
+            few_labels=[few_labels_row(one, solved[one.key], of.name, percent) for of, percent, one in few],
             timing={
                 "features_s": round(extracted - began, 3),
-                "search_start_s": round(ready - extracted, 3),
-                "search_s": round(time.monotonic() - ready, 3),
+                "search_s": round(time.monotonic() - extracted, 3),
             },
-            notes=results.notes_on([target.facts for target in targets], rows),
+            notes=[],
         )
-        results.write_results(config.run_folder, found)
-    return found
+        found = replace(found, notes=notes_on(found))
+        results.write_results(self.run, found)
+        if whole and config.select:
+            self._select(features, entries, solved)
+        self.curves.show(rows)
+        if whole:
+            self.curves.show_hyperparameters((row, solved[one.key]) for row, one in zip(rows, entries, strict=True))
+        return found
 
+    def _extract(self) -> Features:
+        """Return the features of all sources; a checkpoint that was probed and has since been removed keeps its own."""
+        checkpoints = checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)
+        for source in (controls(self.pretraining) if self.config.controls else []) + checkpoints:
+            key = source.kind, source.step or 0
+            if key not in self._features:
+                self._features[key] = source, self.extractor.features(source, self.opened)
+        return dict(self._features.values())
 
-def _sources(config: ProbeConfig, pretraining: PretrainConfig) -> list[_Source]:
-    controls = [
-        _Source("32 x 32 raw pixels", "pixels", RawPixels),
-        _Source("untrained backbone", "untrained", lambda: untrained_backbone(pretraining.model, pretraining.seed)),
-    ]
-    chosen = _chosen(config, find_checkpoints(config.run_folder))
-    names = [f"epoch {round(checkpoint.epoch, 2):g}" for checkpoint in chosen]
-    checkpoints = [
-        _Source(
-            name if names.count(name) == 1 else f"{name}, step {checkpoint.step}",
-            "checkpoint",
-            partial(load_backbone, checkpoint),
-            checkpoint.epoch,
-            checkpoint.step,
+    def _run(self, sources: Iterable[Source]) -> Run:
+        return Run(
+            backbone=self.pretraining.model.backbone,
+            size_px=self.pretraining.views.size_px,
+            global_batch=self.pretraining.data.global_batch,
+            fraction_percent=self.pretraining.data.fraction_percent,
+            epochs=max(source.epoch or 0.0 for source in sources),
+            seed=self.pretraining.seed,
         )
-        for name, checkpoint in zip(names, chosen, strict=True)
-    ]
-    return (controls if config.controls else []) + checkpoints
 
+    def _entries(self, target: Target, features: Features, whole: bool) -> Iterator[Entry]:
+        """Yield a target's rows to be: controls with features of their own, checkpoints, then derived controls."""
+        label = target.packed.label
+        own = [entry(target, source, stored[label]) for source, stored in features.items()]
+        last = own[-1]
+        for one in own:
+            yield one
+            if one.kind == "pixels":
+                yield derived(one, "border of the image", "border", border(one.stored))
+                told = attributes(target.packed.samples, target.cohort.rows)
+                if told:
+                    yield derived(one, "view, sex and age", "attributes", told)
+        if whole and self.config.controls:
+            yield shuffled(last, self.config.seed)
+            others = self._one_of_each_dataset(target)
+            if len(others) > 1:
+                stored = list(features.values())[-1]
+                yield told_apart(others, stored, last, joined(stored))
 
-def _chosen(config: ProbeConfig, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Return the checkpoints asked for; an epoch is the first checkpoint after so many whole epochs."""
-    if not checkpoints:
-        raise UserError(f"{config.run_folder} holds no checkpoint; pretrain first: sternum pretrain --help")
-    if config.checkpoints == "all":
-        return list(checkpoints)
-    if config.checkpoints == "last":
-        return [checkpoints[-1]]
-    chosen = []
-    for epoch in config.checkpoints:
-        of_epoch = [checkpoint for checkpoint in checkpoints if int(checkpoint.epoch) == epoch]
-        if not of_epoch:
-            there = ", ".join(f"{checkpoint.epoch:g}" for checkpoint in checkpoints)
-            raise UserError(
-                f"checkpoints: {config.run_folder} has none of epoch {epoch}; its checkpoints are of {there}"
+    def _one_of_each_dataset(self, target: Target) -> list[Target]:
+        """Return this target and one of every other dataset by the same preset; none for a second one of a dataset."""
+        firsts: dict[str, Target] = {}
+        for other in self.targets:
+            if other.facts.preset == target.facts.preset:
+                firsts.setdefault(other.packed.label, other)
+        return list(firsts.values()) if any(one is target for one in firsts.values()) else []
+
+    def _few_labels(self, entries: Sequence[Entry]) -> list[tuple[Entry, int, Entry]]:
+        """Return (of, percent, entry) for the last checkpoint and the controls with features of their own."""
+        asked = [
+            one
+            for one in entries
+            if one.preset.chooses_threshold and (one.kind in ("pixels", "untrained") or one is _last(entries, one))
+        ]
+        few = [(of, percent, few_labels(of, percent, self.config.seed)) for of in asked for percent in FEW_PERCENT]
+        for dataset, percent in dict.fromkeys((of.dataset, percent) for of, percent, one in few if one is None):
+            say(f"{dataset}: {percent} % of its labels are too few patients of a class; left out")
+        return [(of, percent, one) for of, percent, one in few if one is not None]
+
+    def _solve(self, entries: Sequence[Entry]) -> dict[str, list[Chosen]]:
+        """Return the classifiers of each entry, by its key, one a round."""
+        solved: dict[str, list[Chosen]] = {}
+        for some in _at_once(entries):
+            problems = {one.key: list(one.problems()) for one in some}
+            flat = [problem for of_entry in problems.values() for problem in of_entry]
+            chosen = solve_kept(
+                self.run / "features" / "probes",
+                {one.stored.identity: one.stored.values for one in some},
+                {name: problem for name, _, problem in flat},
+                {name: identity for name, identity, _ in flat},
+                self._search,
             )
-        chosen.append(of_epoch[0])
-    return chosen
+            solved |= {key: [chosen[name] for name, _, _ in of_entry] for key, of_entry in problems.items()}
+        return solved
 
+    def _search(
+        self, features: Mapping[str, Floats32], problems: Mapping[str, Problem], name: str
+    ) -> dict[str, Chosen]:
+        if self.config.search == "serial":
+            return search_serially(features, problems)
+        used = {problem.features: features[problem.features] for problem in problems.values()}
+        with ray_session(self.config.cores, self.config.address, sum(values.nbytes for values in used.values())):
+            return search_with_ray(used, problems, storage=self.run / "features" / "search", name=name)
 
-Files = Mapping[tuple[str, str], Path]  # (target, source) -> stored features
-
-
-def _extract_all(
-    config: ProbeConfig, pretraining: PretrainConfig, sources: Sequence[_Source], targets: Sequence[Target]
-) -> Files:
-    """Make sure that every source's features of every target are stored."""
-    device = device_of(Ranks())
-    preprocessing = _preprocessing(config, pretraining, device)
-    files: dict[tuple[str, str], Path] = {}
-    for source in sources:
-        backbone = source.backbone()
-        for target in targets:
-            name = fingerprint(backbone, target.manifest.identity, preprocessing)
-            path = config.run_folder / "features" / f"{name[:32]}.safetensors"
-            files[target.label, source.name] = path
-            if load_stored(path, target.samples.ids) is not None:
-                continue
-            what = f"{source.name} on {target.label}"
-            with closing(
-                image_batches(
-                    target.shards,
-                    preprocessing.size_px,
-                    local_batch=config.local_batch,
-                    mean=preprocessing.mean,
-                    std=preprocessing.std,
-                    kind=config.executor,
-                    device=device,
-                )
-            ) as batches:
-                images = (batch.views[0] for batch in batches)
-                total = -(-target.shards.samples // config.local_batch)
-                values = extract(backbone, progress(images, what, total, unit="batch"), device)
-            require_finite(values, what)
-            store(path, values, target.samples.ids)
-    return files
-
-
-def _preprocessing(config: ProbeConfig, pretraining: PretrainConfig, device: torch.device) -> Preprocessing:
-    """Return the input that the backbones were trained on: their size, their normalisation."""
-    trained = find_checkpoints(config.run_folder)[-1].state
-    task = ViewTask(pretraining.views.size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
-    made_by = executor(config.executor, task)
-    return Preprocessing(pretraining.views.size_px, trained.pixel_mean, trained.pixel_std, type(made_by).__name__)
-
-
-@contextmanager
-def _ray_if_asked(config: ProbeConfig, targets: Sequence[Target], files: Files) -> Iterator[None]:
-    if config.search == "serial":
-        yield
-        return
-    shared_bytes = max(
-        sum(path.stat().st_size for (label, _), path in files.items() if label == target.label) for target in targets
-    )
-    say("starting Ray on this machine")
-    with local_ray(config.cores, shared_bytes):
-        yield
-
-
-def _probe_target(config: ProbeConfig, target: Target, sources: Sequence[_Source], files: Files) -> list[Row]:
-    """Choose each source's C in the development part, then fit once on all of it and score once on the test part."""
-    cohort = target.cohort
-    values = {}
-    for source in sources:
-        stored = load_stored(files[target.label, source.name], target.samples.ids)
-        assert stored is not None, "the features were stored a moment ago"
-        values[source.name] = stored[cohort.rows]
-    inside = ~cohort.in_test
-    problems = {
-        name: Problem(features[inside], cohort.classes[inside], cohort.fold[inside])
-        for name, features in values.items()
-    }
-    search = search_with_ray if config.search == "ray" else search_serially
-    trials = search(problems, config.c_grid, config.max_iterations)
-    rows = []
-    for source in progress(sources, f"scoring on {target.label}", unit="fit"):
-        own = [trial for trial in trials if trial.problem == source.name]
-        c, validation_auc = best_c(own)
-        problem, tested = problems[source.name], cohort.in_test
-        model, converged = fit(problem.values, problem.classes, c, config.max_iterations)
-        scores = score(
-            cohort.classes[tested],
-            probabilities(model, values[source.name][tested]),
-            cohort.patients[tested],
-            resamples=config.bootstrap_resamples,
-            seed=config.seed,
+    def _row(self, one: Entry, solved: Mapping[str, Sequence[Chosen]]) -> Row:
+        samples = next(target.packed.samples for target in self.targets if _is_of(one, target))
+        detailed = one.preset.chooses_threshold and one.kind not in ("shuffled", "source")
+        return row_of(
+            one,
+            solved[one.key],
+            samples if detailed else None,
+            resamples=self.config.bootstrap_resamples,
+            seed=self.config.seed,
         )
-        rows.append(
-            Row(
-                dataset=target.label,
-                features=source.name,
-                kind=source.kind,
-                epoch=source.epoch,
-                step=source.step,
-                size=problem.values.shape[1],
-                c=c,
-                validation_auc=validation_auc,
-                scores=scores,
-                fits=len(own),
-                unconverged=sum(not trial.converged for trial in own),
-                final_converged=converged,
+
+    def _select(self, features: Features, entries: Sequence[Entry], solved: Mapping[str, Sequence[Chosen]]) -> None:
+        """Choose a checkpoint without labels, judge such choices by the scores, and write `selection.json`."""
+        checkpoints = {source: stored for source, stored in features.items() if source.kind == "checkpoint"}
+        chosen = held_out(self.opened, self.seen)
+        spec, seed = self.pretraining.views, self.pretraining.seed
+        measured = measure(chosen, self.opened, checkpoints, self.extractor, spec, seed)
+        good = goodness_of(measured, _losses(self.run, list(checkpoints)))
+        verdicts = []
+        for target in self.targets:
+            of_target = [one for one in entries if _is_of(one, target) and one.kind == "checkpoint"]
+            said = [tested(one, solved[one.key]) for one in of_target]
+            resampled = [
+                resampled_aucs(one, resamples=self.config.bootstrap_resamples, seed=self.config.seed) for one in said
+            ]
+            verdicts += judge(
+                good,
+                list(measured),
+                np.array([auc(one) for one in said]),
+                np.stack(resampled),
+                dataset=target.facts.label,
+                preset=target.facts.preset,
             )
+        name, why = choose(measured)
+        write_selection(self.run, Selection(chosen.who, chosen.images, measured, name, why, verdicts))
+
+    def _to_finetune(self, features: Features) -> list[Target]:
+        """Return the targets with one test part; in cross-validation a network would have to be trained for each."""
+        if self.config.finetune.epochs == 0 or not any(source.kind == "checkpoint" for source in features):
+            return []
+        for target in self.targets:
+            if target.facts.rounds > 1:
+                say(f"{target.facts.label}, {target.facts.preset}: cross-validated, so nothing is fine-tuned there")
+        return [target for target in self.targets if target.facts.rounds == 1]
+
+    def _finetuned(self, target: Target, features: Features) -> Row:
+        """Fine-tune the last checkpoint, or read what came of it before, and score it."""
+        source, stored = list(features.items())[-1]
+        one = entry(target, source, stored[target.packed.label])
+        found = finetune_kept(
+            self.run / "features" / "probes",
+            one,
+            source.backbone,
+            target.packed,
+            spec=self.pretraining.views,
+            preprocessing=self.extractor.preprocessing,
+            config=self.config.finetune,
+            kind=self.config.executor,
+            device=self.extractor.device,
+            seed=self.config.seed,
         )
-    return rows
+        return finetuned_row(one, found, resamples=self.config.bootstrap_resamples, seed=self.config.seed)
+
+    def _comparisons(
+        self, entries: Sequence[Entry], solved: Mapping[str, Sequence[Chosen]]
+    ) -> list[results.Comparison]:
+        """Hold every dataset's last checkpoint against all else that was probed on the same classes."""
+        return [
+            comparison(
+                last,
+                one,
+                tested(last, solved[last.key]),
+                tested(one, solved[one.key]),
+                resamples=self.config.bootstrap_resamples,
+                seed=self.config.seed,
+            )
+            for one in entries
+            if (last := _last(entries, one)) is not None and one is not last and one.kind not in ("shuffled", "source")
+        ]
 
 
-def best_c(trials: Sequence[Trial]) -> tuple[float, float]:
-    """Return the C of the highest mean validation AUC over the folds, and that AUC; the smaller C of equal ones."""
-    tried = sorted({trial.c for trial in trials})
-    means = {c: float(np.mean([trial.auc for trial in trials if trial.c == c])) for c in tried}
-    best = max(means, key=lambda c: means[c])
-    return best, means[best]
+def _is_of(one: Entry, target: Target) -> bool:
+    return (one.dataset, one.preset_name) == (target.facts.label, target.facts.preset)
 
 
-def _protocol(config: ProbeConfig) -> dict[str, object]:
-    return {
-        "classifier": "scikit-learn LogisticRegression, lbfgs, L2, features unscaled",
-        "class_weight": "balanced",
-        "c_grid": config.c_grid,
-        "c_chosen_by": f"mean validation AUC, stratified {config.folds}-fold grouped by patient, development part only",
-        "max_iterations": config.max_iterations,
-        "threshold": 0.5,
-        "interval": f"95 % percentile bootstrap over patients, {config.bootstrap_resamples} resamples",
-        "test_part": "scored once by one fit on the whole development part",
-    }
+def _losses(run: Path, checkpoints: Sequence[Source]) -> list[float] | None:
+    """Return the pretext loss that was logged last before each checkpoint; None where one has none."""
+    logged = [(line["step"], line["loss"]) for line in read_metrics(run) if "loss" in line]
+    before = [[loss for step, loss in logged if step <= (source.step or 0)] for source in checkpoints]
+    return [losses[-1] for losses in before] if all(before) else None
+
+
+def _last(entries: Sequence[Entry], of: Entry) -> Entry | None:
+    """Return the last checkpoint on the dataset and by the preset of an entry."""
+    there = [one for one in entries if (one.dataset, one.preset_name) == (of.dataset, of.preset_name)]
+    return max((one for one in there if one.kind == "checkpoint"), key=lambda one: one.step or 0, default=None)
+
+
+def _at_once(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Divide entries so that the features of each part, which the search holds in memory once more, are bounded."""
+    some: list[Entry] = []
+    held: dict[str, int] = {}
+    for one in entries:
+        size = one.stored.values.nbytes
+        if some and one.stored.identity not in held and sum(held.values()) + size > _AT_ONCE_BYTES:
+            yield some
+            some, held = [], {}
+        held[one.stored.identity] = size
+        some.append(one)
+    if some:
+        yield some

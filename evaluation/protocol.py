@@ -1,4 +1,4 @@
-"""Who is scored on what: a dataset's task, its split, and folds that never divide a patient."""
+"""Who is scored on what, and how: a dataset's task, the presets, and parts and folds that never divide a patient."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -9,21 +9,71 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from evaluation.features import Samples
 from infra.errors import UserError, require
-from infra.rng import permutation
+from infra.rng import permutation, uniform
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-C_GRID: Final = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)  # Gazda et al. 2021, section V B
-_TEST_FOLDS: Final = 5  # one of five folds of the patients is the test part: 20 %
+PresetName = Literal["gazda2021", "rigorous"]
+Balance = Literal["none", "class", "view"]
+Uncertain = Literal["ignore", "zeros", "ones"]
+
+_TEST_PARTS: Final = 5  # one of five parts of the patients is tested on: 20 %
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How classifiers are fitted, chosen and tested.
+
+    c_grid, max_iterations, standardize: of the logistic regressions. folds: of the cross-validation that chooses C.
+    crosses: without an official split, every fifth of the patients is the test part once (nested cross-validation)
+    instead of one fifth only. groups_duplicates: near-identical images count as one patient's. chooses_threshold: on
+    validation, by Youden's index, instead of 0.5.
+    """
+
+    c_grid: tuple[float, ...]
+    max_iterations: int
+    standardize: bool
+    folds: int
+    crosses: bool
+    groups_duplicates: bool
+    chooses_threshold: bool
+
+
+PRESETS: Final[dict[PresetName, Preset]] = {
+    # Gazda et al. 2021, section V B; scikit-learn's defaults. Without an official split, 8 folds of the 80 % that are
+    # not tested on are its 70 / 10 / 20: each classifier is fitted to 70 % and validated on 10 %.
+    "gazda2021": Preset(
+        c_grid=(0.01, 0.05, 0.1, 0.2, 0.5, 1.0),
+        max_iterations=100,
+        standardize=False,
+        folds=8,
+        crosses=False,
+        groups_duplicates=False,
+        chooses_threshold=False,
+    ),
+    "rigorous": Preset(
+        c_grid=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        max_iterations=1000,
+        standardize=True,
+        folds=5,
+        crosses=True,
+        groups_duplicates=True,
+        chooses_threshold=True,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images with the label `positive` present against images with `negative` present, or with `positive` absent."""
+    """Images with the label `positive` present against images with `negative` present, or with `positive` absent.
+
+    balances: what the task is balanced by, one after the other, unless the user says.
+    """
 
     positive: str
     negative: str | None = None
+    balances: tuple[Balance, ...] = ("none",)
 
     @property
     def negative_name(self) -> str:
@@ -31,13 +81,12 @@ class Task:
         return self.negative or f"no {self.positive}"
 
 
-Uncertain = Literal["ignore", "zeros", "ones"]
-
 # Pneumonia against healthy, COVID-19 against none or against other pneumonia, never across datasets (Gazda et al. 2021,
-# section V).
+# section V). ChestX-ray14 with "a matched number of healthy controls" (section IV), and a second time matched by view,
+# which alone tells its classes apart.
 TASKS: Final = {
     "cell": Task("PNEUMONIA", "NORMAL"),
-    "chestxray14": Task("Pneumonia", "No Finding"),
+    "chestxray14": Task("Pneumonia", "No Finding", ("class", "view")),
     "chexpert": Task("Pneumonia", "No Finding"),
     "c19-cohen": Task("COVID-19", "other pneumonia"),
     "covidgr": Task("COVID-19"),
@@ -46,11 +95,11 @@ TASKS: Final = {
 
 @dataclass(frozen=True)
 class Cohort:
-    """The n images of a dataset that its task is about, and the part of each.
+    """The n images of a dataset that its task is about, and the part of each in every round.
 
     rows: (n,) positions among the dataset's samples. classes: (n,) 1 positive, 0 negative. patients: (n,) one code a
-    patient. fold: (n,) fold of the development part, -1 in the test part. split: how the parts came about.
-    excluded: reason -> images left out. shared_patients: patients on both sides of an official split.
+    patient, or a group of patients that share an image. folds: (rounds, n) the fold of the development part, -1 in the
+    test part. split: how the parts came about. excluded: reason -> images left out.
     """
 
     dataset: str
@@ -58,15 +107,14 @@ class Cohort:
     rows: Ints
     classes: Ints
     patients: Ints
-    fold: Ints
+    folds: Ints
     split: str
     excluded: dict[str, int]
-    shared_patients: int
 
     @property
     def in_test(self) -> Bools:
-        """(n,) whether an image is in the test part, which is scored once and chooses nothing."""
-        return self.fold < 0
+        """(rounds, n) whether an image is in a round's test part, which is scored once and chooses nothing."""
+        return self.folds < 0
 
 
 def task_of(dataset: str) -> Task:
@@ -79,63 +127,58 @@ def task_of(dataset: str) -> Task:
 def build_cohort(
     dataset: str,
     samples: Samples,
-    folds: int,
+    preset: Preset,
+    *,
     seed: int,
     uncertain: Uncertain = "ignore",
-    balanced: bool = False,
+    balance: Balance = "none",
+    groups: Ints | None = None,
+    folds: int | None = None,
+    repeats: int = 1,
 ) -> Cohort:
-    """Choose the task's images, the test part and the folds.
+    """Choose the images of the dataset's task and divide them.
 
-    The official split is taken where the dataset has a test part (train and val form the development part), else a
-    fifth of the patients, stratified, is the test part; the paper's 70 / 10 / 20, with cross-validation in place of its
-    one validation part. Folds are stratified and grouped by patient.
+    The official split where the dataset has a test part (train and val form the development part; images of it whose
+    patient is tested on are left out), else by the preset: a fifth of the patients, stratified, is the test part, or
+    each fifth in turn, `repeats` times over. `folds` replaces the preset's. Folds are stratified and grouped by
+    patient, or by `groups` (one code a sample of the dataset) where these are given.
     A positive label that is uncertain (-1) leaves its image out, or counts for the negative or the positive class
-    (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019). `balanced` takes as many patients of each class, chosen by the
-    seed, and none for both: the paper's task on ChestX-ray14 (its section IV: "a matched number of healthy controls").
+    (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019). `balance` takes as many images of each class ("class"), or of
+    each class in every view ("view"), chosen by the seed, in the test and in the development part.
     Raises UserError when a class is missing or has too few patients.
     """
     task = task_of(dataset)
-    classes_of_all = _classes(task, samples, uncertain)
-    rows = np.flatnonzero(np.isin(classes_of_all, (0, 1)))
-    excluded = {reason: int(np.sum(classes_of_all == code)) for code, reason in _REASONS.items()}
-    if balanced:
-        kept = _balanced(classes_of_all[rows], np.asarray(samples.patients, np.str_)[rows], seed)
-        excluded["left out to balance the patients"] = int((~kept).sum())
-        rows = rows[kept]
-    classes = classes_of_all[rows]
-    names, patients = np.unique(np.asarray(samples.patients, np.str_)[rows], return_inverse=True)
-    _require_patients(dataset, task, "images", classes, patients, 1)
-    require(
-        len(names) > 1,
-        f"dataset {dataset!r}: all {len(rows)} images of the task are of patient {str(names[0])!r}; "
-        "a probe needs other patients to be tested on",
-    )
+    of_all = _classes(task, samples, uncertain)
+    excluded = {reason: int(np.sum(of_all == code)) for code, reason in _REASONS.items()}
+    rows = np.flatnonzero(np.isin(of_all, (0, 1)))
+    patients = np.unique(np.asarray(samples.patients, np.str_), return_inverse=True)[1] if groups is None else groups
+    in_test = _official_test(dataset, [samples.splits[row] for row in rows])
 
-    splits = [samples.splits[row] for row in rows]
-    if "test" in splits:
-        nameless = splits.count(None)
-        require(
-            nameless == 0,
-            f"dataset {dataset!r}: {nameless} images have no official split while others have; pack the dataset again",
-        )
-        in_test = np.array([split == "test" for split in splits])
+    def keep(inside: Bools, reason: str) -> None:
+        nonlocal rows, in_test
+        excluded[reason] = int((~inside).sum())
+        rows, in_test = rows[inside], None if in_test is None else in_test[inside]
+
+    if in_test is not None:
+        keep(in_test | ~np.isin(patients[rows], patients[rows][in_test]), "development image of a tested patient")
+    if balance != "none":
+        keep(_balanced(of_all, samples, rows, in_test, balance, seed), f"left out to balance by {balance}")
+
+    classes, codes = of_all[rows], np.unique(patients[rows], return_inverse=True)[1]
+    check = _Check(dataset, task, classes, codes)
+    inner = folds or preset.folds
+    if in_test is not None:
+        parts = [check.folded(in_test, inner, seed)]
         split = "official"
     else:
-        _require_patients(dataset, task, "images", classes, patients, _TEST_FOLDS)
-        in_test = _folds(classes, patients, _TEST_FOLDS, seed, "probe-test") == 0
-        split = "80/20 by patient"
-    fold = np.full(len(rows), -1)
-    for part, inside, least in (("test part", in_test, 1), ("development part", ~in_test, folds)):
-        _require_patients(dataset, task, part, classes[inside], patients[inside], least)
-    fold[~in_test] = _folds(classes[~in_test], patients[~in_test], folds, seed, "probe-folds")
-    for number in range(folds):
-        require(
-            len(np.unique(classes[fold == number])) == 2,
-            f"dataset {dataset!r}: fold {number} of folds={folds} has one class only, since few patients hold most "
-            "images of the other; use fewer folds",
-        )
-    shared = np.intersect1d(patients[in_test], patients[~in_test])
-    return Cohort(dataset, task, rows, classes, patients, fold, split, excluded, len(shared))
+        check.patients("images", np.ones(len(rows), np.bool_), _TEST_PARTS)
+        numbers = range(repeats if preset.crosses else 1)
+        outer = [divide(classes, codes, _TEST_PARTS, seed, f"probe-test-{number}") for number in numbers]
+        tested = [part == number for part in outer for number in range(_TEST_PARTS if preset.crosses else 1)]
+        parts = [check.folded(inside, inner, seed) for inside in tested]
+        split = f"{_TEST_PARTS}-fold by patient" if preset.crosses else "70/10/20 by patient"
+        split += f", {repeats} times" if preset.crosses and repeats > 1 else ""
+    return Cohort(dataset, task, rows, classes, codes, np.stack(parts), split, excluded)
 
 
 _OPPOSITE: Final = {1: 0, 0: 1, -1: -1, None: None}
@@ -158,19 +201,33 @@ def _classes(task: Task, samples: Samples, uncertain: Uncertain) -> Ints:
     return classes
 
 
-def _balanced(classes: Ints, patients: npt.NDArray[np.str_], seed: int) -> Bools:
-    """(n,) whether an image stays, so that equally many patients of each class do; one of both is of the positive."""
-    positive = np.unique(patients[classes == 1])
-    negative = np.setdiff1d(patients[classes == 0], positive)
-    count = min(len(positive), len(negative))
-    kept = np.zeros(len(classes), np.bool_)
-    for code, of_class in ((1, positive), (0, negative)):
-        chosen = of_class[permutation(len(of_class), seed, f"probe-balance-{code}")[:count]]
-        kept |= (classes == code) & np.isin(patients, chosen)
+def _official_test(dataset: str, splits: list[str | None]) -> Bools | None:
+    """(n,) whether an image is of the official test part; None where the dataset has none."""
+    if "test" not in splits:
+        return None
+    nameless = splits.count(None)
+    require(
+        nameless == 0,
+        f"dataset {dataset!r}: {nameless} images have no official split while others have; pack the dataset again",
+    )
+    return np.array([split == "test" for split in splits])
+
+
+def _balanced(of_all: Ints, samples: Samples, rows: Ints, in_test: Bools | None, balance: Balance, seed: int) -> Bools:
+    """(n,) whether an image stays; which ones do is drawn by their identity, so that repacking changes nothing."""
+    views = np.array([str(samples.views[row]) if balance == "view" else "" for row in rows])
+    parts = np.zeros(len(rows), np.bool_) if in_test is None else in_test
+    draws = uniform(seed, "probe-balance", samples.ids[rows], 0, 1)[:, 0]
+    kept = np.zeros(len(rows), np.bool_)
+    for view in np.unique(views):
+        for part in (False, True):
+            inside = [np.flatnonzero((views == view) & (parts == part) & (of_all[rows] == code)) for code in (0, 1)]
+            for some in inside:
+                kept[some[np.argsort(draws[some])][: min(map(len, inside))]] = True
     return kept
 
 
-def _folds(classes: Ints, patients: Ints, folds: int, seed: int, stream: str) -> Ints:
+def divide(classes: Ints, patients: Ints, folds: int, seed: int, stream: str) -> Ints:
     """(n,) the fold of each image: no patient in two, classes in like shares, ties broken by the seed."""
     codes, patient = np.unique(patients, return_inverse=True)
     groups = permutation(len(codes), seed, stream)[patient]  # in place of sklearn's own shuffle
@@ -181,15 +238,45 @@ def _folds(classes: Ints, patients: Ints, folds: int, seed: int, stream: str) ->
     return fold
 
 
-def _require_patients(dataset: str, task: Task, part: str, classes: Ints, patients: Ints, least: int) -> None:
-    names = {task.positive: 1, task.negative_name: 0}
-    counts = {name: len(np.unique(patients[classes == code])) for name, code in names.items()}
-    where = "" if part == "images" else f" in its {part}"
-    found = " and ".join(f"{count} patients with {name}" for name, count in counts.items())
-    if min(counts.values()) == 0:
-        raise UserError(f"dataset {dataset!r} has {found}{where}; a probe needs both classes there")
-    if min(counts.values()) < least:
-        raise UserError(
-            f"dataset {dataset!r} has {found}{where}, fewer than the {least} parts they are divided into; "
-            "use fewer folds or more patients"
-        )
+@dataclass(frozen=True)
+class _Check:
+    """Divides, and refuses what cannot be divided, naming the dataset."""
+
+    dataset: str
+    task: Task
+    classes: Ints
+    codes: Ints
+
+    def folded(self, in_test: Bools, folds: int, seed: int) -> Ints:
+        """Return the folds (n,) of the development part, -1 in the test part."""
+        self.patients("test part", in_test, 1)
+        self.patients("development part", ~in_test, folds)
+        fold = np.full(len(in_test), -1)
+        fold[~in_test] = divide(self.classes[~in_test], self.codes[~in_test], folds, seed, "probe-folds")
+        for number in range(folds):
+            require(
+                len(np.unique(self.classes[fold == number])) == 2,
+                f"dataset {self.dataset!r}: fold {number} of folds={folds} has one class only, since few patients hold "
+                "most images of the other; use fewer folds",
+            )
+        return fold
+
+    def patients(self, part: str, inside: Bools, least: int) -> None:
+        """Raise UserError when a part lacks a class, is of one patient, or has fewer than `least` of a class."""
+        classes, codes = self.classes[inside], self.codes[inside]
+        names = {self.task.positive: 1, self.task.negative_name: 0}
+        counts = {name: len(np.unique(codes[classes == code])) for name, code in names.items()}
+        found = " and ".join(f"{count} patients with {name}" for name, count in counts.items())
+        where = "" if part == "images" else f" in its {part}"
+        if min(counts.values()) == 0:
+            raise UserError(f"dataset {self.dataset!r} has {found}{where}; a probe needs both classes there")
+        if part != "test part" and len(np.unique(codes)) == 1:
+            raise UserError(
+                f"dataset {self.dataset!r}: all {len(codes)} images of the task{where} are of one patient; a probe "
+                "needs other patients to be tested on"
+            )
+        if min(counts.values()) < least:
+            raise UserError(
+                f"dataset {self.dataset!r} has {found}{where}, fewer than the {least} parts they are divided into; "
+                "use fewer folds or more patients"
+            )

@@ -1,64 +1,34 @@
-"""`results.json` of a run, the paper's Table III, and both as one table."""
+"""`results.json` of a run: all that a probe found, with what a reader has to know before believing it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
-from evaluation.scores import Scores
+from evaluation.calibration import Calibration
+from evaluation.scores import Estimate, Scores
+from evaluation.subgroups import Gap, Subgroup
 from infra.errors import UserError
 from infra.files import write_atomic
 
 NAME: Final = "results.json"
-VERSION: Final = 1
+VERSION: Final = 2
 
-PAPER: Final = (
-    "Gazda, Gazda, Plavka, Drotar 2021: Self-supervised deep convolutional neural network for chest X-ray "
-    "classification, Table III"
-)
+Kind = Literal["checkpoint", "finetuned", "untrained", "pixels", "border", "attributes", "shuffled", "source"]
 
-# Percent, by dataset and fraction of CheXpert used in pretraining, as printed: ACC, AUC, SEN, SPE, F1.
-TABLE_III: Final[dict[str, dict[int, tuple[float, float, float, float, float]]]] = {
-    "cell": {
-        1: (85.6, 96.6, 99.5, 62.4, 76.4),
-        10: (86.9, 96.9, 99.2, 66.2, 79.1),
-        100: (91.5, 97.7, 98.7, 79.5, 87.5),
-    },
-    "c19-cohen": {
-        1: (84.9, 89.2, 90.6, 73.6, 76.5),
-        10: (81.8, 91.5, 85.8, 73.6, 72.9),
-        100: (81.1, 88.2, 83.0, 77.4, 73.2),
-    },
-    "covidgr": {
-        1: (79.5, 86.6, 83.5, 75.6, 78.8),
-        10: (77.8, 86.0, 80.0, 75.6, 77.4),
-        100: (78.4, 87.1, 83.5, 73.3, 77.3),
-    },
-    "chestxray14": {
-        1: (71.5, 79.1, 72.8, 71.4, 83.0),
-        10: (71.2, 78.1, 72.0, 71.2, 82.9),
-        100: (71.4, 78.4, 71.3, 71.5, 83.0),
-    },
-}
 
-SIMULATED_NOTE: Final = (
-    "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "
-    "about medicine; the paper's figures are of real patients and are not set beside them."
-)
-PAPER_NOTE: Final = (
-    "The paper's row is of a wide ResNet-50-2, 100 epochs on 224,316 CheXpert images, and of its own choice of target "
-    "images; it compares with a row of ours only as far as these agree."
-)
-F1_NOTE: Final = (
-    "The paper's F1 stands under F1(healthy), because it is the F1 of the negative class: on Cell, SEN 98.7 and SPE "
-    "79.5 of 390 and 234 test images give 87.5 for the healthy and 93.5 for the diseased."
-)
-CONVERGENCE_NOTE: Final = (
-    "Some fits ended at the limit of iterations before they converged (scikit-learn's default limit on unscaled "
-    "features, as in the paper): their scores are what such a probe gives, not the optimum; see the last column."
-)
+@dataclass(frozen=True)
+class Run:
+    """What was pretrained. fraction_percent: of the pretraining set; epochs: done at the last checkpoint probed."""
+
+    backbone: str
+    size_px: int
+    global_batch: int
+    fraction_percent: int
+    epochs: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -73,43 +43,87 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was probed. The last two count test images and test patients seen, unlabelled, in pretraining.
+    """What was probed by which preset.
 
-    They are None when the shards of the pretraining are not there to compare with.
+    label: names it in the rows; `dataset`, `preset` and this are the key of a row. balance: none, class, or class and
+    view. split: how the parts came about. development and test: in cross-validation (`rounds` > 1) every image is once
+    in the test part, so both are the whole. excluded: reason -> images left out. The last two count test images and
+    test patients seen, unlabelled, in pretraining; None when the shards of the pretraining are not there to compare.
     """
 
     label: str
+    preset: str
     name: str
     folder: str
     identity: str
     simulated: bool
     positive: str
     negative: str
+    balance: str
     split: str
+    rounds: int
     development: Part
     test: Part
     excluded: dict[str, int]
-    shared_patients: int
     pretrained_images: int | None
     pretrained_patients: int | None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether pretraining saw any of the test part."""
+        return bool(self.pretrained_images or self.pretrained_patients)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One feature set on one dataset: C by validation AUC, then one fit scored once on the test part."""
+    """One feature set on one dataset by one preset: C by validation AUC, one fit, one score on the test part.
+
+    features: what a reader calls it; epoch and step: of a checkpoint. c, threshold: one a round. at_edge: rounds whose
+    C is an end of the grid. knn_auc: of the 20 nearest neighbours by cosine. calibration, subgroups: `rigorous` only.
+    fits and unconverged count logistic regressions: those of the search and the last ones.
+    """
 
     dataset: str
+    preset: str
     features: str
-    kind: Literal["checkpoint", "untrained", "pixels"]
+    kind: Kind
     epoch: float | None
     step: int | None
     size: int
-    c: float
+    c: list[float]
+    at_edge: int
+    threshold: list[float]
     validation_auc: float
     scores: Scores
+    knn_auc: float | None
     fits: int
     unconverged: int
-    final_converged: bool
+    calibration: Calibration | None = None
+    subgroups: list[Subgroup] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The AUC of the last checkpoint less that of other features on the same test images, patients drawn in pairs."""
+
+    dataset: str
+    preset: str
+    features: str
+    other: str
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """The test AUC of probes that saw the labels of some development patients only; `aucs`: one a draw of them."""
+
+    dataset: str
+    preset: str
+    features: str
+    percent: int
+    images: float
+    aucs: list[float]
 
 
 @dataclass(frozen=True)
@@ -119,13 +133,19 @@ class Results:
     version: int
     sternum: str
     command: str
+    run: Run
     config: dict[str, Any]
-    protocol: dict[str, Any]
+    protocol: dict[str, dict[str, Any]]
     datasets: list[Dataset]
     rows: list[Row]
-    paper: dict[str, Any]
+    comparisons: list[Comparison]
+    few_labels: list[FewLabels]
     timing: dict[str, float]
     notes: list[str]
+
+    def rows_of(self, dataset: Dataset) -> list[Row]:
+        """Return the rows of one dataset and preset."""
+        return [row for row in self.rows if (row.dataset, row.preset) == (dataset.label, dataset.preset)]
 
 
 def write_results(run: Path, results: Results) -> None:
@@ -139,100 +159,19 @@ def read_results(run: Path) -> Results | None:
     if not path.exists():
         return None
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=Results)
+        version = msgspec.json.decode(path.read_bytes(), type=_Version).version
+        if version != VERSION:
+            raise UserError(f"{path} has version {version}, this Sternum reads {VERSION}; probe the run again")
+        return msgspec.json.decode(path.read_bytes(), type=Results)
     except (msgspec.DecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}; probe the run again") from error
-    if results.version != VERSION:
-        raise UserError(f"{path} has version {results.version}, this Sternum reads {VERSION}; probe the run again")
-    return results
 
 
-def paper_rows(datasets: Sequence[Dataset]) -> dict[str, Any]:
-    """Return what Table III says of the real ones among these datasets."""
-    names = ("acc", "auc", "sen", "spe", "f1")
-    tables = {
-        dataset.label: {
-            f"{fraction}%": dict(zip(names, row, strict=True)) for fraction, row in TABLE_III[dataset.name].items()
-        }
-        for dataset in datasets
-        if dataset.name in TABLE_III and not dataset.simulated
-    }
-    return {"source": PAPER, "unit": "percent", "table_iii": tables} if tables else {}
+@dataclass(frozen=True)
+class _Version:
+    version: int
 
 
-def notes_on(datasets: Sequence[Dataset], rows: Sequence[Row]) -> list[str]:
-    """Return what a reader has to know before believing the table."""
-    notes = [SIMULATED_NOTE] if any(dataset.simulated for dataset in datasets) else []
-    notes += [PAPER_NOTE, F1_NOTE] if paper_rows(datasets) else []
-    notes += [CONVERGENCE_NOTE] if any(row.unconverged or not row.final_converged for row in rows) else []
-    for dataset in datasets:
-        if dataset.shared_patients:
-            notes.append(
-                f"{dataset.label}: {dataset.shared_patients} patients are in both parts of its official split."
-            )
-        if dataset.pretrained_images is None:
-            notes.append(
-                f"{dataset.label}: whether its test images were in the pretraining is not known, since the shards of "
-                "the pretraining are not where they were."
-            )
-        if dataset.pretrained_images or dataset.pretrained_patients:
-            notes.append(
-                f"{dataset.label}: {dataset.pretrained_images} test images and {dataset.pretrained_patients} test "
-                "patients were in the pretraining (unlabelled), which may flatter the checkpoints."
-            )
-    return notes
-
-
-HEADER: Final = ("dataset", "features", "C", "ACC", "AUC", "95 %", "SEN", "SPE", "F1", "F1(healthy)", "not converged")
-
-
-def table(datasets: Sequence[Dataset], rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return the cells below HEADER, scores in percent: per dataset its rows, then the paper's where comparable."""
-    cells: list[tuple[str, ...]] = []
-    for dataset in datasets:
-        cells += [_cells(row) for row in rows if row.dataset == dataset.label]
-        if not dataset.simulated and dataset.name in TABLE_III:
-            acc, auc, sen, spe, f1 = (f"{value:.1f}" for value in TABLE_III[dataset.name][100])
-            cells.append((dataset.label, "paper, 100 % of CheXpert", "", acc, auc, "", sen, spe, "", f1, ""))
-    return cells
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    scores = row.scores
-    interval = (
-        ""
-        if scores.auc_low is None or scores.auc_high is None
-        else (f"{100 * scores.auc_low:.1f}-{100 * scores.auc_high:.1f}")
-    )
-    values = [f"{100 * value:.1f}" for value in (scores.acc, scores.auc, scores.sen, scores.spe, scores.f1)]
-    return (
-        row.dataset, row.features, f"{row.c:g}", values[0], values[1], interval, *values[2:],
-        f"{100 * scores.f1_negative:.1f}",
-        f"{row.unconverged + (not row.final_converged)} of {row.fits + 1}",
-    )  # fmt: skip
-
-
-def markdown(header: Sequence[str], cells: Sequence[Sequence[str]], text_columns: int = 2) -> str:
-    """Lay cells out as a Markdown table whose columns line up; the first columns to the left, numbers to the right."""
-    widths = [max(3, *(len(row[column]) for row in [header, *cells])) for column in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = [
-            text.ljust(width) if column < text_columns else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * width if column < text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in cells)])
-
-
-def describe(dataset: Dataset) -> str:
-    """Return one line on a dataset's parts."""
-    parts = "; ".join(
-        f"{name} {part.images} images of {part.patients} patients ({part.positive} {dataset.positive} / "
-        f"{part.negative} {dataset.negative})"
-        for name, part in (("development", dataset.development), ("test", dataset.test))
-    )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in dataset.excluded.items() if count)
-    return f"{dataset.label}: {dataset.split} split; {parts}" + (f"; left out: {left_out}" if left_out else "")
+def last_checkpoint(rows: Sequence[Row]) -> Row | None:
+    """The row to quote: of the last checkpoint, not of the best one, which its test scores would flatter."""
+    return max((row for row in rows if row.kind == "checkpoint"), key=lambda row: row.step or 0, default=None)

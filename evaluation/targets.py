@@ -1,36 +1,63 @@
-"""A labelled dataset as it is probed: its samples, its task's images, and the facts that stand beside the scores."""
+"""Labelled datasets as they are probed: their samples, the cohorts of their tasks, and the facts beside the scores."""
 
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from evaluation.features import Samples
-from evaluation.protocol import Cohort, Uncertain, build_cohort, task_of
+from evaluation.features import Samples, load_stored, store
+from evaluation.protocol import (
+    PRESETS,
+    Balance,
+    Cohort,
+    Ints,
+    Preset,
+    PresetName,
+    Uncertain,
+    build_cohort,
+    task_of,
+)
 from evaluation.results import Dataset, Part
 from infra.errors import RunFailed, UserError
 from infra.log import progress
+from sharding.duplicates import near_duplicate_groups
 from sharding.manifest import Manifest, read_manifest
 from sharding.source import Place, named
 from sharding.stream import DataConfig, FetchConfig, ShardSet, packed_metadata
 
 
 @dataclass(frozen=True)
-class Target:
-    """A dataset opened for probing."""
+class Packed:
+    """A folder of labelled shards. label: the dataset's name, with the word `simulated` where its images are."""
 
+    place: Place
     shards: ShardSet
     manifest: Manifest
     samples: Samples
+    label: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """The task of a packed dataset as one preset divides it."""
+
+    packed: Packed
     cohort: Cohort
+    preset: Preset
     facts: Dataset
 
-    @property
-    def label(self) -> str:
-        """The dataset's name, with the word `simulated` where its images are."""
-        return self.facts.label
+
+@dataclass(frozen=True)
+class Seen:
+    """The samples and patients (hashes of the index) that a run was pretrained on."""
+
+    samples: npt.NDArray[np.uint64]
+    patients: npt.NDArray[np.uint64]
 
 
 def label_of(manifest: Manifest) -> str:
@@ -43,47 +70,90 @@ def is_simulated(manifest: Manifest) -> bool:
     return manifest.options.get("simulated") is True
 
 
-def open_targets(
-    folders: Sequence[Place],
-    pretraining: DataConfig,
-    data_identity: str,
-    *,
-    fetch: FetchConfig,
-    folds: int,
-    seed: int,
-    uncertain: Uncertain,
-    balanced: bool,
-) -> list[Target]:
-    """Open every folder of labelled shards; raises UserError for the first that cannot be probed."""
-    manifests = [read_manifest(folder, fetch) for folder in folders]
+def open_packed(places: Sequence[Place], fetch: FetchConfig) -> list[Packed]:
+    """Open folders of labelled shards; raises UserError for the first that cannot be probed."""
+    manifests = [read_manifest(place, fetch) for place in places]
     labels = [label_of(manifest) for manifest in manifests]
     for manifest, label in zip(manifests, labels, strict=True):
         task_of(manifest.dataset)
         if labels.count(label) > 1:
             raise UserError(f"two of the folders in shards hold the dataset {label!r}; name one of them")
-    seen = _seen_in_pretraining(pretraining, data_identity, fetch)
-    return [
-        _open(ShardSet([folder], fetch=fetch), named(folder), manifest, seen, folds, seed, uncertain, balanced)
-        for folder, manifest in zip(folders, manifests, strict=True)
-    ]
+    opened = []
+    for place, manifest, label in zip(places, manifests, labels, strict=True):
+        shards = ShardSet([place], fetch=fetch)
+        opened.append(Packed(place, shards, manifest, _read_samples(shards, manifest), label))
+    return opened
 
 
-@dataclass(frozen=True)
-class _Seen:
-    samples: npt.NDArray[np.uint64]
-    patients: npt.NDArray[np.uint64]
-
-
-def _seen_in_pretraining(data: DataConfig, data_identity: str, fetch: FetchConfig) -> _Seen | None:
-    """Return the samples and patients that a run was pretrained on; None where its very shards are not to be had."""
+def seen_in_pretraining(data: DataConfig, data_identity: str) -> Seen | None:
+    """Return what a run was pretrained on; None where its very shards are not to be had."""
     try:
-        shards = ShardSet(data.shards, data.splits, data.fraction_percent, fetch)
+        shards = ShardSet(data.shards, data.splits, data.fraction_percent, data.fetch)
         if shards.identity != data_identity:
             return None
         rows = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
     except (UserError, RunFailed):
         return None
-    return _Seen(rows["sample"], rows["patient"])
+    return Seen(rows["sample"], rows["patient"])
+
+
+def open_targets(
+    opened: Sequence[Packed],
+    presets: Sequence[PresetName],
+    seen: Seen | None,
+    *,
+    folder: Path,
+    seed: int,
+    uncertain: Uncertain,
+    balance: Balance | None,
+    folds: int | None,
+    repeats: int,
+    allow_overlap: bool,
+) -> list[Target]:
+    """Divide every dataset by every preset; `balance` replaces what the task is balanced by.
+
+    `folder` keeps which images are near-identical. Raises UserError for a dataset that cannot be divided, and for one
+    whose test part was in the pretraining, unless `allow_overlap`.
+    """
+    targets = []
+    for packed in opened:
+        task = task_of(packed.manifest.dataset)
+        for number, kind in enumerate([balance] if balance else task.balances):
+            for name in presets:
+                preset = PRESETS[name]
+                cohort = build_cohort(
+                    packed.manifest.dataset,
+                    packed.samples,
+                    preset,
+                    seed=seed,
+                    uncertain=uncertain,
+                    balance=kind,
+                    groups=_groups(packed, folder) if preset.groups_duplicates else None,
+                    folds=folds,
+                    repeats=repeats,
+                )
+                label = packed.label + (f", balanced by {kind}" if number else "")
+                facts = _facts(packed, cohort, label, name, kind, seen)
+                _require_unseen(facts, allow_overlap)
+                targets.append(Target(packed, cohort, preset, facts))
+    return targets
+
+
+def _groups(packed: Packed, folder: Path) -> Ints:
+    """(N,) one code for all samples that share a patient or a near-identical image, directly or over others."""
+    ids = packed.samples.ids
+    path = folder / f"{packed.manifest.identity[:32]}-near-duplicates.safetensors"
+    near = load_stored(path, ids)
+    if near is None:
+        found, near = near_duplicate_groups([packed.place], fetch=packed.shards.fetch)
+        assert np.array_equal(found, ids), "both are in packed order"
+        store(path, near, ids)
+    patients = np.unique(packed.samples.patient_ids, return_inverse=True)[1]
+    nodes = np.arange(len(ids))
+    first, second = (np.concatenate(pair) for pair in ((nodes, nodes), (len(ids) + patients, 2 * len(ids) + near)))
+    edges = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(3 * len(ids), 3 * len(ids)))
+    groups: Ints = connected_components(edges, directed=False)[1][: len(ids)].astype(np.int64)
+    return groups
 
 
 def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
@@ -96,42 +166,48 @@ def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
         patients=[values["patient"] for values in known],
         splits=[values["split"] for values in known],
         labels=[values["labels"] for values in known],
+        views=[values["view"] for values in known],
+        sexes=[values["sex"] for values in known],
+        ages=[values["age"] for values in known],
     )
 
 
-def _open(
-    shards: ShardSet,
-    folder: str,
-    manifest: Manifest,
-    seen: _Seen | None,
-    folds: int,
-    seed: int,
-    uncertain: Uncertain,
-    balanced: bool,
-) -> Target:
-    samples = _read_samples(shards, manifest)
-    cohort = build_cohort(manifest.dataset, samples, folds, seed, uncertain, balanced)
-    tested = cohort.rows[cohort.in_test]
-    facts = Dataset(
-        label=label_of(manifest),
-        name=manifest.dataset,
-        folder=folder,
-        identity=manifest.identity,
-        simulated=is_simulated(manifest),
+def _facts(
+    packed: Packed, cohort: Cohort, label: str, preset: PresetName, balance: Balance, seen: Seen | None
+) -> Dataset:
+    samples = packed.samples
+    tested = cohort.rows[cohort.in_test.any(axis=0)]
+    return Dataset(
+        label=label,
+        preset=preset,
+        name=packed.manifest.dataset,
+        folder=named(packed.place),
+        identity=packed.manifest.identity,
+        simulated=is_simulated(packed.manifest),
         positive=cohort.task.positive,
         negative=cohort.task.negative_name,
+        balance=balance,
         split=cohort.split,
+        rounds=len(cohort.folds),
         development=_part(cohort, ~cohort.in_test),
         test=_part(cohort, cohort.in_test),
         excluded=cohort.excluded,
-        shared_patients=cohort.shared_patients,
         pretrained_images=int(np.isin(samples.ids[tested], seen.samples).sum()) if seen else None,
         pretrained_patients=len(np.intersect1d(samples.patient_ids[tested], seen.patients)) if seen else None,
     )
-    return Target(shards, manifest, samples, cohort, facts)
 
 
 def _part(cohort: Cohort, inside: npt.NDArray[np.bool_]) -> Part:
-    positive = int(cohort.classes[inside].sum())
-    images = int(inside.sum())
-    return Part(images, len(np.unique(cohort.patients[inside])), positive, images - positive)
+    """Count a part, given for each round (rounds, n), over all rounds."""
+    ever = inside.any(axis=0)
+    positive, images = int(cohort.classes[ever].sum()), int(ever.sum())
+    return Part(images, len(np.unique(cohort.patients[ever])), positive, images - positive)
+
+
+def _require_unseen(facts: Dataset, allow_overlap: bool) -> None:
+    if facts.overlaps and not allow_overlap:
+        raise UserError(
+            f"dataset {facts.label!r}: {facts.pretrained_images} test images and {facts.pretrained_patients} test "
+            "patients were in the pretraining, which flatters the checkpoints; probe other images, pretrain on "
+            "--data.splits=[train], or pass --allow_overlap=true to have the rows marked"
+        )

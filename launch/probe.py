@@ -4,15 +4,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from evaluation.details import detail_tables
+from evaluation.notes import describe
 from evaluation.probe import ProbeConfig, probe
-from evaluation.results import HEADER, describe, markdown, table
+from evaluation.results import Results
+from evaluation.tables import HEADER, markdown, score_table
+from evaluation.watch import watch
 from infra.config import parse
 from infra.log import say
 from launch.cli import guarded
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Probe as the arguments say and print the table."""
+    """Probe as the arguments say and print the tables."""
     config = parse(
         ProbeConfig,
         arguments,
@@ -21,15 +25,28 @@ def main(arguments: Sequence[str]) -> int:
         examples=[
             "sternum probe --run_folder=runs/first --shards=[shards/cell]",
             "sternum probe --run_folder=runs/first --shards=[shards/cell] --checkpoints=[10,25,50,100]",
-            "sternum probe --config=launch/configs/probe-gazda2021.yaml --run_folder=runs/first --shards=[shards/cell]",
+            "sternum probe --run_folder=runs/first --shards=[shards/cell] --presets=[gazda2021] --select=true",
+            "sternum probe --run_folder=runs/first --shards=[shards/cell] --watch=true   # while it is pretraining",
+            "sternum probe --run_folder=runs/first --shards=[shards/cell] --address=auto   # on a Ray cluster",
         ],
     )
-    results = probe(config, command=shlex.join(["sternum", "probe", *arguments]))
-    lines = [describe(dataset) for dataset in results.datasets]
-    lines += ["", markdown(HEADER, table(results.datasets, results.rows)), "", *results.notes]
-    sys.stdout.write("\n".join(lines) + "\n")
+    command = shlex.join(["sternum", "probe", *arguments])
+    results = watch(config, command, each=_print_scores) if config.watch else probe(config, command)
+    _print_scores(results)
+    for dataset in results.datasets:
+        for table in detail_tables(results, dataset):
+            sys.stdout.write(f"\n{table.caption}\n\n{markdown(table.header, table.cells, table.text_columns)}\n")
+            sys.stdout.write("".join(f"{note}\n" for note in table.notes))
+    sys.stdout.write("\n" + "\n".join(results.notes) + "\n")
     say(f"wrote {config.run_folder / 'results.json'}; one page about the run: sternum report {config.run_folder}")
     return 0
+
+
+def _print_scores(results: Results) -> None:
+    for dataset in results.datasets:
+        cells = score_table(results, dataset, results.rows_of(dataset))
+        sys.stdout.write(f"\n{describe(dataset)}\n\n{markdown(HEADER, cells)}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

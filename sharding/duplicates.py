@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,7 +15,8 @@ from sharding.fingerprints import Rows, decode_packed, fingerprints
 from sharding.hamming import pairs_within
 from sharding.parallel import ordered_map, worker_count
 from sharding.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION, correlation
-from sharding.stream import Bytes, Int64, ShardSet
+from sharding.source import Place
+from sharding.stream import Bytes, FetchConfig, Int64, ShardSet
 
 _PAIRS_A_TASK: Final = 16
 
@@ -43,14 +43,16 @@ class Pairs(NamedTuple):
         )
 
 
-def near_duplicate_groups(folders: Sequence[Path], workers: int = 0) -> tuple[Uint64, Int64]:
+def near_duplicate_groups(
+    places: Sequence[Place], workers: int = 0, fetch: FetchConfig | None = None
+) -> tuple[Uint64, Int64]:
     """Return the 64-bit identities (n,) of all samples in packed order, and for each the number of its group (n,).
 
     Samples that show one picture, to the pixel or nearly, are of one group: what a split or a resampling must not tear
     apart. Raises UserError when a folder is no packed dataset or is named twice, and RunFailed when an image's bytes
     are not those that were packed.
     """
-    shards = ShardSet(folders)
+    shards = ShardSet(places, fetch=fetch)
     rows = fingerprints(shards, workers).rows
     pairs = identical_pairs(rows).joined(near_pairs(shards, rows, workers))
     return rows["sample"].copy(), connected(len(rows), pairs)

@@ -17,7 +17,7 @@ from sharding.order import Positions
 from sharding.parallel import ordered_map, worker_count
 from sharding.perceptual import Thumbnails, perceptual_hashes, thumbnail
 from sharding.source import Place
-from sharding.stream import Bytes, ShardSet
+from sharding.stream import Bytes, FetchConfig, ShardSet
 
 Rows = npt.NDArray[np.void]
 LabelSet = tuple[str, ...]
@@ -46,9 +46,10 @@ class Fingerprints(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """Rows `first` to `last` of a folder's shard."""
+    """Rows `first` to `last` of a folder's shard, and how that is fetched when it is elsewhere."""
 
     folder: Place
+    fetch: FetchConfig | None
     shard: int
     first: int
     last: int
@@ -86,12 +87,14 @@ def _tasks(shards: ShardSet) -> Iterator[_Task]:
     number_in_folder: Counter[Place] = Counter()
     for folder, shard in zip(shards.folders, shards.shards, strict=True):
         for first in range(0, shard.samples, _IMAGES_A_TASK):
-            yield _Task(folder, number_in_folder[folder], first, min(first + _IMAGES_A_TASK, shard.samples))
+            yield _Task(
+                folder, shards.fetch, number_in_folder[folder], first, min(first + _IMAGES_A_TASK, shard.samples)
+            )
         number_in_folder[folder] += 1
 
 
 def _fingerprint(task: _Task) -> Fingerprints:
-    shards = ShardSet([task.folder])
+    shards = ShardSet([task.folder], fetch=task.fetch)
     numbers = np.arange(task.first, task.last)
     index = shards.rows(Positions(np.zeros_like(numbers), np.full_like(numbers, task.shard), numbers))
     rows = np.empty(len(numbers), ROW)

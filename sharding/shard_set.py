@@ -80,6 +80,7 @@ class ShardSet:
         identity: a hash of the chosen shards' contents in their order: what a resumed run must find again. It does not
             depend on where they are.
         cache: what holds shards from elsewhere; None when all are local.
+        fetch: how such shards are fetched, as it was given.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ShardSet:
         """
         sources = [source(place) for place in places]
         is_local = all(isinstance(found, Folder) for found in sources)
+        self.fetch = fetch
         self.cache = None if is_local else ShardCache(fetch or FetchConfig())
         chosen = choose(sources, [self._manifest(found) for found in sources], splits, fraction_percent)
         self._places = chosen.places

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.search import local_ray
+from evaluation.tune import ray_session
 from infra import config as configuration
 from infra.metrics import MetricsWriter
 from sharding.manifest import read_manifest, write_manifest
@@ -20,7 +20,7 @@ from ssl_core.views.spec import ViewSpec
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[None]:
-    with local_ray(cores=2):
+    with ray_session(cores=2, address=None, features_bytes=1 << 20):
         yield
 
 

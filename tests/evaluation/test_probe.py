@@ -3,14 +3,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from evaluation.probe import ProbeConfig, best_c, probe
-from evaluation.results import read_results
-from evaluation.search import Trial
+from evaluation.probe import ProbeConfig, probe
+from evaluation.results import Results, Row, read_results
 from infra.errors import UserError
 from launch.cli import main as sternum
 from sharding.manifest import read_manifest, write_manifest
+from sharding.pack import PackConfig, pack
 from ssl_core.checkpoint import CheckpointState, save_checkpoint
 from ssl_core.model import ModelConfig, build_encoder
 
@@ -20,45 +22,110 @@ MakeRun = Callable[..., Path]
 def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
     small = ProbeConfig(
         run_folder,
-        [folder],
+        [str(folder)],
         executor="torchvision",
         search="serial",
-        c_grid=[0.1, 1.0],
+        few_labels=False,
         folds=3,
         bootstrap_resamples=100,
     )
     return replace(small, **changes)  # type: ignore[arg-type]
 
 
-def test_every_checkpoint_and_control_is_scored_beside_the_paper_when_the_data_are_real(
-    run: Path, shards: Path
-) -> None:
+def rows_of(results: Results, preset: str) -> dict[str, Row]:
+    return {row.features: row for row in results.rows if row.preset == preset}
+
+
+def write_nih(root: Path) -> None:
+    """ChestX-ray14's layout with noise for images; the view tells the class in most cases, a bright patch in all."""
+    random = np.random.default_rng(1)
+    (root / "images").mkdir(parents=True)
+    columns = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
+    lines = []
+    for number in range(90):
+        sick = number % 3 == 0  # 30 of 90
+        pixels = random.integers(60, 120, (40, 40))
+        pixels[10:24, 8:22] += 60 * sick
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"{number:08d}_000.png")
+        view = "PA" if random.random() < (0.8 if sick else 0.3) else "AP"
+        sex, age = "MF"[number % 2], 20 + number % 60
+        finding = "Pneumonia" if sick else "No Finding"
+        lines.append(f"{number:08d}_000.png,{finding},0,{number + 1},{age},{sex},{view}\n")
+    (root / "Data_Entry_2017.csv").write_text(columns + "".join(lines))
+
+
+@pytest.fixture(scope="session")
+def nih(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nih")
+    write_nih(folder / "raw")
+    pack(PackConfig("chestxray14", folder / "raw", folder / "shards", shorter_side_px=40, workers=1))
+    return folder / "shards"
+
+
+def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shards: Path) -> None:
     results = probe(config_of(run, shards), command="sternum probe ...")
     assert results == read_results(run)
-    assert [(row.features, row.kind, row.step) for row in results.rows] == [
-        ("32 x 32 raw pixels", "pixels", None),
-        ("untrained backbone", "untrained", None),
-        ("epoch 1", "checkpoint", 5),
-        ("epoch 2", "checkpoint", 10),
-    ]
-    pixels, untrained, *_ = results.rows
-    assert pixels.scores.auc > 0.99  # the patch stands at one place
-    assert (pixels.size, untrained.size, pixels.fits) == (1024, 512, 6)
-    (dataset,) = results.datasets
+    for preset in ("gazda2021", "rigorous"):
+        assert [(row.features, row.kind, row.step) for row in results.rows if row.preset == preset] == [
+            ("32 x 32 raw pixels", "pixels", None),
+            ("border of the image", "border", None),
+            ("untrained backbone", "untrained", None),
+            ("epoch 1", "checkpoint", 5),
+            ("epoch 2", "checkpoint", 10),
+            ("epoch 2, shuffled labels", "shuffled", None),
+        ]
+        rows = rows_of(results, preset)
+        assert rows["32 x 32 raw pixels"].scores.auc.value > 0.95  # the patch stands at one place
+        assert rows["border of the image"].scores.auc.value < 0.9  # and not at the border
+        assert rows["epoch 2, shuffled labels"].scores.auc.value < 0.9  # of 32 images; see test_entries.py
+    pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"]
+    assert (pixels.size, pixels.fits, pixels.threshold, pixels.calibration) == (1024, 3 * 6 + 1, [0.5], None)
+    pixels = rows_of(results, "rigorous")["32 x 32 raw pixels"]
+    assert (pixels.fits, len(pixels.c)) == (3 * 7 + 1, 1)
+    assert pixels.calibration is not None
+    dataset, _ = results.datasets
     assert (dataset.development.images, dataset.test.images, dataset.test.positive) == (84, 32, 16)
     assert dataset.pretrained_images == 0
-    assert results.paper["table_iii"]["cell"]["100%"]["auc"] == 97.7
-    assert results.command == "sternum probe ..."
+    assert [(one.other, one.features) for one in results.comparisons if one.preset == "rigorous"] == [
+        (name, "epoch 2") for name in ("32 x 32 raw pixels", "border of the image", "untrained backbone", "epoch 1")
+    ]
+    assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
 
 
-def test_features_are_extracted_once_and_the_results_are_the_same_with_ray(run: Path, shards: Path, ray: None) -> None:
+def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, shards: Path, nih: Path) -> None:
+    config = config_of(run, shards, shards=[str(shards), str(nih)], checkpoints="last", few_labels=True)
+    results = probe(replace(config, presets=["rigorous"]))
+    labels = {(one.label, one.preset): one for one in results.datasets}
+    by_class, by_view = labels["chestxray14", "rigorous"], labels["chestxray14, balanced by view", "rigorous"]
+    assert (by_class.test.positive, by_class.test.negative, by_class.rounds) == (30, 30, 5)
+    assert by_view.test.positive == by_view.test.negative < 30
+    rows = {row.features: row for row in results.rows_of(by_class)}
+    told = rows["view, sex and age"].scores.auc.value
+    assert told > 0.65
+    assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < told
+    assert rows["epoch 2, this data set or another"].kind == "source"
+    assert not any(row.kind == "source" for row in results.rows_of(by_view))
+    assert {one.attribute for one in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
+    few = [one for one in results.few_labels if one.dataset == "cell" and one.features == "32 x 32 raw pixels"]
+    assert [one.percent for one in few] == [1, 5, 10, 25]
+    assert few[0].images < few[-1].images
+    assert all(len(one.aucs) == 5 for one in results.few_labels)
+
+
+def test_nothing_is_extracted_or_fitted_twice_and_the_results_are_the_same_with_ray(
+    run: Path, shards: Path, ray: None
+) -> None:
     serial = probe(config_of(run, shards))
-    written = {path.name: path.stat().st_mtime_ns for path in (run / "features").glob("*.safetensors")}
+    written = {path: path.stat().st_mtime_ns for path in (run / "features").rglob("*.*s*") if path.is_file()}
+    again = probe(config_of(run, shards))
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert again.rows == serial.rows
+    for path in (run / "features" / "probes").iterdir():
+        path.unlink()
     parallel = probe(config_of(run, shards, search="ray"))
-    assert {path.name: path.stat().st_mtime_ns for path in (run / "features").glob("*.safetensors")} == written
-    assert len(written) == 4
     assert parallel.rows == serial.rows
+    assert not list((run / "features" / "search").iterdir())
 
 
 def test_simulated_data_are_called_so_and_never_stand_beside_the_paper(
@@ -70,23 +137,51 @@ def test_simulated_data_are_called_so_and_never_stand_beside_the_paper(
         f"--shards=[{simulated_cell}]",
         "--checkpoints=last",
         "--controls=false",
+        "--few_labels=false",
     ]
-    assert sternum([*arguments, "--executor=torchvision", "--search=serial", "--c_grid=[1]", "--folds=2"]) == 0
+    assert sternum([*arguments, "--executor=torchvision", "--search=serial", "--folds=2"]) == 0
     printed = capsys.readouterr().out
     assert "| cell (simulated) | epoch 2" in printed
     assert "prove nothing about medicine" in printed
     assert "paper, 100 %" not in printed
     results = read_results(run)
     assert results is not None
-    assert results.paper == {}
-    assert len(results.rows) == 1
+    assert len(results.rows) == 2
 
 
-def test_test_images_seen_in_pretraining_are_counted_and_said(tmp_path: Path, shards: Path, make_run: MakeRun) -> None:
+def test_test_images_seen_in_pretraining_are_refused_or_allowed_and_marked(
+    tmp_path: Path, shards: Path, make_run: MakeRun
+) -> None:
     run = make_run(tmp_path / "run", shards, steps=(5,), splits=())
-    results = probe(config_of(run, shards, controls=False))
+    with pytest.raises(UserError, match="32 test images and 32 test patients were in the pretraining"):
+        probe(config_of(run, shards, controls=False))
+    assert not (run / "results.json").exists()
+    results = probe(config_of(run, shards, controls=False, allow_overlap=True))
     assert results.datasets[0].pretrained_images == 32
     assert any("32 test images" in note and "were in the pretraining" in note for note in results.notes)
+
+
+def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_preset(
+    tmp_path: Path, run: Path, shards: Path
+) -> None:
+    raw = tmp_path / "raw"
+    random = np.random.default_rng(0)
+    for name in ("NORMAL", "PNEUMONIA"):
+        (raw / "train" / name).mkdir(parents=True)
+        (raw / "test" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = np.kron(random.integers(0, 255, (8, 8)), np.ones((8, 8))).astype(np.uint8)
+            stem = f"IM-{number + 500:04d}-0001" if name == "NORMAL" else f"person{number}_virus_{number}"
+            split = "test" if number >= 30 else "train"
+            Image.fromarray(pixels).save(raw / split / name / f"{stem}.jpeg", quality=95)
+            if number < 5:  # the same picture under another patient's name in the test part
+                other = stem.replace("IM-05", "IM-09") if name == "NORMAL" else f"person{number + 900}_virus_{number}"
+                Image.fromarray(pixels).save(raw / "test" / name / f"{other}.jpeg", quality=80)
+    pack(PackConfig("cell", raw, tmp_path / "shards", shorter_side_px=64, workers=1))
+    results = probe(config_of(run, tmp_path / "shards", checkpoints="last", controls=False))
+    by_paper, rigorous = results.datasets
+    assert (by_paper.development.images, rigorous.development.images) == (60, 50)
+    assert rigorous.excluded["development image of a tested patient"] == 10
 
 
 @pytest.mark.parametrize(
@@ -110,12 +205,19 @@ def test_probe_is_refused_when_the_run_has_no_checkpoint(tmp_path: Path, shards:
         probe(config_of(make_run(tmp_path / "run", shards, steps=()), shards))
 
 
+def test_checkpoint_of_another_architecture_is_refused_by_name(run: Path, shards: Path) -> None:
+    tensors = build_encoder(ModelConfig("resnet34", 16, 8), seed=0).state_dict()
+    save_checkpoint(run, CheckpointState(15, 3.0, "resnet34", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
+    with pytest.raises(UserError, match=r"step-15 is of a resnet34, but model\.backbone .* is resnet18"):
+        probe(config_of(run, shards))
+
+
 def test_checkpoint_whose_weights_are_not_finite_is_named_and_nothing_is_written(run: Path, shards: Path) -> None:
     tensors = build_encoder(ModelConfig("resnet18", 16, 8), seed=0).state_dict()
     tensors["backbone.resnet.conv1.weight"].fill_(float("nan"))
     save_checkpoint(run, CheckpointState(15, 3.0, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
     with pytest.raises(UserError, match="epoch 3 on cell are not finite for 116 of 116 images"):
-        probe(config_of(run, shards, checkpoints="last", controls=False))
+        probe(config_of(run, shards, checkpoints="last", controls=False, presets=["gazda2021"]))
     assert not (run / "results.json").exists()
     assert not list((run / "features").glob("*.safetensors"))
 
@@ -131,19 +233,15 @@ def test_dataset_that_has_no_task_or_stands_there_twice_is_refused(run: Path, sh
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("c_grid", [1.0, 1.0], "c_grid"),
-        ("c_grid", [-1.0], "c_grid"),
+        ("presets", [], "presets"),
+        ("presets", ["rigorous", "rigorous"], "each once"),
         ("folds", 1, "folds=1 must be at least 2"),
         ("shards", [], "must name at least one folder"),
         ("bootstrap_resamples", 5, "bootstrap_resamples=5"),
+        ("address", "auto", "search=serial does not use"),
+        ("repeats", 0, "repeats=0"),
     ],
 )
 def test_option_out_of_range_is_refused_by_name(tmp_path: Path, key: str, value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         config_of(tmp_path, tmp_path, **{key: value})
-
-
-def test_c_is_the_one_of_the_best_mean_over_folds_and_the_smaller_of_equal_ones() -> None:
-    aucs = {0.1: (0.7, 0.9), 0.5: (0.95, 0.6), 1.0: (0.9, 0.7)}
-    trials = [Trial("x", c, fold, auc, True, 0.0) for c, pair in aucs.items() for fold, auc in enumerate(pair)]
-    assert best_c(trials[::-1]) == (0.1, pytest.approx(0.8))
