@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from evaluation.probe import ProbeConfig, Prober
+from evaluation.probe import Prober
+from evaluation.probe_config import ProbeConfig
 from evaluation.results import Results
 from infra.errors import RunFailed, UserError
 from infra.files import locked

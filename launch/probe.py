@@ -4,11 +4,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from evaluation.details import detail_tables
-from evaluation.notes import describe
-from evaluation.probe import ProbeConfig, probe
+from evaluation.probe import probe
+from evaluation.probe_config import ProbeConfig
+from evaluation.report.details import detail_tables
+from evaluation.report.notes import describe
+from evaluation.report.selected import read_selection, selection_tables
+from evaluation.report.tables import HEADER, Table, markdown, score_table
 from evaluation.results import Results
-from evaluation.tables import HEADER, markdown, score_table
 from evaluation.watch import watch
 from infra.config import parse
 from infra.log import say
@@ -33,10 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     command = shlex.join(["sternum", "probe", *arguments])
     results = watch(config, command, each=_print_scores) if config.watch else probe(config, command)
     _print_scores(results)
-    for dataset in results.datasets:
-        for table in detail_tables(results, dataset):
-            sys.stdout.write(f"\n{table.caption}\n\n{markdown(table.header, table.cells, table.text_columns)}\n")
-            sys.stdout.write("".join(f"{note}\n" for note in table.notes))
+    _print_tables([table for dataset in results.datasets for table in detail_tables(results, dataset)])
+    selection = read_selection(config.run_folder) if config.select else None
+    if selection:
+        _print_tables(selection_tables(selection))
+        sys.stdout.write(f"\nChosen without labels: {selection.chosen}; {selection.why}.\n")
     sys.stdout.write("\n" + "\n".join(results.notes) + "\n")
     say(f"wrote {config.run_folder / 'results.json'}; one page about the run: sternum report {config.run_folder}")
     return 0
@@ -47,6 +50,12 @@ def _print_scores(results: Results) -> None:
         cells = score_table(results, dataset, results.rows_of(dataset))
         sys.stdout.write(f"\n{describe(dataset)}\n\n{markdown(HEADER, cells)}\n")
     sys.stdout.flush()
+
+
+def _print_tables(tables: Sequence[Table]) -> None:
+    for table in tables:
+        sys.stdout.write(f"\n{table.caption}\n\n{markdown(table.header, table.cells, table.text_columns)}\n")
+        sys.stdout.write("".join(f"{note}\n" for note in table.notes))
 
 
 if __name__ == "__main__":

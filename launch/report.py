@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.report import report
+from evaluation.report.page import report
 from infra.config import parse
 from launch.cli import guarded
 

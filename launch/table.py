@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.protocol import PresetName
+from evaluation.report.table_iii import table_iii
+from evaluation.report.tables import csv, latex, markdown
 from evaluation.results import Results, read_results
-from evaluation.table_iii import table_iii
-from evaluation.tables import csv, latex, markdown
 from infra.config import parse
 from infra.errors import UserError
 from infra.files import write_atomic

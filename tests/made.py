@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from evaluation.calibration import Bin, Calibration
 from evaluation.label_free import MEASURES
-from evaluation.notes import notes_on
+from evaluation.report.notes import notes_on
 from evaluation.results import VERSION, Comparison, Dataset, FewLabels, Kind, Part, Results, Row, Run
 from evaluation.scores import Estimate, Scores
 from evaluation.selection import Selection, Verdict

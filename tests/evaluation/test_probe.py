@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.probe import ProbeConfig, probe
+from evaluation.probe import probe
+from evaluation.probe_config import ProbeConfig
 from evaluation.results import Results, Row, read_results
 from infra.errors import UserError
 from launch.cli import main as sternum

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 from made import made_dataset, made_results, made_row, made_scores, made_selection
 
-from evaluation.probe import ProbeConfig, probe
-from evaluation.report import report
+from evaluation.probe import probe
+from evaluation.probe_config import ProbeConfig
+from evaluation.report.page import report
 from evaluation.results import Results, write_results
 from evaluation.scores import Estimate
 from infra.errors import UserError

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,6 @@ from evaluation.selection import (
     choose,
     goodness_of,
     judge,
-    selection_lines,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -37,12 +34,12 @@ def by_measure(
     return {verdict.measure: verdict for verdict in found}
 
 
-def healthy(lidar: float) -> dict[str, float]:
-    return dict.fromkeys(MEASURES, 0.5) | {"LiDAR": lidar, "spread": 0.5, "constant dimensions": 0.1}
+def healthy(uniformity: float) -> dict[str, float]:
+    return dict.fromkeys(MEASURES, 0.5) | {"uniformity": uniformity, "spread": 0.5, "constant dimensions": 0.1}
 
 
-def collapsed(lidar: float) -> dict[str, float]:
-    return healthy(lidar) | {"spread": 0.002}
+def collapsed(uniformity: float) -> dict[str, float]:
+    return healthy(uniformity) | {"spread": 0.002}
 
 
 def noisy(seed: int, aucs: Floats, resamples: int = 400, noise: float = 0.01) -> Floats:
@@ -137,30 +134,31 @@ def test_goodness_turns_every_measure_so_that_more_is_better() -> None:
     assert set(goodness_of({"epoch 1": worse})) == set(MEASURES)
 
 
-def test_choice_is_the_highest_lidar() -> None:
-    chosen, why = choose({"epoch 1": healthy(10), "epoch 2": healthy(30), "epoch 3": healthy(20)})
+def test_choice_is_the_lowest_uniformity() -> None:
+    chosen, why = choose({"epoch 1": healthy(-1), "epoch 2": healthy(-3), "epoch 3": healthy(-2)})
     assert chosen == "epoch 2"
-    assert why == "its LiDAR of 30.0 is the highest of 3 checkpoints"
+    assert why == "its uniformity of -3.00 is the lowest of 3 checkpoints"
 
 
 def test_choice_among_nearly_equal_ones_is_the_last() -> None:
-    chosen, why = choose({"epoch 1": healthy(10), "epoch 2": healthy(30), "epoch 3": healthy(29.8)})
+    chosen, why = choose({"epoch 1": healthy(-1), "epoch 2": healthy(-3), "epoch 3": healthy(-2.98)})
     assert chosen == "epoch 3"
     assert why == (
-        "its LiDAR of 29.8 is within 1 % of the highest of 3 checkpoints, 30.0 of epoch 2, and it is the last such"
+        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2, and it is the last "
+        "such"
     )
-    assert choose({"epoch 1": healthy(30), "epoch 2": healthy(29.6)})[0] == "epoch 1"
+    assert choose({"epoch 1": healthy(-3), "epoch 2": healthy(-2.96)})[0] == "epoch 1"
 
 
 def test_choice_is_none_that_has_collapsed() -> None:
-    dead = healthy(50) | {"constant dimensions": 0.95}
-    chosen, why = choose({"epoch 1": healthy(10), "epoch 2": healthy(8), "epoch 3": collapsed(90), "epoch 4": dead})
+    dead = healthy(-3) | {"constant dimensions": 0.95}
+    chosen, why = choose({"epoch 1": healthy(-2), "epoch 2": healthy(-1), "epoch 3": collapsed(-4), "epoch 4": dead})
     assert chosen == "epoch 1"
-    assert why == "its LiDAR of 10.0 is the highest of 2 checkpoints that have not collapsed (2 have)"
+    assert why == "its uniformity of -2.00 is the lowest of 2 checkpoints that have not collapsed (2 have)"
 
 
 def test_choice_says_so_when_all_have_collapsed() -> None:
-    chosen, why = choose({"epoch 1": collapsed(90), "epoch 2": collapsed(10)})
+    chosen, why = choose({"epoch 1": collapsed(-1), "epoch 2": collapsed(-2)})
     assert chosen == "epoch 2"
     assert why.startswith("all 2 checkpoints have collapsed: their features hardly differ between images (spread at")
     assert "none is worth using" in why
@@ -176,14 +174,3 @@ def selection() -> Selection:
 
 def test_selection_comes_back_from_json(selection: Selection) -> None:
     assert msgspec.json.decode(msgspec.json.encode(selection), type=Selection) == selection
-
-
-def test_lines_show_measures_choice_and_verdicts(selection: Selection) -> None:
-    lines = selection_lines(selection)
-    assert "120 images of 96 patients of cell's development part" in lines[0]
-    assert lines[1].startswith("| checkpoint | LiDAR (larger) | RankMe (larger) | alpha-ReQ (nearest to 1) |")
-    assert [line.split("|")[1].strip() for line in lines[3:5]] == ["epoch 1", "epoch 2"]
-    assert lines[5] == "chosen: epoch 2; its LiDAR of 30.0 is the highest of 2 checkpoints"
-    rows = [line for line in lines[6:] if line.startswith("| cell")]
-    assert [row.split("|")[3].strip() for row in rows] == [*MEASURES, LAST, RANDOM]
-    assert selection_lines(replace(selection, verdicts=[])) == lines[:6]

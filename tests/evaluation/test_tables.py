@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import made_dataset, made_results, made_row
 
-from evaluation.details import comparison_table, detail_tables
-from evaluation.notes import F1_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
-from evaluation.paper import PUBLISHED, TABLE_III
 from evaluation.protocol import TASKS
+from evaluation.report.details import comparison_table, detail_tables
+from evaluation.report.notes import F1_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
+from evaluation.report.paper import PUBLISHED, TABLE_III
+from evaluation.report.table_iii import table_iii
+from evaluation.report.tables import HEADER, Table, csv, latex, markdown, score_table
 from evaluation.results import Dataset, Part, Results
 from evaluation.scores import Estimate
-from evaluation.table_iii import table_iii
-from evaluation.tables import HEADER, Table, csv, latex, markdown, score_table
 
 # Every cell of the paper's Table III as its rows stand there: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
 PRINTED = {

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from evaluation import paper
+from evaluation.report import paper
+from evaluation.report.tables import AT_EDGE, OVERLAPS
 from evaluation.results import Dataset, Results, Row
 from evaluation.scores import Estimate
-from evaluation.tables import AT_EDGE, OVERLAPS
 
 SIMULATED_NOTE: Final = (
     "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "

@@ -2,9 +2,9 @@
 
 from statistics import fmean
 
+from evaluation.report.tables import Table, interval, label, percent, points, span, verdict
 from evaluation.results import Dataset, Results, Row, last_checkpoint
 from evaluation.scores import Estimate
-from evaluation.tables import Table, interval, label, percent, points, span, verdict
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:

@@ -8,11 +8,11 @@ from typing import Final
 
 import jinja2
 
-from evaluation import paper
-from evaluation.findings import by_presets, on_datasets
-from evaluation.pictures import loss_picture
+from evaluation.report import paper
+from evaluation.report.findings import by_presets, on_datasets
+from evaluation.report.pictures import loss_picture
+from evaluation.report.selected import read_selection, selection_tables
 from evaluation.results import read_results
-from evaluation.selected import read_selection, selection_tables
 from evaluation.targets import label_of
 from infra import config as configuration
 from infra.errors import RunFailed, UserError

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 
 from evaluation.label_free import MEASURES
+from evaluation.report.tables import Table, interval, percent
 from evaluation.selection import NAME, Selection, Verdict
-from evaluation.tables import Table, interval, percent
 from infra.errors import UserError
 from infra.files import write_atomic
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from evaluation import paper
-from evaluation.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
+from evaluation.report import paper
+from evaluation.report.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
+from evaluation.report.tables import Table, interval, label, percent
 from evaluation.results import Dataset, Results, Row, last_checkpoint
-from evaluation.tables import Table, interval, label, percent
 from sharding.manifest import FRACTIONS_PERCENT
 
 HEADER: Final = ("dataset", "features", "fraction", "ACC", "AUC", "95 %", "SEN", "SPE", "F1")

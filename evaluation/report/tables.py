@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from evaluation import paper
+from evaluation.report import paper
 from evaluation.results import Dataset, Results, Row
 from evaluation.scores import Estimate
 

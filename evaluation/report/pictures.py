@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evaluation import paper
 from evaluation.calibration import Bin
+from evaluation.report import paper
+from evaluation.report.tables import label, percent
 from evaluation.results import Dataset, Results, Row, last_checkpoint
 from evaluation.scores import Estimate
-from evaluation.tables import label, percent
 
 # Dark enough on white for text and lines alike (4.5 : 1 and more), told apart without colour by dash and label too.
 _INK, _QUIET, _TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"

@@ -4,12 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from evaluation import paper
-from evaluation.details import calibration_table, comparison_table, few_labels_table, headline_rows, subgroup_tables
-from evaluation.pictures import Picture, accuracy_picture, auc_picture, few_labels_picture, reliability_picture
 from evaluation.protocol import PRESETS, PresetName
+from evaluation.report import paper
+from evaluation.report.details import (
+    calibration_table,
+    comparison_table,
+    few_labels_table,
+    headline_rows,
+    subgroup_tables,
+)
+from evaluation.report.pictures import Picture, accuracy_picture, auc_picture, few_labels_picture, reliability_picture
+from evaluation.report.tables import HEADER, Table, interval, label, percent, score_table, span, verdict
 from evaluation.results import Dataset, Kind, Results, Row, last_checkpoint
-from evaluation.tables import HEADER, Table, interval, label, percent, score_table, span, verdict
 
 _STRICTEST: Final[PresetName] = "rigorous"
 _RIVALS: Final[tuple[Kind, ...]] = ("finetuned", "untrained", "pixels", "border", "attributes")

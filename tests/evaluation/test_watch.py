@@ -1,0 +1,85 @@
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from evaluation import watch as watching
+from evaluation.probe import probe
+from evaluation.probe_config import ProbeConfig
+from evaluation.results import Results
+from infra.errors import RunFailed
+from infra.status import Status, write_status
+from ssl_core.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.model import ModelConfig, build_encoder
+
+MakeRun = Callable[..., Path]
+
+
+def config_of(run_folder: Path, shards: Path) -> ProbeConfig:
+    return ProbeConfig(
+        run_folder,
+        [str(shards)],
+        presets=["gazda2021"],
+        executor="torchvision",
+        search="serial",
+        few_labels=False,
+        folds=2,
+        bootstrap_resamples=0,
+    )
+
+
+def curve(run: Path, name: str) -> dict[int, float]:
+    events = EventAccumulator(str(run / "events" / "probe"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "POLL_S", 0.2)
+
+
+def test_each_checkpoint_is_probed_as_it_appears_and_one_that_is_removed_keeps_its_row(run: Path, shards: Path) -> None:
+    write_status(run, Status("running", 10))
+    rounds: list[Results] = []
+
+    def train_on() -> None:
+        while not rounds:
+            time.sleep(0.1)
+        tensors = build_encoder(ModelConfig("resnet18", 16, 8), seed=3).state_dict()
+        save_checkpoint(run, CheckpointState(15, 3.0, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
+        for path in sorted((run / "checkpoints" / "step-5").iterdir()):
+            path.unlink()  # retention
+        while len(rounds) < 2:
+            time.sleep(0.1)
+        write_status(run, Status("finished", 15))
+
+    trainer = threading.Thread(target=train_on)
+    trainer.start()
+    results = watching.watch(config_of(run, shards), each=rounds.append)
+    trainer.join()
+    steps = [[row.step for row in found.rows if row.kind == "checkpoint"] for found in rounds]
+    assert steps == [[5, 10], [5, 10, 15], [5, 10, 15]]
+    assert not any(row.kind == "shuffled" for row in rounds[1].rows)
+    assert any(row.kind == "shuffled" for row in results.rows)
+    shown = curve(run, "probe/cell/gazda2021/auc")
+    expected = {row.step: row.scores.auc.value for row in results.rows if row.kind == "checkpoint"}
+    assert shown == pytest.approx(expected)
+
+
+def test_probing_again_shows_each_step_once_and_every_c_as_hyperparameters(run: Path, shards: Path) -> None:
+    for _ in range(2):
+        results = probe(replace(config_of(run, shards), controls=False))
+    assert list(curve(run, "probe/cell/gazda2021/acc")) == [5, 10]
+    assert len(list((run / "events" / "probe").glob("[0-9]*"))) == 6 * len(results.rows)
+
+
+def test_run_that_ends_without_a_checkpoint_is_said(tmp_path: Path, shards: Path, make_run: MakeRun) -> None:
+    run = make_run(tmp_path / "run", shards, steps=())
+    write_status(run, Status("failed", 0, "no disk"))
+    with pytest.raises(RunFailed, match="ended without a checkpoint; no disk"):
+        watching.watch(config_of(run, shards))
