@@ -1,13 +1,12 @@
-"""The search for C: what is fitted to what, cut into tasks that run one after the other here or side by side elsewhere.
+"""The search for C, cut into tasks that run one after the other here, or side by side by evaluation/tune.py.
 
 Phase one holds out one fold of one problem a task, and fits every C of the grid there; phase two fits each problem's
-best C to its whole development part. Who runs the tasks is an argument, so that all ways give the same bits.
+best C to its whole development part. Both ways call the same functions, so they find the same bits.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +45,11 @@ class Problem:
     def folds(self) -> int:
         """How many folds the development part has."""
         return int(self.fold.max()) + 1
+
+    @property
+    def cost(self) -> int:
+        """What a task takes, beside that of other problems."""
+        return int(np.sum(self.fold >= 0)) * len(self.c_grid)
 
 
 @dataclass(frozen=True)
@@ -124,55 +128,58 @@ class FitAll:
         return f"{self.problem}, all folds"
 
 
-Result = TypeVar("Result")
-Result_co = TypeVar("Result_co", covariant=True)
+def hold_outs(problems: Mapping[str, Problem]) -> list[HoldOut]:
+    """Return the tasks of phase one, the longest first, so that all cores finish at about the same time."""
+    order = sorted(problems, key=lambda name: -problems[name].cost)
+    return [HoldOut(name, fold) for name in order for fold in range(problems[name].folds)]
 
 
-class Task(Protocol[Result_co]):
-    """What one core does in one go; a pure function of the problem and its feature matrix."""
-
-    @property
-    def problem(self) -> str:
-        """The problem's name."""
-
-    def __call__(self, values: Floats32, problem: Problem) -> Result_co:
-        """Return what comes of it."""
+def mean_aucs(problem: Problem, aucs: Sequence[Floats]) -> dict[float, float]:
+    """Return C -> mean over the folds, given the AUCs (C,) of each fold in order."""
+    return dict(zip(map(float, problem.c_grid), np.mean(aucs, axis=0).tolist(), strict=True))
 
 
-class Run(Protocol):
-    """A way to run tasks, wherever the features and the problems are."""
-
-    def __call__(self, tasks: Sequence[Task[Result]], what: str) -> list[Result]:
-        """Return what comes of each task, in their order; `what` is said of them while they run."""
+def best_c(aucs: Mapping[float, float]) -> float:
+    """Return the C of the best mean validation AUC, the smallest of equal ones."""
+    return max(sorted(aucs), key=aucs.__getitem__)
 
 
 def search_serially(features: Mapping[str, Floats32], problems: Mapping[str, Problem]) -> dict[str, Chosen]:
     """Solve every problem in this process, one task after the other."""
-
-    def run(tasks: Sequence[Task[Result]], what: str) -> list[Result]:
-        return [run_task(task, features, problems) for task in progress(tasks, what, len(tasks), unit="task")]
-
-    return solve(problems, run)
-
-
-def solve(problems: Mapping[str, Problem], run: Run) -> dict[str, Chosen]:
-    """Choose each problem's C and fit it; the C of the best mean validation AUC, the smallest of equal ones."""
-    folds = [HoldOut(name, fold) for name, problem in problems.items() for fold in range(problem.folds)]
-    validations: dict[str, list[Validation]] = {name: [] for name in problems}
-    for task, validation in zip(folds, run(folds, "choosing C"), strict=True):
-        validations[task.problem].append(validation)
-    aucs = {name: _mean_aucs(problem, validations[name]) for name, problem in problems.items()}
-    fits = [FitAll(name, max(sorted(of_c), key=of_c.__getitem__)) for name, of_c in aucs.items()]
-    return {
-        fit.problem: _chosen(problems[fit.problem], fit.c, aucs[fit.problem], validations[fit.problem], refit)
-        for fit, refit in zip(fits, run(fits, "fitting the chosen"), strict=True)
-    }
+    validations = {}
+    for task in progress(hold_outs(problems), "choosing C", unit="fold"):
+        problem = problems[task.problem]
+        validations[task] = task(features[problem.features], problem)
+    found = {}
+    for name in progress(list(problems), "fitting probes", unit="probe"):
+        problem = problems[name]
+        of_folds = [validations[HoldOut(name, fold)] for fold in range(problem.folds)]
+        c = best_c(mean_aucs(problem, [validation.aucs for validation in of_folds]))
+        found[name] = chosen(problem, of_folds, FitAll(name, c)(features[problem.features], problem))
+    return found
 
 
-def run_task(task: Task[Result], features: Mapping[str, Floats32], problems: Mapping[str, Problem]) -> Result:
-    """Run one task."""
-    problem = problems[task.problem]
-    return task(features[problem.features], problem)
+def chosen(problem: Problem, validations: Sequence[Validation], refit: Refit) -> Chosen:
+    """Put together what came of a problem's tasks: of each fold in order, and of the last fit."""
+    aucs = mean_aucs(problem, [validation.aucs for validation in validations])
+    c = best_c(aucs)
+    row = list(aucs).index(c)
+    development = problem.fold[problem.fold >= 0]
+    out_of_fold = np.empty(len(development))
+    for fold, validation in enumerate(validations):
+        out_of_fold[development == fold] = validation.probabilities[row]
+    converged = np.array([validation.converged for validation in validations])
+    return Chosen(
+        c=c,
+        validation_auc=aucs[c],
+        validation=out_of_fold,
+        probabilities=refit.probabilities,
+        converged=refit.converged,
+        fits=converged.size + 1,
+        unconverged=int((~converged).sum()) + (not refit.converged),
+        aucs=aucs,
+        at_edge=len(aucs) > 1 and c in (min(aucs), max(aucs)),
+    )
 
 
 def fit(values: Floats32 | Floats, classes: Ints, c: float, max_iterations: int) -> tuple[LogisticRegression, bool]:
@@ -208,30 +215,3 @@ def _fit_and_predict(values: Floats32, problem: Problem, held_out: int, grid: Se
             model, converged[row] = fit(inside, problem.classes[fitted], c, problem.max_iterations)
             probabilities[row] = model.predict_proba(outside)[:, 1]
     return probabilities, converged
-
-
-def _mean_aucs(problem: Problem, validations: Sequence[Validation]) -> dict[float, float]:
-    means = np.mean([validation.aucs for validation in validations], axis=0)
-    return dict(zip(map(float, problem.c_grid), means.tolist(), strict=True))
-
-
-def _chosen(
-    problem: Problem, c: float, aucs: dict[float, float], validations: Sequence[Validation], refit: Refit
-) -> Chosen:
-    row = list(aucs).index(c)
-    development = problem.fold[problem.fold >= 0]
-    out_of_fold = np.empty(len(development))
-    for fold, validation in enumerate(validations):
-        out_of_fold[development == fold] = validation.probabilities[row]
-    converged = np.array([validation.converged for validation in validations])
-    return Chosen(
-        c=c,
-        validation_auc=aucs[c],
-        validation=out_of_fold,
-        probabilities=refit.probabilities,
-        converged=refit.converged,
-        fits=converged.size + 1,
-        unconverged=int((~converged).sum()) + (not refit.converged),
-        aucs=aucs,
-        at_edge=len(aucs) > 1 and c in (min(aucs), max(aucs)),
-    )
