@@ -110,7 +110,7 @@ def estimate(share: float, resampled: Floats, patients: int) -> Estimate:
     """Put a 95 % interval around a share, from its resamples (B,) over so many patients; NaNs are left out.
 
     The standard error is the bootstrap's, carried to the logit scale, with Student's t for few patients (Pepe 2003,
-    "The Statistical Evaluation of Medical Tests for Classification and Prediction", section 5.2). For few patients and
+    "The Statistical Evaluation of Medical Tests for Classification and Prediction", chapter 5). For few patients and
     shares near 1, percentiles of the resamples reach too high and hold the truth too rarely. A share of 0 or 1 gets no
     interval: where no image errs, none does in any resample, however few they are.
     """
@@ -170,11 +170,14 @@ def weighted_aucs(tested: Tested, weights: Floats) -> Floats:
     """
     concordant, pairs = np.zeros((2, len(weights)))
     for part in np.unique(tested.parts):
-        inside = tested.parts == part
-        positive, negative = _by_probability(tested.classes[inside], tested.probabilities[inside], weights[:, inside])
-        below = np.cumsum(negative, axis=1) - negative / 2
-        concordant += (positive * below).sum(axis=1)
-        pairs += positive.sum(axis=1) * negative.sum(axis=1)
+        positive, negative = (np.flatnonzero((tested.parts == part) & (tested.classes == code)) for code in (1, 0))
+        negative = negative[np.argsort(tested.probabilities[negative])]
+        below = np.zeros((len(weights), len(negative) + 1))  # the weight of the lowest 0, 1, 2, ... negatives
+        np.cumsum(weights[:, negative], axis=1, out=below[:, 1:])
+        values = tested.probabilities[negative], tested.probabilities[positive]
+        lower, not_above = np.searchsorted(*values, side="left"), np.searchsorted(*values, side="right")
+        concordant += (weights[:, positive] * (below[:, lower] + below[:, not_above])).sum(axis=1) / 2
+        pairs += weights[:, positive].sum(axis=1) * below[:, -1]
     return _ratio(concordant, pairs, pairs > 0)
 
 
@@ -197,17 +200,6 @@ def youden_threshold(classes: Ints, probabilities: Floats) -> float:
     index = found * len(negative) - false * len(positive)  # in whole numbers, so that equal ones are equal
     best = candidates[index == index.max()]
     return float(best[np.argmin(np.abs(best - 0.5))])
-
-
-def _by_probability(classes: Ints, probabilities: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """(B, distinct probabilities) the weight of the positives and of the negatives at each, in ascending order."""
-    order = np.argsort(probabilities, kind="stable")
-    starts = np.flatnonzero(np.diff(probabilities[order], prepend=-np.inf))
-    sorted_weights, positive = weights[:, order], classes[order] == 1
-    return (
-        np.add.reduceat(sorted_weights * positive, starts, axis=1),
-        np.add.reduceat(sorted_weights * ~positive, starts, axis=1),
-    )
 
 
 def _ratio(part: Floats, whole: Floats, defined: Bools) -> Floats:
