@@ -18,5 +18,5 @@ def simulated_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 80 simulated CheXpert radiographs, packed at 64 px."""
     folder = tmp_path_factory.mktemp("simulated")
     write_chexpert(folder / "raw", patients=40, seed=0, size_px=64)
-    pack(PackConfig("chexpert", folder / "raw", folder / "shards", shorter_side_px=64))
+    pack(PackConfig("chexpert", folder / "raw", folder / "shards", shorter_side_px=64, workers=1))
     return folder / "shards"

@@ -1,6 +1,5 @@
-"""Pretraining in real processes that can be hurt: a fork server has imported everything, so a start takes no time."""
+"""Pretraining in real processes that can be hurt."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forks import forks
 from safetensors.torch import load_file
 
 from infra.errors import RunFailed, UserError
@@ -25,9 +25,6 @@ from ssl_core.model import ModelConfig
 from ssl_core.optim import OptimConfig
 from ssl_core.train import PretrainConfig, TrainConfig, pretrain
 from ssl_core.views.spec import ViewSpec
-
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["harness"])
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def start(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> l
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        _FORKS.Process(target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults)))
+        forks().Process(target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults)))
         for rank in range(world)
     ]
     for process in ranks:

@@ -1,6 +1,5 @@
 """Laws of the order that hold for a run as it is lived: stopped anywhere, continued on any number of ranks."""
 
-import multiprocessing
 from collections import Counter
 from contextlib import closing
 from itertools import islice, pairwise
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from forks import forks
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -192,7 +192,7 @@ def test_two_processes_stopped_and_continued_by_one_and_by_four_consume_the_undi
     stop, second_stop = last_step // 3, 2 * last_step // 3
     parts = [(0, stop, 2), (stop, second_stop, 1), (second_stop, last_step, 4)]
     tasks = [(packed, first, last, rank, world) for first, last, world in parts for rank in range(world)]
-    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
+    with forks().Pool(2, maxtasksperchild=1) as pool:
         read = iter(pool.starmap(consume, tasks, chunksize=1))
     log = []
     for _, _, world in parts:

@@ -146,7 +146,7 @@ def test_other_data_is_refused_and_leaves_the_configuration_as_it_was(small: Pre
     pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
     before = (small.run_folder / "config.yaml").read_text()
     write_chexpert(tmp_path / "raw", patients=30, seed=5, size_px=64)
-    pack(PackConfig("chexpert", tmp_path / "raw", tmp_path / "other", shorter_side_px=64))
+    pack(PackConfig("chexpert", tmp_path / "raw", tmp_path / "other", shorter_side_px=64, workers=1))
     with pytest.raises(UserError, match=r"data\.shards hold other bytes"):
         pretrain(replace(small, data=replace(small.data, shards=[str(tmp_path / "other")])), Ranks())
     assert (small.run_folder / "config.yaml").read_text() == before
@@ -155,7 +155,7 @@ def test_other_data_is_refused_and_leaves_the_configuration_as_it_was(small: Pre
 def start_with_own_data(rank: int, world: int, folder: str) -> str:
     shards = Path(folder) / f"shards-{rank}"
     write_chexpert(Path(folder) / f"raw-{rank}", patients=30, seed=rank, size_px=64)
-    pack(PackConfig("chexpert", Path(folder) / f"raw-{rank}", shards, shorter_side_px=64))
+    pack(PackConfig("chexpert", Path(folder) / f"raw-{rank}", shards, shorter_side_px=64, workers=1))
     identity = ShardSet([shards]).identity
     try:
         require_same(identity, "the content of data.shards")
