@@ -7,6 +7,7 @@ best C to its whole development part. Both ways call the same functions, so they
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from infra.log import progress
 
@@ -189,7 +190,7 @@ def fit(values: Floats32 | Floats, classes: Ints, c: float, max_iterations: int)
     V B). On one thread, so that sums are taken in the same order whatever the number of cores.
     """
     model = LogisticRegression(C=c, class_weight="balanced", max_iter=max_iterations)
-    with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
+    with _thread_pools().limit(limits=1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(values.astype(np.float64, copy=False), classes)
     converged = True
@@ -201,13 +202,19 @@ def fit(values: Floats32 | Floats, classes: Ints, c: float, max_iterations: int)
     return model, converged
 
 
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Return what bounds threads, kept since it takes milliseconds to find all libraries, as long as a small fit."""
+    return ThreadpoolController()
+
+
 def _fit_and_predict(values: Floats32, problem: Problem, held_out: int, grid: Sequence[float]) -> tuple[Floats, Bools]:
     """Fit each C to all folds but one, -1 being the test part; returns probabilities (C, held out), converged (C,)."""
     fitted = (problem.fold >= 0) & (problem.fold != held_out)
     inside = values[problem.rows[fitted]].astype(np.float64)  # once for all C
     outside = values[problem.rows[problem.fold == held_out]].astype(np.float64)
     probabilities, converged = np.empty((len(grid), len(outside))), np.empty(len(grid), np.bool_)
-    with threadpool_limits(1):
+    with _thread_pools().limit(limits=1):
         if problem.standardize:
             scaler = StandardScaler(copy=False).fit(inside)
             inside, outside = scaler.transform(inside), scaler.transform(outside)

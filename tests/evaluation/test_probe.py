@@ -95,7 +95,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
 
 
 def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, shards: Path, nih: Path) -> None:
-    config = config_of(run, shards, shards=[str(shards), str(nih)], checkpoints="last", few_labels=True)
+    config = config_of(run, shards, shards=[str(shards), str(nih)], checkpoints="last")
     results = probe(replace(config, presets=["rigorous"]))
     labels = {(one.label, one.preset): one for one in results.datasets}
     by_class, by_view = labels["chestxray14", "rigorous"], labels["chestxray14, balanced by view", "rigorous"]
@@ -108,10 +108,17 @@ def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, s
     assert rows["epoch 2, this data set or another"].kind == "source"
     assert not any(row.kind == "source" for row in results.rows_of(by_view))
     assert {one.attribute for one in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
-    few = [one for one in results.few_labels if one.dataset == "cell" and one.features == "32 x 32 raw pixels"]
-    assert [one.percent for one in few] == [1, 5, 10, 25]
-    assert few[0].images < few[-1].images
-    assert all(len(one.aucs) == 5 for one in results.few_labels)
+
+
+def test_few_labels_are_probed_for_the_last_checkpoint_and_the_controls_with_features(run: Path, shards: Path) -> None:
+    results = probe(config_of(run, shards, presets=["rigorous"], few_labels=True))
+    named = list(dict.fromkeys(one.features for one in results.few_labels))
+    assert named == ["32 x 32 raw pixels", "untrained backbone", "epoch 2"]
+    for features in named:
+        few = [one for one in results.few_labels if one.features == features]
+        assert [one.percent for one in few] == [1, 5, 10, 25]
+        assert few[0].images < few[-1].images
+        assert all(len(one.aucs) == 5 for one in few)
 
 
 def test_nothing_is_extracted_or_fitted_twice_and_the_results_are_the_same_with_ray(
