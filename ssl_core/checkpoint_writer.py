@@ -19,6 +19,7 @@ from ssl_core.checkpoint_mirror import Mirror
 
 _TROUBLE: Final = (OSError, UserError, RunFailed)  # what a disk or a network may do; all else is an error of ours
 _ALIGNMENT: Final = 64  # bytes
+_COPY_THREADS: Final = 2
 
 Tensors = dict[str, Tensor]
 
@@ -110,6 +111,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
             self._pending.result()
         finally:
             self._thread.shutdown()
+            self._memory.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -208,6 +210,8 @@ class _Memory:
 
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
+        # One thread does not fill the memory bus, and the other ranks wait meanwhile.
+        self._threads = ThreadPoolExecutor(_COPY_THREADS, "checkpoint-copy")
         self._room = torch.empty(0, dtype=torch.uint8)
         self._copied: torch.cuda.Event | None = None
 
@@ -225,17 +229,26 @@ class _Memory:
         self.reserve(sum(_aligned(tensor.nbytes) for group in groups for tensor in group.values()))
         start = 0
         copies: list[Tensors] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         for group in groups:
             copies.append({})
             for name, tensor in group.items():
                 shape = torch.empty_like(tensor, device="meta")
                 place = self._room[start : start + tensor.nbytes].view(tensor.dtype)
                 copies[-1][name] = place.as_strided(shape.shape, shape.stride())
-                copies[-1][name].copy_(tensor.detach(), non_blocking=True)
+                pairs.append((copies[-1][name], tensor.detach()))
                 start += _aligned(tensor.nbytes)
-        if self._pinned:
+        if self._pinned:  # from this thread, whose stream the training's kernels are in
+            for place, tensor in pairs:
+                place.copy_(tensor, non_blocking=True)
             self._copied = torch.cuda.current_stream().record_event()
+        else:
+            list(self._threads.map(lambda pair: pair[0].copy_(pair[1]), pairs))
         return copies
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
 
     def wait(self) -> None:
         """Wait until the copies are complete."""
