@@ -1,5 +1,8 @@
 """A small encoder and its images for tests of what trains it; a module of its own, as started processes need it."""
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,6 +24,11 @@ class InDouble(Encoder):
 
 def small_encoder() -> Encoder:
     """The first half of a ResNet-18: the same for every caller."""
+    return deepcopy(_small_encoder())
+
+
+@cache
+def _small_encoder() -> Encoder:
     model = build_encoder(ModelConfig("resnet18"), seed=0)
     model.backbone.resnet.layer3, model.backbone.resnet.layer4 = nn.Identity(), nn.Identity()
     with torch.random.fork_rng():
