@@ -20,7 +20,7 @@ def test_the_demo_runs_the_whole_chain_on_two_processes(tmp_path: Path) -> None:
     assert (run / "report.html").is_file()
     assert str(run / "report.html") in first.stdout
     results = json.loads((run / "results.json").read_text())
-    assert {row["kind"] for row in results["rows"]} == {"checkpoint", "untrained", "pixels"}
+    assert {row["kind"] for row in results["rows"]} == {"checkpoint", "untrained", "pixels", "border", "shuffled"}
     assert "simulated" in first.stdout
 
     with pytest.raises(UserError, match="holds a demo with other options"):
