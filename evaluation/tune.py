@@ -1,7 +1,7 @@
 """The search for C by Ray Tune: the tasks of evaluation/search.py as trials, on this machine or on a cluster.
 
-A trial holds out one fold of one problem and fits the whole grid of C there: a trial costs Tune a tenth of a second, a
-fit often less.
+A trial holds out one fold of one problem and fits the whole grid of C there: a trial costs Tune 10 to 20 ms, and a fit
+of a small problem less.
 """
 
 import json
@@ -21,16 +21,20 @@ from evaluation.search import Chosen, Floats32, HoldOut, Problem, chosen, hold_o
 from infra.errors import RunFailed, UserError
 from infra.log import say
 
-# Read by Ray when it is first imported: no usage statistics, none of Tune's tables and per-trial log files; as many
-# trials waiting for cores as in a plain grid search, where Tune else lets one wait and cores with it.
+# Read by Ray when it is first imported: no usage statistics, none of Tune's tables and per-trial log files.
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "200",
 }
-# Listen on the loopback address only (the name speaks of other systems, the effect is the same here).
-_LOCAL: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Of a Ray of this machine: listen on the loopback address only (the name speaks of other systems, the effect is the
+# same); give trials the priority of this process, not the least of all, at which anything else starves them; start no
+# processes for plain tasks, which Tune has none of.
+_LOCAL: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
 _STORE_BYTES: Final = 128 * 2**20
 _REACH_S: Final = 10.0
 _RETRIES: Final = 2
@@ -163,7 +167,11 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
     outside. A Ray that this process has started already is used and left running. Raises UserError for a cluster that
     cannot be joined, RunFailed when Ray does not start here.
     """
-    for name, value in (_QUIET if address else _QUIET | _LOCAL).items():
+    cores = cores or len(os.sched_getaffinity(0))
+    # Trials that wait for a core. By default Tune lets one wait, and cores with it, but in a plain grid search 200, and
+    # then no core begins before all of these are set up.
+    waiting = {"TUNE_MAX_PENDING_TRIALS_PG": "200" if address else str(2 * cores)}
+    for name, value in (_QUIET | waiting | ({} if address else _LOCAL)).items():
         os.environ.setdefault(name, value)
     import ray  # noqa: PLC0415 (after its environment is set; it takes a second, which only probing should pay)
 
@@ -174,19 +182,21 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
         _join(address)
     else:
         _start(cores, features_bytes)
+    import evaluation.trials  # noqa: F401, PLC0415 (here and not with the first search, while Ray's processes do the same)
+
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start(cores: int | None, features_bytes: int) -> None:
+def _start(cores: int, features_bytes: int) -> None:
     import ray  # noqa: PLC0415
 
     try:
         ray.init(
             address="local",  # never one that RAY_ADDRESS or another user's `ray start` points to
-            num_cpus=cores or len(os.sched_getaffinity(0)),
+            num_cpus=cores,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             object_store_memory=_STORE_BYTES + 2 * features_bytes,

@@ -100,7 +100,7 @@ def test_test_part_touches_nothing_but_its_own_predictions(seed: int, standardiz
 
 def test_standardized_probe_does_not_care_about_the_scale_of_a_feature() -> None:
     values = features(5)
-    scaled = values * np.float32(2) ** np.arange(24)  # powers of two: exact
+    scaled = values * np.float32(2) ** (np.arange(24) % 6)  # powers of two: exact
     found = search_serially(
         {"x": values, "y": scaled}, {"x": problem("x", standardize=True), "y": problem("y", standardize=True)}
     )

@@ -1,0 +1,203 @@
+"""The search for C beside its peers: a run's checkpoints on two datasets, by the paper's protocol, on features made up.
+
+Every way fits 5 folds x 6 values of C a feature set and, once more, the best C to all of the development part, and
+predicts a test part a quarter as large: scikit-learn's logistic regression (at most 100 iterations, unscaled). Wall
+times, in turns, medians of the repeats; all ways have to choose the same C for the same AUC.
+
+sternum, Ray Tune   `search_with_ray`: a trial a fold and a last fit, one core each; before every search a Ray is
+                    started and has some seconds to load what trials need (its start stands apart)
+sternum, serial     `search_serially`: one process, one core
+GridSearchCV        scikit-learn's, one feature set after the other: folds and grid on as many processes as cores, one
+                    thread each, started and warmed before; the last fit in the main process, on all cores
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from common import machine, table
+from joblib import parallel_config
+from scipy.special import ndtri
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGroupKFold
+
+from evaluation.protocol import PRESETS
+from evaluation.search import Floats, Floats32, Problem, search_serially
+from evaluation.tune import ray_session, search_with_ray
+from infra.files import write_atomic
+from infra.rng import uniform
+
+CHECKPOINTS: Final = 4
+FOLDS: Final = 5
+PAPER: Final = PRESETS["gazda2021"]
+RAY: Final = "sternum, Ray Tune"
+PEER: Final = "GridSearchCV"
+_LATENTS: Final = 64
+_LOAD_S: Final = 5.0
+_SAME_AUC: Final = 1e-6  # of 100 unfinished iterations, on cores that may add in another order
+
+
+class Found(NamedTuple):
+    """What a search has to agree on."""
+
+    c: float
+    auc: float
+
+
+Case = tuple[dict[str, Floats32], dict[str, Problem]]
+
+
+def make_case(images: list[int], size: int) -> Case:
+    """Return features (N, size), a matrix a dataset and checkpoint, and the probe of each."""
+    features, problems = {}, {}
+    for dataset, development in enumerate(images):
+        count = development + development // 4
+        classes = (normal("class", dataset, count, 1)[:, 0] > 0).astype(np.int64)
+        fold = np.full(count, -1)
+        splits = StratifiedGroupKFold(FOLDS).split(classes[:development], classes[:development], patients(development))
+        for number, (_, inside) in enumerate(splits):
+            fold[inside] = number
+        for checkpoint in range(CHECKPOINTS):
+            name = f"dataset {dataset}, checkpoint {checkpoint}"
+            features[name] = make_features(classes, size, dataset * CHECKPOINTS + checkpoint, 0.2 + 0.1 * checkpoint)
+            problems[name] = Problem(name, np.arange(count), classes, fold, False, PAPER.c_grid, PAPER.max_iterations)
+    return features, problems
+
+
+def patients(count: int) -> Any:
+    """Return a patient (count,) of each image, two images each."""
+    return np.arange(count) // 2
+
+
+def normal(stream: str, epoch: int, count: int, width: int) -> Floats:
+    """Draw standard normal numbers (count, width)."""
+    values: Floats = ndtri(uniform(0, f"benchmark-{stream}", np.arange(count, dtype=np.uint64), epoch, width))
+    return values
+
+
+def make_features(classes: Any, size: int, number: int, distance: float) -> Floats32:
+    """Return what a pooled ReLU layer looks like: not negative, correlated, the class in a few directions of many."""
+    latents = normal("latents", number, len(classes), _LATENTS)
+    latents[:, :8] += distance * classes[:, None]
+    mixed = latents @ normal("mixing", number, _LATENTS, size) / np.sqrt(_LATENTS)
+    noise = 0.5 * normal("noise", number, len(classes), size)
+    return np.maximum(mixed + noise, 0).astype(np.float32)
+
+
+def by_ray(case: Case) -> dict[str, Found]:
+    """Search with Ray Tune; Ray runs."""
+    with tempfile.TemporaryDirectory(prefix="sternum-probe-") as storage:
+        return found(search_with_ray(*case, storage=Path(storage), name="benchmark"))
+
+
+def serially(case: Case) -> dict[str, Found]:
+    """Search in this process."""
+    return found(search_serially(*case))
+
+
+def found(search: Mapping[str, Any]) -> dict[str, Found]:
+    """Return what is compared of our searches."""
+    return {name: Found(chosen.c, chosen.validation_auc) for name, chosen in search.items()}
+
+
+def by_grid_search(case: Case, cores: int) -> dict[str, Found]:
+    """Search with scikit-learn, in processes that are kept for the next call."""
+    features, problems = case
+    result = {}
+    with parallel_config("loky", inner_max_num_threads=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for name, problem in problems.items():
+            values, inside = features[problem.features].astype(np.float64), problem.fold >= 0
+            search = GridSearchCV(
+                LogisticRegression(class_weight="balanced", max_iter=problem.max_iterations),
+                {"C": list(problem.c_grid)},
+                scoring="roc_auc",
+                n_jobs=cores,
+                cv=PredefinedSplit(problem.fold[inside]),
+            ).fit(values[inside], problem.classes[inside])
+            search.predict_proba(values[~inside])
+            result[name] = Found(search.best_params_["C"], search.best_score_)
+    return result
+
+
+def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]], list[float], dict[str, Found]]:
+    """Return the seconds of every way and repeat, those of Ray's starts, and what all ways found."""
+    ways: dict[str, Callable[[], dict[str, Found]]] = {
+        RAY: lambda: by_ray(case),
+        "sternum, serial": lambda: serially(case),
+        PEER: lambda: by_grid_search(case, cores),
+    }
+    by_grid_search(make_case([60], 8), cores)  # starts its processes
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    starts_s, results = [], {}
+    for repeat in range(repeats):
+        for name in list(ways)[:: -1 if repeat % 2 else 1]:  # there and back: a slow drift hits all alike
+            began_s = time.perf_counter()
+            with ray_session(cores) if name == RAY else nullcontext():
+                if name == RAY:
+                    starts_s.append(time.perf_counter() - began_s)
+                    time.sleep(_LOAD_S)
+                began_s = time.perf_counter()
+                results[name] = ways[name]()
+                seconds[name].append(time.perf_counter() - began_s)
+    for name, result in results.items():
+        require_same(name, result, results[PEER])
+    return seconds, starts_s, results[PEER]
+
+
+def require_same(name: str, result: Mapping[str, Found], peer: Mapping[str, Found]) -> None:
+    """Let a benchmark of different work fail."""
+    for probe, (c, auc) in peer.items():
+        assert result[probe].c == c, f"{name}: {probe} chose C={result[probe].c}, {PEER} {c}"
+        assert abs(result[probe].auc - auc) < _SAME_AUC, f"{name}: {probe} has AUC {result[probe].auc}, {PEER} {auc}"
+
+
+def text(seconds: Mapping[str, list[float]], start_s: float, probes: int) -> str:
+    """Return the table."""
+    peer_s = statistics.median(seconds[PEER])
+    fits = probes * (FOLDS * len(PAPER.c_grid) + 1)
+    rows = []
+    for name, taken_s in seconds.items():
+        median_s = statistics.median(taken_s)
+        span = f"{min(taken_s):.1f} to {max(taken_s):.1f}"
+        rows.append([name, f"{median_s:.1f}", span, f"{median_s / peer_s:.2f}", f"{fits / median_s:.1f}"])
+    header = ["", "s", "range", f"of {PEER}", "fits/s"]
+    return f"{probes} probes, {fits} fits; Ray starts in {start_s:.1f} s\n{table(header, rows)}"
+
+
+def main() -> None:
+    """Measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--images", type=int, nargs="+", default=[4000, 900], help="development images a dataset")
+    parser.add_argument("--size", type=int, default=512, help="features an image")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=3)
+    asked = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of fits that have not converged, in other processes
+    case = make_case(asked.images, asked.size)
+    seconds, starts_s, chosen = measure(case, asked.cores, asked.repeats)
+    print(text(seconds, statistics.median(starts_s), len(chosen)), flush=True)
+    result = {
+        "seconds": seconds,
+        "ray_start_seconds": starts_s,
+        "chosen": {name: found._asdict() for name, found in chosen.items()},
+        "units": {"seconds": "s", "ray_start_seconds": "s", "c": "1", "auc": "1"},
+        "options": {name: value for name, value in vars(asked).items() if name != "out"},
+        "machine": machine("ray", "scikit-learn", "numpy", "scipy", "joblib"),
+    }
+    write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
