@@ -53,7 +53,7 @@ PRESETS: Final[dict[PresetName, Preset]] = {
         chooses_threshold=False,
     ),
     "rigorous": Preset(
-        c_grid=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        c_grid=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
         max_iterations=1000,
         standardize=True,
         folds=5,
