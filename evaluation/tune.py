@@ -182,7 +182,7 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
         _join(address)
     else:
         _start(cores, features_bytes)
-    import evaluation.trials  # noqa: F401, PLC0415 (here and not with the first search, while Ray's processes do the same)
+    import evaluation.trials  # noqa: F401, PLC0415 (a second that belongs to the start)
 
     try:
         yield
@@ -218,8 +218,8 @@ def _join(address: str) -> None:
         ray.init(address=where, log_to_driver=False, configure_logging=True, logging_level=logging.CRITICAL)
     except Exception as error:
         raise UserError(
-            f"address={address}: no Ray cluster can be joined there: {_reason(error)}; check the address and that the "
-            "cluster runs, or leave it out to search on this machine"
+            f"address={address}: no Ray cluster can be joined there: {_reason(error)}; check the address, that the "
+            "cluster runs, and RAY_AUTH_MODE=token where it asks for one, or leave it out to search on this machine"
         ) from error
 
 

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "probe": "score the frozen backbones of a run on labelled shards",
     "table": "set the paper's Table III beside ours, in Markdown, CSV and LaTeX",
     "report": "write one HTML page about a run",
+    "submit": "run sternum probe as a job of a Ray cluster",
     "demo": "all of it on simulated radiographs, on this machine, in minutes",
 }
 
