@@ -18,8 +18,8 @@ install: .venv/.installed ## make .venv and install the pinned dependencies (don
 demo: install ## run everything on simulated radiographs, in about five minutes on two cores
 	$(BIN)/sternum demo
 
-test: install ## run the default tests
-	$(BIN)/pytest -m "not slow"
+test: install ## run the default tests, in two processes
+	$(BIN)/pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-slow: install ## run all tests, those that take minutes too
 	$(BIN)/pytest

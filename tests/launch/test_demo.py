@@ -10,8 +10,9 @@ from infra.metrics import read_metrics
 from launch.demo import main
 
 
+@pytest.mark.timeout(900)  # about a minute, but each of its commands starts several processes
 def test_the_demo_runs_the_whole_chain_on_two_processes(tmp_path: Path) -> None:
-    arguments = [f"--out={tmp_path / 'demo'}", "--patients=200", "--target_images=120", "--epochs=4"]
+    arguments = [f"--out={tmp_path / 'demo'}", "--patients=200", "--target_images=100", "--epochs=4"]
     command = [sys.executable, "-m", "launch", "demo", *arguments]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-3000:]
