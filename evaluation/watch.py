@@ -30,7 +30,8 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
         while True:
             status = read_status(run)
             ended = status is not None and status.state in ("finished", "refused", "failed")
-            newest = max((checkpoint.step for checkpoint in find_checkpoints(run)), default=-1)
+            there = find_checkpoints(run)
+            newest = max((checkpoint.step for checkpoint in there), default=-1)
             if newest < 0 and ended:
                 raise RunFailed(f"the run in {run} has ended without a checkpoint; {status.message if status else ''}")
             if newest > probed or (ended and prober is not None):
@@ -40,10 +41,9 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
                     found = prober.probe(whole=ended)
                 except (RunFailed, UserError):
                     # Retention may have removed a checkpoint between its discovery and its reading: look again.
-                    if any(checkpoint.step > probed for checkpoint in find_checkpoints(run)) and not ended:
-                        time.sleep(POLL_S)
-                        continue
-                    raise
+                    if set(there) <= set(find_checkpoints(run)):
+                        raise
+                    continue
                 probed = newest
                 each(found)
                 if ended:

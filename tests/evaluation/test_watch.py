@@ -11,7 +11,7 @@ from evaluation import watch as watching
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results import Results
-from infra.errors import RunFailed
+from infra.errors import RunFailed, UserError
 from infra.status import Status, write_status
 from ssl_core.checkpoint import CheckpointState, save_checkpoint
 from ssl_core.model import ModelConfig, build_encoder
@@ -82,4 +82,13 @@ def test_run_that_ends_without_a_checkpoint_is_said(tmp_path: Path, shards: Path
     run = make_run(tmp_path / "run", shards, steps=())
     write_status(run, Status("failed", 0, "no disk"))
     with pytest.raises(RunFailed, match="ended without a checkpoint; no disk"):
+        watching.watch(config_of(run, shards))
+
+
+def test_checkpoint_that_cannot_be_probed_ends_the_watch_in_its_line(run: Path, shards: Path) -> None:
+    write_status(run, Status("running", 15))
+    tensors = build_encoder(ModelConfig("resnet18", 16, 8), seed=0).state_dict()
+    tensors["backbone.resnet.conv1.weight"].fill_(float("nan"))
+    save_checkpoint(run, CheckpointState(15, 3.0, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
+    with pytest.raises(UserError, match="epoch 3 on cell are not finite"):
         watching.watch(config_of(run, shards))
