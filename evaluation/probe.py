@@ -45,6 +45,7 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
     Raises UserError for a run, dataset or option that cannot be probed, before any image is read where that can be
     known; RunFailed when a fit fails.
     """
+    configuration.load(PretrainConfig, config.run_folder / "config.yaml")  # before the lock makes a folder there
     with locked(config.run_folder / "features", "probing"):
         return Prober(config, command).probe()
 

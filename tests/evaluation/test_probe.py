@@ -213,6 +213,12 @@ def test_probe_is_refused_when_the_run_has_no_checkpoint(tmp_path: Path, shards:
         probe(config_of(make_run(tmp_path / "run", shards, steps=()), shards))
 
 
+def test_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path: Path, shards: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml does not exist"):
+        probe(config_of(tmp_path / "run", shards))
+    assert not (tmp_path / "run").exists()
+
+
 def test_checkpoint_of_another_architecture_is_refused_by_name(run: Path, shards: Path) -> None:
     tensors = build_encoder(ModelConfig("resnet34", 16, 8), seed=0).state_dict()
     save_checkpoint(run, CheckpointState(15, 3.0, "resnet34", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
