@@ -1,6 +1,7 @@
 """Pretraining in real processes that can be hurt."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -10,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from disk import on_disk_events
 from forks import forks
 from safetensors.torch import load_file
 
@@ -31,13 +34,15 @@ from ssl_core.views.spec import ViewSpec
 class Fault:
     """What happens to one rank when it is about to learn from a step, `times` times over all starts of the run.
 
-    kind: kill, stop (SIGSTOP), term (SIGTERM), raise, nan (in its images).
+    kind: kill, stop (SIGSTOP), term (SIGTERM), raise, nan (in its images); or save: kill at the disk event of this
+    number (see `on_disk_events`) in the save of the checkpoint of this step.
     """
 
     kind: str
     rank: int
     step: int
     times: int = 1
+    event: int = 0
 
 
 def small(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
@@ -134,6 +139,13 @@ def assert_same_samples(found: Outcome, expected: Outcome) -> None:
         assert one.samples.tolist() == other.samples.tolist()
 
 
+def assert_same_run(found: Outcome, expected: Outcome) -> None:
+    """Assert that a run at other world sizes consumed the same samples and had, up to rounding, the same losses."""
+    assert_same_samples(found, expected)
+    steps = sorted(expected.losses)
+    np.testing.assert_allclose([found.losses[s] for s in steps], [expected.losses[s] for s in steps], rtol=2e-3)
+
+
 def assert_same_bits(found: Outcome, expected: Outcome) -> None:
     """Assert that a run ended in the very weights, by the very losses and samples, of another."""
     assert_same_samples(found, expected)
@@ -148,7 +160,12 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     torch.set_num_threads(1)
     log = (config.run_folder.parent / f"{config.run_folder.name}-rank-{ranks.rank}.log").open("a")
     sys.stdout = sys.stderr = log
-    train._learn = _hurt(train._learn, config.run_folder, [fault for fault in faults if fault.rank == ranks.rank])
+    mine = {_counter(config.run_folder, fault, number): fault for number, fault in enumerate(faults)}
+    mine = {counter: fault for counter, fault in mine.items() if fault.rank == ranks.rank}
+    train._learn = _hurt(train._learn, mine)
+    for counter, fault in mine.items():
+        if fault.kind == "save":
+            on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, counter))
     try:
         pretrain(config, ranks)
     except (UserError, RunFailed) as error:
@@ -158,15 +175,56 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     log.close()
 
 
-def _hurt(learn: Callable[..., Any], run: Path, faults: Sequence[Fault]) -> Callable[..., Any]:
+def _counter(run: Path, fault: Fault, number: int) -> Path:
+    return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
+
+
+def _hurt(learn: Callable[..., Any], faults: dict[Path, Fault]) -> Callable[..., Any]:
     def hurt(engine: Any, batch: Any, rate: float) -> Any:
-        for number, fault in enumerate(faults):
-            counter = run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
-            if batch.step == fault.step and _once_more(counter, fault.times):
+        for counter, fault in faults.items():
+            if fault.kind != "save" and batch.step == fault.step and _once_more(counter, fault.times):
                 _strike(fault.kind, batch)
         return learn(engine, batch, rate)
 
     return hurt
+
+
+class _KillInSave:
+    """Notes what is done to the disk from the first thing for the checkpoint of a step to the first for a later one."""
+
+    def __init__(self, fault: Fault, counter: Path) -> None:
+        self._fault, self._counter = fault, counter
+        self._events = 0
+        self._saving = False
+
+    def __call__(self, event: str, path: str) -> None:
+        step = re.search(r"/\.?step-(\d+)", path)
+        if step:
+            self._saving = int(step[1]) == self._fault.step or (self._saving and int(step[1]) < self._fault.step)
+        if not self._saving:
+            return
+        with self._counter.with_suffix(".events").open("a") as file:
+            file.write(f"{event} {path}\n")
+        if self._events == self._fault.event and _once_more(self._counter, self._fault.times):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._events += 1
+
+
+def moments_of_a_save(config: PretrainConfig, world: int, step: int) -> list[int]:
+    """Train to the end and return the numbers of the disk events in the save of this step that are worth a kill.
+
+    Of the writes into one file, which are one for each tensor, the first and the last.
+    """
+    fault = Fault("save", 0, step, times=0)
+    assert train_through(config, world, [fault]) == 1
+    events = _counter(config.run_folder, fault, 0).with_suffix(".events").read_text().splitlines()
+    first = {event: number for number, event in reversed(list(enumerate(events)))}
+    last = {event: number for number, event in enumerate(events)}
+    return [
+        number
+        for number, event in enumerate(events)
+        if not event.startswith("write ") or number in (first[event], last[event])
+    ]
 
 
 def _once_more(counter: Path, times: int) -> bool:

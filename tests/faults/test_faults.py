@@ -2,8 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk import NoDisk, cut, fill, flip_a_bit, small_disk
 from harness import (
     Fault,
     Outcome,
     assert_same_bits,
+    assert_same_run,
     assert_same_samples,
     end,
+    moments_of_a_save,
     outcome,
     small,
     start,
@@ -27,6 +30,8 @@ from harness import (
 
 from infra.status import read_status
 from ssl_core.checkpoint import find_checkpoints
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.train import PretrainConfig
 
 WORLD = 2
 
@@ -115,16 +120,6 @@ def test_nan_that_never_ends_stops_all_ranks_with_one_line(tmp_path: Path, simul
     assert steps_done(config.run_folder) == 3
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(bytes(content))
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
 @pytest.mark.parametrize(
     ("harm", "name"),
     [
@@ -148,29 +143,40 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert_same_bits(outcome(config.run_folder), undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_at_anything_that_a_save_does_to_the_disk_ends_in_the_same_bits(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    def config(name: str) -> PretrainConfig:
+        return replace(small(tmp_path / name, simulated_shards), checkpoints=CheckpointConfig(keep_last=1))
+
+    moments = moments_of_a_save(config("looked-at"), WORLD, step=6)
+    assert len(moments) > 30
+    for moment in moments:
+        run = config(f"killed-at-{moment}")
+        assert train_through(run, WORLD, [Fault("save", 0, 6, event=moment)]) == 2
+        assert_same_bits(outcome(run.run_folder), undisturbed)
+        shutil.rmtree(run.run_folder)
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=800M", "tmpfs", str(disk)], check=False, capture_output=True
-    )
-    if made.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    try:
+        with small_disk(tmp_path, size_mb=800):
+            yield tmp_path
+    except NoDisk as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.slow
 def test_a_full_disk_while_saving_raises_an_alarm_and_training_goes_on(
-    small_disk: Path, simulated_shards: Path, undisturbed: Outcome
+    disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
-    config = small(small_disk / "run", simulated_shards)
+    config = small(disk / "run", simulated_shards)
     assert end(start(config, WORLD, [Fault("kill", 0, 5)])) != [0, 0]
     assert steps_done(config.run_folder) == 3
-    filler = small_disk / "filler"
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, os.statvfs(small_disk).f_bavail * 4096 - 2**20)
+    filler = fill(disk)
     assert end(start(config, WORLD))[0] != 0  # the last checkpoint of all has no place either
     assert "ALARM: the checkpoint of step 6 is not saved" in log_of(config.run_folder, 0)
     assert steps_done(config.run_folder) == 3
@@ -210,10 +216,7 @@ def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_else_says_so(
     assert end(start(config, 3)) == [2, 2, 2]
     assert "the world size 3 must divide data.lanes=8" in log_of(config.run_folder, 0)
     assert train_through(config, WORLD) == 1
-    found = outcome(config.run_folder)
-    assert_same_samples(found, undisturbed)
-    steps = sorted(undisturbed.losses)
-    np.testing.assert_allclose([found.losses[s] for s in steps], [undisturbed.losses[s] for s in steps], rtol=2e-3)
+    assert_same_run(outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -226,8 +229,5 @@ def test_a_run_that_goes_from_one_to_two_to_four_ranks_and_back_sees_the_same_sa
     for world, steps in ((1, 3), (2, 6), (4, 9), (1, total_steps(config))):
         part = replace(config, train=replace(config.train, max_steps=steps))
         assert end(start(part, world), timeout_s=240) == [0] * world, log_of(config.run_folder, 0)
-    found = outcome(config.run_folder)
-    assert_same_samples(found, undisturbed)
-    steps = sorted(undisturbed.losses)
-    np.testing.assert_allclose([found.losses[s] for s in steps], [undisturbed.losses[s] for s in steps], rtol=2e-3)
+    assert_same_run(outcome(config.run_folder), undisturbed)
     assert json.loads((find_checkpoints(config.run_folder)[-1].path / "state.json").read_text())["world_size"] == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disk import NoDisk, small_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,54 +29,24 @@ KILLED_AT_EVERY_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
 import torch
+from disk import on_disk_events
 from ssl_core.checkpoint import CheckpointState
 from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
 
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 run, out, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 class Killer:
     def __init__(self, at):
         self.left = at
 
-    def step(self):
+    def __call__(self, event, path):
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def audit(self, event, arguments):
-        if event in EVENTS and isinstance(arguments[0], (str, os.PathLike)) and str(out) in os.fspath(arguments[0]):
-            self.step()
-
-class Halved:
-    def __init__(self, file, killer):
-        self.file, self.killer = file, killer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def write(self, content):
-        half = len(content) // 2
-        self.file.write(content[:half])
-        self.file.flush()
-        self.killer.step()
-        self.file.write(content[half:])
-
 def save(folder, kill_at=None):
     if kill_at is not None:
-        killer = Killer(kill_at)
-        opened, synced = Path.open, os.fsync
-        def watched(path, mode="r", *arguments, **options):
-            file = opened(path, mode, *arguments, **options)
-            return Halved(file, killer) if "w" in mode else file
-        def fsync(descriptor):
-            killer.step()
-            synced(descriptor)
-        Path.open, os.fsync = watched, fsync
-        sys.addaudithook(killer.audit)
+        on_disk_events(out, Killer(kill_at))
     with CheckpointWriter(folder, CheckpointConfig(keep_last=2), torch.device("cpu"), 0) as writer:
         state = CheckpointState(3, 0.3, "resnet18", "data", 0.5, 0.25, 1, "0", "0")
         writer.save(state, {"weight": torch.full((50,), 3.0)}, {"weight/exp_avg": torch.ones(50)})
@@ -144,8 +115,9 @@ def test_a_save_killed_at_any_step_leaves_a_whole_checkpoint_and_is_made_good(
         save(run, 3)
         (run / "checkpoints" / "step-3" / "state.json").unlink()
     out.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # `disk` among them
     script = [sys.executable, "-c", KILLED_AT_EVERY_STEP, run, out, str(stride)]
-    subprocess.run(script, check=True, capture_output=True, timeout=240)
+    subprocess.run(script, check=True, capture_output=True, timeout=240, env=environment)
     killed = [folder for folder in out.iterdir() if not folder.name.endswith("-again")]
     assert len(killed) > 30 / stride
     undisturbed = content(max(killed, key=lambda folder: int(folder.name)))
@@ -157,44 +129,40 @@ def test_a_save_killed_at_any_step_leaves_a_whole_checkpoint_and_is_made_good(
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("may not mount a file system here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def two_megabytes(tmp_path: Path) -> Iterator[Path]:
+    """A file system of that size."""
+    try:
+        with small_disk(tmp_path, size_mb=2):
+            yield tmp_path
+    except NoDisk as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_a_full_disk_is_an_alarm_and_the_old_checkpoint_stands(
-    disk: Path, foreseen: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    two_megabytes: Path, foreseen: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not foreseen:  # somebody else fills the disk between the look and the writing
         monkeypatch.setattr(ssl_core.checkpoint, "require_space", lambda *_: None)
     model, moments = {"weight": torch.zeros(150_000)}, {"weight/exp_avg": torch.zeros(150_000)}  # 1.2 MB
-    with CheckpointWriter(disk, CheckpointConfig(keep_last=1), torch.device("cpu"), 0) as writer:
+    with CheckpointWriter(two_megabytes, CheckpointConfig(keep_last=1), torch.device("cpu"), 0) as writer:
         writer.save_now(state(1), {"weight": torch.ones(1000)}, {}) if foreseen else writer.save_now(
             state(1), model, {}
         )
         writer.save(state(2), model, moments | {"weight/exp_avg_sq": torch.zeros(150_000)})
         writer._pending.result()
         assert writer.failures == 1
-        assert [path.name for path in (disk / "checkpoints").iterdir()] == ["step-1"]
+        assert [path.name for path in (two_megabytes / "checkpoints").iterdir()] == ["step-1"]
         said = capsys.readouterr().err
         assert "ALARM: the checkpoint of step 2 is not saved, the older ones stand: cannot write" in said
         assert ("but 2.1 MB are free" if foreseen else "no space left on the device; free some") in said
         with pytest.raises(UserError, match="cannot write"):
             writer.save_now(state(2), model, moments | {"weight/exp_avg_sq": torch.zeros(150_000)})
-        assert weight(disk)[0] == 1
-        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        assert weight(two_megabytes)[0] == 1
+        subprocess.run(["mount", "-o", "remount,size=8m", two_megabytes], check=True)
         writer.save(state(3), model, moments)
     assert writer.failures == 1
-    assert [checkpoint.step for checkpoint in find_checkpoints(disk)] == [3]
+    assert [checkpoint.step for checkpoint in find_checkpoints(two_megabytes)] == [3]
 
 
 @pytest.fixture(scope="module")
