@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from infra.append_file import AppendFile
 from infra.errors import UserError
 from infra.files import disk_errors, fsync_path
 from infra.processes import Ranks
@@ -57,11 +58,7 @@ class ConsumedLog:
 
     def __init__(self, run_folder: Path, ranks: Ranks) -> None:
         """Open the file; raises UserError when the disk does not take it."""
-        self.path, self._world = _path(run_folder, ranks.rank), ranks.world
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # unbuffered, so that nothing is left to write, and to fail, when a full disk has ended the run
-            self._file = self.path.open("ab", buffering=0)
+        self._file, self._world = AppendFile(_path(run_folder, ranks.rank)), ranks.world
 
     def write(
         self,
@@ -70,7 +67,7 @@ class ConsumedLog:
         samples: npt.NDArray[np.uint64],
         valid: npt.NDArray[np.bool_],
     ) -> None:
-        """Append this rank's samples of a step, each array (local_batch,); raises UserError when the disk is full."""
+        """Append this rank's samples of a step, each array (local_batch,)."""
         line = _Line(
             step,
             self._world,
@@ -78,10 +75,7 @@ class ConsumedLog:
             [f"{sample:016x}" for sample in samples.tolist()],
             np.flatnonzero(~valid).tolist(),
         )
-        content = memoryview(msgspec.json.encode(line) + b"\n")
-        with disk_errors(self.path):
-            while content:
-                content = content[self._file.write(content) :]
+        self._file.write(msgspec.json.encode(line) + b"\n")
 
     def __enter__(self) -> "ConsumedLog":
         return self

@@ -4,6 +4,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from infra.log import say
@@ -29,15 +31,22 @@ class Records:
         checkpoint_bytes: int,
         log_samples: bool,
     ) -> None:
-        """Open them; checkpoint_bytes: what one will have, so that memory for its copy is there before it is needed."""
+        """Open them; checkpoint_bytes: what one will have, so that memory for its copy is there before it is needed.
+
+        Collective. Raises UserError on all ranks when the disk does not take what is the first one's.
+        """
         self._ranks = ranks
-        self._stack = ExitStack()
-        self.metrics: MetricsWriter | None = None
+        self._metrics: MetricsWriter | None = None
         self._writer: CheckpointWriter | None = None
-        if ranks.is_first:
-            self.metrics = self._stack.enter_context(MetricsWriter(run, first_step))
-            self._writer = self._stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes))
-        self._consumed = self._stack.enter_context(ConsumedLog(run, ranks)) if log_samples else None
+        with ExitStack() as stack:
+
+            def open_first() -> None:
+                self._metrics = stack.enter_context(MetricsWriter(run, first_step))
+                self._writer = stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes))
+
+            on_first_rank(ranks, open_first)
+            self._consumed = stack.enter_context(ConsumedLog(run, ranks)) if log_samples else None
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Records":
         return self
@@ -54,9 +63,14 @@ class Records:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics."""
-        if self.metrics and self._writer:
+        if self._metrics and self._writer:
             saving = {name: float(getattr(self._writer, name)) for name in ("failures", "wait_s", "save_s")}
-            self.metrics.write(step, {**values, **{f"checkpoint/{name}": value for name, value in saving.items()}})
+            self._metrics.write(step, {**values, **{f"checkpoint/{name}": value for name, value in saving.items()}})
+
+    def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """Put an image (H, W, C) into TensorBoard."""
+        if self._metrics:
+            self._metrics.show(name, pixels)
 
     def save(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
         """Save a checkpoint in the background."""
@@ -69,5 +83,5 @@ class Records:
 
     def say(self, message: str) -> None:
         """Print a line, once."""
-        if self.metrics:
+        if self._ranks.is_first:
             say(message)

@@ -15,7 +15,6 @@ import torch
 from infra import config as configuration
 from infra.errors import RunFailed, require
 from infra.log import progress, say
-from infra.metrics import MetricsWriter
 from infra.processes import Ranks, device_of, on_first_rank, require_same, sum_over_ranks
 from sharding.order import Positions, SampleOrder
 from sharding.stream import DataConfig, ShardSet, read_batch, sample_order
@@ -174,8 +173,7 @@ def _train(config: PretrainConfig, run: Session, shards: ShardSet, order: Sample
             f"pretraining {config.model.backbone} on {shards.samples} samples, {train.epochs} epochs, "
             f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
         )
-        if records.metrics:
-            _show_views(config, shards, order.batch(first_step), records.metrics)
+        on_first_rank(ranks, lambda: _show_views(config, shards, order.batch(first_step), records))
         batches = training_batches(
             shards,
             order,
@@ -342,12 +340,12 @@ def _start_writing(config: PretrainConfig, first_step: int) -> None:
     truncate_consumed(config.run_folder, first_step)
 
 
-def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, metrics: MetricsWriter) -> None:
+def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, records: Records) -> None:
     """Put a few samples beside their views into TensorBoard; warn when views, which are not antialiased, will alias."""
     some = Positions(*(values[:: max(1, len(values) // _SHOWN)][:_SHOWN] for values in first))
     batch = read_batch(shards, 0, some, mask=True)
     sheet = view_sheet(batch, config.views, seed=config.seed, kind=config.executor)
-    metrics.events.add_image("views", sheet, dataformats="HWC")
+    records.show("views", sheet)
     rows = shards.index(0)
     shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
     if shorter_side_px > 2 * config.views.size_px:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 OnEvent = Callable[[str, str], None]  # gets what is about to happen, and the path that it happens to
 
+FILLER = "filler"
 _AUDITED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 _IN_FOLDER = {"os.remove", "os.rmdir"}  # whose path may be one in an open folder, their second argument
 
@@ -36,7 +37,7 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[None]:
 
 def fill(disk: Path, left_bytes: int = 2**20) -> Path:
     """Fill a disk but for so many bytes; returns the file that does it."""
-    filler = disk / "filler"
+    filler = disk / FILLER
     with filler.open("wb") as file:
         free = os.statvfs(disk)
         os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - left_bytes)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from disk import on_disk_events
+from disk import FILLER, fill, on_disk_events
 from forks import forks
 from safetensors.torch import load_file
 
@@ -34,8 +34,9 @@ from ssl_core.views.spec import ViewSpec
 class Fault:
     """What happens to one rank when it is about to learn from a step, `times` times over all starts of the run.
 
-    kind: kill, stop (SIGSTOP), term (SIGTERM), raise, nan (in its images); or save: kill at the disk event of this
-    number (see `on_disk_events`) in the save of the checkpoint of this step.
+    kind: kill, stop (SIGSTOP), term (SIGTERM), raise, nan (in its images), fill (to its last byte, the disk that is
+    mounted on the run's folder), free (it again); or save: kill at the disk event of this number (`on_disk_events`) in
+    the save of the checkpoint of this step.
     """
 
     kind: str
@@ -162,7 +163,7 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     sys.stdout = sys.stderr = log
     mine = {_counter(config.run_folder, fault, number): fault for number, fault in enumerate(faults)}
     mine = {counter: fault for counter, fault in mine.items() if fault.rank == ranks.rank}
-    train._learn = _hurt(train._learn, mine)
+    train._learn = _hurt(train._learn, config.run_folder, mine)
     for counter, fault in mine.items():
         if fault.kind == "save":
             on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, counter))
@@ -179,11 +180,11 @@ def _counter(run: Path, fault: Fault, number: int) -> Path:
     return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
 
 
-def _hurt(learn: Callable[..., Any], faults: dict[Path, Fault]) -> Callable[..., Any]:
+def _hurt(learn: Callable[..., Any], run: Path, faults: dict[Path, Fault]) -> Callable[..., Any]:
     def hurt(engine: Any, batch: Any, rate: float) -> Any:
         for counter, fault in faults.items():
             if fault.kind != "save" and batch.step == fault.step and _once_more(counter, fault.times):
-                _strike(fault.kind, batch)
+                _strike(fault.kind, batch, run)
         return learn(engine, batch, rate)
 
     return hurt
@@ -233,9 +234,13 @@ def _once_more(counter: Path, times: int) -> bool:
     return done < times
 
 
-def _strike(kind: str, batch: Any) -> None:
+def _strike(kind: str, batch: Any, disk: Path) -> None:
     if kind == "nan":
         batch.views[0][0] = float("nan")
+    elif kind == "fill":
+        fill(disk, left_bytes=0)
+    elif kind == "free":
+        (disk / FILLER).unlink()
     elif kind == "raise":
         raise RuntimeError("a rank that raises")
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk import NoDisk, cut, fill, flip_a_bit, small_disk
+from disk import FILLER, NoDisk, cut, flip_a_bit, small_disk
 from harness import (
     Fault,
     Outcome,
@@ -162,25 +162,39 @@ def test_a_run_killed_at_anything_that_a_save_does_to_the_disk_ends_in_the_same_
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "run"
+    folder.mkdir()
     try:
-        with small_disk(tmp_path, size_mb=800):
-            yield tmp_path
+        with small_disk(folder, size_mb=800):
+            yield folder
     except NoDisk as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.slow
-def test_a_full_disk_while_saving_raises_an_alarm_and_training_goes_on(
+def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_is_not(
     disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
-    config = small(disk / "run", simulated_shards)
-    assert end(start(config, WORLD, [Fault("kill", 0, 5)])) != [0, 0]
+    config = small(disk, simulated_shards)
+    faults = [Fault("fill", 0, 4), Fault("free", 0, total_steps(config) - 1)]
+    assert train_through(config, WORLD, faults) == 1
+    log = log_of(config.run_folder, 0)
+    assert "ALARM: the checkpoint of step 6 is not saved, the older ones stand" in log
+    assert "takes nothing more: No space left on device" in log
+    assert "has all its lines again" in log
+    assert [checkpoint.step for checkpoint in find_checkpoints(config.run_folder)] == [3, total_steps(config)]
+    assert_same_bits(outcome(config.run_folder), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_to_the_end_fails_the_run_which_goes_on_once_it_is_not(
+    disk: Path, simulated_shards: Path, undisturbed: Outcome
+) -> None:
+    config = small(disk, simulated_shards)
+    assert end(start(config, WORLD, [Fault("fill", 0, 4)])) == [1, 1]
+    assert "cannot write" in log_of(config.run_folder, 1)
     assert steps_done(config.run_folder) == 3
-    filler = fill(disk)
-    assert end(start(config, WORLD))[0] != 0  # the last checkpoint of all has no place either
-    assert "ALARM: the checkpoint of step 6 is not saved" in log_of(config.run_folder, 0)
-    assert steps_done(config.run_folder) == 3
-    filler.unlink()
+    (disk / FILLER).unlink()
     assert train_through(config, WORLD) == 1
     assert_same_bits(outcome(config.run_folder), undisturbed)
 

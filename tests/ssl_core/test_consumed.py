@@ -130,14 +130,3 @@ def test_lines_are_json_with_identities_in_hexadecimal(tmp_path: Path) -> None:
         log.write(7, np.array([3, 4]), samples, np.array([True, False]))
         line = json.loads((tmp_path / "samples" / "rank-1.jsonl").read_text())  # on the disk before the log is closed
     assert line == {"step": 7, "world": 2, "epochs": [3, 4], "samples": ["f" * 16, "0" * 15 + "1"], "masked": [1]}
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_ends_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "rank-0.jsonl").symlink_to("/dev/full")
-    with (
-        pytest.raises(UserError, match=r"cannot write .*rank-0\.jsonl: no space left"),
-        ConsumedLog(tmp_path, Ranks()) as log,
-    ):
-        log.write(0, *consumed_in(0))
