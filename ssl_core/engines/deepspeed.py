@@ -97,7 +97,10 @@ class DeepSpeedEngine(Replica):
         """As `Engine`."""
         if self._zero is not None:
             self._gathered = self._gather_states()
-        return super().optimizer_state()
+        try:
+            return super().optimizer_state()
+        finally:
+            self._gathered = {}  # holding it would undo what splitting it saves
 
     def _gather_states(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """Put the ranks' parts of the optimiser's state together.
