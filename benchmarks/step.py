@@ -162,7 +162,7 @@ def configuration(case: Case, turn: Turn, shards: Path, run: Path) -> train.Pret
         engine=EngineConfig(kind=case.engine),  # type: ignore[arg-type]
         train=train.TrainConfig(
             epochs=10**6,
-            micro_batch=-(-case.local_batch // case.parts),
+            micro_batches=case.parts,
             checkpoint_every_epochs=10**6,
             checkpoint_every_steps=turn.save_step,
             log_every_steps=turn.window_steps,

@@ -1,5 +1,6 @@
 """The pretraining loop: shards in, a run folder out (Gazda et al. 2021, section III B)."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -47,9 +48,9 @@ class TrainConfig:
     Args:
         epochs: passes over the selected samples; the paper's is 100
         precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32) or fp32
-        micro_batch: samples that a rank takes through the encoder at once; all of its share where none is given.
-            With fewer, gradients stay those of the whole global batch (gradient caching), at the cost of a second
-            forward pass, and batch norm sees the micro-batches of all ranks
+        micro_batches: how many parts a rank takes its share of the global batch through the encoder in, one after the
+            other. Gradients stay those of the whole global batch (gradient caching), at the cost of a second forward
+            pass; batch norm sees one part of all ranks at a time. Divides the share
         checkpoint_every_epochs: a checkpoint at the end of every so many epochs, and of the run
         checkpoint_every_steps: and one after every so many steps, for machines that may be taken away
         log_every_steps: steps between two lines of metrics, which are means over these steps
@@ -64,7 +65,7 @@ class TrainConfig:
 
     epochs: int = 100
     precision: Precision = "bf16"
-    micro_batch: int | None = None
+    micro_batches: int = 1
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
     log_every_steps: int = 10
@@ -76,7 +77,7 @@ class TrainConfig:
     rollbacks: int = 2
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "micro_batch", "log_every_steps", "max_steps", "world_size")
+        counts = ("epochs", "micro_batches", "log_every_steps", "max_steps", "world_size")
         for name in (*counts, "checkpoint_every_epochs", "checkpoint_every_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"train.{name}={value} must be at least 1")
@@ -139,7 +140,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             except _Diverged as error:
                 # What a passing fault has done, training again from the checkpoint undoes; a lasting one comes back.
                 rollbacks = rollbacks + 1 if run.step <= failed_at else 1
-                failed_at = run.step
+                failed_at = max(failed_at, run.step)
                 if rollbacks > config.train.rollbacks:
                     raise RunFailed(f"{error} again after train.rollbacks={config.train.rollbacks}; {_CURE}") from error
                 if ranks.is_first:
@@ -235,7 +236,12 @@ def _train(config: PretrainConfig, run: Session, shards: ShardSet, order: Sample
 
 def _engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engine:
     """Return the engine with the untrained encoder."""
-    local_batch = config.data.global_batch // ranks.world
+    share, parts = config.data.global_batch // ranks.world, config.train.micro_batches
+    require(
+        share % parts == 0,
+        f"train.micro_batches={parts} must divide a rank's share of {share} samples, so that batch norm sees parts of "
+        f"one size at every world size; try {math.gcd(share, parts)}, or another number of processes",
+    )
     return build_engine(
         config.engine,
         build_encoder(config.model, config.seed),
@@ -243,7 +249,7 @@ def _engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engin
         loss=config.loss,
         precision=config.train.precision,
         device=device,
-        micro_batches=-(-local_batch // (config.train.micro_batch or local_batch)),
+        micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
     )
 

@@ -14,9 +14,11 @@ from infra.processes import Ranks, on_first_rank, require_same
 from sharding.datasets.simulated import write_chexpert
 from sharding.pack import PackConfig, pack
 from sharding.stream import DataConfig, ShardSet
+from ssl_core import train
 from ssl_core.checkpoint import find_checkpoints
 from ssl_core.model import ModelConfig
 from ssl_core.optim import OptimConfig
+from ssl_core.session import Session
 from ssl_core.train import PretrainConfig, TrainConfig, pretrain
 from ssl_core.views.spec import ViewSpec
 
@@ -105,6 +107,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: Pretr
     with pytest.raises(RunFailed, match=r"no finite loss and gradient again after .*a lower optim\.learning_rate"):
         pretrain(hopeless(small), Ranks())
     assert find_checkpoints(small.run_folder) == []
+
+
+def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
+    small: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it may fail earlier the second time: GPUs do not repeat a step to the bit."""
+    failures = iter([20, 18, 19, 18, 19])
+
+    def diverge(config: PretrainConfig, run: Session, *_: object) -> None:
+        run.step = next(failures)
+        raise train._Diverged(f"step {run.step} diverged")
+
+    monkeypatch.setattr(train, "_train", diverge)
+    with pytest.raises(RunFailed, match=r"step 19 diverged again after train\.rollbacks=2"):
+        pretrain(small, Ranks())
+
+
+def test_parts_that_do_not_divide_the_share_of_a_rank_are_refused(small: PretrainConfig) -> None:
+    with pytest.raises(UserError, match=r"train\.micro_batches=6 must divide a rank's share of 16 samples.* try 2, or"):
+        pretrain(replace(small, train=replace(small.train, micro_batches=6)), Ranks())
 
 
 def test_images_that_are_far_larger_than_the_views_are_warned_of(
