@@ -1,6 +1,7 @@
 """A DeepSpeed JSON file beside our own keys: what it may say, and that the two say the same."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ _PASSED_ON_OF_ZERO: Final = (
 _OURS: Final = {
     "optimizer": "the optimiser is set by optim.name",
     "scheduler": "the schedule is set by optim.schedule and optim.warmup_steps",
-    "train_micro_batch_size_per_gpu": "how much a rank computes at once is set by train.micro_batch",
+    "train_micro_batch_size_per_gpu": "how much a rank computes at once is set by train.micro_batches",
     "torch_autocast": "the precision is set by train.precision",
     "amp": "the precision is set by train.precision",
 }
@@ -54,8 +55,11 @@ def deepspeed_settings(
     for key, value in zero.items():
         _require(key in _PASSED_ON_OF_ZERO, config, f"zero_optimization.{key}", value, "is not passed on", "remove it")
 
-    norm = given.pop("gradient_clipping", config.max_gradient_norm) or None
+    norm = given.pop("gradient_clipping", config.max_gradient_norm)
+    number = norm is None or (type(norm) in (int, float) and 0 <= norm < math.inf)
+    _require(number, config, "gradient_clipping", norm, "must be a number, 0 for no clipping", "take 1.0")
     _require_same(config, "gradient_clipping", norm, "engine.max_gradient_norm", config.max_gradient_norm)
+    norm = norm or None
     _require_same(config, "train_batch_size", given.pop("train_batch_size", None), "data.global_batch", global_batch)
     steps = given.pop("gradient_accumulation_steps", 1)
     _require(
@@ -64,7 +68,7 @@ def deepspeed_settings(
         "gradient_accumulation_steps",
         steps,
         "must be 1, since its micro-batches would not share their negatives",
-        "set train.micro_batch, which keeps those of the whole global batch",
+        "set train.micro_batches, which keeps those of the whole global batch",
     )
     for name in ("bf16", "fp16"):
         _require_precision(config, name, given.pop(name, None), precision)
