@@ -161,12 +161,12 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     torch.set_num_threads(1)
     log = (config.run_folder.parent / f"{config.run_folder.name}-rank-{ranks.rank}.log").open("a")
     sys.stdout = sys.stderr = log
-    mine = {_counter(config.run_folder, fault, number): fault for number, fault in enumerate(faults)}
-    mine = {counter: fault for counter, fault in mine.items() if fault.rank == ranks.rank}
+    mine = {counter(config.run_folder, fault, number): fault for number, fault in enumerate(faults)}
+    mine = {path: fault for path, fault in mine.items() if fault.rank == ranks.rank}
     train._learn = _hurt(train._learn, config.run_folder, mine)
-    for counter, fault in mine.items():
+    for path, fault in mine.items():
         if fault.kind == "save":
-            on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, counter))
+            on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, path))
     try:
         pretrain(config, ranks)
     except (UserError, RunFailed) as error:
@@ -176,14 +176,15 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     log.close()
 
 
-def _counter(run: Path, fault: Fault, number: int) -> Path:
+def counter(run: Path, fault: Fault, number: int) -> Path:
+    """Return the file that counts how often the occasion of a start's fault of this number came."""
     return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
 
 
 def _hurt(learn: Callable[..., Any], run: Path, faults: dict[Path, Fault]) -> Callable[..., Any]:
     def hurt(engine: Any, batch: Any, rate: float) -> Any:
-        for counter, fault in faults.items():
-            if fault.kind != "save" and batch.step == fault.step and _once_more(counter, fault.times):
+        for path, fault in faults.items():
+            if fault.kind != "save" and batch.step == fault.step and _once_more(path, fault.times):
                 _strike(fault.kind, batch, run)
         return learn(engine, batch, rate)
 
@@ -218,7 +219,7 @@ def moments_of_a_save(config: PretrainConfig, world: int, step: int) -> list[int
     """
     fault = Fault("save", 0, step, times=0)
     assert train_through(config, world, [fault]) == 1
-    events = _counter(config.run_folder, fault, 0).with_suffix(".events").read_text().splitlines()
+    events = counter(config.run_folder, fault, 0).with_suffix(".events").read_text().splitlines()
     first = {event: number for number, event in reversed(list(enumerate(events)))}
     last = {event: number for number, event in enumerate(events)}
     return [

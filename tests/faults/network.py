@@ -1,17 +1,26 @@
 """Two machines, as network namespaces behind a switch, and a pretraining that runs on both."""
 
+import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 from uuid import uuid4
 
 import psutil
+from harness import small, total_steps
 from launched import TORCHRUN, Launched, launched, pretraining, supervised
 
 from infra.metrics import read_metrics
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.optim import OptimConfig
 from ssl_core.train import PretrainConfig
+from ssl_core.views.spec import ViewSpec
 
 NODES = 2
 PORT = 29400
@@ -78,24 +87,84 @@ class Network:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def start(network: Network, node: int, config: PretrainConfig, stack: ExitStack, nodes: str = str(NODES)) -> Launched:
-    """Start a node's part of the run under `sternum supervise`; the first node is the one that all meet at.
+def on_two(run: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
+    """A run that needs both machines."""
+    config = small(run, shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
+    return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
-    nodes: what torchrun is told of their number, as N or MIN:MAX.
+
+def on_one_or_two(run: Path, shards: Path) -> PretrainConfig:
+    """A run that goes on with what there is, slow enough that a machine may go and another come meanwhile.
+
+    It is ten times as long as `small`, and rounding has as much longer to grow: hence a tenth of its learning rate.
     """
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={network.address(0)}:{PORT}", "--rdzv-id=test"]
-    # With MIN:MAX machines, those that are there wait 5 s (torchrun's own default is 30) for more.
-    conf = f"is_host={'false' if node else 'true'},last_call_timeout=5"
-    meeting += [f"--rdzv-conf={conf}", f"--local-addr={network.address(node)}"]
-    command = [*TORCHRUN, f"--nnodes={nodes}", "--nproc-per-node=1", *meeting, "-m", *pretraining(config)]
-    command = supervised(config, command, "--patience=20")
-    log = config.run_folder.parent / f"node-{node}.log"
-    return stack.enter_context(launched(network.on(node, command), log, GLOO_SOCKET_IFNAME="eth0"))
+    config = small(run, shards, epochs=20, timeout_s=15.0)
+    config = replace(config, views=ViewSpec(size_px=96), optim=OptimConfig(learning_rate=1e-6))
+    return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
 
-def reached(config: PretrainConfig) -> int:
-    """Return the newest step of which there are metrics."""
-    return int(max((line["step"] for line in read_metrics(config.run_folder)), default=0))
+class Machines:
+    """Both machines with a run on them, each under `sternum supervise`; the first is the one that all meet at."""
+
+    def __init__(self, network: Network, config: PretrainConfig, nodes: str, stack: ExitStack) -> None:
+        self._network, self._config, self._nodes, self._stack = network, config, nodes, stack
+        self.started = [self._start(node) for node in range(NODES)]
+
+    def _start(self, node: int) -> Launched:
+        config = self._config
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self._network.address(0)}:{PORT}", "--rdzv-id=test"]
+        # With MIN:MAX machines, those that are there wait 5 s (torchrun's own default is 30) for more.
+        conf = f"is_host={'false' if node else 'true'},last_call_timeout=5"
+        meeting += [f"--rdzv-conf={conf}", f"--local-addr={self._network.address(node)}"]
+        command = [*TORCHRUN, f"--nnodes={self._nodes}", "--nproc-per-node=1", *meeting, "-m", *pretraining(config)]
+        command = self._network.on(node, supervised(config, command, "--patience=20"))
+        log = config.run_folder.parent / f"{config.run_folder.name}-node-{node}.log"
+        return self._stack.enter_context(launched(command, log, GLOO_SOCKET_IFNAME="eth0"))
+
+    def wait_for_step(self, step: int) -> None:
+        """Return when there are metrics of this step."""
+        self.started[0].wait_for_step(self._config.run_folder, step, timeout_s=400)
+
+    def pull_cable(self, node: int, seconds: float) -> None:
+        """Pull a machine's cable for a while, in which the run stands still."""
+        self._network.cut(node)
+        step = self.step()
+        time.sleep(seconds)
+        assert self.step() <= step + 2 < total_steps(self._config), "it was not cut in the midst of training"
+        self._network.join(node)
+
+    def lose(self, node: int) -> None:
+        """Take a machine away at once: one without power says no goodbye."""
+        self._network.cut(node)
+        self._network.kill(node)
+        assert self.step() < total_steps(self._config), "it was not lost in the midst of training"
+
+    def bring_back(self, node: int) -> None:
+        """Give a machine back, and start its part of the run."""
+        self._network.join(node)
+        self.started[node] = self._start(node)
+
+    def step(self) -> int:
+        """Return the newest step of which there are metrics."""
+        return int(max((line["step"] for line in read_metrics(self._config.run_folder)), default=0))
+
+    def end(self) -> None:
+        """Wait until both have finished the run."""
+        for machine in self.started:
+            assert machine.end(timeout_s=600) == 0, machine.said()
+
+
+@contextmanager
+def machines(network: Network, config: PretrainConfig, nodes: str = str(NODES)) -> Iterator[Machines]:
+    """Start the run on both machines; nothing of it outlives the block. nodes: what torchrun is told, N or MIN:MAX."""
+    with ExitStack() as stack:
+        yield Machines(network, config, nodes, stack)
+
+
+def world_sizes(run: Path) -> list[int]:
+    """Return the numbers of ranks that a run was trained by, one after the other."""
+    lines = (run / "samples" / "rank-0.jsonl").read_text().splitlines()
+    return [world for world, _ in groupby(json.loads(line)["world"] for line in lines)]
 
 
 class NoNetwork(Exception):

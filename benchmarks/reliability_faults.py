@@ -1,0 +1,228 @@
+"""Each fault many times, at random steps of a short run in two processes that are forked with everything imported."""
+
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from disk import cut, flip_a_bit, small_disk
+from harness import (
+    Fault,
+    Outcome,
+    assert_same_bits,
+    assert_same_run,
+    counter,
+    end,
+    moments_of_a_save,
+    outcome,
+    small,
+    start,
+    total_steps,
+    train_through,
+)
+
+from ssl_core.checkpoint import FILES, find_checkpoints
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.train import PretrainConfig
+
+WORLD: Final = 2
+_HANG_S: Final = 5.0  # train.timeout_s where a rank hangs
+_SMALL_DISK_MB: Final = 800  # which the run's checkpoints fit
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault: how often it was injected and survived, and its price over all times.
+
+    recovered: runs that ended in the samples, losses and weights of the undisturbed one (for a step left out: of a run
+    in which all ranks met the fault). steps_redone: those begun again, the one that was hit included. seconds: what a
+    run took longer than the undisturbed one, median.
+    """
+
+    fault: str
+    injected: int
+    recovered: int
+    samples_lost_or_repeated: int
+    steps_redone: int
+    seconds: float
+
+
+class Ended(NamedTuple):
+    """A run that was finished."""
+
+    outcome: Outcome
+    took_s: float
+    redone: int
+
+
+class Range:
+    """Where faults are injected: shards and a folder, and the undisturbed run to compare with."""
+
+    def __init__(self, shards: Path, folder: Path) -> None:
+        self._shards, self._folder = shards, folder
+        self._runs = 0
+        self.draw = random.Random(0)
+        self.train()  # the fork server imports everything
+        self.undisturbed = self.train()
+
+    @property
+    def steps(self) -> int:
+        """How many steps a run has."""
+        return len(self.undisturbed.outcome.consumed)
+
+    def train(
+        self,
+        *faults: Fault,
+        between: Callable[[PretrainConfig], None] | None = None,
+        first_world: int = WORLD,
+        keep_last: int | None = None,
+        small_disk_mb: int | None = None,
+        **changes: Any,
+    ) -> Ended:
+        """Train to the end, through these faults.
+
+        between: what to do when the first start has ended, which `first_world` ranks took part in. small_disk_mb: the
+        size of a disk of its own that the run's folder is.
+        """
+        with ExitStack() as stack:
+            config = self._config(keep_last, changes)
+            if small_disk_mb:
+                config.run_folder.mkdir()
+                stack.enter_context(small_disk(config.run_folder, small_disk_mb))
+            # Faults that never strike: what is left of them is a count of how often their step was begun.
+            steps = range(total_steps(config))
+            counts = [Fault("kill", 0, step, times=0) for step in steps]
+            began_s = time.perf_counter()
+            if between:
+                end(start(config, first_world, [*counts, *faults]))
+                between(config)
+            train_through(config, WORLD, [*counts, *faults])
+            took_s = time.perf_counter() - began_s
+            begun = [counter(config.run_folder, fault, number).read_text() for number, fault in enumerate(counts)]
+            ended = Ended(outcome(config.run_folder), took_s, sum(map(int, begun)) - len(steps))
+        shutil.rmtree(config.run_folder)
+        return ended
+
+    def moments_of_a_save(self, step: int) -> list[int]:
+        """Return the disk events in the save of this step at which to kill, where one checkpoint is kept."""
+        config = self._config(1, {})
+        moments = moments_of_a_save(config, WORLD, step)
+        shutil.rmtree(config.run_folder)
+        return moments
+
+    def _config(self, keep_last: int | None, changes: dict[str, Any]) -> PretrainConfig:
+        self._runs += 1
+        config = small(self._folder / f"run-{self._runs}", self._shards, **changes)
+        return replace(config, checkpoints=CheckpointConfig(keep_last=keep_last))
+
+    def step(self) -> int:
+        """Draw the step at which a fault strikes."""
+        return self.draw.randrange(self.steps)
+
+    def rank(self) -> int:
+        """Draw the rank that it strikes."""
+        return self.draw.randrange(WORLD)
+
+
+def row(
+    fault: str,
+    ends: Sequence[Ended],
+    expected: Ended,
+    undisturbed_s: float,
+    require: Callable[[Outcome, Outcome], None] = assert_same_bits,
+) -> Row:
+    """Compare runs that a fault was injected into with what they should have come to."""
+    return Row(
+        fault,
+        injected=len(ends),
+        recovered=sum(holds(require, ended.outcome, expected.outcome) for ended in ends),
+        samples_lost_or_repeated=sum(other_samples(ended.outcome, expected.outcome) for ended in ends),
+        steps_redone=sum(ended.redone for ended in ends),
+        seconds=statistics.median(ended.took_s for ended in ends) - undisturbed_s,
+    )
+
+
+def holds(require: Callable[[Outcome, Outcome], None], found: Outcome, expected: Outcome) -> bool:
+    """Say whether two runs came to the same."""
+    try:
+        require(found, expected)
+    except AssertionError:
+        return False
+    return True
+
+
+def other_samples(found: Outcome, expected: Outcome) -> int:
+    """Return how many samples were lost or repeated."""
+    missing = abs(len(expected.consumed) - len(found.consumed)) * len(expected.consumed[0].samples)
+    pairs = zip(found.consumed, expected.consumed, strict=False)
+    return missing + sum(int((one.samples != other.samples).sum()) for one, other in pairs)
+
+
+def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterator[Row]:
+    """Yield a row for each fault."""
+    place = Range(shards, folder)
+    every = small(folder, shards).train.checkpoint_every_steps
+    assert every is not None
+
+    undisturbed, undisturbed_s = place.undisturbed, place.undisturbed.took_s
+
+    def many(fault: str, times: int, run: Callable[[], Ended], expected: Ended = undisturbed) -> Row:
+        return row(fault, [run() for _ in range(times)], expected, undisturbed_s)
+
+    def strike(kind: str, **changes: Any) -> Callable[[], Ended]:
+        return lambda: place.train(Fault(kind, place.rank(), place.step()), **changes)
+
+    def harm(action: Callable[[Path], None]) -> Callable[[], Ended]:
+        def damage(config: PretrainConfig) -> None:
+            newest = find_checkpoints(config.run_folder)[-1]
+            action(newest.path / place.draw.choice(FILES))
+
+        steps = range(2 * every, place.steps)  # so that there is one to damage: the second save awaits the first
+        return lambda: place.train(Fault("kill", 0, place.draw.choice(steps)), between=damage)
+
+    def three_kills() -> Ended:
+        return place.train(*(Fault("kill", place.rank(), place.step()) for _ in range(3)))
+
+    def lasting() -> Ended:
+        rank, step = place.rank(), place.draw.randrange(place.steps - 1)
+        return place.train(Fault("nan", rank, step), Fault("nan", rank, step + 1), skips=1)
+
+    def full() -> Ended:
+        begin = place.draw.randrange(place.steps - 3)
+        return place.train(Fault("fill", 0, begin), Fault("free", 0, place.steps - 1), small_disk_mb=_SMALL_DISK_MB)
+
+    def fewer() -> Ended:
+        lost = Fault("kill", place.draw.randrange(4), place.step())
+        return place.train(lost, first_world=4, between=lambda _: None)
+
+    if kills:
+        yield many("three ranks killed (kill -9), one after the other", kills, three_kills)
+    if not times:
+        return
+    yield many("a rank killed (kill -9)", times, strike("kill"))
+    step = 2 * every
+    saves = [place.train(Fault("save", 0, step, event=at), keep_last=1) for at in place.moments_of_a_save(step)]
+    yield row("kill -9 at each thing that a save does to the disk", saves, undisturbed, undisturbed_s)
+    yield many(f"a rank hangs (SIGSTOP; timeout {_HANG_S:g} s)", times, strike("stop", timeout_s=_HANG_S))
+    yield many("a rank raises", times, strike("raise", timeout_s=_HANG_S))
+    yield many("preemption: SIGTERM to one rank", times, strike("term"))
+    both = place.train(*(Fault("nan", rank, 7) for rank in range(WORLD)))
+    yield many("NaN on one rank: left out on all", times, lambda: place.train(Fault("nan", place.rank(), 7)), both)
+    yield many("NaN on one rank, lasting: rolled back", times, lasting)
+    yield many("newest checkpoint: a bit flipped", times, harm(flip_a_bit))
+    yield many("newest checkpoint: a file cut in half", times, harm(cut))
+    yield many("newest checkpoint: a file missing", times, harm(Path.unlink))
+    yield many("no space left on the disk, for a while", times, full)
+    shrunk = [fewer() for _ in range(times)]
+    yield row(
+        "one of 4 ranks lost for good: on with 2 *",
+        shrunk,
+        place.undisturbed,
+        place.undisturbed.took_s,
+        assert_same_run,
+    )

@@ -1,0 +1,143 @@
+"""The effective-training-time ratio of a run whose processes are killed once in a while."""
+
+import argparse
+import math
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from harness import small, steps_done
+from launched import Launched, launched, supervised, torchrun
+
+from infra.errors import RunFailed
+from infra.metrics import read_metrics
+from sharding.stream import ShardSet, sample_order
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.consumed import read_consumed
+from ssl_core.model import ModelConfig
+from ssl_core.train import PretrainConfig
+from ssl_core.views.spec import ViewSpec
+
+_POLL_S: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What the run under fire came to. step_s, back_s: medians of a step, and from a kill to the next step's end."""
+
+    effective_share: float
+    wall_s: float
+    step_s: float
+    steps: int
+    steps_redone: int
+    kills: int
+    back_s: float
+    samples_lost_or_repeated: int
+
+
+class Step(NamedTuple):
+    """A step that was done, whether it counts in the end or not."""
+
+    number: int
+    ended_s: float
+    took_s: float
+
+
+def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Ratio:
+    """Train under fire for so long, then stop the run as a scheduler does."""
+    config = small(folder / "run", shards, epochs=10**6, checkpoint_every_epochs=10**6, precision="bf16")
+    config = replace(
+        config,
+        data=replace(config.data, global_batch=asked.global_batch),
+        views=ViewSpec(size_px=asked.size_px),
+        model=ModelConfig("resnet18"),
+        train=replace(config.train, checkpoint_every_steps=asked.checkpoint_every_steps),
+        checkpoints=CheckpointConfig(keep_last=2),
+    )
+    command = supervised(config, torchrun(config, "--max-restarts=3"), "--patience=1000")
+    began_s = time.time()
+    with launched(command, folder / "log") as run, steps_seen(config) as seen:
+        killed_s = fire(run, began_s, asked)
+        os.kill(run.process.pid, signal.SIGTERM)
+        run.end()
+    wall_s = time.time() - began_s
+    counting = steps_done(config.run_folder)
+    step_s = statistics.median(step.took_s for step in seen) if seen else 0.0
+    back_s = [min((step.ended_s for step in seen if step.ended_s > kill_s), default=math.inf) for kill_s in killed_s]
+    back_s = [end_s - kill_s for end_s, kill_s in zip(back_s, killed_s, strict=True) if end_s < math.inf]
+    return Ratio(
+        effective_share=counting * step_s / wall_s,
+        wall_s=wall_s,
+        step_s=step_s,
+        steps=counting,
+        steps_redone=len(seen) - counting,
+        kills=len(killed_s),
+        back_s=statistics.median(back_s) if back_s else 0.0,
+        samples_lost_or_repeated=misplaced(config),
+    )
+
+
+def fire(run: Launched, began_s: float, asked: argparse.Namespace) -> list[float]:
+    """Kill a process at a random moment of every period; returns when it killed."""
+    draw = random.Random(asked.seed)
+    killed_s: list[float] = []
+    periods = range(int(asked.ratio_s / asked.kill_every_s))
+    moments_s = [began_s + (period + draw.random()) * asked.kill_every_s for period in periods]
+    while time.time() < began_s + asked.ratio_s:
+        if run.process.poll() is not None:
+            raise RunFailed(f"the run ended by itself: {run.said()[-2000:]}")
+        if len(killed_s) < len(moments_s) and time.time() >= moments_s[len(killed_s)]:
+            targets = [process for process in run.all("launch.pretrain") if process.pid != run.process.pid]
+            if targets:  # there are none for a moment between two starts
+                draw.choice(targets).kill()
+                killed_s.append(time.time())
+        time.sleep(_POLL_S)
+    return killed_s
+
+
+@contextmanager
+def steps_seen(config: PretrainConfig) -> Iterator[set[Step]]:
+    """Give the steps that were done, growing while the block runs; those that a restart drops from the metrics too."""
+    seen: set[Step] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_POLL_S):
+            seen.update(steps_of(config))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+        seen.update(steps_of(config))
+
+
+def steps_of(config: PretrainConfig) -> set[Step]:
+    """Return the steps that stand in the run's metrics now, which has a line for each."""
+    images = config.data.global_batch
+    lines = read_metrics(config.run_folder)
+    return {Step(int(line["step"]), line["time_s"], images / line["speed/images_per_s"]) for line in lines}
+
+
+def misplaced(config: PretrainConfig) -> int:
+    """Return how many samples that the run consumed are others than the order has there."""
+    shards = ShardSet(config.data.shards)
+    order = sample_order(shards, config.data, config.seed)
+    wrong = 0
+    for number, step in enumerate(read_consumed(config.run_folder)):
+        places = order.batch(number)
+        wanted = [shards.index(int(shard))["sample"][row] for shard, row in zip(places.shard, places.row, strict=True)]
+        wrong += int((step.samples != np.array(wanted)).sum())
+    return wrong
