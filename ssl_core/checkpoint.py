@@ -16,7 +16,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from safetensors import SafetensorError, safe_open
@@ -43,8 +43,8 @@ class CheckpointState:
     """Where a run stands. `step` steps are done; the next sample is number step x global batch of the order.
 
     pixel_mean and pixel_std are the normalisation that the backbone was trained with, on the scale 0 to 1.
-    samples_masked counts those left out as damaged, masked_in_epoch those of the epoch under way. global_batch, seed
-    and lanes are those of the run, None in checkpoints that are older than these fields.
+    samples_masked counts those left out as damaged, masked_in_epoch those of the epoch under way. config is what
+    determines the result (`ssl_core.resume.what_computes`), None in checkpoints that are older than this field.
     """
 
     step: int
@@ -58,9 +58,7 @@ class CheckpointState:
     torch_version: str
     samples_masked: int = 0
     masked_in_epoch: int = 0
-    global_batch: int | None = None
-    seed: int | None = None
-    lanes: int | None = None
+    config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ssl_core.model import ModelConfig, build_encoder
 from ssl_core.optim import OptimConfig, learning_rate_at
 from ssl_core.recent import Recent
 from ssl_core.records import Records
-from ssl_core.resume import newest_checkpoint
+from ssl_core.resume import newest_checkpoint, what_computes
 from ssl_core.session import Session, session
 from ssl_core.views.sheet import view_sheet
 from ssl_core.views.spec import ViewSpec
@@ -284,7 +284,7 @@ def _learn(engine: Engine, batch: Batch, rate: float) -> Contrast | None:
 
 def _resume(config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks) -> CheckpointState:
     """Load the newest whole checkpoint of the run, if it has one; returns where the run stands."""
-    checkpoint = newest_checkpoint(config.run_folder, config.checkpoints.mirror, shards.identity, ranks)
+    checkpoint = newest_checkpoint(config, shards.identity, ranks)
     begun = CheckpointState(
         step=0,
         epoch=0.0,
@@ -295,9 +295,7 @@ def _resume(config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ran
         world_size=ranks.world,
         sternum_version=version("sternum"),
         torch_version=torch.__version__,
-        global_batch=config.data.global_batch,
-        seed=config.seed,
-        lanes=config.data.lanes,
+        config=what_computes(config),
     )
     if checkpoint is None:
         return begun

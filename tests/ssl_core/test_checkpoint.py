@@ -128,12 +128,14 @@ def test_other_files_and_links_to_the_right_ones_do_no_harm(tmp_path: Path) -> N
 def test_a_state_without_the_newer_fields_is_read(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "step-10"
     path.mkdir(parents=True)
-    newer = {"samples_masked", "masked_in_epoch", "global_batch", "seed", "lanes"}
-    old = {name: value for name, value in asdict(state(10)).items() if name not in newer}
+    newer = {"samples_masked", "masked_in_epoch", "config"}
+    old = {name: value for name, value in asdict(state(10)).items() if name not in newer} | {
+        "lanes": 8
+    }  # as it was once
     (path / "state.json").write_text(json.dumps(old))
     found = Checkpoint(path, 10).state
     assert found == state(10)
-    assert (found.samples_masked, found.masked_in_epoch, found.global_batch, found.lanes) == (0, 0, None, None)
+    assert (found.samples_masked, found.masked_in_epoch, found.config) == (0, 0, None)
 
 
 class Planted:

@@ -18,9 +18,8 @@ CPU = torch.device("cpu")
 
 
 def state(step: int, epoch: float | None = None) -> CheckpointState:
-    return CheckpointState(
-        step, step / 10 if epoch is None else epoch, "resnet18", "data", 0.5, 0.25, 1, "0", "0", global_batch=8
-    )
+    reached = step / 10 if epoch is None else epoch
+    return CheckpointState(step, reached, "resnet18", "data", 0.5, 0.25, 1, "0", "0", config={"seed": 8})
 
 
 def model(step: int) -> dict[str, torch.Tensor]:

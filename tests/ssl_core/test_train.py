@@ -1,3 +1,5 @@
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +13,17 @@ from infra import config as configuration
 from infra.errors import RunFailed, UserError
 from infra.metrics import read_metrics
 from infra.processes import Ranks, on_first_rank, require_same
+from infra.status import read_status
 from sharding.datasets.simulated import write_chexpert
 from sharding.pack import PackConfig, pack
 from sharding.stream import DataConfig, ShardSet
 from ssl_core import train
-from ssl_core.checkpoint import find_checkpoints
+from ssl_core.checkpoint import find_checkpoints, load_state, save_checkpoint
+from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.engines import EngineConfig
 from ssl_core.model import ModelConfig
 from ssl_core.optim import OptimConfig
+from ssl_core.resume import what_computes
 from ssl_core.session import Session
 from ssl_core.train import PretrainConfig, TrainConfig, pretrain
 from ssl_core.views.spec import ViewSpec
@@ -78,6 +84,56 @@ def test_another_configuration_is_not_continued(small: PretrainConfig) -> None:
     pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
     with pytest.raises(UserError, match=r"seed=1 differs from 0 of the run in .*; take seed=0 to resume it"):
         pretrain(replace(small, seed=1), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: replace(run, seed=1), "seed=1 differs from 0 "),
+        (lambda run: replace(run, data=replace(run.data, lanes=8)), r"data\.lanes=8 differs from 4 "),
+        (
+            lambda run: replace(run, views=replace(run.views, crop_area=(0.2, 1.0))),
+            r"views\.crop_area=\[0\.2, 1\.0\] d",
+        ),
+        (lambda run: replace(run, model=replace(run.model, projection_size=8)), r"model\.projection_size=8 differs"),
+        (
+            lambda run: replace(run, engine=EngineConfig(max_gradient_norm=1.0)),
+            r"engine\.max_gradient_norm=1\.0 differs",
+        ),
+    ],
+)
+def test_a_mirror_of_another_configuration_is_not_continued_on_a_fresh_machine(
+    small: PretrainConfig, tmp_path: Path, change: Callable[[PretrainConfig], PretrainConfig], message: str
+) -> None:
+    mirrored = replace(small, checkpoints=CheckpointConfig(mirror=f"file://{tmp_path}/bucket"))
+    pretrain(replace(mirrored, train=replace(small.train, max_steps=1)), Ranks())
+    fresh = replace(mirrored, run_folder=tmp_path / "fresh")
+    with pytest.raises(UserError, match=message + r".*, or another run folder and another checkpoints\.mirror"):
+        pretrain(change(fresh), Ranks())
+    status = read_status(fresh.run_folder)
+    assert status is not None
+    assert status.state == "refused"
+    shutil.rmtree(fresh.run_folder)
+    pretrain(replace(fresh, train=replace(small.train, max_steps=2), executor="torchvision"), Ranks())
+    assert find_checkpoints(fresh.run_folder)[-1].step == 2
+
+
+def test_a_gradient_norm_counts_wherever_it_is_set(small: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"gradient_clipping": 1.0}')
+    spread = replace(small, engine=EngineConfig(kind="deepspeed", deepspeed_config=tmp_path / "ds.json"))
+    assert what_computes(spread) == what_computes(replace(small, engine=EngineConfig(max_gradient_norm=1.0)))
+    assert what_computes(spread) != what_computes(small)
+
+
+def test_a_checkpoint_that_is_too_old_to_hold_its_configuration_is_compared_by_the_file(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    (checkpoint,) = find_checkpoints(small.run_folder)
+    older = replace(checkpoint.state, config=None)
+    save_checkpoint(small.run_folder, older, *load_state(checkpoint))
+    with pytest.raises(UserError, match=r"seed=1 differs from 0 of the run in .*; take seed=0 to resume it"):
+        pretrain(replace(small, seed=1), Ranks())
+    pretrain(replace(small, train=replace(small.train, max_steps=2)), Ranks())
+    assert find_checkpoints(small.run_folder)[-1].state.config == what_computes(small)
 
 
 def test_a_world_size_that_does_not_divide_the_lanes_is_refused(small: PretrainConfig) -> None:
