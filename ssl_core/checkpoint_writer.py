@@ -93,14 +93,14 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
     def save_now(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
         """Return when the checkpoint is durable, and mirrored: the last one of a process.
 
-        Raises UserError or RunFailed when it cannot be.
+        Raises RunFailed when it cannot be, also for a full disk: with room again, the same command goes on.
         """
         started = time.perf_counter()
         self._join(state.step)
         try:
             checkpoint = self._write(state, model, optimizer)
             self._settle(checkpoint)
-        except OSError as error:
+        except _TROUBLE as error:
             raise RunFailed(f"the checkpoint of step {state.step} cannot be saved: {error}") from error
         self.wait_s = self.save_s = time.perf_counter() - started
         return checkpoint

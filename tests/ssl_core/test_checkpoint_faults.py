@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ssl_core.checkpoint
-from infra.errors import UserError
+from infra.errors import RunFailed
 from ssl_core.checkpoint import (
     CheckpointState,
     find_checkpoints,
@@ -156,7 +156,7 @@ def test_a_full_disk_is_an_alarm_and_the_old_checkpoint_stands(
         said = capsys.readouterr().err
         assert "ALARM: the checkpoint of step 2 is not saved, the older ones stand: cannot write" in said
         assert ("but 2.1 MB are free" if foreseen else "no space left on the device; free some") in said
-        with pytest.raises(UserError, match="cannot write"):
+        with pytest.raises(RunFailed, match="the checkpoint of step 2 cannot be saved: cannot write"):
             writer.save_now(state(2), model, moments | {"weight/exp_avg_sq": torch.zeros(150_000)})
         assert weight(two_megabytes)[0] == 1
         subprocess.run(["mount", "-o", "remount,size=8m", two_megabytes], check=True)

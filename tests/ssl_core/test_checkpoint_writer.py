@@ -126,12 +126,15 @@ def test_a_save_that_fails_in_the_background_is_an_alarm_and_the_next_one_works(
 
 def test_the_last_save_raises_what_the_disk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with writer(tmp_path) as saving:
-        fail_once(monkeypatch, UserError("no space left on the device"))
-        with pytest.raises(UserError, match="no space left"):
-            saving.save_now(state(1), model(1), {})
-        fail_once(monkeypatch, OSError(errno.ENODEV, "No such device"))
-        with pytest.raises(RunFailed, match=r"the checkpoint of step 1 cannot be saved: .*No such device"):
-            saving.save_now(state(1), model(1), {})
+        for error in (
+            UserError("no space left"),
+            RunFailed("the disk failed"),
+            OSError(errno.ENODEV, "No such device"),
+        ):
+            fail_once(monkeypatch, error)
+            # Not a UserError, after which a supervisor would not start again.
+            with pytest.raises(RunFailed, match=rf"the checkpoint of step 1 cannot be saved: .*{error.args[-1]}"):
+                saving.save_now(state(1), model(1), {})
         assert damage(saving.save_now(state(1), model(1), {})) is None
     assert saving.failures == 0
 
