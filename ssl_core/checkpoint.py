@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.errors import RunFailed, UserError
+from infra.errors import RunFailed, UserError, require
 from infra.files import atomic_folder, require_space, sha256_file
 from infra.log import say
-from infra.processes import gather_objects, require_same
+from infra.processes import gather_objects
 from ssl_core.model import Backbone
 from ssl_core.tensor_file import FileRecord, write_tensors
 
@@ -62,8 +62,12 @@ class CheckpointState:
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class _Version:
     version: int
+
+
+@dataclass(frozen=True)
+class _Manifest(_Version):
     files: dict[str, FileRecord]
 
 
@@ -140,6 +144,16 @@ def named_checkpoints(run: Path) -> list[Checkpoint]:
     )
 
 
+def other_version(checkpoint: Checkpoint) -> str | None:
+    """Return of which version a checkpoint is when this Sternum cannot read it; None also when nothing says so."""
+    path = checkpoint.path / MANIFEST
+    try:
+        version = msgspec.json.decode(path.read_bytes(), type=_Version).version if path.is_file() else _FORMAT
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None  # it is damaged
+    return None if version == _FORMAT else f"of format {version}, written by another Sternum; this one reads {_FORMAT}"
+
+
 def damage(checkpoint: Checkpoint) -> str | None:
     """Compare a checkpoint's files with its manifest; returns what differs, or None when all is as it was written."""
     try:
@@ -154,7 +168,7 @@ def _difference(checkpoint: Checkpoint) -> str | None:
             return f"{name} is missing"
     manifest = msgspec.json.decode((checkpoint.path / MANIFEST).read_bytes(), type=_Manifest)
     if manifest.version != _FORMAT:
-        return f"it is of version {manifest.version}, this Sternum reads version {_FORMAT}"
+        return f"it is of format {manifest.version}, this Sternum reads {_FORMAT}"
     for name in FILES:
         file, record = checkpoint.path / name, manifest.files.get(name)
         if record is None:
@@ -171,12 +185,36 @@ def _difference(checkpoint: Checkpoint) -> str | None:
 
 
 def newest_whole_checkpoint(run: Path, *, speak: bool = True, verify: bool = True) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole on every rank, or None when there is none.
+    """Return the newest checkpoint that is whole on every rank, or None when the run has none at all.
 
     A damaged one is passed over, with a warning on the rank that may `speak`. Ranks that see one disk need not all
     read it: those that do not `verify` take over the others' verdict. Collective: every rank of the run has to call
-    it. Raises UserError on all ranks when they do not see the same checkpoints, RunFailed when they cannot look.
+    it. Raises on all ranks: UserError for one of another version, RunFailed when none is whole, when ranks do not see
+    the same ones, or when they cannot look.
     """
+    candidates = _common_candidates(run)
+    verdict = ""
+    while candidates:
+        checkpoint = candidates.pop()
+        for version in gather_objects(other_version(checkpoint) if verify else None):
+            require(version is None, f"{checkpoint.path} is {version}; take that Sternum, or another run folder")
+        verdicts = gather_objects(damage(checkpoint) if verify else None)
+        found = {rank: what for rank, what in enumerate(verdicts) if what}
+        if not found:
+            return checkpoint
+        verdict = f"{checkpoint.path} is damaged ({_by_rank(found)})"
+        if speak:
+            say(f"warning: {verdict}; {'falling back to the checkpoint before it' if candidates else 'none is left'}")
+    if verdict:  # to begin anew is for people to decide: an unreadable disk may be mended
+        raise RunFailed(
+            f"no checkpoint in {run / 'checkpoints'} is whole: {verdict}; mend the disk, or remove that folder to "
+            "begin anew"
+        )
+    return None
+
+
+def _common_candidates(run: Path) -> list[Checkpoint]:
+    """Return what stands under the name of a checkpoint, oldest first, once all ranks see the same."""
     gather_objects(None)  # nobody looks before all are here: the first rank may have finished a save just now
     candidates: list[Checkpoint] = []
     try:
@@ -184,19 +222,15 @@ def newest_whole_checkpoint(run: Path, *, speak: bool = True, verify: bool = Tru
         seen: list[int] | str = [checkpoint.step for checkpoint in candidates]
     except RunFailed as error:
         seen = str(error)
-    require_same(seen, f"the list of checkpoints in {run}, which has to lie on a disk that all ranks share,")
+    lists = gather_objects(seen)
+    if any(other != lists[0] for other in lists):  # a network disk may list late what another machine has written
+        raise RunFailed(
+            f"the list of checkpoints in {run} differs between ranks: {lists}; it has to lie on a disk that all ranks "
+            "share; if it does, start again"
+        )
     if isinstance(seen, str):
         raise RunFailed(seen)
-    while candidates:
-        checkpoint = candidates.pop()
-        verdicts = gather_objects(damage(checkpoint) if verify else None)
-        found = {rank: what for rank, what in enumerate(verdicts) if what}
-        if not found:
-            return checkpoint
-        if speak:
-            instead = "falling back to the checkpoint before it" if candidates else "none before it is left"
-            say(f"warning: {checkpoint.path} is damaged ({_by_rank(found)}); {instead}")
-    return None
+    return candidates
 
 
 def _by_rank(found: dict[int, object]) -> str:
@@ -221,8 +255,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 def load_backbone(checkpoint: Checkpoint) -> Backbone:
     """Return a checkpoint's backbone on the CPU, in evaluation mode, after verifying its bytes.
 
-    Raises RunFailed when the checkpoint is damaged.
+    Raises RunFailed when the checkpoint is damaged, UserError when it is of another version.
     """
+    version = other_version(checkpoint)
+    require(version is None, f"{checkpoint.path} is {version}; take that Sternum to probe it")
     found = damage(checkpoint)
     if found:
         raise RunFailed(f"{checkpoint.path} is damaged: {found}; delete it, or resume the run to write it again")

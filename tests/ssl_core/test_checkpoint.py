@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
+import ssl_core.checkpoint
 from infra.errors import RunFailed, UserError
 from ssl_core.checkpoint import (
     Checkpoint,
@@ -81,19 +83,45 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert len(said.splitlines()) == 1
 
 
-def test_a_run_whose_only_checkpoint_is_damaged_says_that_none_is_left(
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path, 10)
+    save(tmp_path, 20)
     harm(tmp_path / "checkpoints" / "step-10" / "state.json", "missing")
-    assert newest_whole_checkpoint(tmp_path) is None
-    assert "step-10 is damaged (state.json is missing); none before it is left" in capsys.readouterr().err
+    harm(tmp_path / "checkpoints" / "step-20" / "model.safetensors", "flip")
+    expected = (
+        r"no checkpoint in .*/checkpoints is whole: .*/step-10 is damaged \(state\.json is missing\); mend the disk, "
+    )
+    with pytest.raises(RunFailed, match=expected + "or remove that folder to begin anew"):
+        newest_whole_checkpoint(tmp_path)
+    assert "step-10 is damaged (state.json is missing); none is left" in capsys.readouterr().err
+
+
+def test_a_disk_that_cannot_be_read_is_no_reason_to_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 10)
+
+    def unreadable(_: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(ssl_core.checkpoint, "sha256_file", unreadable)
+    with pytest.raises(RunFailed, match=r"is whole: .*/step-10 is damaged \(OSError: .*Stale file handle\); mend"):
+        newest_whole_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_refused_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    manifest = tmp_path / "checkpoints" / "step-20" / "manifest.json"
+    manifest.write_text('{"version": 2, "parts": []}')
+    with pytest.raises(UserError, match=r"step-20 is of format 2, .*; this one reads 1; take that Sternum, or another"):
+        newest_whole_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"step-20 is of format 2, .*; take that Sternum to probe it"):
+        load_backbone(Checkpoint(manifest.parent, 20))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step-20"])
-def test_a_file_in_the_place_of_a_folder_is_not_passed_over_in_silence(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_in_the_place_of_a_folder_is_not_passed_over_in_silence(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
@@ -101,8 +129,8 @@ def test_a_file_in_the_place_of_a_folder_is_not_passed_over_in_silence(
         with pytest.raises(RunFailed, match=r"checkpoints cannot be read: .*Not a directory"):
             newest_whole_checkpoint(tmp_path)
     else:
-        assert newest_whole_checkpoint(tmp_path) is None
-        assert "step-20 is damaged" in capsys.readouterr().err
+        with pytest.raises(RunFailed, match=r"checkpoints is whole: .*/step-20 is damaged"):
+            newest_whole_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
@@ -232,7 +260,7 @@ def newest_of_a_folder_each(rank: int, world: int, folder: str) -> str:
         save(run, 10)
     try:
         return str(newest_whole_checkpoint(run))
-    except UserError as error:
+    except RunFailed as error:  # not a UserError: a network disk may have listed late, and starting again helps
         return str(error)
 
 
@@ -241,6 +269,25 @@ def test_ranks_that_see_other_checkpoints_all_stop(tmp_path: Path) -> None:
         assert "the list of checkpoints" in message
         assert "differs between ranks: [[10], []]" in message
         assert "a disk that all ranks share" in message
+
+
+def newest_where_one_rank_finds_damage(rank: int, world: int, folder: str) -> str:
+    try:
+        return str(newest_whole_checkpoint(Path(folder), speak=rank == 0, verify=rank == 1))
+    except (RunFailed, UserError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_ranks_all_stop_at_what_one_of_them_finds(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    manifest = tmp_path / "checkpoints" / "step-10" / "manifest.json"
+    for content, expected in (
+        ("{}", "RunFailed: no checkpoint in"),
+        ('{"version": 2}', f"UserError: {manifest.parent}"),
+    ):
+        manifest.write_text(content)
+        found = on_ranks(2, newest_where_one_rank_finds_damage, str(tmp_path))
+        assert [message.startswith(expected) for message in found] == [True, True]
 
 
 def newest_where_one_rank_looks(rank: int, world: int, folder: str) -> tuple[int, int]:

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from disk import NoDisk, small_disk
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import ssl_core.checkpoint
 from infra.errors import RunFailed
 from ssl_core.checkpoint import (
+    Checkpoint,
     CheckpointState,
     find_checkpoints,
     load_state,
     newest_whole_checkpoint,
+    other_version,
     save_checkpoint,
 )
 from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
@@ -187,6 +189,7 @@ def test_any_flipped_bit_any_cut_and_any_growth_is_noticed(two: Path, name: str,
     after = {"cut": before[:at], "grow": before + b"x"}
     file.write_bytes(after[harm] if isinstance(harm, str) else before[:at] + flipped + before[at + 1 :])
     try:
+        assume(other_version(Checkpoint(file.parent, 2)) is None)  # a flipped digit may read as one, which is refused
         assert weight(two) == (1, 1.0)
     finally:
         file.write_bytes(before)
