@@ -1,5 +1,6 @@
 """A second place for a run's checkpoints: an object store, by fsspec."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,25 @@ from typing import Final
 from fsspec.core import url_to_fs
 
 from infra.errors import RunFailed, UserError, require
-from infra.files import atomic_folder, remove_folder
+from infra.files import atomic_folder, require_space
 from infra.log import say
-from ssl_core.checkpoint import FILES, MANIFEST, Checkpoint, checkpoint_path, damage, named_checkpoints, step_of
+from ssl_core.checkpoint import (
+    FILES,
+    MANIFEST,
+    Checkpoint,
+    checkpoint_path,
+    damage,
+    named_checkpoints,
+    other_version,
+    step_of,
+)
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SCHEMES: Final = ("s3://", "gs://", "file://", "memory://")
+
+
+class CopyDamaged(Exception):
+    """A copy in the store is not what was written; says what differs."""
 
 
 class Mirror:
@@ -58,16 +73,29 @@ class Mirror:
             names = self._store.glob(f"{self._path}/step-*/{MANIFEST}")
         return sorted(step for name in names if (step := step_of(name.split("/")[-2])) is not None)
 
-    def fetch(self, run: Path, step: int) -> str | None:
-        """Copy a checkpoint into the run folder, if it is whole; returns what is wrong with it otherwise."""
-        path = checkpoint_path(run, step)
-        with atomic_folder(path) as folder, self._errors("read"):
-            for name in (*FILES, MANIFEST):
-                self._store.get_file(f"{self._folder(step)}/{name}", str(folder / name))
-        found = damage(Checkpoint(path, step))
-        if found:
-            remove_folder(path)
-        return found
+    def fetch(self, run: Path, step: int) -> None:
+        """Copy a checkpoint into the run folder, where what has its name stays until the copy is found to be whole.
+
+        Raises CopyDamaged when it is not, UserError when it is of another version or does not fit the disk.
+        """
+        source, path = self._folder(step), checkpoint_path(run, step)
+        with self._errors("read"):
+            sizes = {entry["name"].split("/")[-1]: entry["size"] for entry in self._store.ls(source, detail=True)}
+        missing = {*FILES, MANIFEST} - sizes.keys()
+        if missing:
+            raise CopyDamaged(f"{min(missing)} is missing")
+        require_space(path, sum(sizes.values()))
+        with atomic_folder(path) as folder:
+            with self._errors("read"):
+                for name in (*FILES, MANIFEST):
+                    self._store.get_file(f"{source}/{name}", str(folder / name))
+            copy = Checkpoint(folder, step)
+            version = other_version(copy)
+            way_out = "take that Sternum, or another checkpoints.mirror"
+            require(version is None, f"step-{step} in {self._url} is {version}; {way_out}")
+            found = damage(copy)
+            if found:
+                raise CopyDamaged(found)
 
     def _folder(self, step: int) -> str:
         return f"{self._path}/step-{step}"
@@ -78,6 +106,8 @@ class Mirror:
         try:
             yield
         except Exception as error:
+            if what == "read" and isinstance(error, OSError) and error.errno in _FULL:
+                raise  # the disk that is copied to
             raise RunFailed(
                 f"checkpoints.mirror={self._url} cannot be {what}: {type(error).__name__}: {error}; "
                 "check address and credentials"
@@ -88,16 +118,35 @@ def restore_from_mirror(run: Path, url: str) -> None:
     """Fetch the newest whole checkpoint of the mirror, unless the run folder has a whole one as new.
 
     For one process, before the ranks choose the checkpoint they go on with. A damaged copy is passed over, with a
-    warning. Raises RunFailed when the store cannot be read.
+    warning, and so is a store that cannot be read where the run folder has a whole checkpoint. Raises RunFailed when it
+    has none, and when there are copies but none is whole; UserError as `Mirror.fetch` does.
     """
     mirror = Mirror(url)
     whole = (checkpoint.step for checkpoint in reversed(named_checkpoints(run)) if damage(checkpoint) is None)
-    local = next(whole, -1)
-    for step in reversed(mirror.steps()):
+    local = next(whole, None)
+    try:
+        _fetch_newer(mirror, run, url, -1 if local is None else local)
+    except RunFailed as error:
+        if local is None:
+            raise
+        say(f"warning: {error}; going on from step {local}, the newest in {run}")
+
+
+def _fetch_newer(mirror: Mirror, run: Path, url: str, local: int) -> None:
+    """Fetch the newest whole checkpoint that is newer than step `local`, if there is one."""
+    steps = mirror.steps()
+    for step in reversed(steps):
         if step <= local:
             return
-        found = mirror.fetch(run, step)
-        if found is None:
+        try:
+            mirror.fetch(run, step)
+        except CopyDamaged as error:
+            say(f"warning: step-{step} in {url} is damaged ({error}); looking at the one before it")
+        else:
             say(f"{checkpoint_path(run, step)} comes from {url}")
             return
-        say(f"warning: step-{step} in {url} is damaged ({found}); looking at the one before it")
+    if steps:
+        raise RunFailed(
+            f"no checkpoint in checkpoints.mirror={url} is whole; mend the store, or name another folder of it to "
+            "begin anew"
+        )

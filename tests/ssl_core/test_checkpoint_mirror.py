@@ -1,5 +1,8 @@
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -26,6 +29,10 @@ def writer(run: Path, url: str, keep_last: int | None = None) -> CheckpointWrite
 
 def steps(run: Path) -> list[int]:
     return [checkpoint.step for checkpoint in find_checkpoints(run)]
+
+
+def failing(*_: object, **__: object) -> None:
+    raise ConnectionError("reset by peer")
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -81,6 +88,72 @@ def test_a_damaged_copy_is_passed_over_loudly_and_an_unfinished_one_is_none(
     assert "step-2 in " + url + " is damaged (model.safetensors is not what was written" in capsys.readouterr().err
 
 
+def test_damaged_copies_alone_are_no_reason_to_begin_anew_nor_to_remove_what_is_here(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path, url) as saving:
+        saving.save_now(state(3), model(3), {})
+    store, path = fsspec.core.url_to_fs(url)
+    for harm in (lambda file: store.pipe_file(file, b"{}"), store.rm_file):
+        harm(f"{path}/step-3/state.json")
+        with pytest.raises(
+            RunFailed, match=r"no checkpoint in checkpoints\.mirror=.* is whole; mend the store, or name"
+        ):
+            restore_from_mirror(tmp_path / "fresh", url)
+        assert steps(tmp_path / "fresh") == []
+    weights = tmp_path / "checkpoints" / "step-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(RunFailed, match="is whole"):
+        restore_from_mirror(tmp_path, url)
+    assert steps(tmp_path) == [3]
+
+
+def test_a_copy_of_another_version_is_refused(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        for step in (2, 3):
+            saving.save_now(state(step), model(step), {})
+    store, path = fsspec.core.url_to_fs(url)
+    store.pipe_file(f"{path}/step-3/manifest.json", b'{"version": 2}')
+    with pytest.raises(UserError, match=r"step-3 in .* is of format 2, .*; take that Sternum, or another"):
+        restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == []
+
+
+def test_a_store_that_cannot_be_read_ends_only_a_run_that_has_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    save_checkpoint(tmp_path / "run", state(2), model(2), {})
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "glob", failing)
+    restore_from_mirror(tmp_path / "run", url)
+    said = capsys.readouterr().err
+    assert "warning: checkpoints.mirror=memory://" in said
+    assert f"reset by peer; check address and credentials; going on from step 2, the newest in {tmp_path}/run" in said
+    (tmp_path / "run" / "checkpoints" / "step-2" / "state.json").unlink()
+    for run in ("run", "fresh"):
+        with pytest.raises(RunFailed, match=r"checkpoints\.mirror=memory://.* cannot be listed: .*reset by peer"):
+            restore_from_mirror(tmp_path / run, url)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_disk_that_is_too_small_for_the_copy_is_named(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        saving.save_now(state(3), model(3), {})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if foreseen:
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=512, f_blocks=1000))
+        message = r"cannot write .*/second/checkpoints/step-3: it needs .* MB, but 0\.0 MB are free"
+    else:
+        monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "get_file", full)
+        message = r"cannot write .*/second/checkpoints/step-3: no space left on the device"
+    with pytest.raises(UserError, match=message):
+        restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == []
+
+
 def test_an_empty_mirror_gives_nothing(tmp_path: Path, url: str) -> None:
     restore_from_mirror(tmp_path, url)
     assert steps(tmp_path) == []
@@ -91,9 +164,6 @@ def test_a_mirror_that_fails_is_an_alarm_and_caught_up_with_by_the_next_save(
 ) -> None:
     url = f"memory://{tmp_path.name}/run"
     store = type(fsspec.filesystem("memory"))
-
-    def failing(*_: object, **__: object) -> None:
-        raise ConnectionError("reset by peer")
 
     with writer(tmp_path, url, keep_last=2) as saving:
         saving.save_now(state(1), model(1), {})
