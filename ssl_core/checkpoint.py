@@ -32,7 +32,7 @@ from ssl_core.tensor_file import FileRecord, write_tensors
 
 MANIFEST: Final = "manifest.json"
 FILES: Final = ("model.safetensors", "optimizer.safetensors", "state.json")  # all others that are read
-_MODEL, _OPTIMIZER, _STATE = FILES
+_MODEL, _OPTIMIZER, STATE = FILES
 _NAME: Final = re.compile(r"step-([0-9]+)")
 _FORMAT: Final = 1
 _OVERHEAD_BYTES: Final = 1 << 20  # what state, manifest and headers may need
@@ -82,9 +82,9 @@ class Checkpoint:
     def state(self) -> CheckpointState:
         """The position of the run; raises RunFailed when it cannot be read."""
         try:
-            return msgspec.json.decode((self.path / _STATE).read_bytes(), type=CheckpointState)
+            return msgspec.json.decode((self.path / STATE).read_bytes(), type=CheckpointState)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RunFailed(f"{self.path / _STATE} cannot be read ({error}); delete this checkpoint") from error
+            raise RunFailed(f"{self.path / STATE} cannot be read ({error}); delete this checkpoint") from error
 
     @property
     def epoch(self) -> float:
@@ -104,11 +104,11 @@ def save_checkpoint(
     require_space(path, sum(tensor.nbytes for tensor in tensors) + _OVERHEAD_BYTES)
     with atomic_folder(path) as folder:
         position = json.dumps(asdict(state), indent=1).encode()
-        (folder / _STATE).write_bytes(position)
+        (folder / STATE).write_bytes(position)
         files = {
             _MODEL: write_tensors(folder / _MODEL, model),
             _OPTIMIZER: write_tensors(folder / _OPTIMIZER, optimizer),
-            _STATE: FileRecord(len(position), hashlib.sha256(position).hexdigest()),
+            STATE: FileRecord(len(position), hashlib.sha256(position).hexdigest()),
         }
         (folder / MANIFEST).write_text(json.dumps(asdict(_Manifest(_FORMAT, files)), indent=1))
     return Checkpoint(path, state.step)
@@ -181,7 +181,7 @@ def _difference(checkpoint: Checkpoint) -> str | None:
         with safe_open(checkpoint.path / name, framework="pt"):
             pass  # its header is one
     step = Checkpoint(checkpoint.path, checkpoint.step).state.step
-    return None if step == checkpoint.step else f"its {_STATE} is of step {step}"
+    return None if step == checkpoint.step else f"its {STATE} is of step {step}"
 
 
 def newest_whole_checkpoint(run: Path, *, speak: bool = True, verify: bool = True) -> Checkpoint | None:

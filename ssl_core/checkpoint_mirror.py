@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from fsspec.core import url_to_fs
 
 from infra.errors import RunFailed, UserError, require
@@ -14,7 +15,9 @@ from infra.log import say
 from ssl_core.checkpoint import (
     FILES,
     MANIFEST,
+    STATE,
     Checkpoint,
+    CheckpointState,
     checkpoint_path,
     damage,
     named_checkpoints,
@@ -47,19 +50,26 @@ class Mirror:
             ) from error
         self._url = url
         self._path = path.rstrip("/")
+        self._manifests: dict[int, bytes | None] = {}  # what is known of the copies
+        self._epochs: dict[int, float | None] = {}
 
     def put(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint into the store, in the place of one of the same step."""
         self.remove(checkpoint.step)
         folder = self._folder(checkpoint.step)
+        manifest = (checkpoint.path / MANIFEST).read_bytes()
         with self._errors("written"):
             self._store.makedirs(folder, exist_ok=True)
-            for name in (*FILES, MANIFEST):
+            for name in FILES:
                 self._store.put_file(str(checkpoint.path / name), f"{folder}/{name}")
+            self._store.pipe_file(f"{folder}/{MANIFEST}", manifest)
+        self._manifests[checkpoint.step] = manifest
 
     def remove(self, step: int) -> None:
         """Remove the copy of a checkpoint, if there is one."""
         folder = self._folder(step)
+        self._manifests.pop(step, None)
+        self._epochs.pop(step, None)
         with self._errors("tidied up"):
             if self._store.exists(f"{folder}/{MANIFEST}"):
                 self._store.rm_file(f"{folder}/{MANIFEST}")
@@ -68,10 +78,46 @@ class Mirror:
 
     def steps(self) -> list[int]:
         """Return the steps of the copies with a manifest, in ascending order."""
+        return self.copies()[0]
+
+    def copies(self) -> tuple[list[int], list[int]]:
+        """Return the steps of the copies with a manifest, and of those that a killed process left without one."""
+        names: dict[int, set[str]] = {}
         with self._errors("listed"):
             self._store.invalidate_cache()  # another process may have written since
-            names = self._store.glob(f"{self._path}/step-*/{MANIFEST}")
-        return sorted(step for name in names if (step := step_of(name.split("/")[-2])) is not None)
+            paths = [path.split("/") for path in self._store.glob(f"{self._path}/step-*/*")]
+        for path in paths:
+            step = step_of(path[-2])
+            if step is not None:
+                names.setdefault(step, set()).add(path[-1])
+        whole = sorted(step for step, found in names.items() if MANIFEST in found)
+        return whole, sorted(names.keys() - set(whole))
+
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Say whether the store has this very checkpoint, by its manifest, which is read there once."""
+        try:
+            manifest = (checkpoint.path / MANIFEST).read_bytes()
+        except OSError:
+            return False
+        if self._manifests.get(checkpoint.step) != manifest:
+            self._manifests[checkpoint.step] = self._read(checkpoint.step, MANIFEST)
+        return self._manifests[checkpoint.step] == manifest
+
+    def epoch_of(self, step: int) -> float | None:
+        """Return the epoch of a copy, None when it is damaged; it is read once."""
+        if step not in self._epochs:
+            try:
+                self._epochs[step] = msgspec.json.decode(self._read(step, STATE) or b"", type=CheckpointState).epoch
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._epochs[step] = None
+        return self._epochs[step]
+
+    def _read(self, step: int, name: str) -> bytes | None:
+        with self._errors("read"):
+            try:
+                return bytes(self._store.cat_file(f"{self._folder(step)}/{name}"))
+            except FileNotFoundError:
+                return None
 
     def fetch(self, run: Path, step: int) -> None:
         """Copy a checkpoint into the run folder, where what has its name stays until the copy is found to be whole.

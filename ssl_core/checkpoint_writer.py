@@ -1,21 +1,25 @@
 """Checkpoints written beside the training: a step waits for a copy in memory, not for the disk."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from types import TracebackType
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from infra.errors import RunFailed, UserError, require
+from infra.errors import RunFailed, UserError
 from infra.files import remove_folder, remove_remains
 from infra.log import say
 from ssl_core.checkpoint import Checkpoint, CheckpointState, checkpoint_path, damage, find_checkpoints, save_checkpoint
+from ssl_core.checkpoint_copier import CheckpointCopier
 from ssl_core.checkpoint_mirror import Mirror
+from ssl_core.checkpoint_retention import CheckpointConfig, superseded
+
+__all__ = ["CheckpointConfig", "CheckpointWriter", "Tensors"]
 
 _TROUBLE: Final = (OSError, UserError, RunFailed)  # what a disk or a network may do; all else is an error of ours
 _ALIGNMENT: Final = 64  # bytes
@@ -24,40 +28,15 @@ _COPY_THREADS: Final = 2
 Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Which checkpoints of a run are kept, and where else.
-
-    Args:
-        keep_last: so many of the newest whole checkpoints; all without it
-        keep_every_epochs: beside them, the first checkpoint after each multiple of so many epochs
-        mirror: URL of a folder in an object store, such as s3://BUCKET/RUN, that gets a copy of what is kept, and from
-            which a run goes on whose own folder has nothing as new
-    """
-
-    keep_last: int | None = None
-    keep_every_epochs: int | None = None
-    mirror: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("keep_last", "keep_every_epochs"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"checkpoints.{name}={value} must be at least 1; leave it out for all")
-        require(
-            self.keep_every_epochs is None or self.keep_last is not None,
-            f"checkpoints.keep_every_epochs={self.keep_every_epochs} has no effect while all are kept; "
-            "give checkpoints.keep_last too",
-        )
-
-
 class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
     """Saves a run's checkpoints and removes those that are superseded; on the rank that holds the run's lock.
 
     What disk or network do to a save in the background does not end the training: an alarm is said, the older
-    checkpoints stand, and `failures` counts it. Leaving the context waits for the save under way.
+    checkpoints stand, and `failures` counts it. Leaving the context waits for the save and the copies under way, and
+    raises RunFailed when the mirror, if there is one, is not in line then.
 
     Attributes:
-        failures: saves in the background that failed
+        failures: saves in the background, and updates of the mirror, that failed
         wait_s: how long the newest call of `save` held up its caller
         save_s: how long the newest finished save took, from that call on
     """
@@ -70,14 +49,15 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         """
         remove_remains(run / "checkpoints")
         self.failures = 0
+        self._counting = Lock()
         self.wait_s = self.save_s = 0.0
         self._run = run
         self._config = config
-        self._mirror = Mirror(config.mirror) if config.mirror else None
-        self._to_copy: list[Checkpoint] = []
-        self._to_drop: list[int] = []
         self._writing: int | None = None  # the step of the newest save
         self._whole: dict[Path, bool] = {}
+        self._copier = (
+            CheckpointCopier(run, config, Mirror(config.mirror), self._is_whole, self._alarm) if config.mirror else None
+        )
         self._memory = _Memory(device)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] = self._thread.submit(self._memory.reserve, expected_bytes)
@@ -99,22 +79,30 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self._join(state.step)
         try:
             checkpoint = self._write(state, model, optimizer)
-            self._settle(checkpoint)
+            self._remove_superseded(checkpoint)
         except _TROUBLE as error:
             raise RunFailed(f"the checkpoint of step {state.step} cannot be saved: {error}") from error
+        if self._copier:
+            self._copier.update_now(state.step)
         self.wait_s = self.save_s = time.perf_counter() - started
         return checkpoint
 
     def close(self) -> None:
-        """Wait for the save under way."""
+        """Wait for the save under way, and for the copies."""
         try:
             self._pending.result()
         finally:
             self._thread.shutdown()
             self._memory.close()
+            if self._copier:
+                self._copier.close()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
+        if self._copier and kind is None:  # a run with nothing left to do but this must not count as finished
+            self._copier.require_done()
 
     def _join(self, step: int) -> None:
         """Wait for the save under way, or at first for the memory."""
@@ -131,78 +119,57 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
             self._alarm(f"the checkpoint of step {state.step} is not saved, the older ones stand: {error}")
             return
         try:
-            self._settle(checkpoint)
+            self._remove_superseded(checkpoint)
         except _TROUBLE as error:
-            self._alarm(f"{checkpoint.path} is saved, but not what follows it: {error}")
+            self._alarm(f"{checkpoint.path} is saved, but what it supersedes is not removed: {error}")
+        if self._copier:
+            self._copier.update(state.step)
         self.save_s = time.perf_counter() - started
 
     def _alarm(self, what: str) -> None:
-        self.failures += 1
+        with self._counting:
+            self.failures += 1
         say(f"ALARM: {what}; training goes on")
 
     def _write(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
         self._whole.pop(checkpoint_path(self._run, state.step), None)
         checkpoint = save_checkpoint(self._run, state, model, optimizer)
         self._whole[checkpoint.path] = True
-        self._to_copy.append(checkpoint)
         return checkpoint
 
-    def _settle(self, newest: Checkpoint) -> None:
-        """Remove what the newest checkpoint supersedes, now that it is durable, and bring the mirror up to date."""
-        for checkpoint in self._superseded(newest):
-            remove_folder(checkpoint.path)
-            self._to_drop.append(checkpoint.step)
-        if self._mirror:
-            self._update(self._mirror)
-
-    def _update(self, mirror: Mirror) -> None:
-        """Do in the mirror what was done here, also what failed there before."""
-        self._to_copy = [checkpoint for checkpoint in self._to_copy if checkpoint.path.exists()]
-        while self._to_copy:
-            mirror.put(self._to_copy[0])
-            self._to_copy.pop(0)
-        while self._to_drop:
-            mirror.remove(self._to_drop[0])
-            self._to_drop.pop(0)
-
-    def _superseded(self, newest: Checkpoint) -> list[Checkpoint]:
-        """Return the checkpoints that need not be kept. Damaged ones do not count among the newest."""
-        if self._config.keep_last is None:
-            return []
-        found = find_checkpoints(self._run)
-        milestones = set(self._milestones(found))
-        superseded = []
-        missing = self._config.keep_last
-        for checkpoint in reversed(found):
-            if missing:
-                missing -= self._is_whole(checkpoint)
-            elif checkpoint not in milestones and checkpoint != newest:
-                superseded.append(checkpoint)
-        return superseded
-
-    def _milestones(self, checkpoints: list[Checkpoint]) -> Iterator[Checkpoint]:
-        """Yield the first checkpoint after each multiple of `keep_every_epochs`."""
-        every = self._config.keep_every_epochs
-        if every is None:
-            return
-        reached = 0
-        for checkpoint in checkpoints:
-            try:
-                multiple = int(checkpoint.epoch) // every
-            except RunFailed:
-                continue  # it is damaged; the next one stands in for it
-            if multiple > reached:
-                reached = multiple
-                yield checkpoint
+    def _remove_superseded(self, newest: Checkpoint) -> None:
+        """Remove what the newest checkpoint supersedes, now that it is durable."""
+        found = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(self._run)}
+        steps = superseded(
+            self._config,
+            list(found),
+            is_whole=lambda step: self._is_whole(found[step]),
+            epoch_of=lambda step: _epoch(found[step]),
+        )
+        for step in steps:
+            if step == newest.step:
+                continue  # though it was saved after going back from others that are whole for this rank alone
+            if self._copier:
+                self._copier.remove(found[step])
+            else:
+                remove_folder(found[step].path)
 
     def _is_whole(self, checkpoint: Checkpoint) -> bool:
         """Say whether a checkpoint is whole, reading each once that this process did not write."""
-        if checkpoint.path not in self._whole:
+        whole = self._whole.get(checkpoint.path)
+        if whole is None:
             found = damage(checkpoint)
-            self._whole[checkpoint.path] = found is None
+            whole = self._whole.setdefault(checkpoint.path, found is None)  # the copier asks too
             if found:
                 say(f"warning: {checkpoint.path} is damaged ({found}) and does not count among those to keep")
-        return self._whole[checkpoint.path]
+        return whole
+
+
+def _epoch(checkpoint: Checkpoint) -> float | None:
+    try:
+        return checkpoint.epoch
+    except RunFailed:
+        return None
 
 
 class _Memory:
