@@ -27,7 +27,7 @@ from harness import (
 )
 
 from ssl_core.checkpoint import FILES, find_checkpoints
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.train import PretrainConfig
 
 WORLD: Final = 2

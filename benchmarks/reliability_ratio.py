@@ -21,7 +21,7 @@ from launched import Launched, launched, supervised, torchrun
 from infra.errors import RunFailed
 from infra.metrics import read_metrics
 from sharding.stream import ShardSet, sample_order
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.consumed import read_consumed
 from ssl_core.model import ModelConfig
 from ssl_core.train import PretrainConfig

@@ -38,7 +38,7 @@ from sharding.pack import PackConfig, pack
 from sharding.stream import DataConfig
 from ssl_core import train
 from ssl_core.checkpoint import checkpoint_path
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.engines import Engine, EngineConfig
 from ssl_core.model import ModelConfig, build_encoder
 from ssl_core.views.spec import ViewSpec

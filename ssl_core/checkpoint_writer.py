@@ -19,8 +19,6 @@ from ssl_core.checkpoint_copier import CheckpointCopier
 from ssl_core.checkpoint_mirror import Mirror
 from ssl_core.checkpoint_retention import CheckpointConfig, superseded
 
-__all__ = ["CheckpointConfig", "CheckpointWriter", "Tensors"]
-
 _TROUBLE: Final = (OSError, UserError, RunFailed)  # what a disk or a network may do; all else is an error of ours
 _ALIGNMENT: Final = 64  # bytes
 _COPY_THREADS: Final = 2

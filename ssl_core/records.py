@@ -13,7 +13,8 @@ from infra.metrics import MetricsWriter
 from infra.processes import Ranks, on_first_rank
 from ssl_core.batches import Batch
 from ssl_core.checkpoint import CheckpointState
-from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter, Tensors
+from ssl_core.checkpoint_retention import CheckpointConfig
+from ssl_core.checkpoint_writer import CheckpointWriter, Tensors
 from ssl_core.consumed import ConsumedLog
 
 

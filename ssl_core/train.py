@@ -21,7 +21,7 @@ from sharding.order import Positions, SampleOrder
 from sharding.stream import DataConfig, ShardSet, read_batch, sample_order
 from ssl_core.batches import Batch, training_batches
 from ssl_core.checkpoint import CheckpointState, load_state
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.consumed import truncate_consumed
 from ssl_core.engines import Engine, EngineConfig, Precision, build_engine
 from ssl_core.loss.ntxent import Contrast, Identities, LossConfig, NonFinite

@@ -17,7 +17,7 @@ from harness import small, total_steps
 from launched import TORCHRUN, Launched, launched, pretraining, supervised
 
 from infra.metrics import read_metrics
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.optim import OptimConfig
 from ssl_core.train import PretrainConfig
 from ssl_core.views.spec import ViewSpec

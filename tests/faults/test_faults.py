@@ -30,7 +30,7 @@ from harness import (
 
 from infra.status import read_status
 from ssl_core.checkpoint import find_checkpoints
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.train import PretrainConfig
 
 WORLD = 2

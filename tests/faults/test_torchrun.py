@@ -12,7 +12,7 @@ from harness import Outcome, assert_same_bits, end, outcome, small, start, steps
 from launched import DEEPSPEED, OWN_STORE, launched, pretraining, supervised, torchrun
 
 from infra.status import read_status
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
 from ssl_core.train import PretrainConfig
 

@@ -23,7 +23,8 @@ from ssl_core.checkpoint import (
     other_version,
     save_checkpoint,
 )
-from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
+from ssl_core.checkpoint_retention import CheckpointConfig
+from ssl_core.checkpoint_writer import CheckpointWriter
 
 # Saves step 3 into a copy of a run again and again; the k-th time, the kernel kills the process at the k-th thing that
 # it does to the disk: opening, writing (half of it), syncing, renaming, removing.
@@ -33,7 +34,8 @@ from pathlib import Path
 import torch
 from disk import on_disk_events
 from ssl_core.checkpoint import CheckpointState
-from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
+from ssl_core.checkpoint_retention import CheckpointConfig
+from ssl_core.checkpoint_writer import CheckpointWriter
 
 run, out, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 

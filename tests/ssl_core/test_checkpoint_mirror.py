@@ -14,7 +14,8 @@ from moto.server import ThreadedMotoServer
 from infra.errors import RunFailed, UserError
 from ssl_core.checkpoint import Checkpoint, CheckpointState, damage, find_checkpoints, load_state, save_checkpoint
 from ssl_core.checkpoint_mirror import Mirror, restore_from_mirror
-from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
+from ssl_core.checkpoint_retention import CheckpointConfig
+from ssl_core.checkpoint_writer import CheckpointWriter
 
 
 def state(step: int) -> CheckpointState:

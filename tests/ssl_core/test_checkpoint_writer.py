@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import ssl_core.checkpoint_writer
 from infra.errors import RunFailed, UserError
 from ssl_core.checkpoint import Checkpoint, CheckpointState, damage, find_checkpoints, load_state, save_checkpoint
-from ssl_core.checkpoint_writer import CheckpointConfig, CheckpointWriter
+from ssl_core.checkpoint_retention import CheckpointConfig
+from ssl_core.checkpoint_writer import CheckpointWriter
 
 CPU = torch.device("cpu")
 

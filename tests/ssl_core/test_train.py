@@ -19,7 +19,7 @@ from sharding.pack import PackConfig, pack
 from sharding.stream import DataConfig, ShardSet
 from ssl_core import train
 from ssl_core.checkpoint import find_checkpoints, load_state, save_checkpoint
-from ssl_core.checkpoint_writer import CheckpointConfig
+from ssl_core.checkpoint_retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
 from ssl_core.model import ModelConfig
 from ssl_core.optim import OptimConfig
