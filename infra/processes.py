@@ -59,7 +59,11 @@ def device_of(ranks: Ranks) -> torch.device:
 
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
-    """Join the run's process group (NCCL on GPUs, gloo on CPUs) and leave it at the end; nothing for one process."""
+    """Join the run's process group (NCCL on GPUs, gloo on CPUs) and leave it at the end; nothing for one process.
+
+    Raises UserError when no launcher has said where the processes meet, and RunFailed when not all come within
+    `timeout_s`, or when one is lost later.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks.world == 1:
@@ -76,6 +80,13 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
         )
     except ValueError as error:
         raise UserError(f"WORLD_SIZE={ranks.world}, but {error}; start with torchrun") from error
+    except (dist.DistStoreError, dist.DistNetworkError) as error:  # on the first rank, and on one that waits for it
+        if "timed out" not in str(error).lower():
+            raise
+        raise RunFailed(
+            f"not all of WORLD_SIZE={ranks.world} processes came within train.timeout_s={timeout_s:g} "
+            f"({_first_line(error)}); start the missing machines, or raise train.timeout_s, and give the command again"
+        ) from error
     try:
         yield
     except RuntimeError as error:  # what gloo raises has no class of its own

@@ -1,6 +1,7 @@
-"""What several folders of tests share: a small packed set of simulated radiographs, and one thread a process."""
+"""What several folders of tests share: a small packed set of simulated radiographs, a port, one thread a process."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,11 @@ def simulated_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_chexpert(folder / "raw", patients=40, seed=0, size_px=64)
     pack(PackConfig("chexpert", folder / "raw", folder / "shards", shorter_side_px=64, workers=1))
     return folder / "shards"
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

@@ -1,11 +1,22 @@
+import os
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
+from forks import forks
 from ranks import on_ranks
 
-from infra.errors import UserError
-from infra.processes import Ranks, clock_skew_s, ranks_from_environment, require_world, sum_over_ranks
+from infra.errors import RunFailed, UserError
+from infra.processes import (
+    Ranks,
+    clock_skew_s,
+    process_group,
+    ranks_from_environment,
+    require_world,
+    sum_over_ranks,
+)
 
 
 def sums(rank: int, world: int) -> list[int]:
@@ -16,6 +27,27 @@ def skew_with_one_clock_ahead(rank: int, world: int, ahead_s: float) -> float:
     now = time.time
     with mock.patch("time.time", lambda: now() + ahead_s * (rank == 1)):
         return clock_skew_s()
+
+
+def come_alone(rank: int, port: int, said: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with process_group(Ranks(rank, 2), torch.device("cpu"), timeout_s=1.0):
+            pass
+    except RunFailed as error:
+        said.write_text(str(error))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_others_never_come_ends_in_one_line(tmp_path: Path, free_port: int, rank: int) -> None:
+    said = tmp_path / "said"
+    process = forks().Process(target=come_alone, args=(rank, free_port, said))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert said.read_text().startswith("not all of WORLD_SIZE=2 processes came within train.timeout_s=1 (")
+    assert said.read_text().endswith("raise train.timeout_s, and give the command again")
+    assert "\n" not in said.read_text()
 
 
 def test_counts_are_summed_over_all_ranks_and_alone() -> None:
