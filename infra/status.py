@@ -20,7 +20,7 @@ class Status:
 
     state: running (or killed since); finished; paused (at train.max_steps); preempted (stopped by a signal, with a
     checkpoint); refused (wrong configuration or data: starting again does not help); failed.
-    step: steps done. message: one line for people. time_s: seconds since 1970.
+    step: steps done by then. message: one line for people. time_s: seconds since 1970.
     """
 
     state: State

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from infra import config as configuration
-from infra.errors import UserError
+from infra.errors import RunFailed, UserError
 from infra.files import locked
 from infra.log import say
 from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
@@ -20,7 +20,7 @@ _WARN_OF_SKEW_S: Final = 2.0
 
 
 class Session:
-    """A run that this process takes part in; `state`, `step` and `message` become `status.json` when it ends."""
+    """A run that this process takes part in; `state`, `step` and `message` become `status.json` when it is written."""
 
     def __init__(self, run: Path, ranks: Ranks, stop: StopRequest) -> None:
         self.run, self.ranks, self.stop = run, ranks, stop
@@ -33,9 +33,16 @@ class Session:
         self.state, self.message = state, message
 
     def write(self) -> None:
-        """Write how the run stands; only the first rank does."""
-        if self.ranks.is_first:
+        """Write how the run stands; only the first rank does.
+
+        When the disk does not take it, that is said: it neither ends a training nor hides the error that did.
+        """
+        if not self.ranks.is_first:
+            return
+        try:
             write_status(self.run, Status(self.state, self.step, self.message))
+        except (UserError, RunFailed, OSError) as error:
+            say(f"ALARM: the run is {self.state} at step {self.step}, but its status.json does not say so: {error}")
 
 
 @contextmanager

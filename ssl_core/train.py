@@ -166,7 +166,7 @@ def _train(config: PretrainConfig, run: Session, shards: ShardSet, order: Sample
         f"the run in {config.run_folder} is at step {first_step} already, beyond step {last_step} where "
         "train.epochs and train.max_steps end it; raise them, or choose another run folder",
     )
-    on_first_rank(ranks, lambda: _start_writing(config, first_step))
+    on_first_rank(ranks, lambda: _start_writing(config, run))
 
     with ExitStack() as stack:
         records = stack.enter_context(_records(config, first_step, ranks, engine))
@@ -338,10 +338,11 @@ def _checkpoint_due(train: TrainConfig, before: CheckpointState, now: Checkpoint
     return train.checkpoint_every_steps is not None and now.step % train.checkpoint_every_steps == 0
 
 
-def _start_writing(config: PretrainConfig, first_step: int) -> None:
+def _start_writing(config: PretrainConfig, run: Session) -> None:
     """Write the configuration, and drop from the logs what was done after the checkpoint that is gone on from."""
     configuration.save(config, config.run_folder / "config.yaml")
-    truncate_consumed(config.run_folder, first_step)
+    truncate_consumed(config.run_folder, run.step)
+    run.write()  # what an earlier start has left, such as `failed`, is no longer so
 
 
 def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, records: Records) -> None:
