@@ -20,7 +20,7 @@ from infra.errors import RunFailed, UserError, require
 from infra.log import say
 from infra.status import Status, read_status
 from launch.cli import guarded
-from ssl_core.checkpoint import find_checkpoints
+from ssl_core.checkpoint import Checkpoint, damage, find_checkpoints
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_S: Final = 0.5
@@ -38,7 +38,7 @@ class SuperviseConfig:
     Args:
         run_folder: the run that the command pretrains; its checkpoints tell whether there was progress
         restarts: most restarts in all
-        patience: most restarts in a row without a new checkpoint
+        patience: most restarts in a row without a new checkpoint that is whole
         pause_s: seconds before a restart, doubled for each one without progress, so that a node can come back
         stall_s: seconds without a line of metrics after which the command counts as hung and is killed
     """
@@ -111,8 +111,18 @@ def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
 
 
 def _newest_step(run: Path) -> int:
-    checkpoints = find_checkpoints(run)
-    return checkpoints[-1].step if checkpoints else 0
+    """Return the step from which the run goes on: that of its newest whole checkpoint, 0 without one.
+
+    A damaged one is passed over by the run too, which then saves steps that are lower: that is progress.
+    """
+    return next((checkpoint.step for checkpoint in reversed(find_checkpoints(run)) if _is_whole(checkpoint)), 0)
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    try:
+        return damage(checkpoint) is None
+    except (UserError, RunFailed):  # of another version, say: nothing that this run goes on from
+        return False
 
 
 def _status_since(run: Path, began_s: float) -> Status | None:

@@ -13,6 +13,7 @@ import pytest
 from infra.errors import RunFailed, UserError
 from infra.status import Status, write_status
 from launch.supervise import SuperviseConfig, main, supervise
+from ssl_core.checkpoint import CheckpointState, save_checkpoint
 
 # Each start does what the next word of `plan.txt` says; the words are used up one by one.
 SCRIPT = """
@@ -24,10 +25,9 @@ starts = run / "starts"
 number = int(starts.read_text()) if starts.exists() else 0
 starts.write_text(str(number + 1))
 word = (run / "plan.txt").read_text().split()[number]
-if word.startswith("save"):
-    folder = run / "checkpoints" / f"step-{number + 1}"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
+if word == "save":
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "made" / "checkpoints" / f"step-{number + 1}").rename(run / "checkpoints" / f"step-{number + 1}")
     os._exit(1)
 if word == "die":
     os.kill(os.getpid(), 9)
@@ -41,9 +41,16 @@ if word == "finish":
 """
 
 
+def save(run: Path, step: int) -> Path:
+    return save_checkpoint(run, CheckpointState(step, 0.5, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), {}, {}).path
+
+
 def command(run: Path, plan: str) -> list[str]:
     run.mkdir(exist_ok=True)
     (run / "plan.txt").write_text(plan)
+    for number, word in enumerate(plan.split()):
+        if word == "save":
+            save(run / "made", number + 1)  # so that a script need not wait for torch
     return [sys.executable, "-c", SCRIPT, str(run)]
 
 
@@ -62,6 +69,13 @@ def test_a_run_without_progress_is_given_up_after_the_stated_patience(tmp_path: 
     with pytest.raises(RunFailed, match="3 times in a row without a new checkpoint"):
         supervise(config, command(tmp_path, "save die die die finish"))
     assert starts(tmp_path) == 4
+
+
+def test_a_run_that_goes_on_from_before_a_damaged_checkpoint_makes_progress(tmp_path: Path) -> None:
+    """The one of step 900 has lost its weights, so that the run saves steps 1, 2 and 3 after it."""
+    (save(tmp_path, 900) / "model.safetensors").unlink()
+    config = SuperviseConfig(tmp_path, patience=0, pause_s=0.0)
+    assert supervise(config, command(tmp_path, "save save save finish")) == 0
 
 
 def test_a_refused_run_is_not_started_again(tmp_path: Path) -> None:
