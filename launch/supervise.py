@@ -25,6 +25,7 @@ from ssl_core.checkpoint import Checkpoint, damage, find_checkpoints
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_S: Final = 0.5
 _GONE_S: Final = 60.0  # a killed process may take its time to give back a GPU
+_SAVE_S: Final = 60.0  # what ranks get for their last checkpoint after a stop signal, when their launcher has gone
 _MARK: Final = "STERNUM_SUPERVISED"  # an environment variable by which a command's processes are found again
 # torchrun's workers else meet in the store of its agents, and what one that was killed has left there can make every
 # later start of them fail.
@@ -141,9 +142,13 @@ def _run_once(command: Sequence[str], config: SuperviseConfig) -> tuple[int, str
     with _forwarding(process) as received:
         while process.poll() is None:
             time.sleep(_POLL_S)
+            if received:
+                _let_save(mark)
             if time.time() - max(began_s, _wrote_s(config.run_folder)) > config.stall_s:
                 say(f"no line of metrics for {config.stall_s:g} s; killing {command[0]}")
                 _kill(mark)
+        if received:
+            _let_save(mark)
         # What a launcher that was killed has left behind; until it is gone the run's folder is in use.
         until_s = time.monotonic() + _GONE_S
         while _kill(mark) and time.monotonic() < until_s:
@@ -176,18 +181,50 @@ def _wrote_s(run: Path) -> float:
         return 0.0
 
 
+def _let_save(mark: str) -> None:
+    """Ask the ranks themselves to stop, and wait until they have: not every launcher passes a signal on (DeepSpeed's).
+
+    One that is told twice saves once; one that has not ended after `_SAVE_S` is left to whoever kills it.
+    """
+    for process in _ranks(mark):
+        with suppress(psutil.Error):
+            process.terminate()
+    until_s = time.monotonic() + _SAVE_S
+    while _ranks(mark) and time.monotonic() < until_s:
+        time.sleep(_POLL_S)
+
+
+def _ranks(mark: str) -> list[psutil.Process]:
+    """Return the command's processes that a launcher has numbered, but not what those have started in their turn."""
+    numbered = {process.pid: process for process, environment in _marked(mark) if "RANK" in environment}
+    ranks = []
+    for process in numbered.values():
+        with suppress(psutil.Error):
+            if process.ppid() not in numbered:
+                ranks.append(process)
+    return ranks
+
+
 def _kill(mark: str) -> int:
     """Kill all processes that carry the mark: a launcher's workers too, which live on in sessions of their own.
 
     Returns how many there were.
     """
     killed = 0
+    for process, _ in _marked(mark):
+        with suppress(psutil.Error):
+            process.kill()
+            killed += 1
+    return killed
+
+
+def _marked(mark: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Give the living processes that carry the mark, with their environments."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(_MARK) == mark:
-                process.kill()
-                killed += 1
-    return killed
+            environment = process.environ()
+            if environment.get(_MARK) == mark:
+                yield process, environment
 
 
 if __name__ == "__main__":

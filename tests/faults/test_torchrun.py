@@ -90,22 +90,28 @@ def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["torchrun", "supervise", "supervise with SIGUSR1"])
+@pytest.mark.parametrize("whom", ["torchrun", "supervise", "supervise with SIGUSR1", "supervise of deepspeed"])
 def test_a_stop_signal_saves_and_the_same_command_goes_on(
-    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, whom: str
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, free_port: int, whom: str
 ) -> None:
+    """DeepSpeed's launcher keeps the signal to itself, so that its workers are told by supervise."""
     config = run_of(tmp_path, simulated_shards)
-    command = torchrun(config) if whom == "torchrun" else supervised(config, torchrun(config))
-    with launched(command, tmp_path / "log", **OWN_STORE) as run:
+    command = torchrun(config)
+    if "deepspeed" in whom:
+        command = deepspeed(config, "--num_gpus=2", f"--master_port={free_port}")
+    if "supervise" in whom:
+        command = supervised(config, command)
+    environment = {**OWN_STORE, "DS_ACCELERATOR": "cpu"}
+    with launched(command, tmp_path / "log", **environment) as run:
         run.wait_for_step(config.run_folder, 4)
         os.kill(run.process.pid, signal.SIGUSR1 if "SIGUSR1" in whom else signal.SIGTERM)
-        assert run.end() == 1  # both launchers say so of a run that is not finished
+        assert run.end() == 1  # what torchrun and supervise say of a run that is not finished
         assert not run.all()
     status = read_status(config.run_folder)
     assert status is not None
     assert status.state == "preempted", run.said()
     assert status.step == steps_done(config.run_folder) >= 4
-    with launched(command, tmp_path / "log", **OWN_STORE) as run:
+    with launched(command, tmp_path / "log", **environment) as run:
         assert run.end() == 0, run.said()
     assert_same_bits(outcome(config.run_folder), undisturbed)
 

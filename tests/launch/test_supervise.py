@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import psutil
 import pytest
 
 from infra.errors import RunFailed, UserError
-from infra.status import Status, write_status
+from infra.status import Status, read_status, write_status
+from launch import supervise as supervising
 from launch.supervise import SuperviseConfig, main, supervise
 from ssl_core.checkpoint import CheckpointState, save_checkpoint
 
@@ -52,6 +54,10 @@ def command(run: Path, plan: str) -> list[str]:
         if word == "save":
             save(run / "made", number + 1)  # so that a script need not wait for torch
     return [sys.executable, "-c", SCRIPT, str(run)]
+
+
+def has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def starts(run: Path) -> int:
@@ -111,8 +117,7 @@ else:
     sys.exit(1)
 """
     assert supervise(SuperviseConfig(tmp_path, pause_s=0.0), [sys.executable, "-c", script]) == 0
-    worker = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    assert has_ended(int((tmp_path / "pid").read_text()))
 
 
 def test_a_stop_signal_reaches_the_command_and_ends_the_supervision(tmp_path: Path) -> None:
@@ -125,6 +130,56 @@ def test_a_stop_signal_reaches_the_command_and_ends_the_supervision(tmp_path: Pa
     assert process.returncode == 1
     assert "SIGTERM ended the run at step 0" in errors
     assert starts(tmp_path) == 1
+
+
+# Its worker, which writes how it ended half a second after a stop signal, hears of none that the launcher gets.
+DEAF_LAUNCHER = """
+import os, subprocess, sys, time
+worker = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
+subprocess.Popen(worker, env={**os.environ, "RANK": "0"}, start_new_session=True)
+time.sleep(600)
+"""
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+from infra.status import Status, write_status
+run = Path(sys.argv[1])
+def stop(number, frame):
+    time.sleep(0.5)
+    write_status(run, Status("preempted", 7))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+(run / "pid").write_text(str(os.getpid()))
+(run / "pid").rename(run / "ready")
+time.sleep(600)
+"""
+
+
+def stop_once_ready(run: Path) -> None:
+    def stop() -> None:
+        while not (run / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+
+
+def test_a_stop_signal_that_the_launcher_keeps_to_itself_reaches_its_worker(tmp_path: Path) -> None:
+    stop_once_ready(tmp_path)
+    with pytest.raises(RunFailed, match="SIGTERM ended the run"):
+        supervise(SuperviseConfig(tmp_path), [sys.executable, "-c", DEAF_LAUNCHER, WORKER, str(tmp_path)])
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.state == "preempted"
+
+
+def test_a_worker_that_does_not_obey_a_stop_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "_SAVE_S", 1.0)
+    stubborn = WORKER.replace("SIGTERM, stop", "SIGTERM, signal.SIG_IGN")
+    stop_once_ready(tmp_path)
+    with pytest.raises(RunFailed, match="SIGTERM ended the run"):
+        supervise(SuperviseConfig(tmp_path), [sys.executable, "-c", DEAF_LAUNCHER, stubborn, str(tmp_path)])
+    assert has_ended(int((tmp_path / "ready").read_text()))
 
 
 def test_wrong_calls_are_refused_in_one_line(tmp_path: Path) -> None:
