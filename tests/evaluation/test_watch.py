@@ -12,7 +12,8 @@ from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results import Results
 from infra.errors import RunFailed, UserError
-from infra.status import Status, write_status
+from infra.files import locked
+from infra.status import State, Status, write_status
 from ssl_core.checkpoint import CheckpointState, save_checkpoint
 from ssl_core.model import ModelConfig, build_encoder
 
@@ -41,6 +42,7 @@ def curve(run: Path, name: str) -> dict[int, float]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLL_S", 0.2)
+    monkeypatch.setattr(watching, "RESTART_S", 1.5)
 
 
 def test_each_checkpoint_is_probed_as_it_appears_and_one_that_is_removed_keeps_its_row(run: Path, shards: Path) -> None:
@@ -48,15 +50,16 @@ def test_each_checkpoint_is_probed_as_it_appears_and_one_that_is_removed_keeps_i
     rounds: list[Results] = []
 
     def train_on() -> None:
-        while not rounds:
-            time.sleep(0.1)
-        tensors = build_encoder(ModelConfig("resnet18", 16, 8), seed=3).state_dict()
-        save_checkpoint(run, CheckpointState(15, 3.0, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
-        for path in sorted((run / "checkpoints" / "step-5").iterdir()):
-            path.unlink()  # retention
-        while len(rounds) < 2:
-            time.sleep(0.1)
-        write_status(run, Status("finished", 15))
+        with locked(run, "pretraining"):
+            while not rounds:
+                time.sleep(0.1)
+            tensors = build_encoder(ModelConfig("resnet18", 16, 8), seed=3).state_dict()
+            save_checkpoint(run, CheckpointState(15, 3.0, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
+            for path in sorted((run / "checkpoints" / "step-5").iterdir()):
+                path.unlink()  # retention
+            while len(rounds) < 2:
+                time.sleep(0.1)
+            write_status(run, Status("finished", 15))
 
     trainer = threading.Thread(target=train_on)
     trainer.start()
@@ -76,6 +79,51 @@ def test_probing_again_shows_each_step_once_and_every_c_as_hyperparameters(run: 
         results = probe(replace(config_of(run, shards), controls=False))
     assert list(curve(run, "probe/cell/gazda2021/acc")) == [5, 10]
     assert len(list((run / "events" / "probe").glob("[0-9]*"))) == 6 * len(results.rows)
+
+
+@pytest.mark.parametrize("left", ["failed", "running"])
+def test_run_that_is_started_again_after_it_failed_or_was_killed_is_still_watched(
+    tmp_path: Path, shards: Path, make_run: MakeRun, left: State
+) -> None:
+    """It is down for less, and then goes on for longer, than the time after which a run counts as ended."""
+    run = make_run(tmp_path / "run", shards, steps=())
+    write_status(run, Status(left, 0, "another rank was lost"))
+
+    def start_again() -> None:
+        time.sleep(0.5)
+        with locked(run, "pretraining"):
+            time.sleep(0.5)  # a checkpoint is being loaded
+            write_status(run, Status("running", 0))
+            time.sleep(2.0)
+            write_status(run, Status("refused", 0, "it was watched to its end"))
+
+    trainer = threading.Thread(target=start_again)
+    trainer.start()
+    with pytest.raises(RunFailed, match="ended without a checkpoint; it was watched to its end"):
+        watching.watch(config_of(run, shards))
+    trainer.join()
+
+
+def test_run_that_was_killed_and_stays_away_is_probed_to_its_end(run: Path, shards: Path) -> None:
+    write_status(run, Status("running", 10))
+    results = watching.watch(config_of(run, shards))
+    assert any(row.kind == "shuffled" for row in results.rows)  # only the last round has them
+
+
+def test_run_that_failed_long_ago_is_not_waited_for(
+    tmp_path: Path, shards: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "RESTART_S", 600.0)
+    run = make_run(tmp_path / "run", shards, steps=())
+    write_status(run, Status("failed", 0, "no disk", time_s=time.time() - 601))
+    with pytest.raises(RunFailed, match="ended without a checkpoint; no disk"):
+        watching.watch(config_of(run, shards))
+
+
+def test_folder_that_does_not_exist_is_refused_and_not_made(tmp_path: Path, shards: Path) -> None:
+    with pytest.raises(UserError, match=r"run_folder=.*/runn does not exist; name the folder"):
+        watching.watch(config_of(tmp_path / "runn", shards))
+    assert not (tmp_path / "runn").exists()
 
 
 def test_run_that_ends_without_a_checkpoint_is_said(tmp_path: Path, shards: Path, make_run: MakeRun) -> None:
