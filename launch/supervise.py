@@ -84,21 +84,19 @@ def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
 
     Raises UserError when the run was refused, and RunFailed when a signal ended it or there was no progress.
     """
-    fruitless = 0
+    fruitless, reached = 0, _newest_step(config.run_folder)
     began_s = time.time()  # another node may have finished the run while this one's launcher failed
     for start in range(config.restarts + 1):
-        reached = _newest_step(config.run_folder)
         code, stopped_by = _run_once(command, config)
         status = _status_since(config.run_folder, began_s)
         if status and status.state in ("finished", "paused"):
             return 0
         if code == UserError.exit_code or (status and status.state == "refused"):
             raise UserError(status.message if status else f"{command[0]} refused its arguments; see above")
+        before, reached = reached, _newest_step(config.run_folder)
         if stopped_by:
-            raise RunFailed(
-                f"{stopped_by} ended the run at step {_newest_step(config.run_folder)}; the same command goes on there"
-            )
-        fruitless = 0 if _newest_step(config.run_folder) > reached else fruitless + 1
+            raise RunFailed(f"{stopped_by} ended the run at step {reached}; the same command goes on there")
+        fruitless = 0 if reached > before else fruitless + 1
         if fruitless > config.patience:
             raise RunFailed(
                 f"{command[0]} ended with code {code} {fruitless} times in a row without a new checkpoint in "
