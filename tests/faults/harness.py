@@ -34,9 +34,9 @@ from ssl_core.views.spec import ViewSpec
 class Fault:
     """What happens to one rank when it is about to learn from a step, `times` times over all starts of the run.
 
-    kind: kill, stop (SIGSTOP), term (SIGTERM), raise, nan (in its images), fill (to its last byte, the disk that is
-    mounted on the run's folder), free (it again); or save: kill at the disk event of this number (`on_disk_events`) in
-    the save of the checkpoint of this step.
+    kind: kill, stop (SIGSTOP), term (SIGTERM), usr1 (SIGUSR1), raise, nan (in its images), fill (to its last byte, the
+    disk that is mounted on the run's folder), free (it again); or save: kill at the disk event of this number
+    (`on_disk_events`) in the save of the checkpoint of this step.
     """
 
     kind: str
@@ -245,4 +245,5 @@ def _strike(kind: str, batch: Any, disk: Path) -> None:
     elif kind == "raise":
         raise RuntimeError("a rank that raises")
     else:
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[kind])
+        signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+        os.kill(os.getpid(), signals[kind])

@@ -71,12 +71,15 @@ def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_goes_on(
     assert "was lost or hangs" in log_of(config.run_folder, 0)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_sigterm_to_one_rank_saves_at_one_step_and_leaves_a_marker(
-    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, rank: int
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [pytest.param("term", 0, marks=pytest.mark.slow), ("term", 1), pytest.param("usr1", 1, marks=pytest.mark.slow)],
+)
+def test_a_stop_signal_to_one_rank_saves_at_one_step_and_leaves_a_marker(
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str, rank: int
 ) -> None:
     config = small(tmp_path / "run", simulated_shards)
-    assert end(start(config, WORLD, [Fault("term", rank, 7)])) == [0, 0]
+    assert end(start(config, WORLD, [Fault(kind, rank, 7)])) == [0, 0]
     status = read_status(config.run_folder)
     assert status is not None
     assert (status.state, status.step) == ("preempted", 8)
