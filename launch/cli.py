@@ -4,10 +4,15 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 from infra.errors import RunFailed, UserError
+
+# An environment variable: the file to which errors are appended as well, for `sternum supervise` to quote.
+ERRORS_FILE: Final = "STERNUM_ERRORS_FILE"
 
 # Each command is a module of this folder, imported when it is called, so that none waits for another's libraries.
 COMMANDS: Final = {
@@ -55,7 +60,11 @@ def fail(error: UserError | RunFailed) -> int:
     """Print an error as one line, with the rank that met it unless that is the first; returns its exit code."""
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
-    sys.stderr.write(f"sternum: error{where}: {' '.join(str(error).split())}\n")
+    line = " ".join(str(error).split())
+    sys.stderr.write(f"sternum: error{where}: {line}\n")
+    if ERRORS_FILE in os.environ:
+        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:  # on another machine there is none
+            file.write(f"{line}\n")
     return error.exit_code
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from infra.config import parse
 from infra.errors import RunFailed, UserError, require
 from infra.log import say
 from infra.status import Status, read_status
-from launch.cli import guarded
+from launch.cli import ERRORS_FILE, guarded
 from ssl_core.checkpoint import Checkpoint, damage, find_checkpoints
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
         command="supervise",
         description=(
             "Run a pretraining command; when it dies or hangs, run it again, which resumes from the last checkpoint. "
-            "Ends when the run is finished, is refused, or makes no progress."
+            "Ends when the run is finished, when it or the command's arguments are refused, and when --patience "
+            "restarts in a row bring no new checkpoint. What processes of torchrun refuse before they hold the run's "
+            "folder, such as too few machines or missing shards, may be mended: it is tried again for so long."
         ),
         examples=(
             "sternum supervise --run_folder=runs/paper -- torchrun --nproc-per-node=8 -m launch.pretrain \\",
@@ -82,25 +85,37 @@ def main(arguments: Sequence[str]) -> int:
 def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
     """Run the command again and again; returns 0 once the run has ended as its configuration says.
 
-    Raises UserError when the run was refused, and RunFailed when a signal ended it or there was no progress.
+    Raises UserError when the command refused its arguments or `status.json` says that the run is refused, and RunFailed
+    when a signal ended it or there was no progress. What processes of torchrun refuse before they hold the run's folder
+    shows in neither, since torchrun then ends with code 1: it is tried again, and quoted at last.
     """
+    with tempfile.TemporaryDirectory() as folder:  # made once: later the disk may be full
+        return _supervise(config, command, Path(folder) / "errors")
+
+
+def _supervise(config: SuperviseConfig, command: Sequence[str], errors: Path) -> int:
     fruitless, reached = 0, _newest_step(config.run_folder)
     began_s = time.time()  # another node may have finished the run while this one's launcher failed
     for start in range(config.restarts + 1):
-        code, stopped_by = _run_once(command, config)
+        errors.unlink(missing_ok=True)
+        code, stopped_by = _run_once(command, config, errors)
+        said = _first_line(errors)
         status = _status_since(config.run_folder, began_s)
         if status and status.state in ("finished", "paused"):
             return 0
-        if code == UserError.exit_code or (status and status.state == "refused"):
-            raise UserError(status.message if status else f"{command[0]} refused its arguments; see above")
+        if status and status.state == "refused":
+            raise UserError(status.message)
+        if code == UserError.exit_code:
+            raise UserError(said or f"{command[0]} refused its arguments; see above")
         before, reached = reached, _newest_step(config.run_folder)
         if stopped_by:
             raise RunFailed(f"{stopped_by} ended the run at step {reached}; the same command goes on there")
         fruitless = 0 if reached > before else fruitless + 1
         if fruitless > config.patience:
+            why = f"it last said: {said}" if said else "see its last error above"
             raise RunFailed(
                 f"{command[0]} ended with code {code} {fruitless} times in a row without a new checkpoint in "
-                f"{config.run_folder}; see its last error above, then start it again"
+                f"{config.run_folder}; {why}; mend that and give the same command again"
             )
         if start < config.restarts:
             pause_s = config.pause_s * 2 ** max(0, fruitless - 1)
@@ -129,11 +144,23 @@ def _status_since(run: Path, began_s: float) -> Status | None:
     return status if status and status.time_s >= began_s else None
 
 
-def _run_once(command: Sequence[str], config: SuperviseConfig) -> tuple[int, str | None]:
-    """Run the command to its end; returns its exit code and the name of the signal that this process was sent."""
-    mark = uuid4().hex
+def _first_line(errors: Path) -> str:
+    """Return the error that a start's others follow from, empty where none of its processes here has noted one."""
     try:
-        process = subprocess.Popen(command, env={_OWN_STORE: "1", **os.environ, _MARK: mark})
+        return errors.read_text(errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
+
+
+def _run_once(command: Sequence[str], config: SuperviseConfig, errors: Path) -> tuple[int, str | None]:
+    """Run the command to its end; returns its exit code and the name of the signal that this process was sent.
+
+    errors: where its processes note what they end with.
+    """
+    mark = uuid4().hex
+    environment = {_OWN_STORE: "1", **os.environ, _MARK: mark, ERRORS_FILE: str(errors)}
+    try:
+        process = subprocess.Popen(command, env=environment)
     except OSError as error:
         raise UserError(f"cannot start {command[0]!r}: {error.strerror}; check the command behind `--`") from error
     began_s = time.time()

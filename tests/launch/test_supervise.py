@@ -35,6 +35,16 @@ if word == "die":
     os.kill(os.getpid(), 9)
 if word == "hang":
     time.sleep(600)
+if word == "complain":  # as a launcher whose ranks refuse their start
+    from infra.errors import RunFailed, UserError
+    from launch.cli import fail
+    fail(UserError("train.world_size=4 processes were promised,\\nbut 2 came"))
+    fail(RunFailed("another rank was lost"))
+    sys.exit(1)
+if word == "misuse":
+    from infra.errors import UserError
+    from launch.cli import fail
+    sys.exit(fail(UserError("data.lanes=3 does not fit")))
 if word == "refuse":
     write_status(run, Status("refused", 0, "data.lanes=3 does not fit"))
     sys.exit(1)
@@ -87,6 +97,25 @@ def test_a_run_that_goes_on_from_before_a_damaged_checkpoint_makes_progress(tmp_
 def test_a_refused_run_is_not_started_again(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.lanes=3 does not fit"):
         supervise(SuperviseConfig(tmp_path, pause_s=0.0), command(tmp_path, "refuse finish"))
+    assert starts(tmp_path) == 1
+
+
+def test_what_a_launchers_processes_refuse_at_their_start_is_tried_again_and_quoted_at_the_end(tmp_path: Path) -> None:
+    config = SuperviseConfig(tmp_path, patience=1, pause_s=0.0)
+    with pytest.raises(RunFailed, match=r"it last said: train\.world_size=4 processes were promised, but 2 came; mend"):
+        supervise(config, command(tmp_path, "complain complain finish"))
+    assert starts(tmp_path) == 2
+
+
+def test_only_what_the_last_start_said_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="see its last error above"):
+        supervise(SuperviseConfig(tmp_path, patience=1, pause_s=0.0), command(tmp_path, "complain die"))
+
+
+def test_a_command_that_refuses_its_arguments_is_not_started_again_and_quoted(tmp_path: Path) -> None:
+    write_status(tmp_path, Status("running", 3, time_s=time.time() + 60))  # what a start that was killed leaves
+    with pytest.raises(UserError, match=r"^data\.lanes=3 does not fit$"):
+        supervise(SuperviseConfig(tmp_path, pause_s=0.0), command(tmp_path, "misuse finish"))
     assert starts(tmp_path) == 1
 
 
