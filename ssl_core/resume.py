@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from infra import config as configuration
-from infra.errors import RunFailed, UserError
+from infra.errors import UserError
 from infra.processes import Ranks, on_first_rank
-from ssl_core.checkpoint import Checkpoint, find_checkpoints, newest_whole_checkpoint
+from ssl_core.checkpoint import Checkpoint, newest_whole_checkpoint
 from ssl_core.checkpoint_mirror import restore_from_mirror
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 
@@ -34,18 +34,6 @@ def what_computes(config: Any) -> dict[str, Any]:
     return found
 
 
-def require_same_run(config: Any) -> None:
-    """Raise UserError when the run in `config.run_folder` computes something else, by its config.yaml.
-
-    For checkpoints that are too old to hold a configuration; with what others hold, `newest_checkpoint` compares. A
-    run without a checkpoint may still be changed.
-    """
-    path = config.run_folder / "config.yaml"
-    checkpoints = find_checkpoints(config.run_folder)
-    if checkpoints and path.exists() and not _holds_configuration(checkpoints[-1]):
-        _require_same(config, _not_free(config), _not_free(configuration.load(type(config), path)))
-
-
 def newest_checkpoint(config: Any, data_identity: str, ranks: Ranks) -> Checkpoint | None:
     """Return the newest checkpoint of a run that is whole, here or in its mirror; None where there is none. Collective.
 
@@ -60,7 +48,7 @@ def newest_checkpoint(config: Any, data_identity: str, ranks: Ranks) -> Checkpoi
     if checkpoint is None:
         return None
     if checkpoint.state.config is None:
-        on_first_rank(ranks, lambda: require_same_run(config))  # it may have come from the mirror just now
+        on_first_rank(ranks, lambda: _require_same_as_written(config))
     else:
         _require_same(config, what_computes(config), checkpoint.state.config)
     if checkpoint.state.data_identity != data_identity:
@@ -85,11 +73,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _holds_configuration(checkpoint: Checkpoint) -> bool:
-    try:
-        return checkpoint.state.config is not None
-    except RunFailed:
-        return False  # it is damaged
+def _require_same_as_written(config: Any) -> None:
+    """Compare with the run's config.yaml, for checkpoints that are too old to hold a configuration."""
+    path = config.run_folder / "config.yaml"
+    if path.exists():
+        _require_same(config, _not_free(config), _not_free(configuration.load(type(config), path)))
 
 
 def _require_same(config: Any, now: dict[str, Any], before: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from infra.log import say
 from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
 from infra.signals import StopRequest
 from infra.status import State, Status, write_status
-from ssl_core.resume import require_same_run
 
 _WARN_OF_SKEW_S: Final = 2.0
 
@@ -50,7 +49,7 @@ def session(config: Any, ranks: Ranks, device: torch.device) -> Iterator[Session
     """Join the other ranks and hold `config.run_folder` until the block ends; says in `status.json` how it ended.
 
     config: a PretrainConfig. Raises UserError on every rank when they were given different configurations, another
-    number of them came than was promised, the folder is in use, or another run lies in it.
+    number of them came than was promised, or the folder is in use.
     """
     require_world(config.train.world_size, ranks.world)
     with ExitStack() as stack:
@@ -63,7 +62,6 @@ def session(config: Any, ranks: Ranks, device: torch.device) -> Iterator[Session
         on_first_rank(ranks, lambda: stack.enter_context(locked(config.run_folder, "pretraining")))
         held = Session(config.run_folder, ranks, stop)
         try:
-            on_first_rank(ranks, lambda: require_same_run(config))
             yield held
         except BaseException as error:
             held.state = "refused" if isinstance(error, UserError) else "failed"
