@@ -80,23 +80,32 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
         )
     except ValueError as error:
         raise UserError(f"WORLD_SIZE={ranks.world}, but {error}; start with torchrun") from error
-    except (dist.DistStoreError, dist.DistNetworkError) as error:  # on the first rank, and on one that waits for it
-        if "timed out" not in str(error).lower():
+    except RuntimeError as error:
+        if not _is_of_the_group(error):
             raise
+        if "timed out" not in str(error).lower():
+            raise RunFailed(
+                f"WORLD_SIZE={ranks.world} processes could not join ({_first_line(error)}); give the command again"
+            ) from error
         raise RunFailed(
             f"not all of WORLD_SIZE={ranks.world} processes came within train.timeout_s={timeout_s:g} "
             f"({_first_line(error)}); start the missing machines, or raise train.timeout_s, and give the command again"
         ) from error
     try:
         yield
-    except RuntimeError as error:  # what gloo raises has no class of its own
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+    except RuntimeError as error:
+        if not _is_of_the_group(error):
             raise
         raise RunFailed(
             f"another rank was lost or hangs ({_first_line(error)}); the same command goes on from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_of_the_group(error: RuntimeError) -> bool:
+    """Tell whether the other processes are the cause: what gloo raises has no class of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,6 @@
 import os
+import re
+import socket
 import time
 from pathlib import Path
 from unittest import mock
@@ -48,6 +50,20 @@ def test_a_process_whose_others_never_come_ends_in_one_line(tmp_path: Path, free
     assert said.read_text().startswith("not all of WORLD_SIZE=2 processes came within train.timeout_s=1 (")
     assert said.read_text().endswith("raise train.timeout_s, and give the command again")
     assert "\n" not in said.read_text()
+
+
+def test_a_port_that_is_taken_ends_in_one_line(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        process = forks().Process(target=come_alone, args=(0, taken.getsockname()[1], said))
+        process.start()
+        process.join(60)
+    assert process.exitcode == 0
+    assert re.fullmatch(
+        r"WORLD_SIZE=2 processes could not join \(.*EADDRINUSE.*\); give the command again", said.read_text()
+    )
 
 
 def test_counts_are_summed_over_all_ranks_and_alone() -> None:
