@@ -41,14 +41,9 @@ class CheckpointCopier:
 
     def update(self, written: int | None = None) -> None:
         """Bring the mirror in line in the background; written: the step of a checkpoint that is new."""
-        self._note(written)
+        if written is not None:
+            self._written.add(written)
         self._newest: Future[None] = self._thread.submit(self._reconcile_in_background)
-
-    def update_now(self, written: int) -> None:
-        """Return when the mirror is in line; raises RunFailed when it cannot be brought there."""
-        self._note(written)
-        self._newest = self._thread.submit(self.reconcile)
-        self._newest.result()
 
     def close(self) -> None:
         """Wait for what is under way."""
@@ -91,10 +86,6 @@ class CheckpointCopier:
         except RunFailed as error:
             self._alarm(f"the mirror lacks what was saved, or holds what was removed: {error}")
             raise
-
-    def _note(self, written: int | None) -> None:
-        if written is not None:
-            self._written.add(written)
 
     def _copy(self, checkpoint: Checkpoint) -> bool:
         """Copy a checkpoint, unless the store has it or it is not worth it; returns whether it was."""

@@ -69,7 +69,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self.wait_s = time.perf_counter() - started
 
     def save_now(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
-        """Return when the checkpoint is durable, and mirrored: the last one of a process.
+        """Return when the checkpoint is durable: the last one of a process. For its copy, leaving the context waits.
 
         Raises RunFailed when it cannot be, also for a full disk: with room again, the same command goes on.
         """
@@ -81,7 +81,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         except _TROUBLE as error:
             raise RunFailed(f"the checkpoint of step {state.step} cannot be saved: {error}") from error
         if self._copier:
-            self._copier.update_now(state.step)
+            self._copier.update(state.step)
         self.wait_s = self.save_s = time.perf_counter() - started
         return checkpoint
 
