@@ -18,11 +18,11 @@ install: .venv/.installed ## make .venv and install the pinned dependencies (don
 demo: install ## run everything on simulated radiographs, in about five minutes on two cores
 	$(BIN)/sternum demo
 
-test: install ## run the default tests, in two processes
+test: install ## run the default tests, two files at a time
 	$(BIN)/pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-test-slow: install ## run all tests, those that take minutes too
-	$(BIN)/pytest
+test-slow: install ## run the tests that take minutes, one after the other
+	$(BIN)/pytest -m slow
 
 check: install ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -114,6 +114,19 @@ def test_nan_that_stays_for_a_while_rolls_back_and_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
+def test_deepspeed_rolls_back_too(tmp_path: Path, simulated_shards: Path) -> None:
+    """Which means a second engine in each process."""
+    ends = []
+    for name, faults in (("undisturbed", []), ("rolled-back", [Fault("nan", 1, 5), Fault("nan", 1, 6)])):
+        config = small(tmp_path / name, simulated_shards, skips=1)
+        config = replace(config, engine=replace(config.engine, kind="deepspeed"))
+        assert train_through(config, WORLD, faults) == 1
+        ends.append(outcome(config.run_folder))
+    assert "going back to the last checkpoint" in log_of(config.run_folder, 0)
+    assert_same_bits(*ends)
+
+
+@pytest.mark.slow
 def test_nan_that_never_ends_stops_all_ranks_with_one_line(tmp_path: Path, simulated_shards: Path) -> None:
     config = small(tmp_path / "run", simulated_shards, skips=1, rollbacks=1)
     faults = [Fault("nan", 1, step, times=100) for step in (4, 5)]
