@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from disk import FILLER, NoDisk, cut, flip_a_bit, small_disk
 from harness import (
@@ -221,7 +222,7 @@ def test_a_second_job_on_the_folder_of_a_running_one_is_refused_on_all_ranks(
 ) -> None:
     config = small(tmp_path / "run", simulated_shards, timeout_s=60.0)
     first = start(config, WORLD, [Fault("stop", 1, 6)])
-    while steps_done(config.run_folder) < 3:
+    while psutil.Process(first[1].pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.05)
     assert end(start(config, WORLD)) == [2, 2]
     assert "is in use by another process" in log_of(config.run_folder, 1)
