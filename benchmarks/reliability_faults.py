@@ -182,7 +182,7 @@ def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterat
             newest = find_checkpoints(config.run_folder)[-1]
             action(newest.path / place.draw.choice(FILES))
 
-        steps = range(2 * every, place.steps)  # so that there is one to damage: the second save awaits the first
+        steps = range(3 * every, place.steps)  # so that there are two: the third save awaits the second
         return lambda: place.train(Fault("kill", 0, place.draw.choice(steps)), between=damage)
 
     def three_kills() -> Ended:

@@ -152,7 +152,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, harm: object, name: str
 ) -> None:
     config = small(tmp_path / "run", simulated_shards)
-    end(start(config, WORLD, [Fault("kill", 0, 8)]))
+    end(start(config, WORLD, [Fault("kill", 0, 9)]))  # the third save has awaited the second, so there are two
     newest = find_checkpoints(config.run_folder)[-1]
     harm(newest.path / name)  # type: ignore[operator]
     assert train_through(config, WORLD) == 1
