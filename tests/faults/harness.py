@@ -18,6 +18,7 @@ from forks import forks
 from safetensors.torch import load_file
 
 from infra.errors import RunFailed, UserError
+from infra.files import write_atomic
 from infra.metrics import read_metrics
 from infra.processes import Ranks
 from sharding.stream import DataConfig
@@ -231,7 +232,7 @@ def moments_of_a_save(config: PretrainConfig, world: int, step: int) -> list[int
 
 def _once_more(counter: Path, times: int) -> bool:
     done = int(counter.read_text()) if counter.exists() else 0
-    counter.write_text(str(done + 1))
+    write_atomic(counter, str(done + 1))  # another thread may kill this process meanwhile, and the count has to hold
     return done < times
 
 
