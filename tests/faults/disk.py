@@ -1,5 +1,6 @@
 """What is done to disks: full ones, damaged files, and a kill at any one of the things that a process does to one."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -39,9 +40,21 @@ def fill(disk: Path, left_bytes: int = 2**20) -> Path:
     """Fill a disk but for so many bytes; returns the file that does it."""
     filler = disk / FILLER
     with filler.open("wb") as file:
-        free = os.statvfs(disk)
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - left_bytes)
+        while not _is_filled(file, disk, left_bytes):
+            pass
     return filler
+
+
+def _is_filled(file: BinaryIO, disk: Path, left_bytes: int) -> bool:
+    """Give a file the rest of a disk; says no when somebody else, such as a save, has taken some of it meanwhile."""
+    free = os.statvfs(disk)
+    try:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - left_bytes)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+    return True
 
 
 def flip_a_bit(path: Path) -> None:
