@@ -88,6 +88,8 @@ def _one_line(message: str, keys: list[str], command: str) -> str:
         near = difflib.get_close_matches(key, keys, n=1) or [
             full for full in keys if difflib.get_close_matches(key, [full.rpartition(".")[2]])
         ]
+        if key in near:
+            return f"{key!r} has no dashes: give its value alone; see sternum {command} --help"
         text = f"unknown key {key!r}: {text}" + (f"; did you mean {near[0]!r}?" if near else "")
     return f"{text}; all options: sternum {command} --help"
 
