@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import one_line
+
+from benchmarks.common import one_line
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -32,14 +32,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from common import installed, machine, one_line, table
-from loader_ways import NEEDS, WAYS, Batches, Task
 from torch import nn
 
+from benchmarks.common import installed, machine, one_line, table
+from benchmarks.loader_ways import NEEDS, WAYS, Batches, Task
 from infra.errors import RunFailed
 from infra.files import write_atomic
-from sharding.datasets.simulated import write_cell
-from sharding.pack import PackConfig, pack
+from sharding.packing.pack import PackConfig, pack
+from sharding.simulation.datasets import write_cell
 
 SHORTER_SIDE_PX: Final = 320
 _PACE: Final = 0.8  # of the rate just measured, which the simulated consumer takes

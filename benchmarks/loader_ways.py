@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 
-from sharding.order import SampleOrder
-from sharding.stream import ShardSet, sample_batches
-from ssl_core.batches import training_batches
+from sharding.reading.order import SampleOrder
+from sharding.reading.stream import ShardSet, sample_batches
 from ssl_core.views import ViewInputs, ViewTask, executor
+from ssl_core.views.batches import training_batches
 from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
 
 Batches = Iterator[list[torch.Tensor]]

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from apart import Memory, apart, free_bytes
-from common import installed, machine, table
-from loss_gradients import Deviation, measure_gradients
-from loss_ways import ALONE
 from torch import Tensor
 
+from benchmarks.apart import Memory, apart, free_bytes
+from benchmarks.common import installed, machine, table
+from benchmarks.loss_gradients import Deviation, measure_gradients
+from benchmarks.loss_ways import ALONE
 from infra.files import write_atomic
 
 SECTIONS: Final = ("speed", "gradients", "cache")
@@ -192,7 +192,7 @@ def main() -> None:
             for name, by_world in gradients.items()
         }
     if "cache" in asked.sections:
-        from loss_cache import CacheTask, measure_cache  # noqa: PLC0415 - the processes of `speed` need not load it
+        from benchmarks.loss_cache import CacheTask, measure_cache  # noqa: PLC0415 - the processes of `speed` need not load it
 
         task = CacheTask(asked.backbone, asked.size_px, asked.global_batch, asked.micro_batches, asked.device)
         result["cache"], text = measure_cache(task, asked.repeats)

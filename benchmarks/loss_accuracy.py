@@ -1,7 +1,7 @@
 """How near the loss and its gradient in fp32 come to autograd in float64, from the start of training to its end.
 
 Printed is the relative error of the gradient with respect to the projections, and in brackets that of the loss. Where
-the loss is below 1e-8, float64 autograd has no correct digits left to compare with (`tests/ssl_core/test_ntxent.py`
+the loss is below 1e-8, float64 autograd has no correct digits left to compare with (`test_ntxent.py`
 compares with 90 decimals there).
 """
 
@@ -9,9 +9,9 @@ import argparse
 from typing import Final, Literal, NamedTuple
 
 import torch
-from common import table
 from torch import Tensor
 
+from benchmarks.common import table
 from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent, nt_xent
 
 TEMPERATURES: Final = (0.01, 0.02, 0.05, 0.1, 0.5, 1.0)

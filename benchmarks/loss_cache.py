@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
-from apart import Memory, apart, free_bytes
-from common import table
 from torch import Tensor
 
+from benchmarks.apart import Memory, apart, free_bytes
+from benchmarks.common import table
 from ssl_core.engines import Engine, EngineConfig, Precision, build_engine
 from ssl_core.loss.ntxent import LossConfig, nt_xent
-from ssl_core.model import Encoder, ModelConfig, build_encoder
-from ssl_core.optim import OptimConfig
+from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
+from ssl_core.model.optimizer import OptimConfig
 
 _CALLS: Final = 3
 _FREE: Final = 0.9  # share of the free memory that a step may take

@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from common import installed, one_line
-from loss_ways import ALONE, TOGETHER
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.common import installed, one_line
+from benchmarks.loss_ways import ALONE, TOGETHER
 
 SAMPLES: Final = 64  # of the global batch
 _INPUTS, _OUTPUTS = 32, 16

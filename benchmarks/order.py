@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import machine, table
 
+from benchmarks.common import machine, table
 from infra.files import write_atomic
-from sharding.manifest import VERSION, Manifest, Shard, decode_manifest, encode_manifest
-from sharding.order import SampleOrder
+from sharding.format.manifest import VERSION, Manifest, Shard, decode_manifest, encode_manifest
+from sharding.reading.order import SampleOrder
 
 Int64 = npt.NDArray[np.int64]
 

@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from common import installed, machine, table
-
+from benchmarks.common import installed, machine, table
 from infra.files import write_atomic
+from infra.parallel import ordered_map, worker_count
 from sharding.datasets.folder import FolderOptions
-from sharding.datasets.simulated import write_cell
-from sharding.encode import EncodedImage, encode_file
-from sharding.pack import PackConfig, pack
-from sharding.parallel import ordered_map, worker_count
+from sharding.images.encode import EncodedImage, encode_file
+from sharding.packing.pack import PackConfig, pack
+from sharding.simulation.datasets import write_cell
 
 SHORTER_SIDE_PX, JPEG_QUALITY, SHARD_MB = 320, 90, 64
 ENCODE = partial(encode_file, shorter_side_px=SHORTER_SIDE_PX, jpeg_quality=JPEG_QUALITY)

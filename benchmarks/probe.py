@@ -24,16 +24,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from common import machine, table
 from joblib import parallel_config
 from scipy.special import ndtri
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGroupKFold
 
-from evaluation.protocol import PRESETS
-from evaluation.search import Floats, Floats32, Problem, search_serially
-from evaluation.tune import ray_session, search_with_ray
+from benchmarks.common import machine, table
+from evaluation.fitting.ray_search import ray_session, search_with_ray
+from evaluation.fitting.search import Floats, Floats32, SearchProblem, search_serially
+from evaluation.results.presets import PRESETS
 from infra.files import write_atomic
 from infra.rng import uniform
 
@@ -54,7 +54,7 @@ class Found(NamedTuple):
     auc: float
 
 
-Case = tuple[dict[str, Floats32], dict[str, Problem]]
+Case = tuple[dict[str, Floats32], dict[str, SearchProblem]]
 
 
 def make_case(images: list[int], size: int) -> Case:
@@ -70,7 +70,9 @@ def make_case(images: list[int], size: int) -> Case:
         for checkpoint in range(CHECKPOINTS):
             name = f"dataset {dataset}, checkpoint {checkpoint}"
             features[name] = make_features(classes, size, dataset * CHECKPOINTS + checkpoint, 0.2 + 0.1 * checkpoint)
-            problems[name] = Problem(name, np.arange(count), classes, fold, False, PAPER.c_grid, PAPER.max_iterations)
+            problems[name] = SearchProblem(
+                name, np.arange(count), classes, fold, False, PAPER.c_grid, PAPER.max_iterations
+            )
     return features, problems
 
 

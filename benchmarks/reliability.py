@@ -14,24 +14,19 @@ The figures go to --out as JSON, the tables beside it as Markdown.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Final
 
-from common import machine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))  # the tests' means of injecting
-
-from reliability_faults import Row, measure_faults
-from reliability_network import measure_network
-from reliability_ratio import Ratio, measure_ratio
-
+from benchmarks.common import machine
+from benchmarks.reliability_faults import Row, measure_faults
+from benchmarks.reliability_network import measure_network
+from benchmarks.reliability_ratio import Ratio, measure_ratio
 from infra.files import write_atomic
-from sharding.datasets.simulated import write_cell, write_chexpert
-from sharding.pack import PackConfig, pack
+from sharding.packing.pack import PackConfig, pack
+from sharding.simulation.datasets import write_cell, write_chexpert
 
 SECTIONS: Final = ("ratio", "faults", "network")
 

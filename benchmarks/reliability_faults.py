@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from disk import cut, flip_a_bit, small_disk
-from harness import (
+from ssl_core.checkpoints.checkpoint import FILES, find_checkpoints
+from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.pretraining.config import PretrainConfig
+from tests.support.disk import cut, flip_a_bit, small_disk
+from tests.support.harness import (
     Fault,
     Outcome,
     assert_same_bits,
@@ -25,10 +28,6 @@ from harness import (
     total_steps,
     train_through,
 )
-
-from ssl_core.checkpoint import FILES, find_checkpoints
-from ssl_core.checkpoint_retention import CheckpointConfig
-from ssl_core.train import PretrainConfig
 
 WORLD: Final = 2
 _HANG_S: Final = 5.0  # train.timeout_s where a rank hangs

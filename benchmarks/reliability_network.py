@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from harness import assert_same_bits, assert_same_run, outcome, total_steps
-from network import Machines, machines, on_one_or_two, on_two, two_machines
-from reliability_faults import Ended, Row, row
-from reliability_ratio import steps_seen
-
-from ssl_core.train import PretrainConfig
+from benchmarks.reliability_faults import Ended, Row, row
+from benchmarks.reliability_ratio import steps_seen
+from ssl_core.pretraining.config import PretrainConfig
+from tests.support.harness import assert_same_bits, assert_same_run, outcome, total_steps
+from tests.support.network import Machines, machines, on_one_or_two, on_two, two_machines
 
 _MIDST: Final = 10  # the step at which faults are injected
 _GONE_S: Final = 5.0  # until a lost machine comes back

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from harness import small, steps_done
-from launched import Launched, launched, supervised, torchrun
 
 from infra.errors import RunFailed
 from infra.metrics import read_metrics
-from sharding.stream import ShardSet, sample_order
-from ssl_core.checkpoint_retention import CheckpointConfig
-from ssl_core.consumed import read_consumed
-from ssl_core.model import ModelConfig
-from ssl_core.train import PretrainConfig
+from sharding.reading.stream import ShardSet, sample_order
+from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.model.encoder import ModelConfig
+from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.sample_log import read_sample_log
 from ssl_core.views.spec import ViewSpec
+from tests.support.harness import small, steps_done
+from tests.support.launched import Launched, launched, supervised, torchrun
 
 _POLL_S: Final = 0.1
 
@@ -136,7 +136,7 @@ def misplaced(config: PretrainConfig) -> int:
     shards = ShardSet(config.data.shards)
     order = sample_order(shards, config.data, config.seed)
     wrong = 0
-    for number, step in enumerate(read_consumed(config.run_folder)):
+    for number, step in enumerate(read_sample_log(config.run_folder)):
         places = order.batch(number)
         wanted = [shards.index(int(shard))["sample"][row] for shard, row in zip(places.shard, places.row, strict=True)]
         wrong += int((step.samples != np.array(wanted)).sum())

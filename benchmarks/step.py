@@ -27,20 +27,21 @@ from typing import Any, Final, NamedTuple
 
 import torch
 import torch.multiprocessing as mp
-from common import machine, table
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import machine, table
 from infra.files import write_atomic
 from infra.metrics import read_metrics
 from infra.processes import Ranks, sum_over_ranks
-from sharding.datasets.simulated import write_cell
-from sharding.pack import PackConfig, pack
-from sharding.stream import DataConfig
-from ssl_core import train
-from ssl_core.checkpoint import checkpoint_path
-from ssl_core.checkpoint_retention import CheckpointConfig
+from sharding.packing.pack import PackConfig, pack
+from sharding.reading.stream import DataConfig
+from sharding.simulation.datasets import write_cell
+from ssl_core.checkpoints.checkpoint import checkpoint_path
+from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import Engine, EngineConfig
-from ssl_core.model import ModelConfig, build_encoder
+from ssl_core.model.encoder import ModelConfig, build_encoder
+from ssl_core.pretraining import train
+from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.views.spec import ViewSpec
 
 SHORTER_SIDE_PX: Final = 320
@@ -151,16 +152,16 @@ def _wait_for_gpu(engine: Engine) -> None:
         torch.cuda.synchronize()
 
 
-def configuration(case: Case, turn: Turn, shards: Path, run: Path) -> train.PretrainConfig:
+def configuration(case: Case, turn: Turn, shards: Path, run: Path) -> PretrainConfig:
     """Return the run of a case: three windows, and a step for the limit."""
     global_batch = case.local_batch * turn.ranks
-    return train.PretrainConfig(
+    return PretrainConfig(
         run_folder=run,
         data=DataConfig([str(shards)], global_batch=global_batch, lanes=turn.ranks),
         views=ViewSpec(size_px=case.size_px),
         model=ModelConfig(case.backbone),
         engine=EngineConfig(kind=case.engine),  # type: ignore[arg-type]
-        train=train.TrainConfig(
+        train=TrainConfig(
             epochs=10**6,
             micro_batches=case.parts,
             checkpoint_every_epochs=10**6,
@@ -173,7 +174,7 @@ def configuration(case: Case, turn: Turn, shards: Path, run: Path) -> train.Pret
     )
 
 
-def take_part(rank: int, config: train.PretrainConfig, turn: Turn, port: int, answer: Path) -> None:
+def take_part(rank: int, config: PretrainConfig, turn: Turn, port: int, answer: Path) -> None:
     """Be one rank of a case; the first one writes down what was measured."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(turn.threads)

@@ -10,33 +10,50 @@ from typing import Final
 import numpy as np
 import yaml
 
-from evaluation import results
-from evaluation.curves import Curves
-from evaluation.entries import FEW_PERCENT, Entry, derived, entry, few_labels, shuffled, told_apart
-from evaluation.held_out import held_out, measure
-from evaluation.kept import finetune_kept, solve_kept
+from evaluation.data.feature_sources import (
+    FeatureMatrix,
+    FeatureSource,
+    attributes,
+    border,
+    checkpoint_sources,
+    concatenated,
+    control_sources,
+    extractor,
+)
+from evaluation.data.labeled_sets import ProbeTask, open_labeled_sets, open_probe_tasks, pretraining_samples
+from evaluation.fitting.probe_cases import (
+    FEW_PERCENT,
+    ProbeCase,
+    dataset_source_case,
+    derived_case,
+    few_labels_case,
+    probe_case,
+    shuffled_case,
+)
+from evaluation.fitting.ray_search import ray_session, search_with_ray
+from evaluation.fitting.result_cache import cached_finetune, cached_probes
+from evaluation.fitting.search import FittedProbe, Floats32, SearchProblem, search_serially
 from evaluation.probe_config import ProbeConfig
-from evaluation.protocol import PRESETS
-from evaluation.report.notes import notes_on
-from evaluation.report.selected import write_selection
-from evaluation.results import Results, Row, Run
-from evaluation.scores import auc, resampled_aucs
-from evaluation.scoring import comparison, few_labels_row, finetuned_row, row_of, tested
-from evaluation.search import Chosen, Floats32, Problem, search_serially
-from evaluation.selection import Selection, choose, goodness_of, judge
-from evaluation.sources import Source, Stored, attributes, border, checkpoint_sources, controls, extractor, joined
-from evaluation.targets import Target, open_packed, open_targets, seen_in_pretraining
-from evaluation.tune import ray_session, search_with_ray
+from evaluation.results import results
+from evaluation.results.notes import notes_on
+from evaluation.results.presets import PRESETS
+from evaluation.results.results import ProbeResult, Results, Run
+from evaluation.results.selection import CheckpointSelection, write_selection
+from evaluation.scoring.curves import Curves
+from evaluation.scoring.probe_results import comparison, few_labels_result, finetuned_result, predictions, probe_result
+from evaluation.scoring.scores import auc, resampled_aucs
+from evaluation.selection.choice import choose_checkpoint, goodness_of, judge
+from evaluation.selection.unseen_images import measure, unseen_images
 from infra import config as configuration
 from infra.files import locked
 from infra.log import say
 from infra.metrics import read_metrics
-from ssl_core.checkpoint import find_checkpoints
-from ssl_core.train import PretrainConfig
+from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.pretraining.config import PretrainConfig
 
 _AT_ONCE_BYTES: Final = 2 << 30  # of features in one search
 
-Features = Mapping[Source, Mapping[str, Stored]]  # of the datasets, by their labels
+Features = Mapping[FeatureSource, Mapping[str, FeatureMatrix]]  # of the datasets, by their labels
 
 
 def probe(config: ProbeConfig, command: str = "") -> Results:
@@ -60,9 +77,9 @@ class Prober:
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # whether there are such shows now
         newest = find_checkpoints(self.run)[-1]
-        self.opened = open_packed(config.shards, config.fetch)
-        self.seen = seen_in_pretraining(self.pretraining.data, newest.state.data_identity)
-        self.targets = open_targets(
+        self.opened = open_labeled_sets(config.shards, config.fetch)
+        self.seen = pretraining_samples(self.pretraining.data, newest.state.data_identity)
+        self.targets = open_probe_tasks(
             self.opened,
             config.presets,
             self.seen,
@@ -76,7 +93,9 @@ class Prober:
         )
         self.extractor = extractor(self.run, self.pretraining, kind=config.executor, local_batch=config.local_batch)
         self.curves = Curves(self.run)
-        self._features: dict[tuple[str, int], tuple[Source, Mapping[str, Stored]]] = {}  # by kind and step, in order
+        self._features: dict[
+            tuple[str, int], tuple[FeatureSource, Mapping[str, FeatureMatrix]]
+        ] = {}  # by kind and step, in order
 
     def probe(self, *, whole: bool = True) -> Results:
         """Probe what is there and write `results.json`; not `whole`: without what only the last checkpoint is asked."""
@@ -98,7 +117,7 @@ class Prober:
             datasets=[target.facts for target in self.targets],
             rows=rows,
             comparisons=self._comparisons(entries, solved),
-            few_labels=[few_labels_row(one, solved[one.key], of.name, percent) for of, percent, one in few],
+            few_labels=[few_labels_result(one, solved[one.key], of.name, percent) for of, percent, one in few],
             timing={
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
@@ -117,13 +136,13 @@ class Prober:
     def _extract(self) -> Features:
         """Return the features of all sources; a checkpoint that was probed and has since been removed keeps its own."""
         checkpoints = checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)
-        for source in (controls(self.pretraining) if self.config.controls else []) + checkpoints:
+        for source in (control_sources(self.pretraining) if self.config.controls else []) + checkpoints:
             key = source.kind, source.step or 0
             if key not in self._features:
                 self._features[key] = source, self.extractor.features(source, self.opened)
         return dict(self._features.values())
 
-    def _run(self, sources: Iterable[Source]) -> Run:
+    def _run(self, sources: Iterable[FeatureSource]) -> Run:
         return Run(
             backbone=self.pretraining.model.backbone,
             size_px=self.pretraining.views.size_px,
@@ -133,52 +152,52 @@ class Prober:
             seed=self.pretraining.seed,
         )
 
-    def _entries(self, target: Target, features: Features, whole: bool) -> Iterator[Entry]:
+    def _entries(self, target: ProbeTask, features: Features, whole: bool) -> Iterator[ProbeCase]:
         """Yield a target's rows to be: controls with features of their own, checkpoints, then derived controls."""
         label = target.packed.label
-        own = [entry(target, source, stored[label]) for source, stored in features.items()]
+        own = [probe_case(target, source, stored[label]) for source, stored in features.items()]
         last = own[-1]
         for one in own:
             yield one
             if one.kind == "pixels":
-                yield derived(one, "border of the image", "border", border(one.stored))
+                yield derived_case(one, "border of the image", "border", border(one.stored))
                 told = attributes(target.packed.samples, target.cohort.rows)
                 if told:
-                    yield derived(one, "view, sex and age", "attributes", told)
+                    yield derived_case(one, "view, sex and age", "attributes", told)
         if whole and self.config.controls:
-            yield shuffled(last, self.config.seed)
+            yield shuffled_case(last, self.config.seed)
             others = self._one_of_each_dataset(target)
             if len(others) > 1:
                 stored = list(features.values())[-1]
-                yield told_apart(others, stored, last, joined(stored))
+                yield dataset_source_case(others, stored, last, concatenated(stored))
 
-    def _one_of_each_dataset(self, target: Target) -> list[Target]:
+    def _one_of_each_dataset(self, target: ProbeTask) -> list[ProbeTask]:
         """Return this target and one of every other dataset by the same preset; none for a second one of a dataset."""
-        firsts: dict[str, Target] = {}
+        firsts: dict[str, ProbeTask] = {}
         for other in self.targets:
             if other.facts.preset == target.facts.preset:
                 firsts.setdefault(other.packed.label, other)
         return list(firsts.values()) if any(one is target for one in firsts.values()) else []
 
-    def _few_labels(self, entries: Sequence[Entry]) -> list[tuple[Entry, int, Entry]]:
+    def _few_labels(self, entries: Sequence[ProbeCase]) -> list[tuple[ProbeCase, int, ProbeCase]]:
         """Return (of, percent, entry) for the last checkpoint and the controls with features of their own."""
         asked = [
             one
             for one in entries
             if one.preset.chooses_threshold and (one.kind in ("pixels", "untrained") or one is _last(entries, one))
         ]
-        few = [(of, percent, few_labels(of, percent, self.config.seed)) for of in asked for percent in FEW_PERCENT]
+        few = [(of, percent, few_labels_case(of, percent, self.config.seed)) for of in asked for percent in FEW_PERCENT]
         for dataset, percent in dict.fromkeys((of.dataset, percent) for of, percent, one in few if one is None):
             say(f"{dataset}: {percent} % of its labels are too few patients of a class; left out")
         return [(of, percent, one) for of, percent, one in few if one is not None]
 
-    def _solve(self, entries: Sequence[Entry]) -> dict[str, list[Chosen]]:
+    def _solve(self, entries: Sequence[ProbeCase]) -> dict[str, list[FittedProbe]]:
         """Return the classifiers of each entry, by its key, one a round."""
-        solved: dict[str, list[Chosen]] = {}
+        solved: dict[str, list[FittedProbe]] = {}
         for some in _at_once(entries):
             problems = {one.key: list(one.problems()) for one in some}
             flat = [problem for of_entry in problems.values() for problem in of_entry]
-            chosen = solve_kept(
+            chosen = cached_probes(
                 self.run / "features" / "probes",
                 {one.stored.identity: one.stored.values for one in some},
                 {name: problem for name, _, problem in flat},
@@ -189,18 +208,18 @@ class Prober:
         return solved
 
     def _search(
-        self, features: Mapping[str, Floats32], problems: Mapping[str, Problem], name: str
-    ) -> dict[str, Chosen]:
+        self, features: Mapping[str, Floats32], problems: Mapping[str, SearchProblem], name: str
+    ) -> dict[str, FittedProbe]:
         if self.config.search == "serial":
             return search_serially(features, problems)
         used = {problem.features: features[problem.features] for problem in problems.values()}
         with ray_session(self.config.cores, self.config.address, sum(values.nbytes for values in used.values())):
             return search_with_ray(used, problems, storage=self.run / "features" / "search", name=name)
 
-    def _row(self, one: Entry, solved: Mapping[str, Sequence[Chosen]]) -> Row:
+    def _row(self, one: ProbeCase, solved: Mapping[str, Sequence[FittedProbe]]) -> ProbeResult:
         samples = next(target.packed.samples for target in self.targets if _is_of(one, target))
         detailed = one.preset.chooses_threshold and one.kind not in ("shuffled", "source")
-        return row_of(
+        return probe_result(
             one,
             solved[one.key],
             samples if detailed else None,
@@ -208,17 +227,19 @@ class Prober:
             seed=self.config.seed,
         )
 
-    def _select(self, features: Features, entries: Sequence[Entry], solved: Mapping[str, Sequence[Chosen]]) -> None:
+    def _select(
+        self, features: Features, entries: Sequence[ProbeCase], solved: Mapping[str, Sequence[FittedProbe]]
+    ) -> None:
         """Choose a checkpoint without labels, judge such choices by the scores, and write `selection.json`."""
         checkpoints = {source: stored for source, stored in features.items() if source.kind == "checkpoint"}
-        chosen = held_out(self.opened, self.seen)
+        chosen = unseen_images(self.opened, self.seen)
         spec, seed = self.pretraining.views, self.pretraining.seed
         measured = measure(chosen, self.opened, checkpoints, self.extractor, spec, seed)
         good = goodness_of(measured, _losses(self.run, list(checkpoints)))
         verdicts = []
         for target in self.targets:
             of_target = [one for one in entries if _is_of(one, target) and one.kind == "checkpoint"]
-            said = [tested(one, solved[one.key]) for one in of_target]
+            said = [predictions(one, solved[one.key]) for one in of_target]
             resampled = [
                 resampled_aucs(one, resamples=self.config.bootstrap_resamples, seed=self.config.seed) for one in said
             ]
@@ -230,10 +251,10 @@ class Prober:
                 dataset=target.facts.label,
                 preset=target.facts.preset,
             )
-        name, why = choose(measured)
-        write_selection(self.run, Selection(chosen.who, chosen.images, measured, name, why, verdicts))
+        name, why = choose_checkpoint(measured)
+        write_selection(self.run, CheckpointSelection(chosen.who, chosen.images, measured, name, why, verdicts))
 
-    def _to_finetune(self, features: Features) -> list[Target]:
+    def _to_finetune(self, features: Features) -> list[ProbeTask]:
         """Return the targets with one test part; in cross-validation a network would have to be trained for each."""
         if self.config.finetune.epochs == 0 or not any(source.kind == "checkpoint" for source in features):
             return []
@@ -242,11 +263,11 @@ class Prober:
                 say(f"{target.facts.label}, {target.facts.preset}: cross-validated, so nothing is fine-tuned there")
         return [target for target in self.targets if target.facts.rounds == 1]
 
-    def _finetuned(self, target: Target, features: Features) -> Row:
+    def _finetuned(self, target: ProbeTask, features: Features) -> ProbeResult:
         """Fine-tune the last checkpoint, or read what came of it before, and score it."""
         source, stored = list(features.items())[-1]
-        one = entry(target, source, stored[target.packed.label])
-        found = finetune_kept(
+        one = probe_case(target, source, stored[target.packed.label])
+        found = cached_finetune(
             self.run / "features" / "probes",
             one,
             source.backbone,
@@ -258,18 +279,18 @@ class Prober:
             device=self.extractor.device,
             seed=self.config.seed,
         )
-        return finetuned_row(one, found, resamples=self.config.bootstrap_resamples, seed=self.config.seed)
+        return finetuned_result(one, found, resamples=self.config.bootstrap_resamples, seed=self.config.seed)
 
     def _comparisons(
-        self, entries: Sequence[Entry], solved: Mapping[str, Sequence[Chosen]]
+        self, entries: Sequence[ProbeCase], solved: Mapping[str, Sequence[FittedProbe]]
     ) -> list[results.Comparison]:
         """Hold every dataset's last checkpoint against all else that was probed on the same classes."""
         return [
             comparison(
                 last,
                 one,
-                tested(last, solved[last.key]),
-                tested(one, solved[one.key]),
+                predictions(last, solved[last.key]),
+                predictions(one, solved[one.key]),
                 resamples=self.config.bootstrap_resamples,
                 seed=self.config.seed,
             )
@@ -278,26 +299,26 @@ class Prober:
         ]
 
 
-def _is_of(one: Entry, target: Target) -> bool:
+def _is_of(one: ProbeCase, target: ProbeTask) -> bool:
     return (one.dataset, one.preset_name) == (target.facts.label, target.facts.preset)
 
 
-def _losses(run: Path, checkpoints: Sequence[Source]) -> list[float] | None:
+def _losses(run: Path, checkpoints: Sequence[FeatureSource]) -> list[float] | None:
     """Return the pretext loss that was logged last before each checkpoint; None where one has none."""
     logged = [(line["step"], line["loss"]) for line in read_metrics(run) if "loss" in line]
     before = [[loss for step, loss in logged if step <= (source.step or 0)] for source in checkpoints]
     return [losses[-1] for losses in before] if all(before) else None
 
 
-def _last(entries: Sequence[Entry], of: Entry) -> Entry | None:
+def _last(entries: Sequence[ProbeCase], of: ProbeCase) -> ProbeCase | None:
     """Return the last checkpoint on the dataset and by the preset of an entry."""
     there = [one for one in entries if (one.dataset, one.preset_name) == (of.dataset, of.preset_name)]
     return max((one for one in there if one.kind == "checkpoint"), key=lambda one: one.step or 0, default=None)
 
 
-def _at_once(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+def _at_once(entries: Sequence[ProbeCase]) -> Iterator[list[ProbeCase]]:
     """Divide entries so that the features of each part, which the search holds in memory once more, are bounded."""
-    some: list[Entry] = []
+    some: list[ProbeCase] = []
     held: dict[str, int] = {}
     for one in entries:
         size = one.stored.values.nbytes

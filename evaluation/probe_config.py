@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from evaluation.finetune import FinetuneConfig
-from evaluation.protocol import PRESETS, Balance, PresetName, Uncertain
+from evaluation.fitting.finetune import FinetuneConfig
+from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain
 from infra.errors import require
-from sharding.stream import FetchConfig
+from sharding.reading.stream import FetchConfig
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Final
 
 from evaluation.probe import Prober
 from evaluation.probe_config import ProbeConfig
-from evaluation.results import Results
+from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
 from infra.files import locked
 from infra.log import say
 from infra.status import Status, read_status
-from ssl_core.checkpoint import find_checkpoints
+from ssl_core.checkpoints.checkpoint import find_checkpoints
 
 POLL_S: Final = 5.0
 RESTART_S: Final = 600.0  # in which a run that failed or was killed may be started again; supervise takes seconds

@@ -13,8 +13,8 @@ from infra.errors import RunFailed, require
 from infra.files import write_atomic
 from infra.log import say
 from launch.cli import guarded
-from sharding.audit import SPREADS, WITHIN, Audit, ImageGroup, audit
-from sharding.contact_sheet import contact_sheet
+from sharding.auditing.audit import SPREADS, WITHIN, Audit, ImageGroup, audit
+from sharding.auditing.contact_sheet import contact_sheet
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from infra import config as configuration
 from infra.errors import RunFailed, UserError, require
 from infra.log import say
 from launch.cli import guarded
-from sharding.datasets import simulated
+from sharding.simulation import datasets as simulated
 
 _CONFIG: Final = Path(__file__).parent / "configs" / "demo.yaml"
 

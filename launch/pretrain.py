@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from infra.config import parse
 from infra.processes import ranks_from_environment
 from launch.cli import guarded
-from ssl_core.train import PretrainConfig, pretrain
+from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.train import pretrain
 
 
 def main(arguments: Sequence[str]) -> int:

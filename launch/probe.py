@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.report.details import detail_tables
-from evaluation.report.notes import describe
-from evaluation.report.selected import read_selection, selection_tables
+from evaluation.report.selected import selection_tables
 from evaluation.report.tables import HEADER, Table, markdown, score_table
-from evaluation.results import Results
+from evaluation.results.notes import describe
+from evaluation.results.results import Results
+from evaluation.results.selection import read_selection
 from evaluation.watch import watch
 from infra.config import parse
 from infra.log import say

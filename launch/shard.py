@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from infra.config import parse
 from infra.log import say
 from launch.cli import guarded
-from sharding.manifest import Manifest
-from sharding.pack import PackConfig, pack
+from sharding.format.manifest import Manifest
+from sharding.packing.pack import PackConfig, pack
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from infra.errors import RunFailed, UserError, require
 from infra.log import say
 from infra.status import Status, read_status
 from launch.cli import ERRORS_FILE, guarded
-from ssl_core.checkpoint import Checkpoint, damage, find_checkpoints
+from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints, find_damage
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_S: Final = 0.5
@@ -134,7 +134,7 @@ def _newest_step(run: Path) -> int:
 
 def _is_whole(checkpoint: Checkpoint) -> bool:
     try:
-        return damage(checkpoint) is None
+        return find_damage(checkpoint) is None
     except (UserError, RunFailed):  # of another version, say: nothing that this run goes on from
         return False
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.protocol import PresetName
 from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import csv, latex, markdown
-from evaluation.results import Results, read_results
+from evaluation.results.presets import PresetName
+from evaluation.results.results import Results, read_results
 from infra.config import parse
 from infra.errors import UserError
 from infra.files import write_atomic

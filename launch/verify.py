@@ -10,8 +10,8 @@ from infra.config import parse
 from infra.errors import require
 from infra.log import say
 from launch.cli import guarded
-from sharding.manifest import read_manifest
-from sharding.verify import verify
+from sharding.packing.verify import verify
+from sharding.reading.manifests import read_manifest
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from infra.config import parse
 from infra.errors import require
 from infra.files import write_atomic
 from launch.cli import guarded
-from sharding.order import Positions
-from sharding.stream import EncodedBatch, ShardSet
-from ssl_core.train import PretrainConfig
+from sharding.reading.order import Positions
+from sharding.reading.stream import EncodedBatch, ShardSet
+from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.sheet import to_png, view_sheet
 from ssl_core.views.spec import ViewSpec
 

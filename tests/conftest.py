@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharding.datasets.simulated import write_chexpert
-from sharding.pack import PackConfig, pack
+from sharding.packing.pack import PackConfig, pack
+from sharding.simulation.datasets import write_chexpert
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,8 +3,7 @@
 from statistics import fmean
 
 from evaluation.report.tables import Table, interval, label, percent, points, span, verdict
-from evaluation.results import Dataset, Results, Row, last_checkpoint
-from evaluation.scores import Estimate
+from evaluation.results.results import Dataset, Estimate, ProbeResult, Results, last_checkpoint
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
@@ -31,7 +30,7 @@ def comparison_table(results: Results, dataset: Dataset) -> Table:
     )
 
 
-def headline_rows(results: Results, dataset: Dataset) -> list[Row]:
+def headline_rows(results: Results, dataset: Dataset) -> list[ProbeResult]:
     """Return the rows to quote: those of the controls and of the last checkpoint."""
     rows = results.rows_of(dataset)
     last = last_checkpoint(rows)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from evaluation.protocol import PRESETS, PresetName
-from evaluation.report import paper
 from evaluation.report.details import (
     calibration_table,
     comparison_table,
@@ -15,7 +13,9 @@ from evaluation.report.details import (
 )
 from evaluation.report.pictures import Picture, accuracy_picture, auc_picture, few_labels_picture, reliability_picture
 from evaluation.report.tables import HEADER, Table, interval, label, percent, score_table, span, verdict
-from evaluation.results import Dataset, Kind, Results, Row, last_checkpoint
+from evaluation.results import paper
+from evaluation.results.presets import PRESETS, PresetName
+from evaluation.results.results import Dataset, Kind, ProbeResult, Results, last_checkpoint
 
 _STRICTEST: Final[PresetName] = "rigorous"
 _RIVALS: Final[tuple[Kind, ...]] = ("finetuned", "untrained", "pixels", "border", "attributes")
@@ -91,7 +91,7 @@ def _finding(results: Results, dataset: Dataset) -> str:
     return text + "."
 
 
-def _stands(results: Results, dataset: Dataset, last: Row, other: Row) -> str:
+def _stands(results: Results, dataset: Dataset, last: ProbeResult, other: ProbeResult) -> str:
     """Say how far above another row the last checkpoint is, and whether that is shown where they were compared."""
     difference = 100 * (last.scores.auc.value - other.scores.auc.value)
     text = f"{abs(difference):.1f} points {'above' if difference > 0 else 'BELOW'} the {other.features}"

@@ -8,21 +8,23 @@ from typing import Final
 
 import jinja2
 
-from evaluation.report import paper
+from evaluation.data.labeled_sets import display_name
 from evaluation.report.findings import by_presets, on_datasets
 from evaluation.report.pictures import loss_picture
-from evaluation.report.selected import read_selection, selection_tables
-from evaluation.results import read_results
-from evaluation.targets import label_of
+from evaluation.report.selected import selection_tables
+from evaluation.results import paper
+from evaluation.results.results import read_results
+from evaluation.results.selection import read_selection
 from infra import config as configuration
 from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
-from sharding.manifest import Manifest, read_manifest
-from sharding.source import Place, named
-from sharding.stream import FetchConfig
-from ssl_core.checkpoint import find_checkpoints
-from ssl_core.train import PretrainConfig
+from sharding.format.manifest import Manifest
+from sharding.reading.location import Location, without_credentials
+from sharding.reading.manifests import read_manifest
+from sharding.reading.stream import FetchConfig
+from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.pretraining.config import PretrainConfig
 
 NAME: Final = "report.html"
 
@@ -92,9 +94,9 @@ def report(run: Path) -> Path:
     return run / NAME
 
 
-def _data(folder: Place) -> Data:
+def _data(folder: Location) -> Data:
     try:
         manifest = read_manifest(folder, _IMPATIENT)
     except (UserError, RunFailed):
-        return Data(named(folder), "", None)
-    return Data(named(folder), label_of(manifest), manifest)
+        return Data(without_credentials(folder), "", None)
+    return Data(without_credentials(folder), display_name(manifest), manifest)

@@ -13,11 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.calibration import Bin
-from evaluation.report import paper
 from evaluation.report.tables import label, percent
-from evaluation.results import Dataset, Results, Row, last_checkpoint
-from evaluation.scores import Estimate
+from evaluation.results import paper
+from evaluation.results.results import Bin, Dataset, Estimate, ProbeResult, Results, last_checkpoint
 
 # Dark enough on white for text and lines alike (4.5 : 1 and more), told apart without colour by dash and label too.
 _INK, _QUIET, _TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
@@ -107,7 +105,7 @@ def accuracy_picture(results: Results, dataset: Dataset) -> Picture | None:
     )
 
 
-def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[Row, Estimate]]) -> list[str]:
+def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[ProbeResult, Estimate]]) -> list[str]:
     """Draw one score of the checkpoints over their epochs, and return it in words."""
     if not trained:
         return []

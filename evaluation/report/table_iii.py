@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from evaluation.report import paper
-from evaluation.report.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
 from evaluation.report.tables import Table, interval, label, percent
-from evaluation.results import Dataset, Results, Row, last_checkpoint
-from sharding.manifest import FRACTIONS_PERCENT
+from evaluation.results import paper
+from evaluation.results.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
+from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from sharding.format.fractions import FRACTIONS_PERCENT
 
 HEADER: Final = ("dataset", "features", "fraction", "ACC", "AUC", "95 %", "SEN", "SPE", "F1")
 
@@ -41,7 +41,7 @@ def _rows(by_fraction: dict[int, Results], of_any: Dataset) -> Iterator[Cells]:
         yield _published_row(of_any)
 
 
-def _probed(found: Results | None, of_any: Dataset) -> list[tuple[Dataset, Row]]:
+def _probed(found: Results | None, of_any: Dataset) -> list[tuple[Dataset, ProbeResult]]:
     """Return a run's dataset of this label and preset with its last checkpoint, or nothing."""
     datasets = found.datasets if found else []
     same = [item for item in datasets if (item.label, item.preset) == (of_any.label, of_any.preset)]
@@ -49,7 +49,7 @@ def _probed(found: Results | None, of_any: Dataset) -> list[tuple[Dataset, Row]]
     return [(item, last) for item, last in lasts if last]
 
 
-def _our_row(dataset: Dataset, last: Row, fraction: int) -> Cells:
+def _our_row(dataset: Dataset, last: ProbeResult, fraction: int) -> Cells:
     scores = last.scores
     return (
         label(dataset),

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from evaluation.report import paper
-from evaluation.results import Dataset, Results, Row
-from evaluation.scores import Estimate
-
-OVERLAPS: Final = "†"
-AT_EDGE: Final = "*"
+from evaluation.results import paper
+from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, Estimate, ProbeResult, Results
 
 HEADER: Final = (
     "dataset", "features", "C", "ACC", "AUC", "95 %", "SEN", "SPE", "F1", "F1(healthy)", "kNN AUC", "not converged",
@@ -60,7 +56,7 @@ _ESCAPES: Final = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        OVERLAPS: r"\textdagger{}",
+        OVERLAP_MARK: r"\textdagger{}",
         "*": "{*}",  # in front of a row, * and [ would be taken for options of the line break before it
         "[": "{[}",
         "]": "{]}",
@@ -83,7 +79,7 @@ def latex(table: Table) -> str:
     ]
     above = None
     for row in table.cells:
-        first = row[0].removesuffix(f" {OVERLAPS}")
+        first = row[0].removesuffix(f" {OVERLAP_MARK}")
         lines += [r"\midrule"] if first != above else []
         lines.append(_latex_row(row))
         above = first
@@ -135,10 +131,10 @@ def verdict(difference: Estimate) -> str:
 
 def label(dataset: Dataset) -> str:
     """Return a dataset's label, marked where pretraining saw any of the test part."""
-    return f"{dataset.label} {OVERLAPS}" if dataset.overlaps else dataset.label
+    return f"{dataset.label} {OVERLAP_MARK}" if dataset.overlaps else dataset.label
 
 
-def score_table(results: Results, dataset: Dataset, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def score_table(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) -> list[tuple[str, ...]]:
     """Return the cells below HEADER, scores in percent: the rows, then the paper's where it comes from one protocol.
 
     The paper's row is that of the run's fraction of the pretraining set.
@@ -152,7 +148,7 @@ def score_table(results: Results, dataset: Dataset, rows: Sequence[Row]) -> list
     return cells
 
 
-def _score_cells(dataset: Dataset, row: Row) -> tuple[str, ...]:
+def _score_cells(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
     scores = row.scores
     return (
         label(dataset),
@@ -170,9 +166,9 @@ def _score_cells(dataset: Dataset, row: Row) -> tuple[str, ...]:
     )
 
 
-def _chosen(row: Row) -> str:
+def _chosen(row: ProbeResult) -> str:
     """The C of all rounds, or their range; what was tuned without one has none."""
     if not row.c:
         return ""
     low, high = min(row.c), max(row.c)
-    return (f"{low:g}" if low == high else f"{low:g} to {high:g}") + (AT_EDGE if row.at_edge else "")
+    return (f"{low:g}" if low == high else f"{low:g} to {high:g}") + (AT_EDGE_MARK if row.at_edge else "")

@@ -14,10 +14,10 @@ from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, d
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
-from sharding.manifest import Rejection
-from sharding.sample import Sample
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample
 
-# A root that holds this file was drawn by a program (sharding.datasets.simulated), whatever dataset it looks like.
+# A root that holds this file was drawn by a program (sharding.simulation.datasets), whatever dataset it looks like.
 SIMULATED_MARKER: Final = "SIMULATED.txt"
 
 READERS: Final[dict[str, Callable[..., Iterator[Sample | Rejection]]]] = {

@@ -8,8 +8,8 @@ from infra.errors import UserError
 from sharding.datasets.files import visible_files
 from sharding.datasets.table import read_table, require_files
 from sharding.datasets.terms import SEXES, VIEWS, age_years, normal
-from sharding.manifest import Rejection
-from sharding.sample import Sample, key_of_path
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample, key_of_path
 
 COLUMNS: Final = ("patientid", "offset", "sex", "age", "finding", "view", "modality", "folder", "filename")
 COVID: Final = "COVID-19"

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 from infra.errors import UserError
 from sharding.datasets.table import require_files
-from sharding.manifest import Rejection
-from sharding.sample import Sample
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample
 
 SPLITS: Final = ("train", "val", "test")
 CLASSES: Final = ("NORMAL", "PNEUMONIA")

@@ -7,8 +7,8 @@ from typing import Final
 
 from infra.errors import UserError
 from sharding.datasets.table import read_table, require_files
-from sharding.manifest import Rejection
-from sharding.sample import Sample
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample
 
 OBSERVATIONS: Final = (
     "No Finding",

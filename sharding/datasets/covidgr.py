@@ -7,8 +7,8 @@ from typing import Final
 from infra.errors import UserError
 from sharding.datasets.files import visible_files
 from sharding.datasets.table import read_table, require_files
-from sharding.manifest import Rejection
-from sharding.sample import Sample, key_of_path
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample, key_of_path
 
 SEVERITIES: Final = ("NORMAL-PCR+", "MILD", "MODERATE", "SEVERE")
 

@@ -12,9 +12,9 @@ from infra.rng import stable_hash
 from sharding.datasets.files import visible_files
 from sharding.datasets.table import require_files
 from sharding.datasets.terms import SEXES, VIEWS, age_years, normal
-from sharding.dicom_file import DicomRejected, read_header
-from sharding.manifest import Rejection
-from sharding.sample import Sample
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample
+from sharding.images.dicom import DicomRejected, read_header
 
 RADIOGRAPHS: Final = ("CR", "DX", "RG")  # computed, digital and conventional radiography
 _KEYWORDS: Final = (

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharding.manifest import Rejection
+from sharding.format.manifest import Rejection
 
 
 def visible_files(root: Path) -> Iterator[Path | Rejection]:

@@ -10,8 +10,8 @@ from infra.log import say
 from sharding.datasets.files import visible_files
 from sharding.datasets.table import read_table, require_files
 from sharding.datasets.terms import SEXES, SPLITS, VIEWS, age_years, normal
-from sharding.manifest import Rejection
-from sharding.sample import Sample, key_of_path
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample, key_of_path
 
 _MOST_CLASSES: Final = 100  # more are no classes: the label column is a mistaken one
 

@@ -1,4 +1,4 @@
-"""Views, sexes, ages and splits as tables and headers write them, in the words of `sharding.sample.Sample`."""
+"""Views, sexes, ages and splits as tables and headers write them, in the words of `sharding.format.sample.Sample`."""
 
 import re
 from typing import Final

@@ -6,8 +6,8 @@ from ssl_core.engines.ddp import DDPEngine
 from ssl_core.engines.deepspeed import DeepSpeedEngine
 from ssl_core.engines.engine import Engine, EngineConfig, Precision
 from ssl_core.loss.ntxent import LossConfig
-from ssl_core.model import Encoder
-from ssl_core.optim import OptimConfig
+from ssl_core.model.encoder import Encoder
+from ssl_core.model.optimizer import OptimConfig
 
 __all__ = ["Engine", "EngineConfig", "Precision", "build_engine"]
 
@@ -25,7 +25,7 @@ def build_engine(
 ) -> Engine:
     """Return the engine that `config` asks for; it takes `encoder` over, and the process group that is open.
 
-    micro_batches: parts into which each rank cuts its share (`ssl_core.gradient_cache`). global_batch: samples, to be
+    micro_batches: parts into which each rank cuts its share (`gradient_cache`). global_batch: samples, to be
     compared with `train_batch_size` of a DeepSpeed JSON. Raises UserError when settings contradict each other or
     DeepSpeed is not installed.
     """

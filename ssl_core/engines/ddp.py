@@ -12,8 +12,8 @@ from infra.processes import world_size
 from ssl_core.engines.engine import EngineConfig, Precision
 from ssl_core.engines.replica import Replica
 from ssl_core.loss.ntxent import LossConfig
-from ssl_core.model import Encoder
-from ssl_core.optim import OptimConfig
+from ssl_core.model.encoder import Encoder
+from ssl_core.model.optimizer import OptimConfig
 
 # Batch norm sees the global batch, so its buffers are equal on all ranks without broadcasting them at every step;
 # torch 2.15 renamed the switch.

@@ -21,8 +21,8 @@ from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.engines.engine import EngineConfig, Precision
 from ssl_core.engines.replica import Replica
 from ssl_core.loss.ntxent import LossConfig
-from ssl_core.model import Encoder
-from ssl_core.optim import OptimConfig
+from ssl_core.model.encoder import Encoder
+from ssl_core.model.optimizer import OptimConfig
 
 # ZeRO flattens the parameters and cuts them anywhere: these treat each number alone, so that changes nothing.
 _ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW)

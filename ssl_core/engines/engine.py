@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import require
-from ssl_core.loss.ntxent import Contrast, Identities
+from ssl_core.loss.ntxent import Identities, LossReport
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
     device: torch.device
 
-    def backward(self, views: Sequence[Tensor], identities: Identities | None = None) -> Contrast:
+    def backward(self, views: Sequence[Tensor], identities: Identities | None = None) -> LossReport:
         """Leave the gradient of the global loss in place of an older one, and return what the loss says.
 
         views: this rank's share of the two views, (n, 1, H, W) each; identities: of its n samples. n may differ

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from infra.errors import RunFailed
 from ssl_core.engines.engine import EngineConfig, Precision
-from ssl_core.gradient_cache import contrast_gradients
-from ssl_core.loss.ntxent import Contrast, Identities, LossConfig
-from ssl_core.model import Encoder
-from ssl_core.norm import normalise_globally
-from ssl_core.optim import OptimConfig, build_optimizer
+from ssl_core.engines.gradient_cache import contrast_gradients
+from ssl_core.loss.ntxent import Identities, LossConfig, LossReport
+from ssl_core.model.batch_norm import synchronize_batch_norm
+from ssl_core.model.encoder import Encoder
+from ssl_core.model.optimizer import OptimConfig, build_optimizer
 
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 _SCALE: Final = "loss_scale"  # stands where a parameter's name does in `optimizer_state`
@@ -84,7 +84,7 @@ class Replica(ABC):
         micro_batches: int,
     ) -> None:
         self.device = device
-        normalise_globally(encoder, device)
+        synchronize_batch_norm(encoder, device)
         self.encoder = encoder.to(device).train()
         self.module: nn.Module = Projecting(self.encoder, precision)
         self.optimizer = build_optimizer(optim, self.encoder)
@@ -99,11 +99,11 @@ class Replica(ABC):
 
     @abstractmethod
     def project(self, images: Tensor, *, last: bool) -> Tensor:
-        """As `ssl_core.gradient_cache.Projector`."""
+        """As `ssl_core.engines.gradient_cache.Projector`."""
 
     @abstractmethod
     def backpropagate(self, value: Tensor, *, last: bool) -> None:
-        """As `ssl_core.gradient_cache.Projector`."""
+        """As `ssl_core.engines.gradient_cache.Projector`."""
 
     @abstractmethod
     def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
@@ -117,7 +117,7 @@ class Replica(ABC):
     def _drop_gradients(self) -> None:
         """Forget the gradients of an earlier `backward`."""
 
-    def backward(self, views: Sequence[Tensor], identities: Identities | None = None) -> Contrast:
+    def backward(self, views: Sequence[Tensor], identities: Identities | None = None) -> LossReport:
         """As `Engine`."""
         self._forget_gradients()
         statistics = list(self.encoder.buffers())

@@ -18,7 +18,7 @@ class NonFinite(RunFailed):
     """A rank's projections are not finite; raised on every rank, before anything is computed from them."""
 
 
-class Places(NamedTuple):
+class RowPositions(NamedTuple):
     """Where rows stand: each rank's first views, then its second views, rank after rank.
 
     own: (N,) the place of each row's own second view. sample: (N,) the number of its sample among the global B. start:
@@ -30,7 +30,7 @@ class Places(NamedTuple):
     start: int
 
 
-def agree(projections: Tensor, norms: Tensor, named: bool, same_patient: str) -> list[int]:
+def check_ranks_agree(projections: Tensor, norms: Tensor, named: bool, same_patient: str) -> list[int]:
     """Return how many samples each rank holds; raises on all ranks what is wrong on any of them.
 
     projections: (2n, d) of this rank, of lengths `norms` (2n,); named: whether it has the identities of its samples,
@@ -64,7 +64,7 @@ def _counts(counts: Sequence[int]) -> str:
     return "; ".join(f"rank {rank}: {count} rows" for rank, count in enumerate(counts) if count)
 
 
-def places_of(samples: Sequence[int], device: torch.device) -> Places:
+def row_positions(samples: Sequence[int], device: torch.device) -> RowPositions:
     """Lay out the rows of ranks that hold so many samples each; `start` is that of this rank."""
     rank = dist.get_rank() if world_size() > 1 else 0
     held = torch.tensor(samples)
@@ -72,4 +72,4 @@ def places_of(samples: Sequence[int], device: torch.device) -> Places:
     held_here, before_here = held.repeat_interleave(2 * held), before.repeat_interleave(2 * held)  # (N,)
     place = torch.arange(2 * sum(samples)) - 2 * before_here  # within the rank
     own = 2 * before_here + (place + held_here) % (2 * held_here)
-    return Places(own.to(device), (before_here + place % held_here).to(device), 2 * int(before[rank]))
+    return RowPositions(own.to(device), (before_here + place % held_here).to(device), 2 * int(before[rank]))

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from infra.errors import require
 from infra.processes import world_size
-from ssl_core import health
-from ssl_core.loss.agreement import NonFinite, agree, places_of
+from ssl_core.loss import health
+from ssl_core.loss.agreement import NonFinite, check_ranks_agree, row_positions
 from ssl_core.loss.gather import gather_rows
 from ssl_core.loss.rows import Executor, Keys, RowStats
 
-__all__ = ["Contrast", "Identities", "LossConfig", "NonFinite", "dense_nt_xent", "nt_xent"]
+__all__ = ["Identities", "LossConfig", "LossReport", "NonFinite", "dense_nt_xent", "nt_xent"]
 
 # Up to so many global rows `auto` makes the whole matrix: in float64 it then takes as long as tiles do in fp32.
 DENSE_UP_TO: Final = 256
@@ -68,12 +68,12 @@ class Identities(NamedTuple):
     study: Tensor
 
 
-class Contrast(NamedTuple):
+class LossReport(NamedTuple):
     """What the loss says of a global batch: 0-dim tensors, equal on all ranks; only the loss is differentiable.
 
     loss: mean of equation 4 over all N rows. top1, top5: share of the rows whose own second view is their nearest, or
     among their five nearest, of the rows that the loss compares them with. alignment: mean squared distance of a row
-    and its own second view. uniformity, deviation: of the projections, see `ssl_core.health`.
+    and its own second view. uniformity, deviation: of the projections, see `ssl_core.loss.health`.
     """
 
     loss: Tensor
@@ -84,7 +84,7 @@ class Contrast(NamedTuple):
     deviation: Tensor
 
 
-def nt_xent(first: Tensor, second: Tensor, loss: LossConfig, identities: Identities | None = None) -> Contrast:
+def nt_xent(first: Tensor, second: Tensor, loss: LossConfig, identities: Identities | None = None) -> LossReport:
     """Contrast the two views' projections, row k of each being sample k, against those of all ranks.
 
     first, second: (n, d) each, this rank's; n may differ between ranks, and be 0. identities: those of the n samples;
@@ -98,7 +98,7 @@ def nt_xent(first: Tensor, second: Tensor, loss: LossConfig, identities: Identit
     assert first.shape == second.shape and first.dim() == 2, f"views of {first.shape} and {second.shape}"
     assert identities is None or all(len(ids) == len(first) for ids in identities), "one identity a sample"
     with torch.autocast(first.device.type, enabled=False):
-        return Contrast(*_NTXent.apply(torch.cat([first, second]), loss, identities))
+        return LossReport(*_NTXent.apply(torch.cat([first, second]), loss, identities))
 
 
 def dense_nt_xent(
@@ -125,9 +125,9 @@ class _NTXent(torch.autograd.Function):
     def forward(ctx: Any, projections: Tensor, loss: LossConfig, identities: Identities | None) -> tuple[Tensor, ...]:
         """Take this rank's projections (2n, d), first views before second ones; returns the fields of a Contrast."""
         norms = torch.linalg.vector_norm(projections, dim=1, dtype=torch.float64)
-        samples = agree(projections, norms, identities is not None, loss.same_patient)
+        samples = check_ranks_agree(projections, norms, identities is not None, loss.same_patient)
         counts = [2 * count for count in samples]
-        places = places_of(samples, projections.device)
+        places = row_positions(samples, projections.device)
         keys = _keys(loss, identities, samples, places.sample)
         everyone = gather_rows(_unit(projections, norms), counts)  # (N, d)
         here = slice(places.start, places.start + len(projections))
@@ -143,7 +143,7 @@ class _NTXent(torch.autograd.Function):
         )
         ctx.here, ctx.make, ctx.temperature = here, make, loss.temperature
         firsts = (places.own > torch.arange(len(everyone), device=own.device)).nonzero()[:, 0]
-        contrast = Contrast(
+        contrast = LossReport(
             loss=values.loss.mean(),
             top1=(values.above < 1).double().mean(),
             top5=(values.above < 5).double().mean(),

@@ -8,9 +8,9 @@ import importlib.util
 from typing import Final
 
 from infra.errors import UserError
-from ssl_core.views.task import Made, ViewExecutor, ViewInputs, ViewTask
+from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, ViewTask
 
-__all__ = ["KINDS", "PIXEL_TOLERANCE", "Made", "ViewExecutor", "ViewInputs", "ViewTask", "executor"]
+__all__ = ["KINDS", "PIXEL_TOLERANCE", "ViewBatch", "ViewExecutor", "ViewInputs", "ViewTask", "executor"]
 
 KINDS: Final = ("auto", "dali", "torchvision")
 PIXEL_TOLERANCE: Final = {"mean": 0.1, "max": 1.0}

@@ -20,9 +20,9 @@ from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
 from infra.errors import RunFailed
-from sharding.stream import BLANK
-from ssl_core.views.declared import flaw
-from ssl_core.views.task import Made, ViewInputs, ViewTask, blank_out, first_line, until_failure
+from sharding.reading.stream import BLANK
+from ssl_core.views.header_check import header_problem
+from ssl_core.views.task import ViewBatch, ViewInputs, ViewTask, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 3  # the batch that is used and two in the making
 # A Gaussian this narrow is exactly the identity (its outer taps underflow to 0): one blur for all samples takes as
@@ -55,7 +55,7 @@ class DaliExecutor:
     def __init__(self, task: ViewTask) -> None:
         self.task = task
 
-    def run(self, batches: Iterator[ViewInputs]) -> Generator[Made, None, None]:
+    def run(self, batches: Iterator[ViewInputs]) -> Generator[ViewBatch, None, None]:
         """Yield each batch while two more are in the making; see `ViewExecutor.run`.
 
         Raises RunFailed when DALI fails for another reason than an image.
@@ -78,7 +78,7 @@ class DaliExecutor:
             batch = in_flight.popleft()
             # the tensors share DALI's memory, which DALI keeps for as long as they live
             views = [from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
-            yield Made(blank_out(views, batch.decoded), batch.decoded, batch.reasons)
+            yield ViewBatch(blank_out(views, batch.decoded), batch.decoded, batch.reasons)
         if failures:
             raise failures[0]
 
@@ -95,7 +95,7 @@ class DaliExecutor:
         prepared = _Prepared(encoded, parameters, np.ones(len(encoded), np.bool_), {})
         sizes = zip(batch.rows["height"].tolist(), batch.rows["width"].tolist(), strict=True)
         for place, (image, (height, width)) in enumerate(zip(batch.encoded, sizes, strict=True)):
-            reason = None if image is None else flaw(image, height, width)
+            reason = None if image is None else header_problem(image, height, width)
             if image is None or reason is not None:
                 prepared.leave_out(place, reason)
         return prepared

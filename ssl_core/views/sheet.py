@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sharding.encode import ImageRejected, decode
-from sharding.stream import EncodedBatch
+from sharding.images.encode import ImageRejected, decode
+from sharding.reading.stream import EncodedBatch
 from ssl_core.views import ViewInputs, ViewTask, executor
 from ssl_core.views.spec import VIEWS, DrawnView, ViewParameters, ViewSpec, draw
 

@@ -52,7 +52,7 @@ class ViewInputs(NamedTuple):
     views: Sequence[ViewParameters]
 
 
-class Made(NamedTuple):
+class ViewBatch(NamedTuple):
     """The views of one batch of N images.
 
     views: one float32 (N, 1, size, size) a view: (gray level / 255 - mean) / std after the jitter.
@@ -68,7 +68,7 @@ class Made(NamedTuple):
 class ViewExecutor(Protocol):
     """Makes views; whether by DALI or torchvision, the caller does not see."""
 
-    def run(self, batches: Iterator[ViewInputs]) -> Generator[Made, None, None]:
+    def run(self, batches: Iterator[ViewInputs]) -> Generator[ViewBatch, None, None]:
         """Make each batch, in order and ahead of its use, by threads that end when this generator is closed.
 
         An image that does not decode costs nothing but its own views. What `batches` raises is raised here, after

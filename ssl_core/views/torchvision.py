@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from sharding.encode import DECODER_ERRORS, FORMATS
-from ssl_core.views.declared import flaw
+from sharding.images.encode import DECODER_ERRORS, FORMATS
+from ssl_core.views.header_check import header_problem
 from ssl_core.views.spec import ViewParameters
-from ssl_core.views.task import Made, ViewInputs, ViewTask, blank_out, first_line, until_failure
+from ssl_core.views.task import ViewBatch, ViewInputs, ViewTask, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 2
 
@@ -26,10 +26,10 @@ class TorchvisionExecutor:
     def __init__(self, task: ViewTask) -> None:
         self.task = task
 
-    def run(self, batches: Iterator[ViewInputs]) -> Generator[Made, None, None]:
+    def run(self, batches: Iterator[ViewInputs]) -> Generator[ViewBatch, None, None]:
         """Yield each batch while two more are in the making; see `ViewExecutor.run`."""
         failures: list[Exception] = []  # of `batches`, kept until the batches in the making have come out
-        making: deque[Future[Made]] = deque()
+        making: deque[Future[ViewBatch]] = deque()
         images = ThreadPoolExecutor(self.task.threads, "see-image")
         maker = ThreadPoolExecutor(1, "make-views")  # hands the images of one batch after the other to `images`
         try:
@@ -45,7 +45,7 @@ class TorchvisionExecutor:
         if failures:
             raise failures[0]
 
-    def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> Made:
+    def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> ViewBatch:
         matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
         seen = list(images.map(self._see, batch.encoded, batch.rows, matrices))
         decoded = np.array([isinstance(image, torch.Tensor) for image in seen], np.bool_)
@@ -54,7 +54,7 @@ class TorchvisionExecutor:
         blank = torch.zeros(len(batch.views), 1, task.size_px, task.size_px, device=task.device)
         warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in seen], dim=1)
         views = [self._finish(pixels, view) for pixels, view in zip(warped, batch.views, strict=True)]
-        return Made(blank_out(views, decoded), decoded, reasons)
+        return ViewBatch(blank_out(views, decoded), decoded, reasons)
 
     def _see(
         self, encoded: npt.NDArray[np.uint8] | None, row: np.void, matrices: npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ def _decode(encoded: npt.NDArray[np.uint8], height: int, width: int) -> torch.Te
 
     By Pillow, since torchvision 0.29 announces the end of its own decoders.
     """
-    reason = flaw(encoded, height, width)
+    reason = header_problem(encoded, height, width)
     if reason is not None:
         return reason
     try:

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "loader.py"
+ROOT = Path(__file__).parents[2]
 TINY = ["--images=24", "--size_px=32", "--local_batch=8", "--repeats=1", "--window_s=0.2", "--warm_batches=1"]
 OURS = {"sternum, torchvision", "its limit, torchvision", "torchvision + DataLoader"}
 
 
 def run(out: Path, *arguments: str) -> tuple[dict, str]:
     done = subprocess.run(
-        [sys.executable, BENCHMARK, *TINY, f"--out={out}", *arguments], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.loader", *TINY, f"--out={out}", *arguments],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text()), done.stdout

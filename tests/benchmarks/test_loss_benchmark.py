@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "loss.py"
+ROOT = Path(__file__).parents[2]
 
 
 def run(out: Path, *arguments: str) -> tuple[dict, str]:
     done = subprocess.run(
-        [sys.executable, BENCHMARK, f"--out={out}", *arguments], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.loss", f"--out={out}", *arguments],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text()), done.stdout

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "probe.py"
+ROOT = Path(__file__).parents[2]
 SMALL = ["--images", "120", "60", "--size=8", "--cores=2", "--repeats=1"]
 
 
 @pytest.mark.slow
 def test_probe_benchmark_times_three_ways_that_choose_the_same(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, BENCHMARK, *SMALL, f"--out={tmp_path / 'probe.json'}"],
+        [sys.executable, "-m", "benchmarks.probe", *SMALL, f"--out={tmp_path / 'probe.json'}"],
+        cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,

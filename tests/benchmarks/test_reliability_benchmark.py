@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
+ROOT = Path(__file__).parents[2]
 
 
 def run(out: Path, *options: str) -> dict:
     done = subprocess.run(
-        [sys.executable, BENCHMARK, f"--out={out}", *options], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.reliability", f"--out={out}", *options],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert out.with_suffix(".md").read_text() in done.stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "step.py"
+ROOT = Path(__file__).parents[2]
 TINY = [
     *("--backbone=resnet18", "--size_px=32", "--local_batch=4", "--small_local_batch=0", "--engines=ddp"),
     *("--parts=2", "--ranks=1", "--window_steps=3", "--limit_calls=1", "--images=24", "--executor=torchvision"),
@@ -15,7 +15,8 @@ TINY = [
 @pytest.mark.slow
 def test_step_benchmark_measures_the_loop_beside_its_limit_and_from_outside(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, BENCHMARK, *TINY, f"--out={tmp_path / 'step.json'}"],
+        [sys.executable, "-m", "benchmarks.step", *TINY, f"--out={tmp_path / 'step.json'}"],
+        cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,

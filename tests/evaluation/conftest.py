@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.tune import ray_session
+from evaluation.fitting.ray_search import ray_session
 from infra import config as configuration
 from infra.metrics import MetricsWriter
-from sharding.manifest import read_manifest, write_manifest
-from sharding.pack import PackConfig, pack
-from sharding.stream import DataConfig, ShardSet
-from ssl_core.checkpoint import CheckpointState, save_checkpoint
-from ssl_core.model import ModelConfig, build_encoder
-from ssl_core.train import PretrainConfig
+from sharding.format.manifest import write_manifest
+from sharding.packing.pack import PackConfig, pack
+from sharding.reading.manifests import read_manifest
+from sharding.reading.stream import DataConfig, ShardSet
+from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.model.encoder import ModelConfig, build_encoder
+from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
 
 

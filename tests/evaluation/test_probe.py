@@ -9,13 +9,14 @@ from PIL import Image
 
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
-from evaluation.results import Results, Row, read_results
+from evaluation.results.results import ProbeResult, Results, read_results
 from infra.errors import UserError
 from launch.cli import main as sternum
-from sharding.manifest import read_manifest, write_manifest
-from sharding.pack import PackConfig, pack
-from ssl_core.checkpoint import CheckpointState, save_checkpoint
-from ssl_core.model import ModelConfig, build_encoder
+from sharding.format.manifest import write_manifest
+from sharding.packing.pack import PackConfig, pack
+from sharding.reading.manifests import read_manifest
+from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.model.encoder import ModelConfig, build_encoder
 
 MakeRun = Callable[..., Path]
 
@@ -33,7 +34,7 @@ def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
     return replace(small, **changes)  # type: ignore[arg-type]
 
 
-def rows_of(results: Results, preset: str) -> dict[str, Row]:
+def rows_of(results: Results, preset: str) -> dict[str, ProbeResult]:
     return {row.features: row for row in results.rows if row.preset == preset}
 
 

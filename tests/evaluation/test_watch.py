@@ -10,12 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from evaluation import watch as watching
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
-from evaluation.results import Results
+from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError
 from infra.files import locked
 from infra.status import State, Status, write_status
-from ssl_core.checkpoint import CheckpointState, save_checkpoint
-from ssl_core.model import ModelConfig, build_encoder
+from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.model.encoder import ModelConfig, build_encoder
 
 MakeRun = Callable[..., Path]
 

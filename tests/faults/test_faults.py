@@ -12,8 +12,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from disk import FILLER, NoDisk, cut, flip_a_bit, small_disk
-from harness import (
+
+from infra.status import read_status
+from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.pretraining.config import PretrainConfig
+from tests.support.disk import FILLER, NoDisk, cut, flip_a_bit, small_disk
+from tests.support.harness import (
     Fault,
     Outcome,
     assert_same_bits,
@@ -28,11 +33,6 @@ from harness import (
     total_steps,
     train_through,
 )
-
-from infra.status import read_status
-from ssl_core.checkpoint import find_checkpoints
-from ssl_core.checkpoint_retention import CheckpointConfig
-from ssl_core.train import PretrainConfig
 
 WORLD = 2
 

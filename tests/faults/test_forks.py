@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from forks import forks
+
+from tests.support.forks import forks
 
 # What the processes call is the standard library's, so that they import nothing for it.
 
@@ -9,7 +10,7 @@ from forks import forks
 def test_a_process_starts_with_everything_imported() -> None:
     with forks().Pool(1) as pool:
         imported = pool.apply(eval, ("list(__import__('sys').modules)",))
-    assert {"torch", "deepspeed", "ssl_core.train"} <= set(imported)
+    assert {"torch", "deepspeed", "ssl_core.pretraining.train"} <= set(imported)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import Outcome, assert_same_bits, assert_same_run, end, outcome, start
-from network import NODES, Network, NoNetwork, machines, on_one_or_two, on_two, two_machines, world_sizes
+
+from tests.support.harness import Outcome, assert_same_bits, assert_same_run, end, outcome, start
+from tests.support.network import NODES, Network, NoNetwork, machines, on_one_or_two, on_two, two_machines, world_sizes
 
 pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(1500)]
 

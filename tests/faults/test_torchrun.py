@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Outcome, assert_same_bits, end, outcome, small, start, steps_done, total_steps
-from launched import DEEPSPEED, OWN_STORE, launched, pretraining, supervised, torchrun
 
 from infra.status import read_status
-from ssl_core.checkpoint_retention import CheckpointConfig
+from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
-from ssl_core.train import PretrainConfig
+from ssl_core.pretraining.config import PretrainConfig
+from tests.support.harness import Outcome, assert_same_bits, end, outcome, small, start, steps_done, total_steps
+from tests.support.launched import DEEPSPEED, OWN_STORE, launched, pretraining, supervised, torchrun
 
 pytestmark = pytest.mark.timeout(900)
 

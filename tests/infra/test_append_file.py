@@ -3,10 +3,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disk import NoDisk, fill, small_disk
 
 from infra.append_file import AppendFile
 from infra.errors import UserError
+from tests.support.disk import NoDisk, fill, small_disk
 
 RECORD = b"x" * 999 + b"\n"
 

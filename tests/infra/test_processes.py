@@ -7,8 +7,6 @@ from unittest import mock
 
 import pytest
 import torch
-from forks import forks
-from ranks import on_ranks
 
 from infra.errors import RunFailed, UserError
 from infra.processes import (
@@ -19,6 +17,8 @@ from infra.processes import (
     require_world,
     sum_over_ranks,
 )
+from tests.support.forks import forks
+from tests.support.ranks import on_ranks
 
 
 def sums(rank: int, world: int) -> list[int]:

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from launch.cli import main
-from sharding.datasets.simulated import write_cell
-from sharding.pack import PackConfig, pack
+from sharding.packing.pack import PackConfig, pack
+from sharding.simulation.datasets import write_cell
 
 
 @pytest.fixture

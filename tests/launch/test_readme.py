@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from sharding.datasets.simulated import write_cell, write_chexpert
-from ssl_core.checkpoint import find_checkpoints
+from sharding.simulation.datasets import write_cell, write_chexpert
+from ssl_core.checkpoints.checkpoint import find_checkpoints
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made import made_dataset, made_results
 
-from evaluation.results import write_results
+from evaluation.results.results import write_results
 from launch.cli import main as sternum
+from tests.support.probe_results import made_dataset, made_results
 
 MakeRun = Callable[..., Path]
 

@@ -6,10 +6,10 @@ from PIL import Image
 
 from infra import config as configuration
 from launch.cli import main
-from sharding.datasets.simulated import write_cell
-from sharding.pack import PackConfig, pack
-from sharding.stream import DataConfig
-from ssl_core.train import PretrainConfig
+from sharding.packing.pack import PackConfig, pack
+from sharding.reading.stream import DataConfig
+from sharding.simulation.datasets import write_cell
+from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
 
 

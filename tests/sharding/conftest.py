@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharding.datasets.simulated import write_cell
-from sharding.pack import PackConfig, pack
+from sharding.packing.pack import PackConfig, pack
+from sharding.simulation.datasets import write_cell
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ import torch
 
 from infra.metrics import read_metrics
 from infra.processes import Ranks
-from sharding.stream import DataConfig, ShardSet, sample_order
-from ssl_core.batches import training_batches
-from ssl_core.model import ModelConfig
-from ssl_core.train import PretrainConfig, TrainConfig, pretrain
+from sharding.reading.stream import DataConfig, ShardSet, sample_order
+from ssl_core.model.encoder import ModelConfig
+from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.train import pretrain
 from ssl_core.views import PIXEL_TOLERANCE
+from ssl_core.views.batches import training_batches
 from ssl_core.views.spec import ViewSpec
 
 pytestmark = [

@@ -1,0 +1,95 @@
+"""What a reader has to know before believing a probe's table."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from evaluation.results import paper
+from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, Estimate, ProbeResult, Results
+
+SIMULATED_NOTE: Final = (
+    "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "
+    "about medicine; the paper's figures are of real patients and are not set beside them."
+)
+PAPER_NOTE: Final = (
+    "The paper's row is of a wide ResNet-50-2, 100 epochs on the fraction named of 224,316 CheXpert images, and of its "
+    "own choice of target images; it compares with a row of ours only as far as these agree."
+)
+F1_NOTE: Final = (
+    "The paper's F1 stands under F1(healthy), because it is the F1 of the negative class: on Cell, SEN 98.7 and SPE "
+    "79.5 of 390 and 234 test images give 87.5 for the healthy and 93.5 for the diseased."
+)
+CONVERGENCE_NOTE: Final = (
+    "Some fits ended at the limit of iterations before they converged (scikit-learn's default limit on unscaled "
+    "features, as in the paper): their scores are what such a probe gives, not the optimum; see the last column."
+)
+EDGE_NOTE: Final = (
+    f"{AT_EDGE_MARK} C is an end of the grid (in cross-validation: in some round); a wider grid might score otherwise."
+)
+
+
+def notes_on(results: Results) -> list[str]:
+    """Return the notes on a probe, the general ones first."""
+    real = any(dataset.preset == paper.PRESET and paper.in_paper(dataset) for dataset in results.datasets)
+    by_paper = [row for row in results.rows if row.preset == paper.PRESET]
+    general = {
+        SIMULATED_NOTE: any(dataset.simulated for dataset in results.datasets),
+        PAPER_NOTE: real,
+        F1_NOTE: real,
+        CONVERGENCE_NOTE: any(row.unconverged for row in by_paper),
+        EDGE_NOTE: any(row.at_edge for row in results.rows),
+    }
+    notes = [note for note, applies in general.items() if applies]
+    notes += dict.fromkeys(note for dataset in results.datasets for note in overlap_notes(dataset))
+    notes += [note for dataset in results.datasets for note in _shuffled_notes(dataset, results.rows_of(dataset))]
+    return notes
+
+
+def overlap_notes(dataset: Dataset) -> Iterator[str]:
+    """Say what pretraining saw of a dataset's test part, if anything, or that it is not known."""
+    if dataset.pretrained_images is None:
+        yield (
+            f"{dataset.label}: whether its test images were in the pretraining is not known, since the shards of "
+            "the pretraining are not where they were."
+        )
+    elif dataset.overlaps:
+        yield (
+            f"{OVERLAP_MARK} {dataset.label}: {dataset.pretrained_images} test images and "
+            f"{dataset.pretrained_patients} test patients were in the pretraining (unlabelled), which may flatter the "
+            "checkpoints."
+        )
+
+
+def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
+    """Say whether a probe fitted to shuffled labels scores as chance does."""
+    for row in rows:
+        if row.kind == "shuffled":
+            auc = row.scores.auc
+            yield f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}{_against_chance(auc)}."
+
+
+def _against_chance(auc: Estimate) -> str:
+    if auc.low is None or auc.high is None:
+        return "; chance is 0.5"
+    within = f" ({auc.low:.3f}-{auc.high:.3f}): 0.5 is within its interval"
+    if auc.low <= 0.5 <= auc.high:
+        return within
+    return (
+        f"{within.replace(' is within', ' is not within')}; by chance that is so once in 20 times, otherwise something "
+        "tells the test part's classes without labels"
+    )
+
+
+def describe(dataset: Dataset) -> str:
+    """Return one line on a dataset's parts."""
+    parts = {"development": dataset.development, "test": dataset.test}
+    if dataset.rounds > 1:
+        parts = {f"tested in turn, in {dataset.rounds} rounds,": dataset.test}
+    counts = "; ".join(
+        f"{name} {part.images} images of {part.patients} patients ({part.positive} {dataset.positive} / "
+        f"{part.negative} {dataset.negative})"
+        for name, part in parts.items()
+    )
+    left_out = ", ".join(f"{count} {reason}" for reason, count in dataset.excluded.items() if count)
+    return f"{dataset.label}, {dataset.preset}: {dataset.split} split; {counts}" + (
+        f"; left out: {left_out}" if left_out else ""
+    )

@@ -1,0 +1,67 @@
+"""What the paper prints: its Table III, and the published results that it sets beside its own."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from evaluation.results.presets import TASKS, PresetName
+from evaluation.results.results import Dataset
+
+PAPER: Final = (
+    "Gazda, Gazda, Plavka, Drotar 2021: Self-supervised deep convolutional neural network for chest X-ray "
+    "classification, Table III"
+)
+PRESET: Final[PresetName] = "gazda2021"  # the preset that follows the paper's protocol
+
+Figures = tuple[float, float, float, float, float]
+
+# Percent, by dataset and fraction of CheXpert used in pretraining, as printed: ACC, AUC, SEN, SPE, F1.
+TABLE_III: Final[dict[str, dict[int, Figures]]] = {
+    "cell": {
+        1: (85.6, 96.6, 99.5, 62.4, 76.4),
+        10: (86.9, 96.9, 99.2, 66.2, 79.1),
+        100: (91.5, 97.7, 98.7, 79.5, 87.5),
+    },
+    "c19-cohen": {
+        1: (84.9, 89.2, 90.6, 73.6, 76.5),
+        10: (81.8, 91.5, 85.8, 73.6, 72.9),
+        100: (81.1, 88.2, 83.0, 77.4, 73.2),
+    },
+    "covidgr": {
+        1: (79.5, 86.6, 83.5, 75.6, 78.8),
+        10: (77.8, 86.0, 80.0, 75.6, 77.4),
+        100: (78.4, 87.1, 83.5, 73.3, 77.3),
+    },
+    "chestxray14": {
+        1: (71.5, 79.1, 72.8, 71.4, 83.0),
+        10: (71.2, 78.1, 72.0, 71.2, 82.9),
+        100: (71.4, 78.4, 71.3, 71.5, 83.0),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A result that the paper compares itself with, in percent as printed; None for its "na".
+
+    number: of the reference in the paper, None where it has none. remark: what the paper says of it.
+    """
+
+    acc: float | None
+    auc: float | None
+    number: int | None
+    reference: str
+    remark: str
+
+
+# The paper's running text has two of them differently: AUC 96.6 for Cell, ACC 76.18 for COVIDGR.
+PUBLISHED: Final = {
+    "cell": Published(92.8, 96.8, 42, "Kermany et al. 2018", ""),
+    "c19-cohen": Published(None, None, None, "", "others combine the dataset with further ones, and it keeps growing"),
+    "covidgr": Published(76.16, None, 19, "Tabik et al. 2020", ""),
+    "chestxray14": Published(None, 65.8, 9, "Wang et al. 2017", "pneumonia as part of a multi-class classification"),
+}
+
+
+def in_paper(dataset: Dataset) -> bool:
+    """Return whether the paper has figures of this task: real images of a dataset of its own, balanced as it did."""
+    return not dataset.simulated and dataset.name in TABLE_III and dataset.balance == TASKS[dataset.name].balances[0]

@@ -1,0 +1,1 @@
+"""Chooses a checkpoint without labels, and judges such choices."""

@@ -1,0 +1,1 @@
+"""`sternum audit`: patients and images that packed folders share."""

@@ -1,0 +1,1 @@
+"""The format of a packed folder: samples, shards, index and manifest."""

@@ -1,0 +1,226 @@
+"""`manifest.json`: what a folder of shards holds, and the index by which samples are read without scanning tars."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from tarfile import BLOCKSIZE
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import UserError
+from infra.files import write_atomic
+from sharding.format.fractions import FRACTIONS_PERCENT
+
+NAME: Final = "manifest.json"
+PARTIAL: Final = ".partial"  # the folder of notes beside the shards while packing has not ended
+VERSION: Final = 1
+
+_SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_LEAST_SAMPLE_BYTES: Final = 4 * BLOCKSIZE  # two members of at least one block, each with its header
+_MOST_BYTES: Final = 1 << 50
+
+# One row a sample, in the order of the shard, stored beside it as NAME.index.npy. The identities are 64-bit hashes
+# (infra.rng.stable_hash of "DATASET/KEY", "DATASET/PATIENT", "DATASET/PATIENT/STUDY"), so that what is drawn for a
+# sample outlives repacking. Offsets and sizes are those of the members' content inside the tar.
+INDEX_ROW: Final = np.dtype(
+    [
+        ("sample", "<u8"),
+        ("patient", "<u8"),
+        ("study", "<u8"),
+        ("image_offset", "<u8"),
+        ("image_bytes", "<u4"),
+        ("image_crc32", "<u4"),
+        ("meta_offset", "<u8"),
+        ("meta_bytes", "<u4"),
+        ("meta_crc32", "<u4"),
+        ("height", "<u2"),
+        ("width", "<u2"),
+    ]
+)
+_INDEX_HEADER: Final = re.compile(
+    re.escape(f"{{'descr': {INDEX_ROW.descr!r}, 'fortran_order': False, 'shape': (") + r"(\d{1,12}),\), } *\n"
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: samples of one official split and one fraction tier, so that both are chosen by choosing shards.
+
+    tier_percent: 1, 10 or 100, the smallest fraction of the patients that this shard belongs to; the fraction f
+    is all shards with tier_percent <= f.
+    """
+
+    name: str
+    samples: int
+    size_bytes: int
+    sha256: str
+    index_sha256: str
+    tier_percent: int
+    split: str | None = None
+
+    @property
+    def index_name(self) -> str:
+        """The file beside the tar that holds its INDEX_ROW rows."""
+        return f"{self.name.removesuffix('.tar')}.index.npy"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A file or row of the dataset that was not packed, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`. Pixel statistics are over all packed pixels, on the scale 0 to 1.
+
+    source_bytes: size of the image files that were packed.
+    """
+
+    version: int
+    dataset: str
+    made_by: str
+    options: dict[str, int | float | str | bool | None]
+    samples: int
+    patients: int
+    pixel_mean: float
+    pixel_std: float
+    shards: list[Shard]
+    rejected: list[Rejection]
+    source_bytes: int = 0
+
+    def select(self, splits: Sequence[str] | None = None, fraction_percent: int = 100) -> list[Shard]:
+        """Return the shards of these official splits (None: all) and of this nested fraction of the patients.
+
+        Raises UserError when a split is not in the dataset or nothing is left.
+        """
+        present = sorted({shard.split for shard in self.shards if shard.split is not None})
+        for split in splits or ():
+            if split not in present:
+                raise UserError(f"split {split!r} is not in dataset {self.dataset!r}; it has {present or 'none'}")
+        chosen = [
+            shard
+            for shard in self.shards
+            if (not splits or shard.split in splits) and shard.tier_percent <= fraction_percent
+        ]
+        if not chosen:
+            raise UserError(f"{fraction_percent} % of dataset {self.dataset!r} holds no sample; take a larger fraction")
+        return chosen
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash over the shards' hashes: equal exactly when the packed bytes are."""
+        return sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder/manifest.json` atomically."""
+    write_atomic(folder / NAME, encode_manifest(manifest))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the content of `manifest.json`."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+class NotJson(UserError):
+    """A manifest that is no JSON at all."""
+
+
+def decode_manifest(content: bytes, path: str) -> Manifest:
+    """Return the manifest in `content`; raises UserError, naming `path`, unless it is one that can be true."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.DecodeError as error:
+        kind = UserError if isinstance(error, msgspec.ValidationError) else NotJson
+        raise kind(f"{path} cannot be read: {error}; pack the dataset again") from error
+    if manifest.version != VERSION:
+        raise UserError(f"{path} has version {manifest.version}, this Sternum reads {VERSION}; pack the dataset again")
+    for flaw in _flaws(manifest):
+        raise UserError(f"{path} is not as sternum shard wrote it: {flaw}; copy it again, or pack the dataset again")
+    return manifest
+
+
+def _flaws(manifest: Manifest) -> Iterator[str]:
+    """Yield what in a manifest contradicts the format or itself."""
+    names = set()
+    for number, shard in enumerate(manifest.shards):
+        where = f"shards[{number}]"
+        if not _SHARD_NAME.fullmatch(shard.name):
+            yield f"{where}.name={shard.name!r} must be a plain file name that ends in .tar"
+        if shard.name in names:
+            yield f"{where}.name={shard.name!r} stands there twice"
+        names.add(shard.name)
+        for field in ("sha256", "index_sha256"):
+            if not _SHA256.fullmatch(getattr(shard, field)):
+                yield f"{where}.{field}={getattr(shard, field)!r} must be 64 hexadecimal digits"
+        if shard.tier_percent not in FRACTIONS_PERCENT:
+            yield f"{where}.tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
+        if not 0 < shard.size_bytes < _MOST_BYTES:
+            yield f"{where}.size_bytes={shard.size_bytes} must be positive and below 2^50"
+        if not 0 < shard.samples * _LEAST_SAMPLE_BYTES <= shard.size_bytes:
+            yield f"{where}.samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
+    total = sum(shard.samples for shard in manifest.shards)
+    if total != manifest.samples:
+        yield f"samples={manifest.samples}, but its shards hold {total}"
+    if not min(1, total) <= manifest.patients <= total:
+        yield f"patients={manifest.patients} of {total} samples"
+    for field in ("pixel_mean", "pixel_std"):
+        if not 0 <= getattr(manifest, field) <= 1:
+            yield f"{field}={getattr(manifest, field)} must be 0 to 1"
+
+
+def read_index(folder: Path, shard: Shard) -> npt.NDArray[np.void]:
+    """Return the INDEX_ROW rows of a shard (samples,); raises UserError unless they are the manifest's."""
+    path = folder / shard.index_name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; pack the dataset again") from error
+    if sha256(content).hexdigest() != shard.index_sha256:
+        raise UserError(f"{path} is not the file that {NAME} describes; pack the dataset again")
+    return decode_index(content, str(path))
+
+
+def decode_index(content: bytes, path: str) -> npt.NDArray[np.void]:
+    """Return the INDEX_ROW rows (samples,) in an index file; raises UserError, naming `path`, when it holds others.
+
+    numpy's own reader evaluates the header with `ast`, which fails now and then in threads of CPython 3.11.
+    """
+    rows_start = 10 + int.from_bytes(content[8:10], "little")
+    header = _INDEX_HEADER.fullmatch(content[10:rows_start].decode("latin1"))
+    if header is None or not content.startswith(b"\x93NUMPY\x01\x00"):
+        raise UserError(f"{path} is no index of shards; pack the dataset again")
+    if len(content) != rows_start + int(header[1]) * INDEX_ROW.itemsize:
+        raise UserError(f"{path} has not the {header[1]} rows that its header names; pack the dataset again")
+    return np.frombuffer(content, INDEX_ROW, offset=rows_start)
+
+
+def require_fitting(rows: npt.NDArray[np.void], shard: Shard, path: str) -> None:
+    """Raise UserError unless an index has a row for each sample of its shard, and every member lies inside the tar."""
+    if len(rows) != shard.samples:
+        raise UserError(f"{path} has {len(rows)} rows, {NAME} says {shard.samples} samples; pack the dataset again")
+    size_bytes = np.uint64(shard.size_bytes)
+    for member in ("image", "meta"):
+        offset, length = rows[f"{member}_offset"], rows[f"{member}_bytes"].astype(np.uint64)
+        outside = (offset < BLOCKSIZE) | (offset > size_bytes) | (length == 0) | (length > size_bytes - offset)
+        if outside.any():
+            row = int(outside.argmax())
+            raise UserError(
+                f"{path}, row {row}: {length[row]} bytes from {offset[row]} on are not within the "
+                f"{shard.size_bytes} bytes of {shard.name}; pack the dataset again"
+            )
+
+
+def index_bytes(shard: Shard) -> int:
+    """Return the most bytes that a shard's index file may have: its rows, and a header that numpy pads."""
+    return shard.samples * INDEX_ROW.itemsize + 4096

@@ -1,0 +1,142 @@
+"""One shard: a WebDataset tar written forward, with the index of its samples beside it."""
+
+import hashlib
+import tarfile
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from infra.rng import stable_hash
+from sharding.format.manifest import INDEX_ROW, Shard
+from sharding.format.sample import Sample
+from sharding.images.encode import EncodedImage
+
+_END: Final = bytes(2 * tarfile.BLOCKSIZE)
+
+
+class TarSample(NamedTuple):
+    """A sample as it will stand in a tar: made where it was encoded, so that the writer has only to append it.
+
+    members: KEY.jpg (or .png) and KEY.json with their headers and padding.
+    row: the bytes of its INDEX_ROW, offsets counted from the start of `members`.
+    pixels, pixel_sum, pixel_square_sum: of its 8-bit pixels before compression.
+    """
+
+    members: bytes
+    row: bytes
+    source_bytes: int
+    pixels: int
+    pixel_sum: int
+    pixel_square_sum: int
+
+
+def sample_identity(dataset: str, key: str) -> int:
+    """Return the 64-bit identity of a sample in the index."""
+    return stable_hash(f"{dataset}/{key}")
+
+
+def patient_identity(dataset: str, patient: str) -> int:
+    """Return the 64-bit identity of a patient in the index."""
+    return stable_hash(f"{dataset}/{patient}")
+
+
+def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
+    """Return a sample's members and its index row.
+
+    A sample without a study is a study of its own in the index, so that nobody pairs what may not belong together.
+    """
+    source = {"source_height": image.source_height, "source_width": image.source_width}
+    metadata = msgspec.json.encode(sample.metadata() | source)
+    image_member = _member(f"{sample.key}.{image.extension}", image.content)
+    study = sample.key if sample.study is None else sample.study
+    row = (
+        sample_identity(dataset, sample.key),
+        patient_identity(dataset, sample.patient),
+        stable_hash(f"{dataset}/{sample.patient}/{study}"),
+        tarfile.BLOCKSIZE,
+        len(image.content),
+        zlib.crc32(image.content),
+        len(image_member) + tarfile.BLOCKSIZE,
+        len(metadata),
+        zlib.crc32(metadata),
+        image.height,
+        image.width,
+    )
+    return TarSample(
+        members=image_member + _member(f"{sample.key}.json", metadata),
+        row=np.array([row], INDEX_ROW).tobytes(),
+        source_bytes=image.source_bytes,
+        pixels=image.height * image.width,
+        pixel_sum=image.pixel_sum,
+        pixel_square_sum=image.pixel_square_sum,
+    )
+
+
+class ShardWriter:
+    """Writes NAME.tar and, beside it, NAME.index.npy; their bytes depend on the samples and nothing else."""
+
+    def __init__(self, path: Path, split: str | None, tier_percent: int) -> None:
+        self.path, self.split, self.tier_percent = path, split, tier_percent
+        self.samples = 0
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._size_bytes = 0
+        self._rows: list[bytes] = []
+        self._starts: list[int] = []
+
+    def close(self) -> None:
+        """Close the file; for when packing is broken off."""
+        self._file.close()
+
+    def size_with(self, sample: TarSample) -> int:
+        """Return the size in bytes that the finished tar would have with this sample added."""
+        return _rounded_up(self._size_bytes + len(sample.members) + len(_END), tarfile.RECORDSIZE)
+
+    def add(self, sample: TarSample) -> None:
+        """Append a sample."""
+        self._rows.append(sample.row)
+        self._starts.append(self._size_bytes)
+        self._write(sample.members)
+        self.samples += 1
+
+    def finish(self) -> Shard:
+        """End the tar, write the index, and return what the manifest says of them."""
+        self._write(_END)
+        self._write(bytes(-self._size_bytes % tarfile.RECORDSIZE))
+        self._file.close()
+        rows = np.frombuffer(bytearray().join(self._rows), INDEX_ROW)
+        for offset in ("image_offset", "meta_offset"):
+            rows[offset] += np.array(self._starts, np.uint64)
+        index = BytesIO()
+        np.lib.format.write_array(index, rows, version=(1, 0))
+        shard = Shard(
+            name=self.path.name,
+            samples=self.samples,
+            size_bytes=self._size_bytes,
+            sha256=self._hash.hexdigest(),
+            index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
+            tier_percent=self.tier_percent,
+            split=self.split,
+        )
+        self.path.with_name(shard.index_name).write_bytes(index.getvalue())
+        return shard
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._hash.update(content)
+        self._size_bytes += len(content)
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """Return one regular file as it stands in a tar."""
+    header = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the mode is 0644, whoever packs
+    header.size = len(content)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _rounded_up(size_bytes: int, block_bytes: int) -> int:
+    return -(-size_bytes // block_bytes) * block_bytes

@@ -1,0 +1,223 @@
+"""DICOM files: the header's text, and the pixels as 8-bit gray, as a viewer would show them."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.filereader import data_element_generator
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
+
+from sharding.images.grayscale import Uint8, to_8_bit
+
+NOT_DICOM: Final = "not a DICOM file"
+DAMAGED: Final = "truncated or damaged DICOM"
+NO_PIXELS: Final = "DICOM without an image"
+SEVERAL_FRAMES: Final = "DICOM of several frames"
+UNSUPPORTED_BITS: Final = "DICOM pixels are neither 8-bit nor 16-bit"
+
+Integers = npt.NDArray[np.integer]
+Numbers = npt.NDArray[np.number]
+
+HEAD_BYTES: Final = 132  # a preamble of 128 bytes, then the magic
+_MAGIC: Final = b"DICM"
+_GRAY: Final = ("MONOCHROME1", "MONOCHROME2")
+
+
+class DicomRejected(Exception):
+    """The file is not a DICOM radiograph that can be packed; the message is the reason."""
+
+
+def is_dicom(head: bytes) -> bool:
+    """Say whether a file that starts with `head` (HEAD_BYTES or more) is DICOM."""
+    return head[HEAD_BYTES - len(_MAGIC) : HEAD_BYTES] == _MAGIC
+
+
+def read_header(file: BinaryIO, keywords: Sequence[str]) -> dict[str, str]:
+    """Return the header elements of these names as text, "" where one is absent; reads no pixels.
+
+    Raises DicomRejected.
+    """
+    header, _ = _read(file, keywords)
+    with _damage():
+        return {keyword: _text(header, keyword) for keyword in keywords}
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """One gray image of a DICOM file, not decoded yet; the size is what the header declares, the bits those stored."""
+
+    dataset: Dataset
+    syntax: UID
+    height: int
+    width: int
+    bits: int
+
+    def gray(self) -> Uint8:
+        """Decode to 8 bits (height, width), air dark: modality LUT, first VOI LUT or window, then inversion.
+
+        A file without a VOI LUT or a window is shown over its range, as `grayscale` says. MONOCHROME1 is
+        inverted, padding pixels become black. DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2. Raises DicomRejected.
+        """
+        with _damage():
+            pixels, _ = get_decoder(self.syntax).as_array(self.dataset, raw=True)
+            if pixels.shape != (self.height, self.width):
+                raise DicomRejected(DAMAGED)
+            return _shown(self.dataset, pixels, self.bits)
+
+
+def open_image(content: bytes) -> DicomImage:
+    """Read a DICOM file but leave its pixels encoded. Raises DicomRejected unless it holds one gray image."""
+    dataset, syntax = _read(BytesIO(content))
+    with _damage():
+        photometric = _text(dataset, "PhotometricInterpretation")
+        frames = int(_text(dataset, "NumberOfFrames") or 1)
+        height, width, samples, allocated, bits = (
+            int(_text(dataset, name) or 0)
+            for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored")
+        )
+    if "PixelData" not in dataset or not height or not width:
+        raise DicomRejected(NO_PIXELS)
+    if frames > 1:
+        raise DicomRejected(SEVERAL_FRAMES)
+    if photometric not in _GRAY or samples != 1:
+        raise DicomRejected(
+            f"DICOM is not gray ({photometric or 'no photometric interpretation'}, channels: {samples})"
+        )
+    if allocated not in (8, 16) or not 1 <= bits <= allocated:
+        raise DicomRejected(UNSUPPORTED_BITS)
+    if not _is_decodable(syntax) or (syntax == JPEGExtended12Bit and bits != 8):
+        raise DicomRejected(_cannot_decode(syntax))
+    return DicomImage(dataset, syntax, height, width, bits)
+
+
+def _read(file: BinaryIO, keywords: Sequence[str] | None = None) -> tuple[Dataset, UID]:
+    """Parse a file, or of its header these elements only; returns it with its transfer syntax."""
+    if not is_dicom(file.read(HEAD_BYTES)):
+        raise DicomRejected(NOT_DICOM)
+    with _damage():
+        meta = data_element_generator(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        (value,) = (element.value or b"" for element in meta if element.tag == 0x00020010)
+        syntax = UID(value.decode("ascii").rstrip(" \0"))
+        if not syntax.is_valid:
+            raise DicomRejected(DAMAGED)
+    if syntax == DeflatedExplicitVRLittleEndian:  # would be inflated as a whole, whatever size it grows to
+        raise DicomRejected(_cannot_decode(syntax))
+    with _damage():
+        file.seek(0)
+        tags = None if keywords is None else list(keywords)
+        return dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags), syntax
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Take whatever goes wrong in here for damage: pydicom raises anything on bytes that are not what they claim."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd values
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except DicomRejected:
+        raise
+    except Exception as error:
+        raise DicomRejected(DAMAGED) from error
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value = dataset.get(keyword)
+    return "" if value is None else "".join(filter(str.isprintable, str(value))).strip()
+
+
+def _is_decodable(syntax: UID) -> bool:
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _cannot_decode(syntax: UID) -> str:
+    return f"DICOM transfer syntax {syntax.name} ({syntax}) cannot be decoded"
+
+
+def _shown(dataset: Dataset, pixels: Integers, bits: int) -> Uint8:
+    """Map stored pixels to gray by a table of all values that their bits can hold."""
+    lowest = -(1 << (bits - 1)) if dataset.PixelRepresentation else 0
+    stored = np.arange(lowest, lowest + (1 << bits))
+    index = np.clip(pixels.astype(np.int32) - lowest, 0, len(stored) - 1)
+    padding = _padding(dataset, stored)
+    table = _to_gray(dataset, stored, (np.bincount(index.ravel(), minlength=len(stored)) > 0) & ~padding)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        table = 255 - table
+    table[padding] = 0
+    return table[index]
+
+
+def _padding(dataset: Dataset, stored: Integers) -> npt.NDArray[np.bool_]:
+    """Say which stored values mark pixels that are not part of the image."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(len(stored), np.bool_)
+    low, high = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
+    return (low <= stored) & (stored <= high)
+
+
+def _to_gray(dataset: Dataset, stored: Integers, present: npt.NDArray[np.bool_]) -> Uint8:
+    """Return the gray of each stored value, before inversion; `present` says which of them the image holds."""
+    values = _modality(dataset, stored)
+    if not np.isfinite(values).all():
+        raise DicomRejected(DAMAGED)
+    if dataset.get("VOILUTSequence"):
+        shown = _looked_up(values, dataset.VOILUTSequence[0], dataset)
+        return to_8_bit(shown, shown.min(), shown.max())
+    if (window := _window(dataset)) is not None:
+        function, centre, width = window
+        if function == "SIGMOID":
+            return to_8_bit(1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700))), 0, 1)
+        if function == "LINEAR":
+            centre, width = centre - 0.5, width - 1
+        return to_8_bit(values, centre - width / 2, centre + width / 2)
+    if len(stored) > 256 and present.any():
+        values_there = values[present]
+        return to_8_bit(values, values_there.min(), values_there.max())
+    return to_8_bit(values, values.min(), values.max())
+
+
+def _modality(dataset: Dataset, stored: Integers) -> Numbers:
+    if dataset.get("ModalityLUTSequence"):
+        return _looked_up(stored, dataset.ModalityLUTSequence[0], dataset)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return stored
+    return stored * float(slope) + float(intercept)
+
+
+def _window(dataset: Dataset) -> tuple[str, float, float] | None:
+    """Return function, centre and width of the first window, None where there is none that has a width."""
+    centre, width = (np.atleast_1d(_numbers(dataset.get(name))) for name in ("WindowCenter", "WindowWidth"))
+    function = _text(dataset, "VOILUTFunction") or "LINEAR"
+    if not len(centre) or not len(width) or not width[0] > (1 if function == "LINEAR" else 0):
+        return None
+    return function, float(centre[0]), float(width[0])
+
+
+def _numbers(value: object) -> npt.NDArray[np.float64]:
+    return np.array([] if value is None or value == "" else value, np.float64)
+
+
+def _looked_up(values: Numbers, lut: Dataset, dataset: Dataset) -> Numbers:
+    """Apply a modality or VOI LUT; values beyond its ends take its first or its last entry."""
+    count, first, data = int(lut.LUTDescriptor[0]) or 65536, int(lut.LUTDescriptor[1]), lut.LUTData
+    entries: Numbers
+    if isinstance(data, bytes):
+        word = f"{'<' if dataset.original_encoding[1] else '>'}u2"
+        entries = np.frombuffer(data, word if len(data) >= 2 * count else "u1")[:count]
+    else:
+        entries = np.atleast_1d(np.asarray(data, np.uint16))
+    return np.take(entries, np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1))

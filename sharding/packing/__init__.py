@@ -1,0 +1,1 @@
+"""`sternum shard` and `sternum verify`: writes packed folders and checks them."""

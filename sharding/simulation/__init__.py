@@ -1,0 +1,1 @@
+"""Simulated radiographs, written as two of the real datasets are shipped."""

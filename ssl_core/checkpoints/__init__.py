@@ -1,0 +1,1 @@
+"""Checkpoints on disk: format, background writer, retention, and copies in an object store."""

@@ -1,0 +1,1 @@
+"""Backbone, projection head, batch norm over the global batch, and optimizer."""

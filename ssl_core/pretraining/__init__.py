@@ -1,0 +1,1 @@
+"""The pretraining loop and what frames it: configuration, session, resume, outputs."""

@@ -1,0 +1,88 @@
+"""What a run leaves in its folder: metrics, checkpoints, and the samples that it consumed when that is asked for."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from infra.log import say
+from infra.metrics import MetricsWriter
+from infra.processes import Ranks, on_first_rank
+from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.checkpoints.writer import CheckpointWriter, Tensors
+from ssl_core.pretraining.sample_log import SampleLog
+from ssl_core.views.batches import Batch
+
+
+class RunOutputs:
+    """The open files of a run from a step on; metrics and checkpoints are the first rank's, who also speaks."""
+
+    def __init__(
+        self,
+        run: Path,
+        first_step: int,
+        ranks: Ranks,
+        device: torch.device,
+        config: CheckpointConfig,
+        *,
+        checkpoint_bytes: int,
+        log_samples: bool,
+    ) -> None:
+        """Open them; checkpoint_bytes: what one will have, so that memory for its copy is there before it is needed.
+
+        Collective. Raises UserError on all ranks when the disk does not take what is the first one's.
+        """
+        self._ranks = ranks
+        self._metrics: MetricsWriter | None = None
+        self._writer: CheckpointWriter | None = None
+        with ExitStack() as stack:
+
+            def open_first() -> None:
+                self._metrics = stack.enter_context(MetricsWriter(run, first_step))
+                self._writer = stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes))
+
+            on_first_rank(ranks, open_first)
+            self._consumed = stack.enter_context(SampleLog(run, ranks)) if log_samples else None
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "RunOutputs":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def consume(self, batch: Batch) -> None:
+        """Note the samples of a step that is done."""
+        if self._consumed:
+            self._consumed.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write a line of metrics."""
+        if self._metrics and self._writer:
+            saving = {name: float(getattr(self._writer, name)) for name in ("failures", "wait_s", "save_s")}
+            self._metrics.write(step, {**values, **{f"checkpoint/{name}": value for name, value in saving.items()}})
+
+    def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """Put an image (H, W, C) into TensorBoard."""
+        if self._metrics:
+            self._metrics.show(name, pixels)
+
+    def save(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
+        """Save a checkpoint in the background."""
+        if self._writer:
+            self._writer.save(state, model, optimizer)
+
+    def save_last(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
+        """Save the last checkpoint of this start; returns when it is durable, or raises, on all ranks."""
+        on_first_rank(self._ranks, lambda: self._writer and self._writer.save_now(state, model, optimizer))
+
+    def say(self, message: str) -> None:
+        """Print a line, once."""
+        if self._ranks.is_first:
+            say(message)

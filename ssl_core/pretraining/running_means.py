@@ -1,0 +1,63 @@
+"""What the loop reports of its last steps: the loss and its health, speed, and what the stream went through."""
+
+import time
+from typing import Final
+
+import torch
+
+from infra.processes import sum_over_ranks
+from sharding.reading.stream import StreamStats
+from ssl_core.loss.ntxent import LossReport
+
+_NAMES: Final = ("loss", *(f"contrast/{name}" for name in LossReport._fields[1:]))
+
+
+class RunningMeans:
+    """Means over the steps since they were last asked for; the numbers stay on their device until then."""
+
+    def __init__(self, global_batch: int, stream: StreamStats) -> None:
+        self._global_batch = global_batch
+        self._stream = stream  # totals of this process when the means were last asked for
+        self.summary = ""
+        self._start()
+
+    def _start(self) -> None:
+        self._steps = 0
+        self._contrasts: list[LossReport] = []
+        self._wait_s = self._learn_s = 0.0
+        self._since_s = time.perf_counter()
+
+    def add(self, contrast: LossReport | None, wait_s: float, learn_s: float) -> None:
+        """Take in a step: what it contrasted (None: it was left out), seconds of waiting for data and of learning."""
+        self._steps += 1
+        if contrast is not None:
+            self._contrasts.append(contrast)
+        self._wait_s += wait_s
+        self._learn_s += learn_s
+
+    def means(self, stream: StreamStats) -> dict[str, float]:
+        """Return the means by name and start anew. Collective: what ranks fetched is summed over all of them.
+
+        stream: this process's totals by now.
+        """
+        elapsed_s = time.perf_counter() - self._since_s
+        values = dict(zip(_NAMES, _mean(self._contrasts), strict=True))
+        fetched = [now - before for now, before in zip(stream, self._stream, strict=True)]
+        values |= {
+            "speed/images_per_s": self._steps * self._global_batch / elapsed_s,
+            "speed/data_wait_share": self._wait_s / elapsed_s,
+            "speed/overhead_share": max(0.0, 1 - (self._wait_s + self._learn_s) / elapsed_s),
+        }
+        values |= {f"data/{name}": total for name, total in zip(stream._fields, sum_over_ranks(*fetched), strict=True)}
+        self._stream = stream
+        loss, top1, images_per_s = (values[name] for name in ("loss", "contrast/top1", "speed/images_per_s"))
+        self.summary = f"loss {loss:.4f}  top-1 {top1:.3f}  {images_per_s:.0f} images/s"
+        self._start()
+        return values
+
+
+def _mean(contrasts: list[LossReport]) -> list[float]:
+    if not contrasts:  # every step was skipped
+        return [float("nan")] * len(_NAMES)
+    means: list[float] = torch.stack([torch.stack(list(contrast)) for contrast in contrasts]).mean(0).tolist()
+    return means

@@ -1,0 +1,167 @@
+"""`samples/rank-R.jsonl`: which samples every rank consumed in every step, for whoever wants to check the order.
+
+A line a step: the step, the world size, the samples' 64-bit identities in hexadecimal (JSON's numbers end at 53 bits),
+their epochs, and the places in these lists that were masked. Each rank writes its own file, so a step of the run is
+the lines of all ranks that took part in it, whatever their number was at the time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from infra.append_file import AppendFile
+from infra.errors import UserError
+from infra.files import disk_errors, fsync_path
+from infra.processes import Ranks
+
+FOLDER: Final = "samples"
+
+L = TypeVar("L")
+
+
+class ConsumedSamples(NamedTuple):
+    """What all ranks consumed in one step, in rank order: epochs, samples (uint64) and valid, each (global_batch,)."""
+
+    step: int
+    epochs: npt.NDArray[np.int64]
+    samples: npt.NDArray[np.uint64]
+    valid: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Line:
+    step: int
+    world: int
+    epochs: list[int]
+    samples: list[str]
+    masked: list[int]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is read of a line where no more is needed."""
+
+    step: int
+
+
+class SampleLog:
+    """One rank's file, to which a line a step is appended.
+
+    Let the first rank call `truncate_sample_log` before any rank opens its file.
+    """
+
+    def __init__(self, run_folder: Path, ranks: Ranks) -> None:
+        """Open the file; raises UserError when the disk does not take it."""
+        self._file, self._world = AppendFile(_path(run_folder, ranks.rank)), ranks.world
+
+    def write(
+        self,
+        step: int,
+        epochs: npt.NDArray[np.int64],
+        samples: npt.NDArray[np.uint64],
+        valid: npt.NDArray[np.bool_],
+    ) -> None:
+        """Append this rank's samples of a step, each array (local_batch,)."""
+        line = _Line(
+            step,
+            self._world,
+            epochs.tolist(),
+            [f"{sample:016x}" for sample in samples.tolist()],
+            np.flatnonzero(~valid).tolist(),
+        )
+        self._file.write(msgspec.json.encode(line) + b"\n")
+
+    def __enter__(self) -> "SampleLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def truncate_sample_log(run_folder: Path, first_step: int) -> None:
+    """Drop, from the files of all ranks that ever wrote one, the steps that will be run again: `first_step` and later.
+
+    A last line that a power cut left unfinished goes too. Raises UserError for a file that is damaged elsewhere.
+    """
+    for path in _paths(run_folder):
+        kept_bytes = 0
+        for content, line in _lines(path, _Step):
+            if line.step >= first_step:
+                break
+            kept_bytes += len(content)
+        with disk_errors(path):
+            if kept_bytes < path.stat().st_size:
+                with path.open("r+b") as file:
+                    file.truncate(kept_bytes)
+                fsync_path(path)
+
+
+def read_sample_log(run_folder: Path) -> list[ConsumedSamples]:
+    """Return every step of the log in order, from the first that was logged.
+
+    A run that was killed may have written its last step for some ranks only; that step is left out. Raises UserError
+    when any other step is missing or doubled, on any rank, or a file is damaged.
+    """
+    steps: dict[int, dict[int, _Line]] = {}  # by step, then rank
+    for path in _paths(run_folder):
+        rank = int(path.stem.removeprefix("rank-"))
+        for _, line in _lines(path, _Line):
+            ranks = steps.setdefault(line.step, {})
+            if rank in ranks:
+                raise UserError(f"{path} holds step {line.step} twice; the log of this run cannot be relied on")
+            ranks[rank] = line
+    whole = sorted(steps)
+    if whole and not _is_whole(steps[whole[-1]]):
+        whole.pop()
+    for number, step in enumerate(whole, start=whole[0] if whole else 0):
+        if number != step or not _is_whole(steps[step]):
+            raise UserError(
+                f"{run_folder / FOLDER} lacks step {number} of some rank; the log of this run cannot be relied on"
+            )
+    return [_merge(step, [steps[step][rank] for rank in sorted(steps[step])]) for step in whole]
+
+
+def _is_whole(ranks: dict[int, _Line]) -> bool:
+    """Say whether each rank of the world that took this step is there, and no other."""
+    return all(line.world == len(ranks) for line in ranks.values()) and max(ranks) < len(ranks)
+
+
+def _merge(step: int, lines: list[_Line]) -> ConsumedSamples:
+    valid = []
+    for line in lines:
+        valid.append(np.ones(len(line.samples), np.bool_))
+        valid[-1][line.masked] = False
+    return ConsumedSamples(
+        step,
+        np.array([epoch for line in lines for epoch in line.epochs], np.int64),
+        np.array([int(sample, 16) for line in lines for sample in line.samples], np.uint64),
+        np.concatenate(valid),
+    )
+
+
+def _path(run_folder: Path, rank: int) -> Path:
+    return run_folder / FOLDER / f"rank-{rank}.jsonl"
+
+
+def _paths(run_folder: Path) -> list[Path]:
+    return sorted((run_folder / FOLDER).glob("rank-*.jsonl"))
+
+
+def _lines(path: Path, kind: type[L]) -> Iterator[tuple[bytes, L]]:
+    """Yield the lines of a file, as bytes and decoded, up to one that was not finished."""
+    with path.open("rb") as file:
+        for number, content in enumerate(file, start=1):
+            if not content.endswith(b"\n"):
+                return
+            try:
+                yield content, msgspec.json.decode(content, type=kind)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise UserError(f"{path} is damaged in line {number}: {error}; delete {path.parent}") from error

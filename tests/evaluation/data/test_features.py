@@ -1,0 +1,74 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evaluation.data.features import Preprocessing, RawPixels, extract, fingerprint, load_stored, require_finite, store
+from infra.errors import UserError
+
+INPUT = Preprocessing(size_px=32, mean=0.5, std=0.25, executor="TorchvisionExecutor")
+
+
+def test_features_are_those_of_evaluation_mode_whatever_the_batches() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    images = torch.randn(10, 1, 8, 8)
+    whole = extract(backbone.train(), [images], torch.device("cpu"))
+    parts = extract(backbone.train(), images.split(3), torch.device("cpu"))
+    assert whole.shape == (10, 3)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+def test_raw_pixels_are_means_of_squares_of_the_image() -> None:
+    image = torch.arange(64 * 64, dtype=torch.float32).reshape(1, 1, 64, 64)
+    pixels = RawPixels()(image).reshape(32, 32)
+    assert pixels[0, 0] == image[0, 0, :2, :2].mean()
+    assert pixels[31, 31] == image[0, 0, 62:, 62:].mean()
+
+
+def test_fingerprint_changes_with_all_that_features_depend_on_and_with_nothing_else() -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(2, 2)
+    copied, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    copied.load_state_dict(first.state_dict())
+    same = fingerprint(first, "data", INPUT)
+    assert fingerprint(copied, "data", INPUT) == same
+    changed = [
+        fingerprint(other, "data", INPUT),
+        fingerprint(nn.Sequential(first), "data", INPUT),
+        fingerprint(first, "other data", INPUT),
+        fingerprint(first, "data", replace(INPUT, size_px=64)),
+        fingerprint(first, "data", replace(INPUT, mean=0.4)),
+        fingerprint(first, "data", replace(INPUT, executor="DaliExecutor")),
+    ]
+    assert len({same, *changed}) == len(changed) + 1
+
+
+def test_stored_features_come_back_for_the_same_samples_only(tmp_path: Path) -> None:
+    values, ids = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), np.arange(4, dtype=np.uint64)
+    path = tmp_path / "x.safetensors"
+    assert load_stored(path, ids) is None
+    store(path, values, ids)
+    assert np.array_equal(load_stored(path, ids), values)  # type: ignore[arg-type]
+    assert load_stored(path, ids[::-1]) is None
+
+
+def test_damaged_stored_features_are_named_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    assert load_stored(path, np.arange(4, dtype=np.uint64)) is None
+    assert "x.safetensors cannot be read" in capsys.readouterr().err
+
+
+def test_features_that_are_not_finite_are_refused_by_name() -> None:
+    values = np.zeros((5, 2), np.float32)
+    require_finite(values, "epoch 3 on cell")
+    values[2] = np.inf
+    with pytest.raises(UserError, match="epoch 3 on cell are not finite for 1 of 5 images"):
+        require_finite(values, "epoch 3 on cell")

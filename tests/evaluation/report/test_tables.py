@@ -1,0 +1,273 @@
+import csv as comma_separated
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.report.details import comparison_table, detail_tables
+from evaluation.report.table_iii import table_iii
+from evaluation.report.tables import HEADER, Table, csv, latex, markdown, score_table
+from evaluation.results.notes import F1_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
+from evaluation.results.paper import PUBLISHED, TABLE_III
+from evaluation.results.presets import TASKS
+from evaluation.results.results import Dataset, Estimate, PartSize, Results
+from tests.support.probe_results import made_dataset, made_results, made_row
+
+# Every cell of the paper's Table III as its rows stand there: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
+PRINTED = {
+    "cell": "85.6 96.6 99.5 62.4 76.4 86.9 96.9 99.2 66.2 79.1 91.5 97.7 98.7 79.5 87.5",
+    "c19-cohen": "84.9 89.2 90.6 73.6 76.5 81.8 91.5 85.8 73.6 72.9 81.1 88.2 83 77.4 73.2",
+    "covidgr": "79.5 86.6 83.5 75.6 78.8 77.8 86.0 80 75.6 77.4 78.4 87.1 83.5 73.3 77.3",
+    "chestxray14": "71.5 79.1 72.8 71.4 83 71.2 78.1 72.0 71.2 82.9 71.4 78.4 71.3 71.5 83.0",
+}
+
+texts = st.text(st.characters(exclude_categories=("C", "Z")) | st.sampled_from(' &%$#_{}\\~^<>|*[]†"'), max_size=12)
+tables = st.integers(1, 4).flatmap(
+    lambda columns: st.builds(
+        Table,
+        texts,
+        st.tuples(*[texts] * columns),
+        st.lists(st.tuples(*[texts] * columns), max_size=4),
+        st.integers(0, columns),
+        st.lists(texts, max_size=2),
+    )
+)
+
+
+def cells_of(results: Results, preset: str = "gazda2021") -> list[tuple[str, ...]]:
+    [dataset] = [dataset for dataset in results.datasets if dataset.preset == preset]
+    return score_table(results, dataset, results.rows_of(dataset))
+
+
+def simulated(preset: str = "gazda2021") -> Dataset:
+    return made_dataset(preset, label="cell (simulated)", simulated=True)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_figures_of_the_paper_are_those_it_prints(name: str) -> None:
+    assert [value for row in TABLE_III[name].values() for value in row] == [float(x) for x in PRINTED[name].split()]
+    assert set(TABLE_III) == set(PUBLISHED) == set(PRINTED)
+
+
+def test_f1_of_the_paper_is_that_of_the_healthy_class() -> None:
+    """From the counts of Cell's test part and the SEN and SPE printed, at every fraction."""
+    for _, _, sen, spe, f1 in TABLE_III["cell"].values():
+        missed, recognised = 390 * (1 - sen / 100), 234 * spe / 100
+        assert 100 * 2 * recognised / (recognised + 234 + missed) == pytest.approx(f1, abs=0.15)
+
+
+@pytest.mark.parametrize(("fraction", "auc"), [(1, "96.6"), (10, "96.9"), (100, "97.7")])
+def test_paper_stands_under_our_rows_with_the_fraction_of_the_run(fraction: int, auc: str) -> None:
+    *ours, paper = cells_of(made_results(fraction_percent=fraction))
+    assert [row[1] for row in ours][:2] == ["32 x 32 raw pixels", "border of the image"]
+    assert (paper[1], paper[HEADER.index("AUC")]) == (f"paper, {fraction} % of CheXpert", auc)
+    assert paper[HEADER.index("F1")] == ""
+    assert paper[HEADER.index("F1(healthy)")] == f"{TABLE_III['cell'][fraction][4]:.1f}"
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        made_dataset("rigorous"),
+        simulated(),
+        made_dataset("gazda2021", name="chexpert"),
+        made_dataset("gazda2021", name="chestxray14", balance="view"),
+    ],
+    ids=["another protocol", "simulated", "another dataset", "balanced otherwise"],
+)
+def test_paper_does_not_stand_beside_what_does_not_compare(dataset: Dataset) -> None:
+    results = made_results([dataset])
+    assert not any(row[1].startswith("paper") for row in score_table(results, dataset, results.rows))
+    assert PAPER_NOTE not in results.notes
+    assert F1_NOTE not in results.notes
+
+
+def test_scores_are_in_percent_with_interval_and_fits() -> None:
+    by_features = {row[1]: dict(zip(HEADER, row, strict=True)) for row in cells_of(made_results())}
+    last = by_features["epoch 24"]
+    assert (last["AUC"], last["95 %"], last["kNN AUC"]) == ("96.3", "94.3-98.3", "91.3")
+    assert (last["C"], last["not converged"]) == ("1*", "40 of 49")
+    assert by_features["paper, 100 % of CheXpert"]["not converged"] == ""
+
+
+def test_range_of_c_is_given_when_rounds_chose_differently() -> None:
+    dataset = made_dataset("rigorous", rounds=3)
+    results = made_results([dataset])
+    row = made_row(dataset, "epoch 1", "checkpoint", 0.9, c=[0.01, 1.0, 0.1])
+    finetuned = made_row(dataset, "epoch 1, fine-tuned", "finetuned", 0.9, c=[], fits=0, knn_auc=None)
+    cells = score_table(results, dataset, [row, finetuned])
+    assert [(row[2], row[-2], row[-1]) for row in cells] == [("0.01 to 1", "85.0", "0 of 36"), ("", "", "")]
+
+
+def test_no_interval_is_shown_when_none_was_asked_for() -> None:
+    dataset = made_dataset("rigorous")
+    row = made_row(dataset, "epoch 1", "checkpoint", 0.9)
+    bare = replace(row, scores=replace(row.scores, auc=Estimate(0.9)))
+    assert score_table(made_results(), dataset, [bare])[0][HEADER.index("95 %")] == ""
+
+
+def test_dataset_that_pretraining_saw_is_marked_and_the_mark_is_explained() -> None:
+    seen = made_dataset("gazda2021", pretrained_images=32, pretrained_patients=30)
+    results = made_results([seen])
+    assert {row[0] for row in score_table(results, seen, results.rows)} == {"cell †"}
+    [legend] = [note for note in results.notes if note.startswith("†")]
+    assert "32 test images and 30 test patients were in the pretraining" in legend
+    assert "†" not in "".join(made_results().notes)
+    unknown = made_results([made_dataset("gazda2021", pretrained_images=None, pretrained_patients=None)])
+    assert any("whether its test images were in the pretraining is not known" in note for note in unknown.notes)
+
+
+@pytest.mark.parametrize(
+    ("auc", "words"),
+    [
+        (Estimate(0.512, 0.441, 0.583), "AUC 0.512 (0.441-0.583): 0.5 is within its interval."),
+        (Estimate(0.6, 0.55, 0.65), "0.5 is not within its interval; by chance that is so once in 20 times"),
+        (Estimate(0.512), "AUC 0.512; chance is 0.5."),
+    ],
+)
+def test_note_says_how_shuffled_labels_score(auc: Estimate, words: str) -> None:
+    dataset = made_dataset("rigorous")
+    row = made_row(dataset, "epoch 24, shuffled labels", "shuffled", auc.value)
+    results = replace(made_results([dataset]), rows=[replace(row, scores=replace(row.scores, auc=auc))])
+    [note] = [note for note in notes_on(results) if "shuffled" in note]
+    assert note.startswith("cell, rigorous, epoch 24, shuffled labels: AUC 0.")
+    assert words in note
+
+
+def test_notes_speak_of_convergence_and_edges_where_there_are_such() -> None:
+    by_paper, strict = made_results([made_dataset("gazda2021")]), made_results([made_dataset("rigorous")])
+    for words in ("Some fits ended at the limit", "* C is an end of the grid"):
+        assert any(words in note for note in by_paper.notes)
+        assert not any(words in note for note in strict.notes)
+
+
+def test_description_counts_both_parts_or_the_whole_when_all_is_tested_in_turn() -> None:
+    official = describe(made_dataset("gazda2021", excluded={"label uncertain": 3, "both labels": 0}))
+    assert official.startswith("cell, gazda2021: official split; development 5232 images of 2790 patients (3883 PNEUM")
+    assert official.endswith("; left out: 3 label uncertain")
+    crossed = describe(made_dataset("rigorous", split="5-fold by patient", rounds=5))
+    assert "tested in turn, in 5 rounds, 624 images" in crossed
+    assert "development" not in crossed
+
+
+def test_details_are_those_that_were_measured() -> None:
+    results = made_results()
+    by_paper, strict = results.datasets
+    assert detail_tables(results, by_paper) == []
+    captions = [table.caption for table in detail_tables(results, strict)]
+    words = ("less that of other features", "Brier score", "subgroups", "widest gap", "some development patients only")
+    assert all(word in caption for word, caption in zip(words, captions, strict=True))
+    for table in detail_tables(results, strict):
+        assert {len(row) for row in table.cells} == {len(table.header)}
+
+
+def test_difference_is_called_shown_only_when_its_interval_leaves_zero_out() -> None:
+    results = made_results([made_dataset("rigorous")])
+    assert [row[1:] for row in comparison_table(results, results.datasets[0]).cells] == [
+        ("32 x 32 raw pixels", "+5.6", "+3.4 to +8.0", "better"),
+        ("untrained backbone", "+1.5", "-0.4 to +3.3", "not shown to differ"),
+    ]
+
+
+def test_table_iii_has_for_each_fraction_our_row_above_that_of_the_paper() -> None:
+    table = table_iii([made_results(fraction_percent=100), made_results(fraction_percent=1)], "gazda2021")
+    assert [row[1:3] for row in table.cells] == [
+        ("ours, epoch 24", "1 %"),
+        ("paper", "1 %"),
+        ("paper", "10 %"),
+        ("ours, epoch 24", "100 %"),
+        ("paper", "100 %"),
+        ("published before [42]", ""),
+    ]
+    ours, paper, *_, published = table.cells
+    assert ours[3:] == ("86.3", "96.3", "94.3-98.3", "98.3", "66.3", "78.3")  # the F1 of the healthy class
+    assert paper[3:] == ("85.6", "96.6", "", "99.5", "62.4", "76.4")
+    assert published[3:5] == ("92.8", "96.8")
+    assert "F1 is that of the healthy class" in table.caption
+    assert any(note.startswith("[42] Kermany") for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "figures", "note"),
+    [
+        ("covidgr", ("76.16", "na"), "[19] Tabik et al. 2020."),
+        ("chestxray14", ("na", "65.8"), "[9] Wang et al. 2017 (pneumonia as part of a multi-class classification)."),
+        ("c19-cohen", ("na", "na"), "Nothing was published before on c19-cohen: others combine"),
+    ],
+)
+def test_published_results_are_those_that_the_paper_names(name: str, figures: tuple[str, str], note: str) -> None:
+    dataset = made_dataset("gazda2021", label=name, name=name, balance=TASKS[name].balances[0])
+    table = table_iii([made_results([dataset])], "gazda2021")
+    assert table.cells[-1][3:5] == figures
+    assert any(line.startswith(note) for line in table.notes)
+
+
+def test_table_iii_keeps_simulated_images_apart_from_the_paper() -> None:
+    table = table_iii([made_results([simulated()])], "gazda2021")
+    assert [row[:2] for row in table.cells] == [("cell (simulated)", "ours, epoch 24")]
+    assert SIMULATED_NOTE in table.notes
+    assert PAPER_NOTE not in table.notes
+
+
+def test_table_iii_marks_only_the_run_that_saw_the_test_part_and_says_when_tests_differ() -> None:
+    seen = made_dataset("gazda2021", pretrained_images=1, test=PartSize(600, 400, 380, 220))
+    table = table_iii([made_results(), made_results([seen], fraction_percent=10)], "gazda2021")
+    assert [row[2] for row in table.cells if row[0] == "cell †"] == ["10 %"]
+    assert "cell: the runs were not tested on the same images (there are 600, 624)." in table.notes
+
+
+@given(tables)
+def test_csv_reads_back_to_the_same_cells(table: Table) -> None:
+    read = list(comma_separated.reader(io.StringIO(csv(table.header, table.cells), newline="")))
+    assert read == [list(row) for row in (table.header, *table.cells)]
+
+
+@given(tables)
+def test_markdown_has_one_line_a_row_and_columns_of_one_width(table: Table) -> None:
+    lines = markdown(table.header, table.cells, table.text_columns).split("\n")
+    assert len(lines) == len(table.cells) + 2
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].count("-:") == len(table.header) - table.text_columns
+
+
+@given(tables)
+def test_latex_is_well_formed_whatever_the_cells_hold(table: Table) -> None:
+    body = "\n".join(latex(table).split("\n")[1:])  # the first line is a comment
+    bare = re.sub(r"\\[\\&%$#_{}]", "", body)  # what is escaped is text
+    assert not re.search(r"[%$#_~^<>|†]", bare)
+    depth = 0
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    for name in ("table", "tabular"):
+        assert body.count(f"\\begin{{{name}}}") == body.count(f"\\end{{{name}}}") == 1
+    rows = [line for line in body.split("\n") if line.endswith(r" \\")]
+    assert len(rows) == len(table.cells) + 1
+    [spec] = re.findall(r"\\begin{tabular}{([lr]+)}", body)
+    assert spec == "l" * table.text_columns + "r" * (len(table.header) - table.text_columns)
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)&", row)) == len(spec) - 1
+        assert not re.match(r"\s*[*\[]", row)
+
+
+def test_latex_commands_are_known_ones_and_rules_part_the_datasets() -> None:
+    others = [
+        made_dataset("gazda2021"),
+        made_dataset("gazda2021", label="covidgr", name="covidgr", pretrained_images=5),
+    ]
+    text = latex(table_iii([made_results(others)], "gazda2021"))
+    known = {"usepackage", "begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule"}
+    assert set(re.findall(r"\\([a-z]+)", text)) == known | {
+        "par",
+        "smallskip",
+        "footnotesize",
+        "setlength",
+        "tabcolsep",
+        "textdagger",
+    }
+    assert text.count(r"\midrule") == 2  # below the header and between the datasets, whether marked or not
+    assert r"100 \%" in text

@@ -1,0 +1,55 @@
+"""The options of readers on the command line, in the configuration and in the manifest."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from launch import shard
+from sharding.datasets import OPTIONS, READERS
+from sharding.reading.manifests import read_manifest
+
+
+@pytest.mark.parametrize(("options", "recorded"), [([], "by_name"), (["--cell.patients=by_number"], "by_number")])
+def test_options_of_the_packed_dataset_and_no_others_are_recorded(options, recorded, cell_root, tmp_path):
+    shard.main(["cell", f"--root={cell_root}", f"--out={tmp_path / 'out'}", "--workers=1", *options])
+    recorded_options = read_manifest(tmp_path / "out").options
+    assert {name: value for name, value in recorded_options.items() if "." in name} == {"cell.patients": recorded}
+
+
+def test_folder_options_reach_the_reader_from_the_command_line(tmp_path: Path, csv_file, radiograph):
+    csv_file(tmp_path / "root" / "t.csv", "file,who", "1.png,a", "2.png,a")
+    for name in ("1.png", "2.png"):
+        radiograph(1).save(tmp_path / "root" / name)
+    options = ["--folder.csv=t.csv", "--folder.path=file", "--folder.patient=who", "--workers=1"]
+    shard.main(["folder", f"--root={tmp_path / 'root'}", f"--out={tmp_path / 'out'}", *options])
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.samples, manifest.patients) == (2, 1)
+    assert (manifest.options["folder.csv"], manifest.options["folder.label"]) == ("t.csv", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chexpert", "--cell.patients=by_number"], r"cell\.\* are options of dataset cell, not of chexpert"),
+        (["folder", "--folder.label=class"], r"folder\.label='class' is a column; name its table: folder\.csv"),
+        (["cell", "--cell.patients=strict"], r"cell\.patients.*by_name.*by_number"),
+        (["dicom", "--dicom.allow=true"], r"unknown key 'dicom\.allow'.*did you mean 'dicom\.allow_identifiers'"),
+    ],
+)
+def test_options_that_are_wrong_are_refused_in_one_line(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message) as raised:
+        shard.main([*arguments, f"--root={tmp_path}", f"--out={tmp_path / 'out'}"])
+    assert "\n" not in str(raised.value)
+
+
+def test_every_options_class_stands_under_the_name_of_its_dataset():
+    assert OPTIONS.keys() <= READERS.keys()
+
+
+def test_help_explains_the_options_of_readers(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        shard.main(["--help"])
+    said = capsys.readouterr().out
+    for option in ("--cell.patients", "--folder.csv", "--folder.patient", "--dicom.allow_identifiers"):
+        assert option in said

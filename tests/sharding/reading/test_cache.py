@@ -1,0 +1,220 @@
+import os
+import threading
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from infra.errors import UserError
+from sharding.reading.cache import CacheFull, FetchConfig, FileSpec, PinnedFile, ShardCache
+from sharding.reading.fetch import Unavailable
+from sharding.reading.location import WebFolder, open_location
+from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
+
+SIZE_BYTES = 10_000
+FILES = {f"{letter}.tar": letter.encode() * SIZE_BYTES for letter in "abcdef"}
+
+Open = Callable[[str], PinnedFile]
+
+
+@pytest.fixture(scope="module")
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    with serving(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: FaultServer) -> FaultServer:
+    running_server.heal()
+    return running_server
+
+
+def wanted(name: str) -> FileSpec:
+    return FileSpec(name, sha256(FILES[name]).hexdigest(), SIZE_BYTES)
+
+
+def cache_of(folder: Path, files: float, **values: float) -> ShardCache:
+    """A cache with room for so many files."""
+    return ShardCache(FetchConfig(cache_folder=folder, limit_gb=files * SIZE_BYTES / 1e9, **values))  # type: ignore[arg-type]
+
+
+def remote(server: FaultServer) -> WebFolder:
+    found = open_location(server.url)
+    assert isinstance(found, WebFolder)
+    return found
+
+
+def content(held: PinnedFile) -> bytes:
+    return os.pread(held.descriptor, SIZE_BYTES + 1, 0)
+
+
+def names(cache: ShardCache) -> set[str]:
+    of_hash = {sha256(data).hexdigest(): name for name, data in FILES.items()}
+    return {of_hash[path.name] for path in cache.folder.iterdir() if path.name in of_hash}
+
+
+def test_file_is_fetched_once_and_found_afterwards(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path / "new" / "cache", 3)
+    first = cache.open(remote(server), wanted("a.tar"))
+    again = cache_of(tmp_path / "new" / "cache", 3).open(remote(server), wanted("a.tar"))
+    assert content(first) == content(again) == FILES["a.tar"]
+    assert (first.was_here, again.was_here) == (False, True)
+    assert len(server.gets("/a.tar")) == 1
+    assert cache.fetcher.bytes_fetched == SIZE_BYTES
+
+
+def test_file_used_longest_ago_makes_room(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 3)
+    for name in ("a.tar", "b.tar", "c.tar", "a.tar", "d.tar"):
+        cache.open(remote(server), wanted(name))
+    assert names(cache) == {"a.tar", "c.tar", "d.tar"}
+
+
+def test_file_that_is_read_never_makes_room(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 2)
+    held = [cache.open(remote(server), wanted(name)) for name in ("a.tar", "b.tar")]
+    with pytest.raises(CacheFull, match=r"fetch\.limit_gb=2e-05, of which 2e-05 GB are in use, and 1e-05 GB more"):
+        cache_of(tmp_path, 2).open(remote(server), wanted("c.tar"))
+    assert names(cache) == {"a.tar", "b.tar"}
+    del held[0]
+    assert content(cache.open(remote(server), wanted("c.tar"))) == FILES["c.tar"]
+    assert names(cache) == {"b.tar", "c.tar"}
+    assert content(held[0]) == FILES["b.tar"]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(sorted(FILES)), st.booleans()), max_size=12),
+    files=st.integers(1, 4),
+)
+def test_cache_never_holds_more_than_its_limit(
+    server: FaultServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[str, bool]],
+    files: int,
+) -> None:
+    cache = cache_of(tmp_path_factory.mktemp("cache"), files)
+    held: list[PinnedFile] = []
+    for name, keep in steps:
+        try:
+            opened = cache.open(remote(server), wanted(name))
+        except CacheFull:
+            assert len(held) == files
+            held.clear()
+            continue
+        assert content(opened) == FILES[name]
+        if keep and opened.path not in [other.path for other in held]:
+            held.append(opened)
+        del opened
+        assert len(names(cache)) <= files
+        assert {other.path.name for other in held} <= {path.name for path in cache.folder.iterdir()}
+
+
+def test_file_larger_than_the_limit_is_refused(server: FaultServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"fetch\.limit_gb=5e-06 is less than the 1e-05 GB of .*/a\.tar; raise it"):
+        cache_of(tmp_path, 0.5).open(remote(server), wanted("a.tar"))
+
+
+def test_what_a_killed_process_left_is_continued(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 3)
+    (tmp_path / f"{wanted('a.tar').sha256}.{SIZE_BYTES}.partial").write_bytes(FILES["a.tar"][:4000])
+    assert content(cache.open(remote(server), wanted("a.tar"))) == FILES["a.tar"]
+    assert first_bytes(server.gets("/a.tar")) == [4000]
+
+
+@pytest.mark.parametrize("left", [b"x" * 4000, b"x" * SIZE_BYTES, b"x" * 2 * SIZE_BYTES])
+def test_what_a_killed_process_left_wrong_is_thrown_away(server: FaultServer, tmp_path: Path, left: bytes) -> None:
+    cache = cache_of(tmp_path, 3)
+    (tmp_path / f"{wanted('a.tar').sha256}.{SIZE_BYTES}.partial").write_bytes(left)
+    assert content(cache.open(remote(server), wanted("a.tar"))) == FILES["a.tar"]
+    assert names(cache) == {"a.tar"}
+
+
+def test_what_a_killed_process_left_of_another_file_makes_room(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 1)
+    left = tmp_path / f"{wanted('a.tar').sha256}.{SIZE_BYTES}.partial"
+    left.write_bytes(b"a")
+    assert content(cache.open(remote(server), wanted("b.tar"))) == FILES["b.tar"]
+    assert not left.exists()
+
+
+def test_file_of_the_wrong_size_is_fetched_again(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 3)
+    os.truncate(cache.open(remote(server), wanted("a.tar")).path, 17)
+    assert content(cache.open(remote(server), wanted("a.tar"))) == FILES["a.tar"]
+
+
+def test_file_that_is_not_accepted_is_fetched_again(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 3)
+    path = cache.open(remote(server), wanted("a.tar")).path
+    path.write_bytes(FILES["b.tar"])
+    held = cache.open(remote(server), wanted("a.tar"), accept=lambda descriptor: os.pread(descriptor, 1, 0) == b"a")
+    assert content(held) == FILES["a.tar"]
+    assert not held.was_here
+
+
+def test_other_files_in_the_folder_are_left_alone(server: FaultServer, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_bytes(b"x" * 10 * SIZE_BYTES)
+    cache = cache_of(tmp_path, 1)
+    for name in ("a.tar", "b.tar"):
+        cache.open(remote(server), wanted(name))
+    assert names(cache) == {"b.tar"}
+    assert (tmp_path / "thesis.tex").stat().st_size == 10 * SIZE_BYTES
+
+
+def test_what_came_of_a_file_that_cannot_be_had_is_kept_for_later(server: FaultServer, tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, 3, attempts=1)
+    server.script("/a.tar", Fault("cut", 6000))
+    with pytest.raises(Unavailable, match=r"/a\.tar cannot be had: the answer broke off; 1 attempts$"):
+        cache.open(remote(server), wanted("a.tar"))
+    assert names(cache) == set()
+    cache.open(remote(server), wanted("a.tar"))
+    assert first_bytes(server.gets("/a.tar")) == [0, 6000]
+
+
+def test_fetch_ends_when_it_is_told_to_stop(server: FaultServer, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Unavailable, match=r"/a\.tar is no longer wanted"):
+        cache_of(tmp_path, 3).open(remote(server), wanted("a.tar"), stop)
+    assert server.gets("/a.tar") == []
+
+
+def test_room_for_what_is_read_is_asked_of_limit_and_disk(tmp_path: Path) -> None:
+    cache = ShardCache(FetchConfig(cache_folder=tmp_path, limit_gb=1e6))
+    cache.require_room(1000, "a test reads")
+    with pytest.raises(
+        UserError, match=r"has [0-9.e+]+ GB for shards, less than the 1e\+05 GB that a test reads at a time"
+    ):
+        cache.require_room(10**14, "a test reads")
+    with pytest.raises(
+        UserError, match=r"fetch\.limit_gb=1e\+06 is less than the 2e\+06 GB .*; try fetch\.limit_gb=3e\+06"
+    ):
+        cache.require_room(2 * 10**15, "a test reads")
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"cannot write {tmp_path}/file/cache: a part of this path is a file"):
+        cache_of(tmp_path / "file" / "cache", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"limit_gb": 0.0}, r"fetch\.limit_gb=0\.0 must be positive; try 50"),
+        ({"stall_s": float("nan")}, r"fetch\.stall_s=nan must be positive; try 30"),
+        ({"total_s": float("inf")}, r"fetch\.total_s=inf must be positive; try 600"),
+        ({"connections": 0}, r"fetch\.connections=0 must be 1 to 1000; try 4"),
+        ({"attempts": -1}, r"fetch\.attempts=-1 must be 1 to 1000; try 10"),
+    ],
+)
+def test_fetch_config_names_value_rule_and_fix(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FetchConfig(**values)  # type: ignore[arg-type]

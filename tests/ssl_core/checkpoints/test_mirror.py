@@ -1,0 +1,334 @@
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import fsspec
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from infra.errors import RunFailed, UserError
+from ssl_core.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointState,
+    find_checkpoints,
+    find_damage,
+    load_state,
+    save_checkpoint,
+)
+from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
+from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.checkpoints.writer import CheckpointWriter
+
+
+def state(step: int) -> CheckpointState:
+    return CheckpointState(step, step / 10, "resnet18", "data", 0.5, 0.25, 1, "0", "0")
+
+
+def model(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((40, 5), float(step))}
+
+
+def writer(run: Path, url: str, keep_last: int | None = None) -> CheckpointWriter:
+    return CheckpointWriter(run, CheckpointConfig(keep_last, mirror=url), torch.device("cpu"), 0)
+
+
+def steps(run: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in find_checkpoints(run)]
+
+
+def failing(*_: object, **__: object) -> None:
+    raise ConnectionError("reset by peer")
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{tmp_path.name}/run" if request.param == "memory" else f"file://{tmp_path}/bucket/run"
+
+
+def test_a_fresh_folder_goes_on_from_the_mirror(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url, keep_last=2) as saving:
+        for step in (1, 2):
+            saving.save(state(step), model(step), {"weight/exp_avg": torch.ones(2)})
+        saving.save_now(state(3), model(3), {"weight/exp_avg": torch.ones(2)})
+    assert saving.failures == 0
+    assert Mirror(url).steps() == steps(tmp_path / "first") == [2, 3]
+    restore_from_mirror(tmp_path / "second", url)
+    (checkpoint,) = find_checkpoints(tmp_path / "second")
+    assert checkpoint.state == state(3)
+    assert find_damage(checkpoint) is None
+    assert torch.equal(load_state(checkpoint)[0]["weight"], model(3)["weight"])
+
+
+def test_the_mirror_is_left_alone_by_a_run_that_is_as_new(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        saving.save_now(state(3), model(3), {})
+    for step, expected in ((2, [2, 3]), (3, [3]), (4, [4])):
+        run = tmp_path / f"at-{step}"
+        save_checkpoint(run, state(step), model(step), {})
+        restore_from_mirror(run, url)
+        assert steps(run) == expected
+
+
+def test_a_damaged_checkpoint_is_mended_from_the_mirror(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path, url) as saving:
+        saving.save_now(state(3), model(3), {})
+    (tmp_path / "checkpoints" / "step-3" / "state.json").unlink()
+    restore_from_mirror(tmp_path, url)
+    assert [find_damage(checkpoint) for checkpoint in find_checkpoints(tmp_path)] == [None]
+
+
+def test_a_damaged_copy_is_passed_over_loudly_and_an_unfinished_one_is_none(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        for step in (1, 2, 3):
+            saving.save_now(state(step), model(step), {})
+    store, path = fsspec.core.url_to_fs(url)
+    content = store.cat_file(f"{path}/step-2/model.safetensors")
+    store.pipe_file(f"{path}/step-2/model.safetensors", content[:-1] + b"\x01")
+    store.rm_file(f"{path}/step-3/manifest.json")
+    restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == [1]
+    assert [path.name for path in (tmp_path / "second" / "checkpoints").iterdir()] == ["step-1"]
+    assert "step-2 in " + url + " is damaged (model.safetensors is not what was written" in capsys.readouterr().err
+
+
+def test_damaged_copies_alone_are_no_reason_to_begin_anew_nor_to_remove_what_is_here(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path, url) as saving:
+        saving.save_now(state(3), model(3), {})
+    store, path = fsspec.core.url_to_fs(url)
+    for harm in (lambda file: store.pipe_file(file, b"{}"), store.rm_file):
+        harm(f"{path}/step-3/state.json")
+        with pytest.raises(
+            RunFailed, match=r"no checkpoint in checkpoints\.mirror=.* is whole; mend the store, or name"
+        ):
+            restore_from_mirror(tmp_path / "fresh", url)
+        assert steps(tmp_path / "fresh") == []
+    weights = tmp_path / "checkpoints" / "step-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(RunFailed, match="is whole"):
+        restore_from_mirror(tmp_path, url)
+    assert steps(tmp_path) == [3]
+
+
+def test_a_copy_of_another_version_is_refused(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        for step in (2, 3):
+            saving.save_now(state(step), model(step), {})
+    store, path = fsspec.core.url_to_fs(url)
+    store.pipe_file(f"{path}/step-3/manifest.json", b'{"version": 2}')
+    with pytest.raises(UserError, match=r"step-3 in .* is of format 2, .*; take that Sternum, or another"):
+        restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == []
+
+
+def test_a_store_that_cannot_be_read_ends_only_a_run_that_has_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    save_checkpoint(tmp_path / "run", state(2), model(2), {})
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "glob", failing)
+    restore_from_mirror(tmp_path / "run", url)
+    said = capsys.readouterr().err
+    assert "warning: checkpoints.mirror=memory://" in said
+    assert f"reset by peer; check address and credentials; going on from step 2, the newest in {tmp_path}/run" in said
+    (tmp_path / "run" / "checkpoints" / "step-2" / "state.json").unlink()
+    for run in ("run", "fresh"):
+        with pytest.raises(RunFailed, match=r"checkpoints\.mirror=memory://.* cannot be listed: .*reset by peer"):
+            restore_from_mirror(tmp_path / run, url)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_disk_that_is_too_small_for_the_copy_is_named(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        saving.save_now(state(3), model(3), {})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if foreseen:
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=512, f_blocks=1000))
+        message = r"cannot write .*/second/checkpoints/step-3: it needs .* MB, but 0\.0 MB are free"
+    else:
+        monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "get_file", full)
+        message = r"cannot write .*/second/checkpoints/step-3: no space left on the device"
+    with pytest.raises(UserError, match=message):
+        restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == []
+
+
+def test_an_empty_mirror_gives_nothing(tmp_path: Path, url: str) -> None:
+    restore_from_mirror(tmp_path, url)
+    assert steps(tmp_path) == []
+
+
+def test_a_mirror_that_fails_is_an_alarm_and_caught_up_with_by_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    store = type(fsspec.filesystem("memory"))
+
+    with writer(tmp_path, url, keep_last=2) as saving:
+        saving.save_now(state(1), model(1), {})
+        assert saving._copier is not None
+        saving._copier.require_done()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "put_file", failing)
+            for step in (2, 3):
+                saving.save_now(state(step), model(step), {})
+            with pytest.raises(RunFailed, match=r"checkpoints\.mirror=memory://.* cannot be written: .*reset by peer"):
+                saving._copier.require_done()
+        assert steps(tmp_path) == [2, 3]
+        saving.save(state(4), model(4), {})
+    assert saving.failures == 2
+    assert capsys.readouterr().err.count("ALARM: the mirror lacks what was saved, or holds what was removed: ") == 2
+    assert Mirror(url).steps() == steps(tmp_path) == [3, 4]
+
+
+def test_what_a_killed_process_did_not_do_in_the_mirror_the_next_one_does(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path, url) as saving:
+        for step in (1, 2):
+            saving.save_now(state(step), model(step), {})
+    store, path = fsspec.core.url_to_fs(url)
+    store.makedirs(f"{path}/step-9")
+    store.pipe_file(f"{path}/step-9/model.safetensors", b"half")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-1")
+    for step in (3, 4):
+        save_checkpoint(tmp_path, state(step), model(step), {})
+    (tmp_path / "checkpoints" / "step-3" / "state.json").write_text("{}")
+    with writer(tmp_path, url, keep_last=2):
+        pass
+    assert Mirror(url).steps() == [2, 4]  # the first is superseded, the third is damaged
+    assert not store.exists(f"{path}/step-9/model.safetensors")
+    restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == [4]
+
+
+def test_a_last_save_that_fails_in_the_store_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fsspec.filesystem("memory")), "put_file", failing)
+        for _ in range(2):
+            with pytest.raises(RunFailed, match="cannot be written"), writer(tmp_path, url) as saving:
+                saving.save_now(state(1), model(1), {})
+        # The next start has nothing left to train; as long as the copy is missing, it is not finished either.
+        with pytest.raises(RunFailed, match="cannot be written"), writer(tmp_path, url):
+            pass
+    with writer(tmp_path, url):
+        pass
+    assert Mirror(url).steps() == [1]
+
+
+@pytest.mark.parametrize(("keep_last", "every", "kept"), [(None, None, [1, 2, 12, 13, 14]), (2, 1, [12, 13, 14])])
+def test_a_fresh_machine_takes_nothing_from_the_mirror_but_what_is_superseded_there(
+    tmp_path: Path, url: str, keep_last: int | None, every: int | None, kept: list[int]
+) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        for step in (1, 2, 12, 13):  # in epochs 0, 0, 1, 1
+            saving.save(state(step), model(step), {})
+    config = CheckpointConfig(keep_last, every, mirror=url)
+    restore_from_mirror(tmp_path / "second", url)
+    with CheckpointWriter(tmp_path / "second", config, torch.device("cpu"), 0) as saving:
+        saving.save(state(14), model(14), {})
+    assert Mirror(url).steps() == kept
+
+
+def test_copies_that_are_newer_than_the_folder_stay(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        for step in (2, 3, 4):
+            saving.save(state(step), model(step), {})
+    save_checkpoint(tmp_path / "second", state(1), model(1), {})
+    with writer(tmp_path / "second", url, keep_last=1):
+        pass
+    assert Mirror(url).steps() == [1, 4]
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_its_copy(tmp_path: Path, url: str) -> None:
+    with writer(tmp_path / "first", url) as saving:
+        saving.save_now(state(3), model(3), {})
+    for name in ("state.json", "manifest.json"):
+        (tmp_path / "first" / "checkpoints" / "step-3" / name).write_text("{}")
+        with writer(tmp_path / "first", url):
+            pass
+    restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == [3]
+
+
+def test_a_damaged_copy_is_replaced_by_the_next_save_of_its_step(tmp_path: Path, url: str) -> None:
+    for damaged in (True, False):
+        with writer(tmp_path / "first", url) as saving:
+            saving.save_now(state(3), model(3), {})
+        if damaged:
+            store, path = fsspec.core.url_to_fs(url)
+            store.pipe_file(f"{path}/step-3/model.safetensors", b"damaged")
+    restore_from_mirror(tmp_path / "second", url)
+    assert steps(tmp_path / "second") == [3]
+
+
+def test_a_slow_store_holds_up_no_save_and_loses_nothing_that_it_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path.name}/run"
+    copying, go = threading.Event(), threading.Event()
+    put = Mirror.put
+
+    def slow(mirror: Mirror, checkpoint: Checkpoint) -> None:
+        copying.set()
+        assert go.wait(60)
+        put(mirror, checkpoint)
+
+    monkeypatch.setattr(Mirror, "put", slow)
+    with writer(tmp_path, url, keep_last=1) as saving:
+        saving.save(state(1), model(1), {})
+        assert copying.wait(60)
+        for step in (2, 3, 4):
+            saving.save(state(step), model(step), {})
+        saving._pending.result()
+        assert steps(tmp_path) == [1, 4]  # the first is being copied
+        assert Mirror(url).steps() == []
+        go.set()
+    assert saving.failures == 0
+    assert steps(tmp_path) == Mirror(url).steps() == [4]
+
+
+@pytest.mark.parametrize("url", ["pipe:cat", "/a/folder", "hdfs://a/b", "s4://bucket/run"])
+def test_a_mirror_of_an_unknown_kind_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoints\.mirror=.* must begin with one of s3://, gs://"):
+        Mirror(url)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of a real S3 server on this machine."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()  # clients of another server
+    s3().mkdir("bucket")
+    yield "s3://bucket"
+    s3.clear_instance_cache()
+    server.stop()
+
+
+def test_a_fresh_folder_goes_on_from_s3(tmp_path: Path, bucket: str) -> None:
+    url = f"{bucket}/runs/first"
+    with writer(tmp_path / "first", url, keep_last=2) as saving:
+        for step in (1, 2, 3):
+            saving.save(state(step), model(step), {})
+    assert saving.failures == 0
+    assert Mirror(url).steps() == [2, 3]
+    restore_from_mirror(tmp_path / "second", url)
+    (checkpoint,) = find_checkpoints(tmp_path / "second")
+    assert checkpoint.state == state(3)
+    assert find_damage(checkpoint) is None

@@ -1,0 +1,95 @@
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra.errors import UserError
+from ssl_core.engines import Engine, EngineConfig, build_engine
+from ssl_core.loss.ntxent import LossConfig
+from ssl_core.model.optimizer import OptimConfig
+from tests.support.encoders import small_encoder, two_views
+
+CPU = torch.device("cpu")
+
+
+def engine(parts: int) -> Engine:
+    return build_engine(
+        EngineConfig(),
+        small_encoder(),
+        optim=OptimConfig(),
+        loss=LossConfig(),
+        precision="fp32",
+        device=CPU,
+        micro_batches=parts,
+    )
+
+
+def test_projects_every_part_to_the_same_bits_in_both_passes() -> None:
+    cached = engine(parts=3)
+    projections: list[Tensor] = []
+    cached.module.register_forward_hook(lambda module, images, z: projections.append(z.detach()))
+    cached.backward(two_views(8))
+    assert [len(z) for z in projections] == [6, 6, 4, 6, 6]  # both views of 3, 3, 2 samples; the last part once
+    assert torch.equal(projections[0], projections[3])
+    assert torch.equal(projections[1], projections[4])
+
+
+def test_running_statistics_see_every_part_once() -> None:
+    cached, plain = engine(parts=3), small_encoder().to(memory_format=torch.channels_last)
+    images = two_views(9)
+    cached.backward(images)
+    plain.train()
+    for part in range(3):
+        with torch.no_grad():
+            plain(torch.cat([view[part::3] for view in images]).to(memory_format=torch.channels_last))
+    state = cached.model_state()
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(state[name], buffer), name
+
+
+def test_takes_fewer_parts_when_there_are_fewer_samples() -> None:
+    three, many = engine(parts=3), engine(parts=100)
+    for one in (three, many):
+        one.backward(two_views(3))
+    gradients = many.gradients()
+    assert all(torch.equal(gradient, gradients[name]) for name, gradient in three.gradients().items())
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_refuses_a_batch_of_fewer_than_two_samples(samples: int) -> None:
+    with pytest.raises(UserError, match=f"holds {samples} readable samples"):
+        engine(parts=2).backward(two_views(samples))
+
+
+def most_activation_bytes(one: Engine, images: list[Tensor]) -> int:
+    """The most bytes that autograd keeps for the backward pass at any moment of a step."""
+    held, most = 0, 0
+    alive: dict[int, int] = {}
+
+    def release(storage: int) -> None:
+        nonlocal held
+        held -= alive.pop(storage)
+
+    def pack(tensor: Tensor) -> Any:
+        nonlocal held, most
+        storage = tensor.untyped_storage()
+        if isinstance(tensor, torch.nn.Parameter) or storage.data_ptr() in alive:
+            return tensor
+        alive[storage.data_ptr()] = storage.nbytes()
+        held += storage.nbytes()
+        most = max(most, held)
+        kept = tensor.detach()  # autograd drops what `pack` returns together with the graph
+        weakref.finalize(kept, release, storage.data_ptr())
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+        one.backward(images)
+    return most
+
+
+def test_holds_the_activations_of_one_part_at_a_time() -> None:
+    images = two_views(16)
+    whole, quarter = (most_activation_bytes(engine(parts), images) for parts in (1, 4))
+    assert quarter < 0.27 * whole

@@ -1,0 +1,180 @@
+"""The invariance gate: one global batch gives the same loss and the same gradients however it is spread.
+
+Every engine, world size, share and cut into micro-batches is held against plain autograd in float64, in one process,
+with torch's own batch norm over the whole batch. Three arithmetics:
+
+- `exact`: parameters, gradients and what engines do with them in fp32, but the network's inner arithmetic in float64.
+  So every gradient is within fp32's last digits of the oracle's, or something in how it was spread is wrong.
+- `fp64`: all in float64. DeepSpeed averages no float64 gradients, and ZeRO keeps fp32 weights, so this is DDP's.
+- `fp32`: all in fp32. Layers upon layers of batch norm turn rounding into errors of 1e-5, in plain autograd as well,
+  which is printed beside; and where rounding takes a ReLU over its kink, of 1e-2. So here the network is smooth.
+
+`pytest -s` prints what each combination reaches, `-m slow` those that the default leaves out.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import cycle, product
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_core.engines import EngineConfig, build_engine
+from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent
+from ssl_core.model.encoder import Encoder
+from ssl_core.model.optimizer import OptimConfig
+from tests.support.encoders import small_encoder, small_encoder_in_double, two_views
+from tests.support.ranks import on_ranks
+
+CPU = torch.device("cpu")
+SAMPLES = 16
+SHARES = {1: [(16,)], 2: [(8, 8), (11, 5)], 4: [(4, 4, 4, 4), (7, 0, 6, 3)]}  # samples of each rank, by world size
+ENGINES = {
+    "ddp": EngineConfig(),
+    **{f"zero-{stage}": EngineConfig("deepspeed", zero_stage=stage) for stage in (0, 1, 2)},
+}
+TOLERANCE = {"exact": 1e-6, "fp64": 1e-11, "fp32": 1e-4}
+# One sample stands twice; patients with two studies; studies of two images.
+SAMPLE = torch.tensor([*range(15), 3])
+PATIENT = torch.tensor([0, 1, 0, 2, 1, 3, 4, 0, 5, 6, 6, 7, 8, 9, 10, 2])
+STUDY = torch.tensor([0, 1, 20, 2, 1, 3, 4, 0, 5, 6, 26, 7, 8, 9, 10, 2])
+
+Found = tuple[float, dict[str, Tensor]]  # the loss, and each parameter's gradient in float64
+
+
+class Case(NamedTuple):
+    shares: tuple[int, ...]
+    engine: str
+    parts: int
+    same_patient: str
+    arithmetic: str
+
+
+def encoder(arithmetic: str, dtype: torch.dtype | None = None) -> Encoder:
+    if arithmetic == "exact" and dtype is None:
+        return small_encoder_in_double()
+    model = small_encoder()
+    if arithmetic == "fp32":
+        smooth(model)
+    return model.to(dtype or (torch.float64 if arithmetic == "fp64" else torch.float32))
+
+
+def smooth(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.SiLU())
+        elif isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(3, 2, 1))
+        else:
+            smooth(child)
+
+
+@lru_cache(4)
+def oracle(
+    parts: tuple[tuple[int, ...], ...], same_patient: str, arithmetic: str, dtype: torch.dtype = torch.float64
+) -> Found:
+    """Autograd in one process; each part of the batch, a list of samples, is normalised by itself."""
+    model, images = encoder(arithmetic, dtype).train(), torch.stack(two_views(SAMPLES)).to(dtype)  # (2, B, 1, H, W)
+    projections = [model(images[:, part].flatten(0, 1)).unflatten(0, (2, -1)) for part in parts]
+    order = torch.cat([torch.tensor(part) for part in parts]).argsort()
+    first, second = torch.cat(projections, dim=1)[:, order]
+    # Group and positive of the 2B rows, as the loss defines them.
+    group = {"negative": SAMPLE, "masked": PATIENT, "positive": PATIENT}[same_patient]
+    positive = STUDY if same_patient == "positive" else torch.arange(SAMPLES)
+    loss = dense_nt_xent(first, second, 0.5, group.repeat(2), positive.repeat(2))
+    loss.backward()
+    return loss.item(), {name: p.grad.double() for name, p in model.named_parameters()}
+
+
+def parts_of(shares: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
+    """The samples whose statistics are taken together: of every rank's share each `parts`-th."""
+    starts = [sum(shares[:rank]) for rank in range(len(shares))]
+    return tuple(
+        tuple(start + k for start, n in zip(starts, shares, strict=True) for k in range(part, n, parts))
+        for part in range(parts)
+    )
+
+
+def on_one_rank(rank: int, world: int, cases: list[Case]) -> list[list[str | float]]:
+    """Return, on the first rank, the errors of every case: of the loss, of the worst gradient, its name, and plain."""
+    rows: list[list[str | float]] = []
+    for case in cases:
+        found = spread(case, rank)
+        if rank == 0:
+            parts = parts_of(case.shares, case.parts)
+            exact = oracle(parts, case.same_patient, case.arithmetic)
+            plain = oracle(parts, case.same_patient, "fp32", torch.float32) if case.arithmetic == "fp32" else exact
+            rows.append([*errors(found, exact), errors(plain, exact)[1]])
+    return rows
+
+
+def spread(case: Case, rank: int) -> Found:
+    rows = slice(sum(case.shares[:rank]), sum(case.shares[: rank + 1]))
+    engine = build_engine(
+        ENGINES[case.engine],
+        encoder(case.arithmetic),
+        optim=OptimConfig(),
+        loss=LossConfig(0.5, case.same_patient),
+        precision="fp32",
+        device=CPU,
+        micro_batches=case.parts,
+    )
+    contrast = engine.backward(
+        [view[rows] for view in two_views(SAMPLES)], Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows])
+    )
+    gradients = {name: value.double() for name, value in engine.gradients().items()}
+    return contrast.loss.item(), gradients if rank == 0 else {}
+
+
+def errors(found: Found, expected: Found) -> tuple[float, float, str]:
+    """The relative error of the loss, and the largest of a parameter's gradient, ||g - g0|| / ||g0||, with its name.
+
+    A bias before batch norm has the gradient 0, so its error is held against its weight's gradient.
+    """
+    (loss, gradients), (loss0, gradients0) = found, expected
+    assert gradients.keys() == gradients0.keys()
+    sizes = {name: gradient.norm() for name, gradient in gradients0.items()}
+    sizes["head.hidden.bias"] = sizes["head.hidden.weight"]
+    relative = {name: ((gradients[name] - gradients0[name]).norm() / sizes[name]).item() for name in gradients0}
+    name = max(relative, key=relative.__getitem__)
+    return abs(loss - loss0) / loss0, relative[name], name
+
+
+def check(world: int, cases: list[Case]) -> None:
+    cases = sorted(cases, key=lambda case: (case.shares, case.arithmetic, case.parts, case.same_patient))
+    failed = []
+    for case, (loss, gradient, name, plain) in zip(cases, on_ranks(world, on_one_rank, cases)[0], strict=True):
+        line = f"{'+'.join(map(str, case.shares)):8} {case.engine:7} {case.parts} part(s)  {case.same_patient:9}"
+        line += f"{case.arithmetic:6} loss {loss:.0e}  gradient {gradient:.0e} ({name})"
+        line += f"; plain autograd {plain:.0e}" if case.arithmetic == "fp32" else ""
+        print(line)  # noqa: T201
+        if not max(loss, gradient) < TOLERANCE[case.arithmetic]:
+            failed.append(line)
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("world", SHARES)
+def test_loss_and_gradients_are_those_of_one_process_when_the_batch_is_spread(world: int) -> None:
+    cuts = [(1, "negative"), (2, "positive"), (3, "masked")]
+    cases = [
+        Case(shares, engine, *cut, "exact")
+        for (shares, engine), cut in zip(product(SHARES[world], ENGINES), cycle(cuts))
+    ]
+    if world == 2:  # where every engine makes every cut of the shares that are harder
+        cases += [Case(SHARES[world][-1], engine, *cut, "exact") for engine, cut in product(ENGINES, cuts)]
+        cases = list(dict.fromkeys(cases))
+    cases += [Case(shares, "ddp", 3, "masked", "fp64") for shares in SHARES[world]]
+    cases += [Case(SHARES[world][-1], engine, 1, "negative", "fp32") for engine in ("ddp", "zero-2")]
+    check(world, cases)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world", SHARES)
+def test_loss_and_gradients_are_those_of_one_process_in_every_combination(world: int) -> None:
+    combinations = list(product(SHARES[world], ENGINES, (1, 2, 3), ("negative", "masked", "positive")))
+    cases = [Case(*combination, arithmetic) for combination in combinations for arithmetic in ("exact", "fp32")]
+    cases += [Case(*combination, "fp64") for combination in combinations if combination[1] == "ddp"]
+    check(world, cases)

@@ -1,0 +1,124 @@
+"""The executors that run on any machine, against each other and against autograd in float64."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.loss_accuracy import relative_errors
+from ssl_core.loss import dense, tiled
+from ssl_core.loss.ntxent import Identities, LossConfig, nt_xent
+from ssl_core.loss.rows import Keys, RowStats
+
+TEMPERATURES = [0.01, 0.02, 0.05, 0.1, 0.5, 1.0]
+
+
+def global_rows(shares: list[int], size: int, seed: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Unit rows of ranks with so many samples each, their own views, and where each rank's rows start."""
+    draw = torch.Generator().manual_seed(seed)
+    z, own, starts = [], [], [0]
+    for samples in shares:
+        first = torch.randn(samples, size, generator=draw, dtype=torch.float64)
+        second = first + 0.5 * torch.randn(samples, size, generator=draw, dtype=torch.float64)
+        z.append(F.normalize(torch.cat([first, second]), dim=1))
+        own.append(starts[-1] + torch.arange(2 * samples).roll(samples))
+        starts.append(starts[-1] + 2 * samples)
+    return torch.cat(z), torch.cat(own), starts
+
+
+def drawn_keys(own: Tensor, kinds: int, seed: int) -> Keys:
+    """Positives within groups, drawn for each pair of views."""
+    pair = torch.minimum(own, torch.arange(len(own)))
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.randint(0, kinds, (len(own),), generator=draw)[pair]
+    return Keys(group * 2**60 // 7, group * 3 + torch.randint(0, 3, (len(own),), generator=draw)[pair])
+
+
+def pull_and_stats(
+    executor: Any, z: Tensor, own: Tensor, starts: list[int], keys: Keys | None, tau: float, stats: RowStats | None
+) -> tuple[RowStats, Tensor]:
+    """What the ranks compute one after the other; `stats`, where given, are what their backward passes gather."""
+    ends = list(pairwise(starts))
+    forward = [executor.forward(z[a:b], z, keys, a, own[a:b], tau) for a, b in ends]
+    found = RowStats(*(torch.cat(parts) for parts in zip(*forward, strict=True)))
+    stats = stats or found
+    lse = torch.logaddexp(stats.others, (z * z[own]).sum(1).double() / tau)
+    backward = [executor.backward(z[a:b], z, keys, a, own[a:b], tau, lse, stats.positives) for a, b in ends]
+    return found, torch.cat(backward)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 14), min_size=1, max_size=4).filter(lambda shares: sum(shares) > 1),
+    st.sampled_from([1, 2, 7, 16]),
+    st.sampled_from([None, 1, 3, 30]),
+    st.sampled_from(TEMPERATURES),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.integers(0, 10**6),
+)
+def test_tiles_give_what_the_whole_matrix_gives(
+    shares: list[int], size: int, kinds: int | None, tau: float, tile: tuple[int, int], seed: int
+) -> None:
+    z, own, starts = global_rows(shares, size, seed)
+    keys = None if kinds is None else drawn_keys(own, kinds, seed)
+    expected, pull = pull_and_stats(dense, z, own, [0, len(z)], keys, tau, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiled._TILES, "cpu", tile)
+        found, tiled_pull = pull_and_stats(tiled, z, own, starts, keys, tau, expected)
+    for name in ("others", "at_positives", "positives"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
+    if size > 1:  # on a line, all similarities are equal but for rounding
+        assert torch.equal(found.above, expected.above)
+    torch.testing.assert_close(tiled_pull, pull, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("executor", ["dense", "tiled"])
+@pytest.mark.parametrize("same_patient", ["negative", "masked", "positive"])
+@pytest.mark.parametrize("stage", ["start", "midway", "end", "very end"])
+def test_fp32_stays_near_float64_at_every_temperature(stage: str, same_patient: str, executor: str) -> None:
+    for tau in TEMPERATURES:
+        errors = relative_errors(stage, 300, tau, same_patient, executor)
+        if errors.loss > 1e-8:  # of less, float64 autograd is no reference: test_ntxent.py has one
+            assert errors.in_loss < (3e-7 if tau >= 0.05 else 2e-6)
+            assert errors.in_gradient < (1.5e-6 if tau >= 0.05 else 4e-6)
+
+
+@pytest.mark.parametrize(("stage", "tau"), [("start", 0.02), ("start", 0.5), ("end", 0.1)])
+def test_fp32_stays_near_float64_in_a_batch_of_4096_rows(stage: str, tau: float) -> None:
+    errors = relative_errors(stage, 2048, tau, "negative", "tiled")
+    assert errors.in_loss < 1e-6
+    assert errors.in_gradient < 2e-6
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        self.numbers = max([self.numbers, *(part.numel() for part in tree_leaves(result) if isinstance(part, Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("same_patient", ["negative", "positive"])
+def test_tiles_never_make_the_whole_matrix(same_patient: Any) -> None:
+    first, second = torch.randn(2, 4000, 8).requires_grad_()
+    ids = Identities(torch.arange(4000), torch.arange(4000) // 4, torch.arange(4000) // 2)
+    with _LargestTensor() as largest:
+        nt_xent(first, second, LossConfig(0.1, same_patient, "tiled"), ids).loss.backward()
+    assert largest.numbers <= 2 * 1024 * 2048 < 8000 * 8000 / 15  # a tile and its spare
+
+
+def test_tiles_leave_the_rows_as_they_are() -> None:
+    z, own, starts = global_rows([9], 8, seed=1)
+    before = z.clone()
+    pull_and_stats(tiled, z, own, starts, drawn_keys(own, 3, 1), 0.1, None)
+    assert torch.equal(z, before)

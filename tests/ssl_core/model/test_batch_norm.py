@@ -1,0 +1,98 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_core.model.batch_norm import GlobalBatchNorm, running_statistics_kept, synchronize_batch_norm
+from tests.support.ranks import on_ranks
+
+SHARES = [[1, 5, 2], [3, 0, 5]]  # rows of the global batch that each rank holds
+
+
+def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 6, 5, 5, generator=generator, dtype=torch.float64) * 2 + 3
+    dy = torch.randn(8, 6, 5, 5, generator=generator, dtype=torch.float64)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last), dy.to(dtype)
+
+
+def layer(dtype: torch.dtype) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(6).to(dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 6))
+        norm.bias.copy_(torch.linspace(1, -2, 6))
+    return norm
+
+
+def parameters_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype  # as autocast has it
+
+
+def results(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.backward(dy)
+    gradients = {f"d{name}": parameter.grad for name, parameter in norm.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients, **dict(norm.named_buffers())}
+
+
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.004}
+
+
+def on_one_rank(rank: int, world: int, shares: list[int]) -> dict[torch.dtype, dict[str, Tensor]]:
+    start = sum(shares[:rank])
+    rows = slice(start, start + shares[rank])
+    found = {}
+    for dtype in TOLERANCES:
+        x, dy = batch(dtype)
+        model = synchronize_batch_norm(nn.Sequential(layer(parameters_of(dtype))), torch.device("cpu"))
+        found[dtype] = results(model[0], x[rows], dy[rows])
+    return found
+
+
+@pytest.fixture(scope="module", params=SHARES, ids=["unequal", "one rank empty"])
+def every_rank(request: pytest.FixtureRequest) -> list[dict[torch.dtype, dict[str, Tensor]]]:
+    return on_ranks(3, on_one_rank, request.param)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
+    every_rank: list[dict[torch.dtype, dict[str, Tensor]]], dtype: torch.dtype
+) -> None:
+    expected = results(layer(torch.float64), *(part.double() for part in batch(dtype)))
+    ranks, tolerance = [rank[dtype] for rank in every_rank], TOLERANCES[dtype]
+    for name in ("y", "dx"):
+        found = torch.cat([rank[name] for rank in ranks]).double()
+        assert (found - expected[name]).abs().max() < tolerance
+    for name in ("dweight", "dbias"):
+        found = torch.stack([rank[name] for rank in ranks]).double().sum(0)
+        assert (found - expected[name]).abs().max() < tolerance * 100
+    for rank in ranks:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            assert (rank[name] - expected[name]).abs().max() < tolerance
+
+
+def test_is_plain_batch_norm_in_one_process() -> None:
+    x, dy = batch(torch.float32)
+    expected = results(layer(torch.float32), x, dy)
+    found = results(synchronize_batch_norm(nn.Sequential(layer(torch.float32)), torch.device("cpu"))[0], x, dy)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_keeps_parameters_buffers_and_their_names() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), layer(torch.float32), nn.Sequential(nn.BatchNorm1d(4)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    converted = synchronize_batch_norm(model, torch.device("cpu"))
+    assert sum(isinstance(module, GlobalBatchNorm) for module in converted.modules()) == 2
+    assert converted.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in converted.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), GlobalBatchNorm(6)])
+def test_keeps_its_running_statistics_when_asked_to(norm: nn.Module) -> None:
+    x, _ = batch(torch.float32)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    with running_statistics_kept(norm):
+        inside = norm(x)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert torch.equal(norm(x), inside)
+    assert norm.state_dict()["num_batches_tracked"] == 1

@@ -1,0 +1,88 @@
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra.errors import UserError
+from ssl_core.model.encoder import (
+    Backbone,
+    ModelConfig,
+    ProjectionHead,
+    backbone_names,
+    build_encoder,
+    one_channel,
+    three_channels,
+    untrained_backbone,
+)
+
+
+def test_projection_head_is_the_papers_table_1() -> None:
+    head = ProjectionHead(2048, ModelConfig().projection_width, ModelConfig().projection_size)
+    shapes = {name: tuple(parameter.shape) for name, parameter in head.named_parameters()}
+    assert shapes == {
+        "hidden.weight": (2048, 2048),
+        "hidden.bias": (2048,),
+        "norm.weight": (2048,),
+        "norm.bias": (2048,),
+        "output.weight": (128, 2048),
+    }
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 512), ("wide_resnet50_2", 2048)])
+def test_backbone_gives_the_features_after_pooling(name: str, size: int) -> None:
+    backbone = Backbone(name).eval()
+    assert backbone.feature_size == size
+    assert backbone(torch.zeros(2, 1, 40, 48)).shape == (2, size)
+
+
+def test_backbone_answers_as_torchvisions_does_to_the_same_gray_image_in_three_channels() -> None:
+    torch.manual_seed(3)
+    original = torchvision.models.resnet18(weights=None)
+    torch.manual_seed(3)
+    backbone = Backbone("resnet18").eval()
+    original.fc = torch.nn.Identity()
+    image = torch.rand(2, 1, 64, 64)
+    assert torch.allclose(backbone(image), original.eval()(image.expand(-1, 3, -1, -1)), atol=1e-5)
+
+
+def test_every_torchvision_resnet_is_known_by_name() -> None:
+    resnets = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+    wider = {"wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
+    assert resnets | wider == set(backbone_names())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(32, 70), st.integers(32, 70))
+def test_a_gray_image_has_the_same_features_in_one_channel_and_in_three(
+    seed: int, images: int, height: int, width: int
+) -> None:
+    backbone = untrained_backbone(ModelConfig(backbone="resnet18", projection_width=8), seed).double()
+    gray = torch.rand(images, 1, height, width, dtype=torch.float64)
+    colour = torchvision.models.resnet18(weights=None).double().eval()
+    colour.fc = torch.nn.Identity()
+    state = backbone.resnet.state_dict()
+    colour.load_state_dict(state | {"conv1.weight": three_channels(state["conv1.weight"])})
+    assert torch.allclose(colour(gray.expand(-1, 3, -1, -1)), backbone(gray), rtol=1e-9, atol=1e-12)
+
+
+def test_stem_weights_convert_both_ways() -> None:
+    weight = torch.randn(64, 1, 7, 7, dtype=torch.float64)
+    assert three_channels(weight).shape == (64, 3, 7, 7)
+    assert torch.allclose(one_channel(three_channels(weight)), weight, rtol=1e-14)
+
+
+def test_the_seed_alone_determines_the_weights() -> None:
+    config = ModelConfig(backbone="resnet18", projection_width=8)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, second = build_encoder(config, 7).state_dict(), build_encoder(config, 7).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    other = untrained_backbone(config, 8).state_dict()
+    assert not torch.equal(first["backbone.resnet.conv1.weight"], other["resnet.conv1.weight"])
+
+
+def test_a_backbone_that_is_no_resnet_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.backbone='vgg16' must be one of .*wide_resnet50_2"):
+        ModelConfig(backbone="vgg16")

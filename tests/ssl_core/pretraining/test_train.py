@@ -1,0 +1,249 @@
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra import config as configuration
+from infra.errors import RunFailed, UserError
+from infra.metrics import read_metrics
+from infra.processes import Ranks, on_first_rank, require_same
+from infra.status import read_status
+from sharding.packing.pack import PackConfig, pack
+from sharding.reading.stream import DataConfig, ShardSet
+from sharding.simulation.datasets import write_chexpert
+from ssl_core.checkpoints.checkpoint import find_checkpoints, load_state, save_checkpoint
+from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.engines import EngineConfig
+from ssl_core.model.encoder import ModelConfig
+from ssl_core.model.optimizer import OptimConfig
+from ssl_core.pretraining import train
+from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.resume import what_computes
+from ssl_core.pretraining.session import Session
+from ssl_core.pretraining.train import pretrain
+from ssl_core.views.spec import ViewSpec
+from tests.support.harness import end, start
+from tests.support.ranks import on_ranks
+
+
+@pytest.fixture
+def small(tmp_path: Path, simulated_shards: Path) -> PretrainConfig:
+    return PretrainConfig(
+        run_folder=tmp_path / "run",
+        data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
+        views=ViewSpec(size_px=32),
+        model=ModelConfig("resnet18", projection_width=32, projection_size=16),
+        train=TrainConfig(epochs=2, precision="fp32", log_every_steps=1),
+    )
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_checkpoints(run)[-1].path / "model.safetensors")
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run)]
+
+
+def test_a_run_leaves_a_checkpoint_an_epoch_and_its_configuration(small: PretrainConfig) -> None:
+    longer = replace(small, train=replace(small.train, epochs=5))
+    pretrain(longer, Ranks())
+    checkpoints = find_checkpoints(small.run_folder)
+    assert [int(checkpoint.state.epoch) for checkpoint in checkpoints] == [1, 2, 3, 4, 5]
+    found = losses(small.run_folder)
+    assert len(found) == checkpoints[-1].step
+    assert sum(found[-8:]) < sum(found[:8])
+    assert configuration.load(PretrainConfig, small.run_folder / "config.yaml") == longer
+
+
+def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(small: PretrainConfig) -> None:
+    pretrain(small, Ranks())
+    stopped = replace(small, run_folder=small.run_folder.with_name("stopped"))
+    pretrain(replace(stopped, train=replace(small.train, max_steps=3)), Ranks())
+    pretrain(stopped, Ranks())
+    assert losses(stopped.run_folder) == losses(small.run_folder)
+    weights, expected = last_weights(stopped.run_folder), last_weights(small.run_folder)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_two_processes_that_resume_the_run_of_one_go_on_with_the_same_losses(small: PretrainConfig) -> None:
+    pretrain(small, Ranks())
+    moved = replace(small, run_folder=small.run_folder.with_name("moved"))
+    pretrain(replace(moved, train=replace(small.train, max_steps=2)), Ranks())
+    assert end(start(moved, world=2)) == [0, 0]
+    # Rounding differs with the world size, and Adam amplifies it from step to step.
+    assert losses(moved.run_folder)[:3] == pytest.approx(losses(small.run_folder)[:3], rel=1e-5)
+    assert losses(moved.run_folder) == pytest.approx(losses(small.run_folder), rel=2e-2)
+    assert find_checkpoints(moved.run_folder)[-1].state.world_size == 2
+
+
+def test_another_configuration_is_not_continued(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    with pytest.raises(UserError, match=r"seed=1 differs from 0 of the run in .*; take seed=0 to resume it"):
+        pretrain(replace(small, seed=1), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: replace(run, seed=1), "seed=1 differs from 0 "),
+        (lambda run: replace(run, data=replace(run.data, lanes=8)), r"data\.lanes=8 differs from 4 "),
+        (
+            lambda run: replace(run, views=replace(run.views, crop_area=(0.2, 1.0))),
+            r"views\.crop_area=\[0\.2, 1\.0\] d",
+        ),
+        (lambda run: replace(run, model=replace(run.model, projection_size=8)), r"model\.projection_size=8 differs"),
+        (
+            lambda run: replace(run, engine=EngineConfig(max_gradient_norm=1.0)),
+            r"engine\.max_gradient_norm=1\.0 differs",
+        ),
+    ],
+)
+def test_a_mirror_of_another_configuration_is_not_continued_on_a_fresh_machine(
+    small: PretrainConfig, tmp_path: Path, change: Callable[[PretrainConfig], PretrainConfig], message: str
+) -> None:
+    mirrored = replace(small, checkpoints=CheckpointConfig(mirror=f"file://{tmp_path}/bucket"))
+    pretrain(replace(mirrored, train=replace(small.train, max_steps=1)), Ranks())
+    fresh = replace(mirrored, run_folder=tmp_path / "fresh")
+    with pytest.raises(UserError, match=message + r".*, or another run folder and another checkpoints\.mirror"):
+        pretrain(change(fresh), Ranks())
+    status = read_status(fresh.run_folder)
+    assert status is not None
+    assert status.state == "refused"
+    shutil.rmtree(fresh.run_folder)
+    pretrain(replace(fresh, train=replace(small.train, max_steps=2), executor="torchvision"), Ranks())
+    assert find_checkpoints(fresh.run_folder)[-1].step == 2
+
+
+def test_a_gradient_norm_counts_wherever_it_is_set(small: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"gradient_clipping": 1.0}')
+    spread = replace(small, engine=EngineConfig(kind="deepspeed", deepspeed_config=tmp_path / "ds.json"))
+    assert what_computes(spread) == what_computes(replace(small, engine=EngineConfig(max_gradient_norm=1.0)))
+    assert what_computes(spread) != what_computes(small)
+
+
+def test_a_checkpoint_that_is_too_old_to_hold_its_configuration_is_compared_by_the_file(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    (checkpoint,) = find_checkpoints(small.run_folder)
+    older = replace(checkpoint.state, config=None)
+    save_checkpoint(small.run_folder, older, *load_state(checkpoint))
+    with pytest.raises(UserError, match=r"seed=1 differs from 0 of the run in .*; take seed=0 to resume it"):
+        pretrain(replace(small, seed=1), Ranks())
+    pretrain(replace(small, train=replace(small.train, max_steps=2)), Ranks())
+    assert find_checkpoints(small.run_folder)[-1].state.config == what_computes(small)
+
+
+def test_a_world_size_that_does_not_divide_the_lanes_is_refused(small: PretrainConfig) -> None:
+    three = replace(small, data=replace(small.data, lanes=8))
+    assert end(start(three, world=3)) == [2, 2, 2]
+    for rank in range(3):
+        said = small.run_folder.with_name(f"run-rank-{rank}.log").read_text()
+        assert "the world size 3 must divide data.lanes=8" in said
+
+
+def test_a_constant_schedule_lets_a_finished_run_be_made_longer(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, epochs=1)), Ranks())
+    pretrain(small, Ranks())
+    assert [int(checkpoint.epoch) for checkpoint in find_checkpoints(small.run_folder)] == [1, 2]
+    cosine = replace(small, run_folder=small.run_folder.with_name("cosine"), optim=OptimConfig(schedule="cosine"))
+    pretrain(replace(cosine, train=replace(small.train, max_steps=1)), Ranks())
+    with pytest.raises(UserError, match=r"train\.epochs=3 differs from 2"):
+        pretrain(replace(cosine, train=replace(small.train, epochs=3)), Ranks())
+
+
+def hopeless(config: PretrainConfig) -> PretrainConfig:
+    """The same, but its weights explode in the first step."""
+    return replace(config, optim=OptimConfig(learning_rate=1e30), train=replace(config.train, skips=1))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: PretrainConfig) -> None:
+    with pytest.raises(RunFailed, match=r"no finite loss and gradient again after .*a lower optim\.learning_rate"):
+        pretrain(hopeless(small), Ranks())
+    assert find_checkpoints(small.run_folder) == []
+
+
+def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
+    small: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it may fail earlier the second time: GPUs do not repeat a step to the bit."""
+    failures = iter([20, 18, 19, 18, 19])
+
+    def diverge(config: PretrainConfig, run: Session, *_: object) -> None:
+        run.step = next(failures)
+        raise train._Diverged(f"step {run.step} diverged")
+
+    monkeypatch.setattr(train, "_train", diverge)
+    with pytest.raises(RunFailed, match=r"step 19 diverged again after train\.rollbacks=2"):
+        pretrain(small, Ranks())
+
+
+def test_parts_that_do_not_divide_the_share_of_a_rank_are_refused(small: PretrainConfig) -> None:
+    with pytest.raises(UserError, match=r"train\.micro_batches=6 must divide a rank's share of 16 samples.* try 2, or"):
+        pretrain(replace(small, train=replace(small.train, micro_batches=6)), Ranks())
+
+
+def test_images_that_are_far_larger_than_the_views_are_warned_of(
+    small: PretrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = replace(small, views=ViewSpec(size_px=24), train=replace(small.train, max_steps=1))
+    pretrain(tiny, Ranks())
+    assert "views alias; pack with --shorter_side_px=36" in capsys.readouterr().err
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=3)), Ranks())
+    with pytest.raises(UserError, match=r"is at step 3 already, beyond step 2 .*raise them"):
+        pretrain(replace(small, train=replace(small.train, max_steps=2)), Ranks())
+
+
+def test_a_run_without_a_checkpoint_may_still_be_changed(small: PretrainConfig) -> None:
+    with pytest.raises(RunFailed, match="no finite loss"):
+        pretrain(hopeless(small), Ranks())
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    assert len(find_checkpoints(small.run_folder)) == 1
+
+
+def test_other_data_is_refused_and_leaves_the_configuration_as_it_was(small: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
+    before = (small.run_folder / "config.yaml").read_text()
+    write_chexpert(tmp_path / "raw", patients=30, seed=5, size_px=64)
+    pack(PackConfig("chexpert", tmp_path / "raw", tmp_path / "other", shorter_side_px=64, workers=1))
+    with pytest.raises(UserError, match=r"data\.shards hold other bytes"):
+        pretrain(replace(small, data=replace(small.data, shards=[str(tmp_path / "other")])), Ranks())
+    assert (small.run_folder / "config.yaml").read_text() == before
+
+
+def start_with_own_data(rank: int, world: int, folder: str) -> str:
+    shards = Path(folder) / f"shards-{rank}"
+    write_chexpert(Path(folder) / f"raw-{rank}", patients=30, seed=rank, size_px=64)
+    pack(PackConfig("chexpert", Path(folder) / f"raw-{rank}", shards, shorter_side_px=64, workers=1))
+    identity = ShardSet([shards]).identity
+    try:
+        require_same(identity, "the content of data.shards")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_with_other_data_under_the_same_name_all_stop(tmp_path: Path) -> None:
+    for message in on_ranks(2, start_with_own_data, str(tmp_path)):
+        assert "the content of data.shards differs between ranks" in message
+
+
+def fail_on_the_first(rank: int, world: int) -> str:
+    def action() -> None:
+        raise UserError("this folder is in use")
+
+    try:
+        on_first_rank(Ranks(rank, world), action)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_an_error_of_the_first_rank_is_every_ranks() -> None:
+    assert on_ranks(2, fail_on_the_first) == ["this folder is in use"] * 2

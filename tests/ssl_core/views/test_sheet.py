@@ -1,0 +1,72 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sharding.format.manifest import INDEX_ROW
+from sharding.reading.stream import EncodedBatch, ShardSet, packed_batches
+from ssl_core.views.sheet import caption, to_png, view_sheet
+from ssl_core.views.spec import DrawnView, ViewSpec
+
+SPEC = ViewSpec(size_px=48)
+
+
+@pytest.fixture(scope="module")
+def batch(simulated_shards: Path) -> EncodedBatch:
+    return next(packed_batches(ShardSet([simulated_shards]), 3))
+
+
+def test_sheet_has_a_row_for_every_sample_and_depends_on_what_was_drawn(batch: EncodedBatch) -> None:
+    sheet = view_sheet(batch, SPEC, seed=0, kind="torchvision")
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[2] == 3
+    one = EncodedBatch(0, batch.encoded[:1], batch.rows[:1], batch.epochs[:1], batch.valid[:1])
+    row_px = (sheet.shape[0] - view_sheet(one, SPEC, seed=0, kind="torchvision").shape[0]) / 2
+    assert row_px > 250
+    assert np.array_equal(sheet, view_sheet(batch, SPEC, seed=0, kind="torchvision"))
+    others = [
+        view_sheet(batch, SPEC, seed=1, kind="torchvision"),
+        view_sheet(batch._replace(epochs=batch.epochs + 1), SPEC, seed=0, kind="torchvision"),
+    ]
+    assert all((sheet != other).mean() > 0.1 for other in others)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(to_png(sheet)))), sheet)
+
+
+def test_sheet_looks_the_same_by_either_executor(batch: EncodedBatch) -> None:
+    dali, torchvision = (view_sheet(batch, SPEC, seed=0, kind=kind).astype(int) for kind in ("dali", "torchvision"))
+    assert np.abs(dali - torchvision).max() <= 2
+
+
+def test_samples_that_do_not_decode_leave_the_others_as_they_are(batch: EncodedBatch) -> None:
+    whole = view_sheet(batch, SPEC, seed=0, kind="torchvision")
+    damaged = batch._replace(
+        encoded=[batch.encoded[0], batch.encoded[1][:-2].copy(), batch.encoded[2]], valid=np.array([True, True, False])
+    )
+    sheet = view_sheet(damaged, SPEC, seed=0, kind="torchvision")
+    row_px = len(sheet) // 3
+    assert np.array_equal(sheet[: row_px - 20], whole[: row_px - 20])
+    assert (sheet[row_px + 40 :] != whole[row_px + 40 :]).mean() > 0.2
+
+
+def test_caption_says_what_was_drawn() -> None:
+    row = np.zeros(1, INDEX_ROW)
+    row["height"], row["width"] = 200, 400
+    drawn = DrawnView(
+        centre_x=np.array([0.0, 100.0]),
+        centre_y=np.array([0.0, 150.0]),
+        crop_w=np.array([1.0, 200.0]),
+        crop_h=np.array([1.0, 100.0]),
+        mirrored=np.array([False, True]),
+        degrees=np.array([0.0, -3.14]),
+        blur_sigma_px=np.array([0.0, 1.25]),
+        brightness=np.array([1.0, 0.8]),
+        contrast=np.array([1.0, 1.234]),
+    )
+    assert caption(drawn, row[0], 1) == [
+        "crop 25 % at (0.25, 0.75), 200 x 100",
+        "flipped, rotated -3.1°, blur 1.25 px",
+        "brightness 0.80, contrast 1.23",
+    ]
+    assert caption(drawn, row[0], 0)[1] == "rotated +0.0°, no blur"

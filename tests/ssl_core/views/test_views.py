@@ -1,0 +1,414 @@
+import io
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from infra.errors import RunFailed, UserError
+from sharding.format.manifest import INDEX_ROW
+from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, executor
+from ssl_core.views.header_check import header_problem
+from ssl_core.views.spec import ViewParameters, ViewSpec, draw, draw_views, whole_image
+
+KINDS = ["dali", "torchvision"]
+
+
+def encoded(height: int, width: int, seed: int, image_format: str = "JPEG", mode: str = "L") -> np.ndarray:
+    """A smooth image with as much detail as a radiograph, as one file's bytes."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    if mode == "I;16":
+        Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(file, image_format)
+    else:
+        image.convert(mode).save(file, image_format, **({"quality": 90} if image_format == "JPEG" else {}))
+    return np.frombuffer(file.getvalue(), np.uint8).copy()
+
+
+def index_rows(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    rows = np.zeros(len(sizes), INDEX_ROW)
+    rows["sample"] = np.arange(len(sizes), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    rows["height"], rows["width"] = np.transpose(sizes)
+    return rows
+
+
+SIZES = [(150 + 7 * i, 190 - 5 * i) for i in range(12)]
+ROWS = index_rows(SIZES)
+IMAGES = [encoded(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
+EPOCHS = np.full(len(SIZES), 3)
+
+
+def task(views_count: int, size_px: int = 64, max_batch: int = 12, threads: int = 1) -> ViewTask:
+    """Gray levels from 0 to 255 come out."""
+    return ViewTask(size_px, views_count, mean=0.0, std=1 / 255, max_batch=max_batch, threads=threads)
+
+
+def make(
+    kind: str, views: Sequence[ViewParameters], *, size_px: int = 96, local_batch: int = 12, threads: int = 1
+) -> list[torch.Tensor]:
+    """Run the images through an executor, in gray levels from 0 to 255, in batches of `local_batch`."""
+    run = executor(kind, task(len(views), size_px, local_batch, threads)).run
+    parts = [slice(start, start + local_batch) for start in range(0, len(IMAGES), local_batch)]
+    batches = [
+        ViewInputs(IMAGES[part], ROWS[part], [ViewParameters(*(field[part] for field in view)) for view in views])
+        for part in parts
+    ]
+    outputs = list(run(iter(batches)))
+    return [torch.cat([output.views[view] for output in outputs]) for view in range(len(views))]
+
+
+def plain(matrix: np.ndarray) -> ViewParameters:
+    ones = np.ones(len(matrix), np.float32)
+    return ViewParameters(matrix.astype(np.float32), 0 * ones, ones, ones)
+
+
+def decoded(number: int) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(IMAGES[number].tobytes())), np.float32))
+
+
+def test_dali_and_torchvision_agree_within_the_stated_tolerance() -> None:
+    views = draw_views(ViewSpec(size_px=96), 7, ROWS, EPOCHS)
+    for ours, theirs in zip(make("dali", views), make("torchvision", views), strict=True):
+        difference = (ours - theirs).abs()
+        assert difference.mean() < PIXEL_TOLERANCE["mean"]
+        assert difference.max() < PIXEL_TOLERANCE["max"]
+        assert ours.std() > 20
+
+
+@cache
+def whole(kind: str) -> list[torch.Tensor]:
+    return make(kind, draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS), size_px=64)
+
+
+@settings(deadline=None, max_examples=8)
+@given(local_batch=st.integers(1, 12), threads=st.integers(1, 4))
+def test_dalis_pixels_do_not_depend_on_batch_size_or_threads(local_batch: int, threads: int) -> None:
+    views = draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS)
+    parts = make("dali", views, size_px=64, local_batch=local_batch, threads=threads)
+    assert all(torch.equal(one, other) for one, other in zip(whole("dali"), parts, strict=True))
+
+
+@pytest.mark.parametrize(("local_batch", "threads"), [(5, 1), (12, 3), (1, 2)])
+def test_torchvisions_pixels_hardly_depend_on_batch_size_or_threads(local_batch: int, threads: int) -> None:
+    views = draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS)
+    parts = make("torchvision", views, size_px=64, local_batch=local_batch, threads=threads)
+    for one, other in zip(whole("torchvision"), parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-3)  # a convolution's sums may be taken in another order
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identity_matrix_gives_the_decoded_pixels(kind: str) -> None:
+    identity = np.broadcast_to(np.eye(2, 3), (len(ROWS), 2, 3))
+    pixels = make(kind, [plain(identity)])[0]
+    for number, image in enumerate(pixels):
+        assert torch.allclose(image[0], decoded(number)[:96, :96], atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrix_leads_from_the_view_to_the_image(kind: str) -> None:
+    """Row 0 mirrors columns 10 to 106, row 1 takes the view from row 20 on, half a pixel lower."""
+    matrix = np.array([[-1, 0, 106], [0, 1, 20.5]])
+    pixels = make(kind, [plain(np.broadcast_to(matrix, (len(ROWS), 2, 3)))])[0]
+    for number, image in enumerate(pixels):
+        source = decoded(number)[20:117, 10:106].flip(1)
+        assert torch.allclose(image[0], (source[:-1] + source[1:]) / 2, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outside_the_image_its_border_is_repeated(kind: str) -> None:
+    matrix = np.array([[1, 0, -40], [0, 1, 0]])
+    pixels = make(kind, [plain(np.broadcast_to(matrix, (len(ROWS), 2, 3)))])[0]
+    for number, image in enumerate(pixels):
+        assert torch.allclose(image[0, :, :40], decoded(number)[:96, :1].expand(96, 40), atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_image_is_the_centre_square_resized(kind: str) -> None:
+    view = whole_image(224, ROWS["height"], ROWS["width"])
+    pixels = make(kind, [view], size_px=224)[0]
+    for number, image in enumerate(pixels):
+        source = decoded(number)
+        side = min(source.shape)
+        top, left = (source.shape[0] - side) / 2, (source.shape[1] - side) / 2
+        if top % 1 or left % 1:
+            continue
+        square = source[int(top) : int(top) + side, int(left) : int(left) + side]
+        expected = F.interpolate(square[None, None], (224, 224), mode="bilinear", align_corners=False)
+        assert torch.allclose(image[0, 2:-2, 2:-2], expected[0, 0, 2:-2, 2:-2], atol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jitter_and_normalisation_follow_their_formula(kind: str) -> None:
+    identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (12, 2, 3))
+    fields = [np.full(12, value, np.float32) for value in (0.0, 1.2, 0.7)]
+    view = ViewParameters(identity, *fields)
+    run = executor(kind, ViewTask(64, 1, mean=0.4, std=0.2, max_batch=12)).run
+    pixels = next(run(iter([ViewInputs(IMAGES, ROWS, [view])]))).views[0]
+    gray = decoded(0)[:64, :64] / 255
+    assert torch.allclose(pixels[0, 0], (1.2 * (0.5 + 0.7 * (gray - 0.5)) - 0.4) / 0.2, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blur_is_torchvisions_where_sigma_is_above_zero(kind: str) -> None:
+    gaussian_blur = pytest.importorskip("torchvision.transforms.v2.functional").gaussian_blur
+    identity = np.broadcast_to(np.eye(2, 3), (12, 2, 3))
+    sigma = np.where(np.arange(12) % 2, 1.4, 0.0).astype(np.float32)
+    pixels = make(kind, [plain(identity)._replace(blur_sigma_px=sigma)])[0]
+    for number, image in enumerate(pixels):
+        source = decoded(number)[None, :96, :96]
+        expected = gaussian_blur(source, kernel_size=[11, 11], sigma=[1.4, 1.4]) if number % 2 else source
+        assert torch.allclose(image, expected, atol=0.01)
+
+
+def batch_of(images: Sequence[np.ndarray | None], sizes: Sequence[tuple[int, int]] | None = None) -> ViewInputs:
+    """Two drawn views of these images, whose index says `sizes` (those of IMAGES unless given)."""
+    rows = index_rows(sizes or SIZES[: len(images)])
+    return ViewInputs(images, rows, draw_views(ViewSpec(size_px=64), 1, rows, np.full(len(rows), 3)))
+
+
+def run(kind: str, batches: Iterable[ViewInputs], max_batch: int = 12) -> Iterator[ViewBatch]:
+    return executor(kind, task(2, max_batch=max_batch)).run(iter(batches))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_keep_their_values_after_later_batches(kind: str) -> None:
+    held = list(run(kind, [batch_of(IMAGES)] * 8))
+    for batch in held[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(batch.views, held[0].views, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_batches_are_in_the_making_while_one_is_used(kind: str) -> None:
+    taken = []
+
+    def batches() -> Iterator[ViewInputs]:
+        while True:
+            taken.append(threading.current_thread())
+            yield batch_of(IMAGES)
+
+    made = run(kind, batches())
+    next(made)
+    assert len(taken) == 3
+    next(made)
+    assert len(taken) == 4
+    made.close()
+    assert set(taken) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_of_the_batches_comes_after_the_batches_before_it(kind: str) -> None:
+    def batches() -> Iterator[ViewInputs]:
+        yield from [batch_of(IMAGES)] * 3
+        raise RunFailed("shard 7 is gone")
+
+    got = []
+    with pytest.raises(RunFailed, match="shard 7 is gone"):
+        for made in run(kind, batches()):
+            got.append(made)
+    assert len(got) == 3
+
+
+def with_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The JPEG with another size in its header."""
+    frame = image.tobytes().index(b"\xff\xc0")
+    changed = image.copy()
+    changed[frame + 5 : frame + 9] = np.frombuffer(struct.pack(">HH", height, width), np.uint8)
+    return changed
+
+
+def without_quantisation(image: np.ndarray) -> np.ndarray:
+    """The JPEG without its quantisation table: its header is good, no decoder can decode it."""
+    start = image.tobytes().index(b"\xff\xdb")
+    return np.concatenate([image[:start], image[start + 69 :]])
+
+
+def damaged_png(height: int, width: int) -> np.ndarray:
+    """A PNG whose compressed pixels are damaged, between a good header and a good end."""
+    image = encoded(height, width, 0, "PNG")
+    image[60:-60] ^= 0x5A
+    return image
+
+
+HEIGHT, WIDTH = SIZES[0]
+BAD_IMAGES = {
+    "cut": (IMAGES[0][: len(IMAGES[0]) // 2].copy(), "its end is missing"),
+    "cut png": (encoded(HEIGHT, WIDTH, 0, "PNG")[:-12].copy(), "its end is missing"),
+    "text": (np.frombuffer(b"not an image " * 20, np.uint8), "neither a JPEG nor a PNG"),
+    "nothing": (np.zeros(0, np.uint8), "neither a JPEG nor a PNG"),
+    "one byte": (np.full(1, 255, np.uint8), "neither a JPEG nor a PNG"),
+    "headless": (np.frombuffer(b"\xff\xd8\xff\xd9", np.uint8), "declares no size"),
+    "absurd size": (with_size(IMAGES[0], 60000, 60000), f"declares 60000 x 60000 px, its index {WIDTH} x {HEIGHT}"),
+    "another size": (IMAGES[1], "its header declares"),
+    "16 bits": (encoded(HEIGHT, WIDTH, 0, "PNG", "I;16"), "neither 8-bit gray nor 8-bit RGB"),
+    "alpha": (encoded(HEIGHT, WIDTH, 0, "PNG", "LA"), "neither 8-bit gray nor 8-bit RGB"),
+    "palette": (encoded(HEIGHT, WIDTH, 0, "PNG", "P"), "neither 8-bit gray nor 8-bit RGB"),
+    "cmyk": (encoded(HEIGHT, WIDTH, 0, "JPEG", "CMYK"), "neither 8-bit gray nor 8-bit RGB"),
+    "no table": (without_quantisation(IMAGES[0]), ""),
+    "damaged png": (damaged_png(HEIGHT, WIDTH), ""),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", BAD_IMAGES)
+def test_image_that_does_not_decode_costs_itself_and_nothing_else(kind: str, what: str) -> None:
+    bad, message = BAD_IMAGES[what]
+    (good,) = run(kind, [batch_of(IMAGES)])
+    batches = list(run(kind, [batch_of(IMAGES), batch_of([bad, *IMAGES[1:]]), batch_of(IMAGES)]))
+    assert [made.decoded.tolist() for made in batches] == [[True] * 12, [False] + [True] * 11, [True] * 12]
+    assert batches[1].reasons.keys() == {0}
+    assert message in batches[1].reasons[0]
+    assert "\n" not in batches[1].reasons[0]
+    for made in batches:
+        for view, other in zip(made.views, good.views, strict=True):
+            assert torch.allclose(view[made.decoded], other[made.decoded], atol=1e-3)
+            assert not view[~made.decoded].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_batch_survives_images_that_only_their_decoder_refuses(kind: str) -> None:
+    bad = BAD_IMAGES["no table"][0]
+    places = [{3}, {0, 5, 11}, set(), set(range(12)), {7}, set(), {2}]
+    batches = [batch_of([bad if i in chosen else image for i, image in enumerate(IMAGES)], SIZES) for chosen in places]
+    for batch, chosen in zip(batches, places, strict=True):
+        batch.rows["height"][list(chosen)], batch.rows["width"][list(chosen)] = SIZES[0]
+    got = list(run(kind, batches))
+    assert [set(np.flatnonzero(~made.decoded).tolist()) for made in got] == places
+    assert [set(made.reasons) for made in got] == places
+    for made in got:
+        for view, other in zip(made.views, whole(kind), strict=True):
+            assert torch.allclose(view[made.decoded], other[made.decoded], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blank_that_is_asked_for_is_zeros_without_a_reason(kind: str) -> None:
+    (made,) = run(kind, [batch_of([None, *IMAGES[1:]])])
+    assert made.decoded.tolist() == [False] + [True] * 11
+    assert made.reasons == {}
+    assert not any(view[0].any() for view in made.views)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_png_and_rgb_are_decoded_as_gray_jpeg_is(kind: str) -> None:
+    identity = np.broadcast_to(np.eye(2, 3), (3, 2, 3))
+    images = [encoded(HEIGHT, WIDTH, 0), encoded(HEIGHT, WIDTH, 0, "PNG"), encoded(HEIGHT, WIDTH, 0, "JPEG", "RGB")]
+    rows = index_rows([SIZES[0]] * 3)
+    made = next(executor(kind, task(1)).run(iter([ViewInputs(images, rows, [plain(identity)])])))
+    assert made.decoded.all()
+    assert (made.views[0] - made.views[0][:1]).abs().mean() < 2
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_look_at_a_header_ends_well_whatever_the_bytes(image_format: str, data: st.DataObject) -> None:
+    """Any cut and any changed bytes give a reason or none, never an error; a cut always gives one."""
+    image = encoded(40, 30, 0, image_format)
+    assert header_problem(image, 40, 30) is None
+    cut = image[: data.draw(st.integers(0, len(image) - 1))].copy()
+    assert header_problem(cut, 40, 30) is not None
+    changed = image.copy()
+    for place in data.draw(st.lists(st.integers(0, min(len(image), 200) - 1), max_size=5)):
+        changed[place] = data.draw(st.integers(0, 255))
+    assert header_problem(changed, 40, 30) is None or isinstance(header_problem(changed, 40, 30), str)
+
+
+def test_executor_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="executor='cuda' must be one of auto, dali, torchvision"):
+        executor("cuda", task(2))
+
+
+def test_draw_is_this_one_for_good() -> None:
+    """A checkpoint resumed under a later version must go on with the same views: these values may not change."""
+    rows = index_rows([(320, 390)])
+    rows["sample"] = 0x0123456789ABCDEF
+    first, second = draw(ViewSpec(), 42, rows, np.array([7]))
+    # centre x and y, crop width and height, mirrored, degrees, blur, brightness, contrast
+    expected = [157.676949, 158.139064, 208.426977, 188.747031, 1, -0.072365, 0, 1.168968, 1.263406]
+    assert [float(field[0]) for field in first] == pytest.approx(expected, abs=1e-6)
+    expected = [191.220912, 150.110593, 232.23956, 266.261638, 1, 4.806139, 0.344374, 0.76195, 1.046039]
+    assert [float(field[0]) for field in second] == pytest.approx(expected, abs=1e-6)
+
+
+def test_draw_depends_on_seed_epoch_sample_and_view_only() -> None:
+    spec = ViewSpec()
+    first, second = draw_views(spec, 5, ROWS, EPOCHS)
+    some = [7, 2, 9]
+    for whole, part in zip((first, second), draw_views(spec, 5, ROWS[some], EPOCHS[some]), strict=True):
+        for one, other in zip(whole, part, strict=True):
+            assert np.array_equal(one[some], other)
+    others = [second, draw_views(spec, 6, ROWS, EPOCHS)[0], draw_views(spec, 5, ROWS, EPOCHS + 1)[0]]
+    for other in others:
+        assert not np.isclose(first.brightness, other.brightness).any()
+        assert not np.isclose(first.matrix, other.matrix).all(axis=(1, 2)).any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    height=st.integers(20, 600),
+    width=st.integers(20, 600),
+    least=st.floats(0.05, 1.0),
+    aspect=st.floats(1.0, 2.0),
+    seed=st.integers(0, 2**31),
+)
+def test_crops_lie_in_the_image_and_keep_to_their_ranges(
+    height: int, width: int, least: float, aspect: float, seed: int
+) -> None:
+    spec = ViewSpec(size_px=100, crop_area=(least, 1.0), crop_aspect=(1 / aspect, aspect), rotation_degrees=0)
+    rows = index_rows([(height, width)] * 20)
+    for view in draw_views(spec, seed, rows, np.zeros(20, np.int64)):
+        corners = view.matrix @ np.array([[0, 100, 0, 100], [0, 0, 100, 100], [1, 1, 1, 1]], np.float32)
+        slack = 1e-3 * max(height, width)
+        assert (corners >= -slack).all()
+        assert (corners[:, 0] <= width + slack).all()
+        assert (corners[:, 1] <= height + slack).all()
+        crop_w, crop_h = np.ptp(corners, axis=2).T
+        assert (crop_w / crop_h >= 1 / aspect - 1e-3).all()
+        assert (crop_w / crop_h <= aspect + 1e-3).all()
+        drawn = crop_w * crop_h >= least * height * width * 0.999
+        largest = np.isclose(crop_w, width, rtol=1e-3) | np.isclose(crop_h, height, rtol=1e-3)
+        assert (drawn | largest).all()  # an elongated image may have no crop of that area and aspect
+
+
+def test_draws_follow_their_ranges_and_probabilities() -> None:
+    rows = index_rows([(320, 390)] * 4000)
+    spec = ViewSpec(rotation_degrees=10, flip_probability=0.3, blur_probability=0.6)
+    view, _ = draw_views(spec, 0, rows, np.zeros(4000, np.int64))
+    blurred = view.blur_sigma_px > 0
+    assert blurred.mean() == pytest.approx(0.6, abs=0.03)
+    assert view.blur_sigma_px[blurred].mean() == pytest.approx(1.05, abs=0.05)
+    assert (np.linalg.det(view.matrix[:, :, :2]) < 0).mean() == pytest.approx(0.3, abs=0.03)
+    scaled = view.matrix[:, :, :2] / np.linalg.norm(view.matrix[:, :, :2], axis=2, keepdims=True)
+    degrees = np.rad2deg(np.arcsin(scaled[:, 1, 0]))
+    assert np.abs(degrees).max() <= 10.001
+    assert degrees.std() == pytest.approx(20 / 12**0.5, abs=0.2)
+    area = np.abs(np.linalg.det(view.matrix[:, :, :2].astype(np.float64))) * 224**2 / (320 * 390)
+    assert area.min() >= 0.2999
+    assert area.max() > 0.9
+    for factor in (view.brightness, view.contrast):
+        assert 0.7 <= factor.min() < 0.71
+        assert 1.29 < factor.max() <= 1.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size_px": 8}, r"views\.size_px=8 must be from 16 to 4096; try 224"),
+        ({"crop_area": (0.8, 0.2)}, r"views\.crop_area=\[0\.8, 0\.2\] must be two numbers from 0\.01 to 1"),
+        ({"crop_area": (0.5, 1.5)}, r"views\.crop_area=\[0\.5, 1\.5\]"),
+        ({"flip_probability": 1.5}, r"views\.flip_probability=1\.5 must be from 0 to 1; try 0\.5"),
+        ({"rotation_degrees": -1}, r"views\.rotation_degrees=-1 must be from 0 to 180"),
+        ({"blur_sigma_px": (0.1, 90)}, r"views\.blur_sigma_px=\[0\.1, 90\] must be two numbers from 0\.01 to 28"),
+        ({"brightness": 1.0}, r"views\.brightness=1\.0 must be from 0 to 0\.99; try 0\.3"),
+    ],
+)
+def test_spec_names_value_rule_and_fix_when_out_of_range(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ViewSpec(**arguments)

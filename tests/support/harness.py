@@ -1,0 +1,251 @@
+"""Pretraining in real processes that can be hurt."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from infra.errors import RunFailed, UserError
+from infra.files import write_atomic
+from infra.metrics import read_metrics
+from infra.processes import Ranks
+from sharding.reading.stream import DataConfig, ShardSet
+from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.model.encoder import ModelConfig
+from ssl_core.model.optimizer import OptimConfig
+from ssl_core.pretraining import train
+from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.sample_log import ConsumedSamples, read_sample_log
+from ssl_core.pretraining.train import pretrain
+from ssl_core.views.spec import ViewSpec
+from tests.support.disk import FILLER, fill, on_disk_events
+from tests.support.forks import forks
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one rank when it is about to learn from a step, `times` times over all starts of the run.
+
+    kind: kill, stop (SIGSTOP), term (SIGTERM), usr1 (SIGUSR1), raise, nan (in its images), fill (to its last byte, the
+    disk that is mounted on the run's folder), free (it again); or save: kill at the disk event of this number
+    (`on_disk_events`) in the save of the checkpoint of this step.
+    """
+
+    kind: str
+    rank: int
+    step: int
+    times: int = 1
+    event: int = 0
+
+
+def small(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
+    """A run of 12 steps with a checkpoint every 3, small enough to be started many times."""
+    train_config = TrainConfig(
+        epochs=2,
+        precision="fp32",
+        checkpoint_every_steps=3,
+        log_every_steps=1,
+        log_samples=True,
+        timeout_s=30.0,
+    )
+    return PretrainConfig(
+        run_folder=run,
+        data=DataConfig([str(shards)], global_batch=16, lanes=8),
+        views=ViewSpec(size_px=32),
+        model=ModelConfig("resnet18", projection_width=32, projection_size=16),
+        # Adam's first steps turn the rounding of a gradient near zero into a whole step: with the paper's rate, runs
+        # at two world sizes, which sum in different orders, part visibly within ten steps.
+        optim=OptimConfig(learning_rate=1e-5),
+        train=replace(train_config, **changes),
+        executor="torchvision",
+    )
+
+
+def start(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> list[Any]:
+    """Start the ranks of a run and return their processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        forks().Process(target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults)))
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def end(processes: Sequence[Any], timeout_s: float = 120.0) -> list[int]:
+    """Wait as a launcher does: once a rank has failed, the others get a moment and are killed; returns exit codes."""
+    until_s = time.monotonic() + timeout_s
+    while any(process.is_alive() for process in processes) and time.monotonic() < until_s:
+        if any(process.exitcode for process in processes):
+            until_s = min(until_s, time.monotonic() + 15.0)
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def train_through(config: PretrainConfig, world: int, faults: Sequence[Fault] = (), starts: int = 10) -> int:
+    """Start the run again until it is finished; returns the number of starts."""
+    for number in range(1, starts + 1):
+        if end(start(config, world, faults)) == [0] * world and steps_done(config.run_folder) == total_steps(config):
+            return number
+    raise AssertionError(f"{config.run_folder} was not finished after {starts} starts")
+
+
+def steps_done(run: Path) -> int:
+    """Return the step of the newest checkpoint."""
+    checkpoints = find_checkpoints(run)
+    return checkpoints[-1].step if checkpoints else 0
+
+
+def total_steps(config: PretrainConfig) -> int:
+    """Return the step at which the run is finished."""
+    samples = ShardSet(config.data.shards).samples
+    return -(-config.train.epochs * samples // config.data.global_batch)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: final weights, losses by step, and every sample that was consumed."""
+
+    weights: dict[str, torch.Tensor]
+    losses: dict[int, float]
+    consumed: list[ConsumedSamples]
+
+
+def outcome(run: Path) -> Outcome:
+    """Read what a finished run left."""
+    weights = load_file(find_checkpoints(run)[-1].path / "model.safetensors")
+    losses = {int(line["step"]): line["loss"] for line in read_metrics(run)}
+    return Outcome(weights, losses, read_sample_log(run))
+
+
+def assert_same_samples(found: Outcome, expected: Outcome) -> None:
+    """Assert that step by step the same samples of the same epochs were consumed, none lost and none repeated."""
+    assert [step.step for step in found.consumed] == [step.step for step in expected.consumed]
+    for one, other in zip(found.consumed, expected.consumed, strict=True):
+        assert one.epochs.tolist() == other.epochs.tolist()
+        assert one.samples.tolist() == other.samples.tolist()
+
+
+def assert_same_run(found: Outcome, expected: Outcome) -> None:
+    """Assert that a run at other world sizes consumed the same samples and had, up to rounding, the same losses."""
+    assert_same_samples(found, expected)
+    steps = sorted(expected.losses)
+    np.testing.assert_allclose([found.losses[s] for s in steps], [expected.losses[s] for s in steps], rtol=2e-3)
+
+
+def assert_same_bits(found: Outcome, expected: Outcome) -> None:
+    """Assert that a run ended in the very weights, by the very losses and samples, of another."""
+    assert_same_samples(found, expected)
+    assert found.losses == expected.losses
+    assert found.weights.keys() == expected.weights.keys()
+    different = [name for name, value in expected.weights.items() if not torch.equal(found.weights[name], value)]
+    assert not different, different
+
+
+def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence[Fault]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(ranks.rank)}
+    torch.set_num_threads(1)
+    log = (config.run_folder.parent / f"{config.run_folder.name}-rank-{ranks.rank}.log").open("a")
+    sys.stdout = sys.stderr = log
+    mine = {counter(config.run_folder, fault, number): fault for number, fault in enumerate(faults)}
+    mine = {path: fault for path, fault in mine.items() if fault.rank == ranks.rank}
+    train._learn = _hurt(train._learn, config.run_folder, mine)
+    for path, fault in mine.items():
+        if fault.kind == "save":
+            on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, path))
+    try:
+        pretrain(config, ranks)
+    except (UserError, RunFailed) as error:
+        log.write(f"error: {error}\n")
+        log.close()
+        os._exit(error.exit_code)  # at once, as a launcher would end it: other ranks may be gone
+    log.close()
+
+
+def counter(run: Path, fault: Fault, number: int) -> Path:
+    """Return the file that counts how often the occasion of a start's fault of this number came."""
+    return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
+
+
+def _hurt(learn: Callable[..., Any], run: Path, faults: dict[Path, Fault]) -> Callable[..., Any]:
+    def hurt(engine: Any, batch: Any, rate: float) -> Any:
+        for path, fault in faults.items():
+            if fault.kind != "save" and batch.step == fault.step and _once_more(path, fault.times):
+                _strike(fault.kind, batch, run)
+        return learn(engine, batch, rate)
+
+    return hurt
+
+
+class _KillInSave:
+    """Notes what is done to the disk from the first thing for the checkpoint of a step to the first for a later one."""
+
+    def __init__(self, fault: Fault, counter: Path) -> None:
+        self._fault, self._counter = fault, counter
+        self._events = 0
+        self._saving = False
+
+    def __call__(self, event: str, path: str) -> None:
+        step = re.search(r"/\.?step-(\d+)", path)
+        if step:
+            self._saving = int(step[1]) == self._fault.step or (self._saving and int(step[1]) < self._fault.step)
+        if not self._saving:
+            return
+        with self._counter.with_suffix(".events").open("a") as file:
+            file.write(f"{event} {path}\n")
+        if self._events == self._fault.event and _once_more(self._counter, self._fault.times):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._events += 1
+
+
+def moments_of_a_save(config: PretrainConfig, world: int, step: int) -> list[int]:
+    """Train to the end and return the numbers of the disk events in the save of this step that are worth a kill.
+
+    Of the writes into one file, which are one for each tensor, the first and the last.
+    """
+    fault = Fault("save", 0, step, times=0)
+    assert train_through(config, world, [fault]) == 1
+    events = counter(config.run_folder, fault, 0).with_suffix(".events").read_text().splitlines()
+    first = {event: number for number, event in reversed(list(enumerate(events)))}
+    last = {event: number for number, event in enumerate(events)}
+    return [
+        number
+        for number, event in enumerate(events)
+        if not event.startswith("write ") or number in (first[event], last[event])
+    ]
+
+
+def _once_more(counter: Path, times: int) -> bool:
+    done = int(counter.read_text()) if counter.exists() else 0
+    write_atomic(counter, str(done + 1))  # another thread may kill this process meanwhile, and the count has to hold
+    return done < times
+
+
+def _strike(kind: str, batch: Any, disk: Path) -> None:
+    if kind == "nan":
+        batch.views[0][0] = float("nan")
+    elif kind == "fill":
+        fill(disk, left_bytes=0)
+    elif kind == "free":
+        (disk / FILLER).unlink()
+    elif kind == "raise":
+        raise RuntimeError("a rank that raises")
+    else:
+        signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+        os.kill(os.getpid(), signals[kind])

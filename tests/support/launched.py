@@ -1,0 +1,107 @@
+"""Pretraining as it is started in earnest: by `torchrun` or `deepspeed`, alone or under `sternum supervise`."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+
+from infra import config as configuration
+from infra.metrics import read_metrics
+from ssl_core.pretraining.config import PretrainConfig
+
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun"))]
+DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed"))]
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # which `sternum supervise` sets by itself
+_MARK = "STERNUM_TEST"
+
+
+def pretraining(config: PretrainConfig) -> list[str]:
+    """Return the words that name the module and its configuration, which is written beside the run folder."""
+    path = config.run_folder.with_name(f"{config.run_folder.name}.yaml")
+    configuration.save(config, path)
+    return ["launch.pretrain", f"--config={path}"]
+
+
+def torchrun(config: PretrainConfig, *options: str) -> list[str]:
+    """Return a command that pretrains in two processes of this machine."""
+    return [*TORCHRUN, "--standalone", "--nproc-per-node=2", *options, "-m", *pretraining(config)]
+
+
+def supervised(config: PretrainConfig, command: Sequence[str], *options: str) -> list[str]:
+    """Return the same command under `sternum supervise`."""
+    supervise = [sys.executable, "-m", "launch", "supervise", f"--run_folder={config.run_folder}", *options]
+    return [*supervise, "--pause_s=0.5", "--", *command]
+
+
+class Launched:
+    """A command that runs, with all processes that descend from it, wherever they went."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        self.log = log
+        self._mark = uuid4().hex
+        own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", _MARK: self._mark}
+        with log.open("a") as file:
+            self.process = subprocess.Popen(command, env=os.environ | own | environment, stdout=file, stderr=file)
+
+    def all(self, *words: str) -> list[psutil.Process]:
+        """Return the living processes of this start whose command lines hold all these words, oldest first."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                living = process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark
+                if living and all(word in process.cmdline() for word in words):
+                    found.append((process.create_time(), process.pid, process))
+        return [process for *_, process in sorted(found)]
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the living ranks, in their order."""
+        ranks = []
+        for process in self.all("launch.pretrain"):
+            with suppress(psutil.Error):
+                if "RANK" in process.environ():
+                    ranks.append((int(process.environ()["RANK"]), process.pid, process))
+        return [process for *_, process in sorted(ranks)]
+
+    def wait_for_step(self, run: Path, step: int, timeout_s: float = 150.0) -> None:
+        """Return when a line of metrics of this step is written."""
+        until_s = time.monotonic() + timeout_s
+        while not any(line["step"] >= step for line in read_metrics(run)):
+            assert self.process.poll() is None, f"it ended before step {step}: {self.said()}"
+            assert time.monotonic() < until_s, f"step {step} was not reached in time: {self.said()}"
+            time.sleep(0.05)
+
+    def end(self, timeout_s: float = 240.0) -> int:
+        """Wait for the command and return its exit code."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end: {self.said()}") from None
+
+    def said(self) -> str:
+        """Return what all processes have printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """Kill everything that is left."""
+        left = self.all()
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=30)
+        self.process.wait(30)
+
+
+@contextmanager
+def launched(command: Sequence[str], log: Path, **environment: str) -> Iterator[Launched]:
+    """Start a command; nothing of it outlives the block."""
+    started = Launched(command, log, environment)
+    try:
+        yield started
+    finally:
+        started.kill()

@@ -1,0 +1,11 @@
+"""What the fork server imports before it forks. It may start no threads: a forked process would not have them."""
+
+import deepspeed  # noqa: F401
+import hypothesis  # noqa: F401
+import pytest  # noqa: F401
+import torch
+import torch._dynamo
+
+import ssl_core.pretraining.train  # noqa: F401
+
+torch.set_num_threads(1)

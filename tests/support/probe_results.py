@@ -1,0 +1,173 @@
+"""Results as a probe leaves them, made up: the figures are plausible and nobody's."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from evaluation.results.notes import notes_on
+from evaluation.results.results import (
+    VERSION,
+    Bin,
+    Calibration,
+    Comparison,
+    Dataset,
+    Estimate,
+    FewLabels,
+    Gap,
+    Kind,
+    PartSize,
+    ProbeResult,
+    Results,
+    Run,
+    Scores,
+    Subgroup,
+)
+from evaluation.results.selection import CheckpointSelection, MeasureVerdict
+from evaluation.selection.label_free import MEASURES
+
+EPOCHS = (4, 8, 12, 16, 20, 24)
+
+
+def made_dataset(preset: str, **changes: object) -> Dataset:
+    whole = Dataset(
+        label="cell",
+        preset=preset,
+        name="cell",
+        folder="shards/cell",
+        identity="0123456789abcdef" * 4,
+        simulated=False,
+        positive="PNEUMONIA",
+        negative="NORMAL",
+        balance="none",
+        split="official",
+        rounds=1,
+        development=PartSize(5232, 2790, 3883, 1349),
+        test=PartSize(624, 427, 390, 234),
+        excluded={"label uncertain": 0, "neither label": 0},
+        pretrained_images=0,
+        pretrained_patients=0,
+    )
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def around(value: float, half: float = 0.02) -> Estimate:
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+
+
+def made_scores(auc: float) -> Scores:
+    return Scores(
+        *(around(value) for value in (auc - 0.10, auc, min(1.0, auc + 0.02), auc - 0.3, auc - 0.06, auc - 0.18))
+    )
+
+
+def made_row(dataset: Dataset, features: str, kind: Kind, auc: float, **changes: object) -> ProbeResult:
+    rigorous = dataset.preset == "rigorous"
+    plain = ProbeResult(
+        dataset=dataset.label,
+        preset=dataset.preset,
+        features=features,
+        kind=kind,
+        epoch=None,
+        step=None,
+        size=512,
+        c=[0.001] if rigorous else [1.0],
+        at_edge=0 if rigorous else 1,
+        threshold=[0.5],
+        validation_auc=auc,
+        scores=made_scores(auc),
+        knn_auc=auc - 0.05,
+        fits=36 if rigorous else 49,
+        unconverged=0 if rigorous else 40,
+        calibration=made_calibration() if rigorous else None,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def made_calibration() -> Calibration:
+    said = [0.05 + 0.1 * number for number in range(10)]
+    return Calibration(
+        brier=0.112,
+        brier_recalibrated=0.081,
+        brier_prevalence=0.234,
+        bins=[Bin(value, value**2, 62) for value in said],
+        bins_recalibrated=[Bin(value, value**1.1, 62) for value in said],
+    )
+
+
+def made_rows(dataset: Dataset) -> list[ProbeResult]:
+    rows = [
+        made_row(dataset, "32 x 32 raw pixels", "pixels", 0.907),
+        made_row(dataset, "border of the image", "border", 0.774),
+        made_row(dataset, "view, sex and age", "attributes", 0.613),
+        made_row(dataset, "untrained backbone", "untrained", 0.948),
+    ]
+    for number, epoch in enumerate(EPOCHS):
+        made = made_row(dataset, f"epoch {epoch}", "checkpoint", 0.946 + 0.0034 * number)
+        rows.append(replace(made, epoch=float(epoch), step=50 * epoch))
+    if dataset.preset == "rigorous":
+        rows[-1] = replace(
+            rows[-1], subgroups=made_subgroups(), gaps=[Gap("sex", "M", "F", Estimate(0.03, -0.01, 0.07))]
+        )
+        shuffled = made_row(dataset, "epoch 24, shuffled labels", "shuffled", 0.512, calibration=None)
+        rows.append(replace(shuffled, scores=replace(shuffled.scores, auc=Estimate(0.512, 0.441, 0.583))))
+    return rows
+
+
+def made_subgroups() -> list[Subgroup]:
+    return [
+        Subgroup("sex", "F", 290, 200, 180, around(0.95), around(0.97), around(0.70)),
+        Subgroup("sex", "M", 310, 210, 200, around(0.98), around(0.98), around(0.74)),
+        Subgroup("sex", "unknown", 24, 17, 10, None, None, None),
+    ]
+
+
+def made_results(datasets: Sequence[Dataset] | None = None, fraction_percent: int = 100) -> Results:
+    """Both presets on Cell, unless other datasets are given; every dataset of `rigorous` with all that this adds."""
+    datasets = [made_dataset("gazda2021"), made_dataset("rigorous")] if datasets is None else datasets
+    found = Results(
+        version=VERSION,
+        sternum="0.1.0",
+        command="sternum probe --run_folder=runs/made --shards=[shards/cell]",
+        run=Run("resnet18", 128, 256, fraction_percent, 24.0, 0),
+        config={"seed": 0},
+        protocol={dataset.preset: {"max_iterations": 100, "standardize": False} for dataset in datasets},
+        datasets=list(datasets),
+        rows=[row for dataset in datasets for row in made_rows(dataset)],
+        comparisons=[
+            item for dataset in datasets if dataset.preset == "rigorous" for item in made_comparisons(dataset)
+        ],
+        few_labels=[item for dataset in datasets if dataset.preset == "rigorous" for item in made_few_labels(dataset)],
+        timing={"features_s": 60.0, "search_s": 90.0},
+        notes=[],
+    )
+    return replace(found, notes=notes_on(found))
+
+
+def made_comparisons(dataset: Dataset) -> list[Comparison]:
+    differences = {
+        "32 x 32 raw pixels": Estimate(0.056, 0.034, 0.080),
+        "untrained backbone": Estimate(0.015, -0.004, 0.033),
+    }
+    return [
+        Comparison(dataset.label, dataset.preset, "epoch 24", other, difference)
+        for other, difference in differences.items()
+    ]
+
+
+def made_few_labels(dataset: Dataset) -> list[FewLabels]:
+    return [
+        FewLabels(dataset.label, dataset.preset, features, percent, 52.32 * percent, [best - gap, best, best - gap / 3])
+        for features, best in (("epoch 24", 0.94), ("untrained backbone", 0.90))
+        for percent, gap in ((1, 0.12), (5, 0.06), (10, 0.03), (25, 0.01))
+    ]
+
+
+def made_selection() -> CheckpointSelection:
+    measures = {f"epoch {epoch}": dict.fromkeys(MEASURES, 1.0 + epoch / 3) for epoch in EPOCHS}
+    judged = [
+        MeasureVerdict(
+            "cell", "rigorous", "LiDAR", "epoch 20", Estimate(0.83, 0.31, 0.94), Estimate(0.002, 0.0, 0.011)
+        ),
+        MeasureVerdict("cell", "rigorous", "random", "-", None, Estimate(0.009, 0.004, 0.015)),
+    ]
+    why = "its LiDAR of 7.7 is the highest of 6 checkpoints"
+    return CheckpointSelection("512 held-out images of 498 patients", 512, measures, "epoch 20", why, judged)
