@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
 import jsonargparse
 import yaml
 
+from infra import options
 from infra.errors import UserError
 from infra.files import write_atomic
 
@@ -54,6 +55,7 @@ def parse(
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
     for name in ignored:
         parser.add_argument(f"--{name}", type=Any, help=argparse.SUPPRESS)
+    options.register(config_class)
     try:
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
@@ -108,7 +110,8 @@ def load(config_class: type[C], path: Path) -> C:
     """Read a saved configuration; raises UserError when it is not one of `config_class`."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a folder that `sternum pretrain` wrote")
-    return parse(config_class, [f"--config={path}"], command="pretrain", description="", examples=())
+    with options.registered(config_class):
+        return parse(config_class, [f"--config={path}"], command="pretrain", description="", examples=())
 
 
 def _plain(value: Any) -> Any:

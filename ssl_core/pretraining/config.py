@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from infra.errors import require
+from infra.options import require_at_least, require_positive, require_seed
 from sharding.reading.stream import DataConfig
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig, Precision
@@ -52,11 +52,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "micro_batches", "log_every_steps", "max_steps", "world_size")
         for name in (*counts, "checkpoint_every_epochs", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"train.{name}={value} must be at least 1")
+            require_at_least(self, name, 1, "leave it out for the default")
         for name in ("skips", "rollbacks"):
-            require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} must not be negative; try 2")
-        require(self.timeout_s > 0, f"train.timeout_s={self.timeout_s} must be positive; try 600")
+            require_at_least(self, name, 0, "try 2")
+        require_positive(self, "timeout_s", "try 600")
 
 
 @dataclass(frozen=True)
@@ -90,4 +89,4 @@ class PretrainConfig:
     executor: Literal["auto", "dali", "torchvision"] = "auto"
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63 - 1; use 0")
+        require_seed(self)

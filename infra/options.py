@@ -1,0 +1,88 @@
+"""Options as the user must type them, and the checks of their values.
+
+A dataclass does not know where a command's configuration holds it: `FetchConfig.limit_gb` is `--data.fetch.limit_gb`
+in one command and `--fetch.limit_gb` in another. `infra.config.parse` registers the tree of the running command here,
+so that every error names the key as it must be typed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, Final, get_args, get_type_hints
+
+from infra.errors import require
+
+_prefixes: dict[type, str] = {}
+
+SEEDS: Final = 2**63  # seeds are below it, so that they fit a signed 64-bit integer everywhere
+
+
+def register(config_class: type) -> None:
+    """Take the keys of this configuration for those of the running command."""
+    _prefixes.clear()
+    _prefixes.update(_tree(config_class, ""))
+
+
+@contextmanager
+def registered(config_class: type) -> Iterator[None]:
+    """Take the keys of this configuration for those of the running command within the block."""
+    before = dict(_prefixes)
+    register(config_class)
+    try:
+        yield
+    finally:
+        _prefixes.clear()
+        _prefixes.update(before)
+
+
+def _tree(config_class: type, prefix: str) -> dict[type, str]:
+    prefixes = {config_class: prefix}
+    hints = get_type_hints(config_class)
+    for field in fields(config_class):
+        for inner in (hints[field.name], *get_args(hints[field.name])):
+            if isinstance(inner, type) and is_dataclass(inner):
+                prefixes |= _tree(inner, f"{prefix}{field.name}.")
+    return prefixes
+
+
+def key(config: Any, name: str) -> str:
+    """Return the key of a field, such as `data.fetch.limit_gb`; `config` is a dataclass or an instance of one."""
+    config_class = config if isinstance(config, type) else type(config)
+    assert name in {field.name for field in fields(config_class)}, f"{config_class.__name__} has no field {name}"
+    return f"{_prefixes.get(config_class, '')}{name}"
+
+
+def setting(config: Any, name: str) -> str:
+    """Return the key of a field with its value, such as `data.fetch.limit_gb=0`."""
+    return f"{key(config, name)}={getattr(config, name)}"
+
+
+def require_at_least(config: Any, name: str, least: float, hint: str) -> None:
+    """Raise UserError if the field is below `least`; None passes. `hint` is the way out, such as "try 64"."""
+    value = getattr(config, name)
+    require(value is None or value >= least, f"{setting(config, name)} must be at least {least}; {hint}")
+
+
+def require_positive(config: Any, name: str, hint: str) -> None:
+    """Raise UserError unless the field is above 0; None passes. `hint` is the way out, such as "try 600"."""
+    value = getattr(config, name)
+    require(value is None or value > 0, f"{setting(config, name)} must be positive; {hint}")
+
+
+def require_between(config: Any, name: str, least: float, most: float, hint: str) -> None:
+    """Raise UserError unless the field is from `least` to `most`; None passes. `hint` is the way out."""
+    value = getattr(config, name)
+    rule = f"must be between {least} and {most}"
+    require(value is None or least <= value <= most, f"{setting(config, name)} {rule}; {hint}")
+
+
+def require_seed(config: Any, name: str = "seed") -> None:
+    """Raise UserError unless the field can be a seed."""
+    value = getattr(config, name)
+    require(0 <= value < SEEDS, f"{setting(config, name)} must be between 0 and 2^63 - 1; use 0")
+
+
+def require_workers(config: Any, name: str = "workers") -> None:
+    """Raise UserError unless the field can be a number of processes, where 0 stands for one for each CPU."""
+    value = getattr(config, name)
+    require(value >= 0, f"{setting(config, name)} must not be negative; 0 means one for each CPU")
