@@ -1,8 +1,8 @@
-"""Random numbers that are a pure function of (seed, stream, counters), vectorised over the counters.
+"""Random numbers as a pure function of (seed, stream, counters), vectorized over the counters.
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): no state to save, the same draw
-on every machine, and any draw without the ones before it. numpy's generators keep state and do not promise the same
-stream in every version; this one is fixed by its published test vectors.
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") has no state to save, draws the same
+numbers on every machine, and gives any draw without the ones before it. numpy's generators keep state and do not
+promise the same stream in every version; this one is fixed by its published test vectors.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-Uint32 = npt.NDArray[np.uint32]
-Uint64 = npt.NDArray[np.uint64]
+from infra.arrays import Float64, Int64, UInt32, UInt64
+
+Uint64 = UInt64  # the name that its users have not left yet
 
 _MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
@@ -20,8 +21,16 @@ _LOW: Final = np.uint64(0xFFFFFFFF)
 _HALF: Final = np.uint64(32)
 
 
-def philox4x32(counters: Uint32, key: tuple[int, int]) -> Uint32:
-    """Apply ten rounds of Philox4x32 to `counters` (N, 4) under a key of two 32-bit words; returns (N, 4)."""
+def philox4x32(counters: UInt32, key: tuple[int, int]) -> UInt32:
+    """Apply ten rounds of Philox4x32.
+
+    Args:
+        counters: four 32-bit words for each block: (N, 4)
+        key: two 32-bit words
+
+    Returns:
+        Four random words for each block: (N, 4).
+    """
     c0, c1, c2, c3 = (counters[:, i].astype(np.uint64) for i in range(4))
     k0, k1 = key
     for _ in range(10):
@@ -41,11 +50,18 @@ def _key(seed: int, stream: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def draw_words(seed: int, stream: str, items: Uint64, epochs: npt.ArrayLike, count: int) -> Uint32:
+def draw_words(seed: int, stream: str, items: UInt64, epochs: npt.ArrayLike, count: int) -> UInt32:
     """Draw `count` 32-bit words for each of N items.
 
-    `stream` names the purpose ("view-0", "window"), so that two uses of one seed share nothing. `items` (N,) and
-    `epochs` (a number or (N,), below 2**32) are the counter; 2**32 words are there for each.
+    Args:
+        seed: the user's seed
+        stream: the purpose, such as "view-0" or "window", so that two uses of one seed share nothing
+        items: one counter for each item: (N,)
+        epochs: a second counter below 2**32, a number or (N,)
+        count: words for each item, up to 2**32
+
+    Returns:
+        The words: (N, count). A larger `count` only appends words.
     """
     items = np.asarray(items, np.uint64)
     blocks = -(-count // 4)
@@ -58,18 +74,23 @@ def draw_words(seed: int, stream: str, items: Uint64, epochs: npt.ArrayLike, cou
     return words.reshape(len(items), blocks * 4)[:, :count]
 
 
-def uniform(seed: int, stream: str, items: Uint64, epochs: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    """Draw `count` uniform numbers in (0, 1) for each of N items: (N, count). Arguments as `draw_words`."""
+def draw_uint64(seed: int, stream: str, items: UInt64, epochs: npt.ArrayLike, count: int = 1) -> UInt64:
+    """Draw `count` 64-bit integers for each of N items: (N, count). The arguments are those of `draw_words`."""
+    words = draw_words(seed, stream, items, epochs, 2 * count).astype(np.uint64)
+    return (words[:, ::2] << _HALF) | words[:, 1::2]
+
+
+def uniform(seed: int, stream: str, items: UInt64, epochs: npt.ArrayLike, count: int) -> Float64:
+    """Draw `count` uniform numbers in (0, 1) for each of N items: (N, count). Arguments: see `draw_words`."""
     return (draw_words(seed, stream, items, epochs, count).astype(np.float64) + 0.5) / 2.0**32
 
 
-def permutation(size: int, seed: int, stream: str, item: int = 0, epoch: int = 0) -> npt.NDArray[np.int64]:
-    """Return a permutation of range(size) that (seed, stream, item, epoch) determines."""
-    words = draw_words(seed, stream, np.array([item], np.uint64), epoch, 2 * size)
-    keys = words.reshape(size, 2).astype(np.uint64)
-    return np.argsort((keys[:, 0] << _HALF) | keys[:, 1], kind="stable")
+def permutation(size: int, seed: int, stream: str, item: int = 0, epoch: int = 0) -> Int64:
+    """Return the permutation of range(size) that (seed, stream, item, epoch) determines: (size,)."""
+    keys = draw_uint64(seed, stream, np.array([item], np.uint64), epoch, size)[0]
+    return np.argsort(keys, kind="stable")
 
 
 def stable_hash(text: str) -> int:
-    """Return 64 bits of SHA-256 of a text: an identity that outlives processes, unlike `hash`."""
+    """Return 64 bits of the text's SHA-256: an identity that outlives the process, unlike `hash`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

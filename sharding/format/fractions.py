@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from infra.rng import Uint64, draw_words
+from infra.rng import Uint64, draw_uint64
 
 FRACTIONS_PERCENT: Final = (1, 10, 100)
 
@@ -18,8 +18,7 @@ def patient_tiers(patients: Uint64, seed: int) -> Uint64:
     on the others: a dataset that grows moves only those near a border.
     """
     distinct, where = np.unique(patients, return_inverse=True)
-    words = draw_words(seed, "patient-tier", distinct, 0, 2)
-    ranking = np.lexsort((words[:, 1], words[:, 0]))
+    ranking = np.argsort(draw_uint64(seed, "patient-tier", distinct, 0)[:, 0], kind="stable")
     tiers = np.empty(len(distinct), np.uint64)
     for percent in reversed(FRACTIONS_PERCENT):
         tiers[ranking[: -(-len(distinct) * percent // 100)]] = percent

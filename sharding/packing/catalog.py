@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from infra.errors import UserError
 from infra.files import disk_errors
-from infra.rng import Uint64, draw_words
+from infra.rng import Uint64, draw_uint64
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -149,5 +149,6 @@ def _utf8(path: str) -> str:
 def _draws(samples: Uint64, seed: int) -> Uint64:
     """Draw 64 bits for each sample (N,)."""
     blocks = [samples[i : i + _DRAWN_AT_ONCE] for i in range(0, len(samples), _DRAWN_AT_ONCE)]
-    words = (draw_words(seed, "pack-order", block, 0, 2).astype(np.uint64) for block in blocks)
-    return np.concatenate([np.empty(0, np.uint64), *((pair[:, 0] << np.uint64(32)) | pair[:, 1] for pair in words)])
+    return np.concatenate(
+        [np.empty(0, np.uint64), *(draw_uint64(seed, "pack-order", block, 0)[:, 0] for block in blocks)]
+    )

@@ -178,8 +178,7 @@ class SampleOrder:
 
     def _plan_epoch(self, epoch: int) -> _EpochPlan:
         shards = rng.permutation(len(self.shard_samples), self.seed, "shards", epoch=epoch)
-        words = rng.draw_words(self.seed, "rotation", np.zeros(1, np.uint64), epoch, 2).astype(np.uint64)
-        offset = int(words[0, 0] << np.uint64(32) | words[0, 1]) % self.samples
+        offset = int(rng.draw_uint64(self.seed, "rotation", np.zeros(1, np.uint64), epoch)[0, 0]) % self.samples
         lanes = np.arange(self.lanes)
         lengths = self._dealt_before(epoch + 1, lanes) - self._dealt_before(epoch, lanes)
         return _EpochPlan(shards, np.cumsum(self.shard_samples[shards]), offset, np.cumsum(lengths) - lengths, lengths)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.rng import draw_words, permutation, philox4x32, stable_hash, uniform
+from infra.rng import draw_uint64, draw_words, permutation, philox4x32, stable_hash, uniform
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,12 @@ def test_draws_do_not_depend_on_what_else_is_drawn() -> None:
     for row, (item, epoch) in enumerate(zip(items, epochs, strict=True)):
         assert draw_words(5, "view", np.array([item]), epoch, 9)[0, :6].tolist() == together[row].tolist()
     assert len({tuple(row) for row in together.tolist()}) == 4
+
+
+def test_draws_of_64_bits_are_pairs_of_words_the_first_above() -> None:
+    items = np.array([3, 2**40 + 1], np.uint64)
+    words = draw_words(5, "shards", items, 7, 6).astype(object)
+    assert draw_uint64(5, "shards", items, 7, 3).tolist() == (words[:, ::2] * 2**32 + words[:, 1::2]).tolist()
 
 
 def test_streams_and_seeds_are_apart() -> None:
