@@ -30,7 +30,8 @@ from evaluation.results.results import Kind
 from infra.errors import UserError
 from infra.log import progress
 from infra.processes import Ranks, device_of
-from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints, load_backbone
+from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
+from ssl_core.checkpoints.tensors import load_backbone
 from ssl_core.model.encoder import untrained_backbone
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views import ViewTask, executor

@@ -7,13 +7,14 @@ format is a header in JSON and the bytes behind it; the bytes written here are t
 
 import hashlib
 import json
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from ssl_core.checkpoints.checkpoint import FileRecord
 
 # Wide types first, so that every tensor is aligned; the order among them is safetensors' own.
 _DTYPES: Final = {
@@ -28,14 +29,6 @@ _DTYPES: Final = {
 }
 _ORDER: Final = list(_DTYPES)
 _ALIGNMENT: Final = 8  # bytes
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file held when it was written."""
-
-    size_bytes: int
-    sha256: str
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:

@@ -14,17 +14,11 @@ from torch import Tensor
 from infra.errors import RunFailed, UserError
 from infra.files import remove_folder, remove_remains
 from infra.log import say
-from ssl_core.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointState,
-    checkpoint_path,
-    find_checkpoints,
-    find_damage,
-    save_checkpoint,
-)
+from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, checkpoint_path, find_checkpoints, find_damage
 from ssl_core.checkpoints.copier import CheckpointCopier
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.retention import CheckpointConfig, superseded
+from ssl_core.checkpoints.tensors import save_checkpoint
 
 _TROUBLE: Final = (OSError, UserError, RunFailed)  # what a disk or a network may do; all else is an error of ours
 _ALIGNMENT: Final = 64  # bytes

@@ -8,8 +8,9 @@ from typing import Any, Final
 from infra import config as configuration
 from infra.errors import UserError
 from infra.processes import Ranks, on_first_rank
-from ssl_core.checkpoints.checkpoint import Checkpoint, newest_whole_checkpoint
+from ssl_core.checkpoints.checkpoint import Checkpoint
 from ssl_core.checkpoints.mirror import restore_from_mirror
+from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 
 # What may change between two starts of one run: its length and how it is executed, not what it computes. Where the

@@ -13,7 +13,8 @@ from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
 from sharding.reading.stream import DataConfig, ShardSet
-from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec

@@ -15,7 +15,8 @@ from launch.cli import main as sternum
 from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
-from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
 
 MakeRun = Callable[..., Path]

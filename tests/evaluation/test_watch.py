@@ -14,7 +14,8 @@ from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError
 from infra.files import locked
 from infra.status import State, Status, write_status
-from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
 
 MakeRun = Callable[..., Path]

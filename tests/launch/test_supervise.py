@@ -15,7 +15,8 @@ from infra.errors import RunFailed, UserError
 from infra.status import Status, read_status, write_status
 from launch import supervise as supervising
 from launch.supervise import SuperviseConfig, main, supervise
-from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint
+from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.tensors import save_checkpoint
 
 # Each start does what the next word of `plan.txt` says; the words are used up one by one.
 SCRIPT = """

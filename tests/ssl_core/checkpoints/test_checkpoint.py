@@ -15,16 +15,9 @@ import torch
 
 import ssl_core.checkpoints.checkpoint
 from infra.errors import RunFailed, UserError
-from ssl_core.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointState,
-    find_checkpoints,
-    find_damage,
-    load_backbone,
-    load_state,
-    newest_whole_checkpoint,
-    save_checkpoint,
-)
+from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_checkpoints, find_damage
+from ssl_core.checkpoints.newest import newest_whole_checkpoint
+from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
 from tests.support.ranks import on_ranks
 
@@ -222,7 +215,8 @@ def test_a_damaged_checkpoint_is_not_probed(tmp_path: Path) -> None:
 def test_a_save_that_is_cut_off_leaves_no_checkpoint(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys, torch; from pathlib import Path\n"
-        "from ssl_core.checkpoints.checkpoint import CheckpointState, save_checkpoint\n"
+        "from ssl_core.checkpoints.checkpoint import CheckpointState\n"
+        "from ssl_core.checkpoints.tensors import save_checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"  # the kernel kills the process in the middle of the write
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "state = CheckpointState(5, 0.5, 'resnet18', 'data', 0.5, 0.25, 1, '0', '0')\n"

@@ -11,18 +11,12 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import ssl_core.checkpoints.checkpoint
+import ssl_core.checkpoints.tensors
 from infra.errors import RunFailed
-from ssl_core.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointState,
-    find_checkpoints,
-    load_state,
-    newest_whole_checkpoint,
-    other_version,
-    save_checkpoint,
-)
+from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_checkpoints, other_version
+from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.checkpoints.writer import CheckpointWriter
 from tests.support.disk import NoDisk, small_disk
 
@@ -147,7 +141,7 @@ def test_a_full_disk_is_an_alarm_and_the_old_checkpoint_stands(
     two_megabytes: Path, foreseen: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not foreseen:  # somebody else fills the disk between the look and the writing
-        monkeypatch.setattr(ssl_core.checkpoints.checkpoint, "require_space", lambda *_: None)
+        monkeypatch.setattr(ssl_core.checkpoints.tensors, "require_space", lambda *_: None)
     model, moments = {"weight": torch.zeros(150_000)}, {"weight/exp_avg": torch.zeros(150_000)}  # 1.2 MB
     with CheckpointWriter(two_megabytes, CheckpointConfig(keep_last=1), torch.device("cpu"), 0) as writer:
         writer.save_now(state(1), {"weight": torch.ones(1000)}, {}) if foreseen else writer.save_now(

@@ -12,16 +12,10 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from infra.errors import RunFailed, UserError
-from ssl_core.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointState,
-    find_checkpoints,
-    find_damage,
-    load_state,
-    save_checkpoint,
-)
+from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_checkpoints, find_damage
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
 from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.checkpoints.writer import CheckpointWriter
 
 

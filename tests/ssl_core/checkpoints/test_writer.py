@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 
 import ssl_core.checkpoints.writer
 from infra.errors import RunFailed, UserError
-from ssl_core.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointState,
-    find_checkpoints,
-    find_damage,
-    load_state,
-    save_checkpoint,
-)
+from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_checkpoints, find_damage
 from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.checkpoints.writer import CheckpointWriter
 
 CPU = torch.device("cpu")

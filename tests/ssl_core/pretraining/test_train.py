@@ -15,8 +15,9 @@ from infra.status import read_status
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.stream import DataConfig, ShardSet
 from sharding.simulation.datasets import write_chexpert
-from ssl_core.checkpoints.checkpoint import find_checkpoints, load_state, save_checkpoint
+from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
+from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.engines import EngineConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
