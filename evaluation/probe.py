@@ -77,7 +77,7 @@ class Prober:
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # whether there are such shows now
         newest = find_checkpoints(self.run)[-1]
-        self.opened = open_labeled_sets(config.shards, config.fetch)
+        self.opened = open_labeled_sets(config.data)
         self.seen = pretraining_samples(self.pretraining.data, newest.state.data_identity)
         self.targets = open_probe_tasks(
             self.opened,

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain
 from infra.errors import require
-from sharding.reading.stream import FetchConfig
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ProbeConfig:
 
     Args:
         run_folder: the run whose checkpoints are probed; results.json goes there
-        shards: folders of labelled shards, or URLs of such, each of one dataset
+        data: the labeled shards, read under the same options as in pretrain
         presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or the epochs to probe, such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
@@ -37,11 +37,10 @@ class ProbeConfig:
         balance: none, class (as many images of each) or view (in each view), in place of what the task says
         allow_overlap: probe test images that were in the pretraining too, and mark them
         seed: determines parts, folds and the bootstrap
-        fetch: how shards that are not on this machine are fetched and kept
     """
 
     run_folder: Path
-    shards: list[str]
+    data: ProbeData
     presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
@@ -61,10 +60,8 @@ class ProbeConfig:
     balance: Balance | None = None
     allow_overlap: bool = False
     seed: int = 0
-    fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:
-        require(bool(self.shards), "shards=[] must name at least one folder; try --shards=[shards/cell]")
         require(
             bool(self.presets) and len(set(self.presets)) == len(self.presets),
             f"presets={self.presets} must name gazda2021, rigorous or both, each once",

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         f"--train.epochs={config.epochs}",
         f"--seed={config.seed}",
     )
-    _command("probe", f"--run_folder={run}", f"--shards=[{shards / 'cell'}]", f"--seed={config.seed}")
+    _command("probe", f"--run_folder={run}", f"--data.shards=[{shards / 'cell'}]", f"--seed={config.seed}")
     _command("report", str(run))
     say(f"the demo took {time.monotonic() - began:.0f} s; curves: tensorboard --logdir={run / 'events'}")
     return 0

@@ -26,11 +26,11 @@ def main(arguments: Sequence[str]) -> int:
         command="probe",
         description="Score the frozen backbones of a run, and its controls, by logistic regression on labelled shards.",
         examples=[
-            "sternum probe --run_folder=runs/first --shards=[shards/cell]",
-            "sternum probe --run_folder=runs/first --shards=[shards/cell] --checkpoints=[10,25,50,100]",
-            "sternum probe --run_folder=runs/first --shards=[shards/cell] --presets=[gazda2021] --select=true",
-            "sternum probe --run_folder=runs/first --shards=[shards/cell] --watch=true   # while it is pretraining",
-            "sternum probe --run_folder=runs/first --shards=[shards/cell] --address=auto   # on a Ray cluster",
+            "sternum probe --run_folder=runs/first --data.shards=[shards/cell]",
+            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --checkpoints=[10,25,50,100]",
+            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --presets=[gazda2021] --select=true",
+            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --watch=true   # during pretraining",
+            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --address=auto   # on a Ray cluster",
         ],
     )
     command = shlex.join(["sternum", "probe", *arguments])

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         ),
         examples=(
             "sternum submit ray --address=http://head:8265 -- sternum probe --run_folder=/shared/runs/first \\",
-            "    --shards=[/shared/shards/cell]",
+            "    --data.shards=[/shared/shards/cell]",
             "sternum submit ray --address=http://head:8265 --dry_run=true -- sternum probe --config=/shared/probe.yaml",
         ),
         positional=("kind",),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,30 @@ from evaluation.data.protocol import Cohort, Ints, build_cohort
 from evaluation.data.samples import Samples
 from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Uncertain, task_of
 from evaluation.results.results import Dataset, PartSize
-from infra.errors import RunFailed, UserError
+from infra.errors import RunFailed, UserError, require
 from infra.log import progress
+from infra.options import key, setting
 from sharding.auditing.duplicates import near_duplicate_groups
 from sharding.format.manifest import Manifest
 from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
 from sharding.reading.stream import DataConfig, FetchConfig, ShardSet, packed_metadata
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """The labeled shards that a probe reads.
+
+    Args:
+        shards: folders or URLs of labeled shards, one dataset each
+        fetch: how remote shards are downloaded and cached
+    """
+
+    shards: list[str]
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.shards), f"{setting(self, 'shards')} must name a folder; try [shards/cell]")
 
 
 @dataclass(frozen=True)
@@ -63,18 +80,22 @@ def is_simulated(manifest: Manifest) -> bool:
     return manifest.options.get("simulated") is True
 
 
-def open_labeled_sets(places: Sequence[Location], fetch: FetchConfig) -> list[LabeledSet]:
-    """Open folders of labelled shards; raises UserError for the first that cannot be probed."""
-    manifests = [read_manifest(place, fetch) for place in places]
+def open_labeled_sets(data: ProbeData) -> list[LabeledSet]:
+    """Open folders of labeled shards.
+
+    Raises:
+        UserError: for the first folder that cannot be probed.
+    """
+    manifests = [read_manifest(location, data.fetch) for location in data.shards]
     labels = [display_name(manifest) for manifest in manifests]
     for manifest, label in zip(manifests, labels, strict=True):
         task_of(manifest.dataset)
         if labels.count(label) > 1:
-            raise UserError(f"two of the folders in shards hold the dataset {label!r}; name one of them")
+            raise UserError(f"two folders of {key(data, 'shards')} hold the dataset {label!r}; name one of them")
     opened = []
-    for place, manifest, label in zip(places, manifests, labels, strict=True):
-        shards = ShardSet([place], fetch=fetch)
-        opened.append(LabeledSet(place, shards, manifest, _read_samples(shards, manifest), label))
+    for location, manifest, label in zip(data.shards, manifests, labels, strict=True):
+        shards = ShardSet([location], fetch=data.fetch)
+        opened.append(LabeledSet(location, shards, manifest, _read_samples(shards, manifest), label))
     return opened
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import ProbeResult, Results, read_results
 from infra.errors import UserError
+from infra.options import registered
 from launch.cli import main as sternum
 from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
@@ -25,7 +27,7 @@ MakeRun = Callable[..., Path]
 def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
     small = ProbeConfig(
         run_folder,
-        [str(folder)],
+        ProbeData([str(folder)]),
         executor="torchvision",
         search="serial",
         few_labels=False,
@@ -97,7 +99,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
 
 
 def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, shards: Path, nih: Path) -> None:
-    config = config_of(run, shards, shards=[str(shards), str(nih)], checkpoints="last")
+    config = config_of(run, shards, data=ProbeData([str(shards), str(nih)]), checkpoints="last")
     results = probe(replace(config, presets=["rigorous"]))
     labels = {(one.label, one.preset): one for one in results.datasets}
     by_class, by_view = labels["chestxray14", "rigorous"], labels["chestxray14, balanced by view", "rigorous"]
@@ -144,7 +146,7 @@ def test_simulated_data_are_called_so_and_never_stand_beside_the_paper(
     arguments = [
         "probe",
         f"--run_folder={run}",
-        f"--shards=[{simulated_cell}]",
+        f"--data.shards=[{simulated_cell}]",
         "--checkpoints=last",
         "--controls=false",
         "--few_labels=false",
@@ -239,11 +241,17 @@ def test_checkpoint_whose_weights_are_not_finite_is_named_and_nothing_is_written
 
 
 def test_dataset_that_has_no_task_or_stands_there_twice_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="two of the folders in shards hold the dataset 'cell'"):
-        probe(config_of(run, shards, shards=[shards, shards]))
+    doubled = pytest.raises(UserError, match=r"two folders of data\.shards hold the dataset 'cell'")
+    with registered(ProbeConfig), doubled:
+        probe(config_of(run, shards, data=ProbeData([str(shards), str(shards)])))
     write_manifest(tmp_path, replace(read_manifest(shards), dataset="folder"))
     with pytest.raises(UserError, match="dataset 'folder' has no task"):
         probe(config_of(run, tmp_path))
+
+
+def test_probe_without_shards_is_refused() -> None:
+    with registered(ProbeConfig), pytest.raises(UserError, match=r"data\.shards=\[\] must name a folder"):
+        ProbeData([])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +260,6 @@ def test_dataset_that_has_no_task_or_stands_there_twice_is_refused(run: Path, sh
         ("presets", [], "presets"),
         ("presets", ["rigorous", "rigorous"], "each once"),
         ("folds", 1, "folds=1 must be at least 2"),
-        ("shards", [], "must name at least one folder"),
         ("bootstrap_resamples", 5, "bootstrap_resamples=5"),
         ("address", "auto", "search=serial does not use"),
         ("repeats", 0, "repeats=0"),

@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation import watch as watching
+from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import Results
@@ -24,7 +25,7 @@ MakeRun = Callable[..., Path]
 def config_of(run_folder: Path, shards: Path) -> ProbeConfig:
     return ProbeConfig(
         run_folder,
-        [str(shards)],
+        ProbeData([str(shards)]),
         presets=["gazda2021"],
         executor="torchvision",
         search="serial",

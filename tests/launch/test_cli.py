@@ -40,11 +40,11 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["pretrain", "--run_folder=/tmp/never", "--data.shards=[/nowhere]"], "/nowhere"),
         (["pretrain", "--run_folder=/tmp/never", "--data.shards=[a]", "--data.lanes=12"], "data.lanes=12 must divide"),
         (["pretrain", "--run_folder=/tmp/never", "--data.shards=[a]", "--loss.temperature=0"], "must be positive"),
-        (["probe", "--run_folder=/nowhere", "--shards=[a]"], "/nowhere"),
+        (["probe", "--run_folder=/nowhere", "--data.shards=[a]"], "/nowhere"),
         (["report", "/nowhere"], "/nowhere"),
         (["pretrain", "--run_folder=/tmp/never", "--data.shards=[a]", f"--seed={2**64}"], "seed="),
         (["pretrain", "--config=/bin/true", "--run_folder=/tmp/never"], "UTF-8"),
-        (["probe", "--run_folder=a", "--shards=[a]", "--checkpoints=[]", "--controls=false"], "nothing to probe"),
+        (["probe", "--run_folder=a", "--data.shards=[a]", "--checkpoints=[]", "--controls=false"], "nothing to probe"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_exit_code_2(

@@ -9,13 +9,13 @@ import pytest
 from infra.errors import RunFailed, UserError
 from launch.submit import main
 
-PROBE = ["--", "sternum", "probe", "--run_folder=/shared/runs/a b", "--shards=[/shared/cell]"]
+PROBE = ["--", "sternum", "probe", "--run_folder=/shared/runs/a b", "--data.shards=[/shared/cell]"]
 
 
 def test_dry_run_prints_what_would_be_submitted_and_reaches_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ray", "--address=http://192.0.2.1:8265", "--dry_run=true", *PROBE]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "entrypoint": "sternum probe '--run_folder=/shared/runs/a b' '--shards=[/shared/cell]' --address=auto",
+        "entrypoint": "sternum probe '--run_folder=/shared/runs/a b' '--data.shards=[/shared/cell]' --address=auto",
         "runtime_env": {},
     }
 

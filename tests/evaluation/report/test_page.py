@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
+from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.report.page import report
@@ -71,7 +72,7 @@ def full_page(full_run: Path) -> Page:
 def test_report_of_a_real_probe_shows_its_rows_beside_the_paper(run: Path, shards: Path) -> None:
     small = ProbeConfig(
         run,
-        [shards],
+        ProbeData([str(shards)]),
         checkpoints="last",
         controls=False,
         few_labels=False,

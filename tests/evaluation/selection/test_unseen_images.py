@@ -5,14 +5,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from evaluation.data.labeled_sets import PretrainingSamples, open_labeled_sets
+from evaluation.data.labeled_sets import PretrainingSamples, ProbeData, open_labeled_sets
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.selection import NAME, CheckpointSelection
 from evaluation.selection.label_free import MEASURES
 from evaluation.selection.unseen_images import unseen_images
 from infra.errors import UserError
-from sharding.reading.stream import FetchConfig
 
 MakeRun = Callable[..., Path]
 
@@ -24,7 +23,7 @@ def seen_but(packed: object, patients: int) -> PretrainingSamples:
 
 
 def test_held_out_images_are_of_unseen_patients_or_said_to_be_all(shards: Path) -> None:
-    [packed] = open_labeled_sets([shards], FetchConfig())
+    [packed] = open_labeled_sets(ProbeData([str(shards)]))
     chosen = unseen_images([packed], seen_but(packed, 110))
     assert chosen.images == np.isin(packed.samples.patient_ids, np.unique(packed.samples.patient_ids)[:110]).sum()
     assert chosen.who == f"images of patients whom pretraining has not seen: {chosen.images} of cell"
@@ -36,7 +35,7 @@ def test_held_out_images_are_of_unseen_patients_or_said_to_be_all(shards: Path) 
 def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path, shards: Path) -> None:
     config = ProbeConfig(
         run,
-        [str(shards)],
+        ProbeData([str(shards)]),
         presets=["gazda2021"],
         executor="torchvision",
         search="serial",
@@ -58,4 +57,4 @@ def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path,
 @pytest.mark.parametrize("checkpoints", ["last", [3]])
 def test_choosing_among_one_checkpoint_is_refused(tmp_path: Path, checkpoints: object) -> None:
     with pytest.raises(UserError, match="select=true chooses among checkpoints"):
-        ProbeConfig(tmp_path, ["shards"], checkpoints=checkpoints, select=True)  # type: ignore[arg-type]
+        ProbeConfig(tmp_path, ProbeData(["shards"]), checkpoints=checkpoints, select=True)  # type: ignore[arg-type]
