@@ -13,20 +13,20 @@ from typing import Any, Final, NamedTuple
 from ssl_core.checkpoints.checkpoint import FILES, find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.pretraining.config import PretrainConfig
-from tests.support.disk import cut, flip_a_bit, small_disk
-from tests.support.harness import (
+from tests.support.disk_faults import cut, flip_a_bit, small_disk
+from tests.support.faulty_training import (
     Fault,
     Outcome,
     assert_same_bits,
     assert_same_run,
     counter,
-    end,
-    moments_of_a_save,
-    outcome,
-    small,
-    start,
+    read_outcome,
+    save_event_numbers,
+    small_config,
+    start_ranks,
     total_steps,
     train_through,
+    wait_for_ranks,
 )
 
 WORLD: Final = 2
@@ -98,25 +98,25 @@ class Range:
             counts = [Fault("kill", 0, step, times=0) for step in steps]
             began_s = time.perf_counter()
             if between:
-                end(start(config, first_world, [*counts, *faults]))
+                wait_for_ranks(start_ranks(config, first_world, [*counts, *faults]))
                 between(config)
             train_through(config, WORLD, [*counts, *faults])
             took_s = time.perf_counter() - began_s
             begun = [counter(config.run_folder, fault, number).read_text() for number, fault in enumerate(counts)]
-            ended = Ended(outcome(config.run_folder), took_s, sum(map(int, begun)) - len(steps))
+            ended = Ended(read_outcome(config.run_folder), took_s, sum(map(int, begun)) - len(steps))
         shutil.rmtree(config.run_folder)
         return ended
 
-    def moments_of_a_save(self, step: int) -> list[int]:
+    def save_event_numbers(self, step: int) -> list[int]:
         """Return the disk events in the save of this step at which to kill, where one checkpoint is kept."""
         config = self._config(1, {})
-        moments = moments_of_a_save(config, WORLD, step)
+        moments = save_event_numbers(config, WORLD, step)
         shutil.rmtree(config.run_folder)
         return moments
 
     def _config(self, keep_last: int | None, changes: dict[str, Any]) -> PretrainConfig:
         self._runs += 1
-        config = small(self._folder / f"run-{self._runs}", self._shards, **changes)
+        config = small_config(self._folder / f"run-{self._runs}", self._shards, **changes)
         return replace(config, checkpoints=CheckpointConfig(keep_last=keep_last))
 
     def step(self) -> int:
@@ -165,7 +165,7 @@ def other_samples(found: Outcome, expected: Outcome) -> int:
 def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterator[Row]:
     """Yield a row for each fault."""
     place = Range(shards, folder)
-    every = small(folder, shards).train.checkpoint_every_steps
+    every = small_config(folder, shards).train.checkpoint_every_steps
     assert every is not None
 
     undisturbed, undisturbed_s = place.undisturbed, place.undisturbed.took_s
@@ -205,7 +205,7 @@ def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterat
         return
     yield many("a rank killed (kill -9)", times, strike("kill"))
     step = 2 * every
-    saves = [place.train(Fault("save", 0, step, event=at), keep_last=1) for at in place.moments_of_a_save(step)]
+    saves = [place.train(Fault("save", 0, step, event=at), keep_last=1) for at in place.save_event_numbers(step)]
     yield row("kill -9 at each thing that a save does to the disk", saves, undisturbed, undisturbed_s)
     yield many(f"a rank hangs (SIGSTOP; timeout {_HANG_S:g} s)", times, strike("stop", timeout_s=_HANG_S))
     yield many("a rank raises", times, strike("raise", timeout_s=_HANG_S))

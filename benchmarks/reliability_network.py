@@ -8,8 +8,14 @@ from typing import Final
 from benchmarks.reliability_faults import Ended, Row, row
 from benchmarks.reliability_ratio import steps_seen
 from ssl_core.pretraining.config import PretrainConfig
-from tests.support.harness import assert_same_bits, assert_same_run, outcome, total_steps
-from tests.support.network import Machines, machines, on_one_or_two, on_two, two_machines
+from tests.support.faulty_training import assert_same_bits, assert_same_run, read_outcome, total_steps
+from tests.support.network_namespaces import (
+    Machines,
+    elastic_config,
+    run_on_machines,
+    two_machine_config,
+    two_machine_network,
+)
 
 _MIDST: Final = 10  # the step at which faults are injected
 _GONE_S: Final = 5.0  # until a lost machine comes back
@@ -48,18 +54,22 @@ def measure_network(shards: Path, folder: Path, times: int) -> Iterator[Row]:
 
     def train(disturb: Callable[[Machines], None], config: PretrainConfig, nodes: str) -> Ended:
         began_s = time.perf_counter()
-        with two_machines() as network, machines(network, config, nodes) as both, steps_seen(config) as seen:
+        with (
+            two_machine_network() as network,
+            run_on_machines(network, config, nodes) as both,
+            steps_seen(config) as seen,
+        ):
             both.wait_for_step(_MIDST)
             disturb(both)
             both.end()
         took_s = time.perf_counter() - began_s
-        return Ended(outcome(config.run_folder), took_s, len(seen) - total_steps(config))
+        return Ended(read_outcome(config.run_folder), took_s, len(seen) - total_steps(config))
 
     def together(disturb: Callable[[Machines], None], timeout_s: float = 60.0) -> Ended:
-        return train(disturb, on_two(folder / f"run-{next(runs)}", shards, timeout_s), "2")
+        return train(disturb, two_machine_config(folder / f"run-{next(runs)}", shards, timeout_s), "2")
 
     def elastic(disturb: Callable[[Machines], None]) -> Ended:
-        return train(disturb, on_one_or_two(folder / f"run-{next(runs)}", shards), "1:2")
+        return train(disturb, elastic_config(folder / f"run-{next(runs)}", shards), "1:2")
 
     expected = together(nothing)
     for fault, disturb, timeout_s in (

@@ -24,8 +24,8 @@ from ssl_core.model.encoder import ModelConfig
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.sample_log import read_sample_log
 from ssl_core.views.spec import ViewSpec
-from tests.support.harness import small, steps_done
-from tests.support.launched import Launched, launched, supervised, torchrun
+from tests.support.faulty_training import small_config, steps_done
+from tests.support.launchers import LaunchedCommand, launch, supervise_command, torchrun_command
 
 _POLL_S: Final = 0.1
 
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Ratio:
     """Train under fire for so long, then stop the run as a scheduler does."""
-    config = small(folder / "run", shards, epochs=10**6, checkpoint_every_epochs=10**6, precision="bf16")
+    config = small_config(folder / "run", shards, epochs=10**6, checkpoint_every_epochs=10**6, precision="bf16")
     config = replace(
         config,
         data=replace(config.data, global_batch=asked.global_batch),
@@ -63,9 +63,9 @@ def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Rati
         train=replace(config.train, checkpoint_every_steps=asked.checkpoint_every_steps),
         checkpoints=CheckpointConfig(keep_last=2),
     )
-    command = supervised(config, torchrun(config, "--max-restarts=3"), "--patience=1000")
+    command = supervise_command(config, torchrun_command(config, "--max-restarts=3"), "--patience=1000")
     began_s = time.time()
-    with launched(command, folder / "log") as run, steps_seen(config) as seen:
+    with launch(command, folder / "log") as run, steps_seen(config) as seen:
         killed_s = fire(run, began_s, asked)
         os.kill(run.process.pid, signal.SIGTERM)
         run.end()
@@ -86,7 +86,7 @@ def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Rati
     )
 
 
-def fire(run: Launched, began_s: float, asked: argparse.Namespace) -> list[float]:
+def fire(run: LaunchedCommand, began_s: float, asked: argparse.Namespace) -> list[float]:
     """Kill a process at a random moment of every period; returns when it killed."""
     draw = random.Random(asked.seed)
     killed_s: list[float] = []
@@ -94,7 +94,7 @@ def fire(run: Launched, began_s: float, asked: argparse.Namespace) -> list[float
     moments_s = [began_s + (period + draw.random()) * asked.kill_every_s for period in periods]
     while time.time() < began_s + asked.ratio_s:
         if run.process.poll() is not None:
-            raise RunFailed(f"the run ended by itself: {run.said()[-2000:]}")
+            raise RunFailed(f"the run ended by itself: {run.output()[-2000:]}")
         if len(killed_s) < len(moments_s) and time.time() >= moments_s[len(killed_s)]:
             targets = [process for process in run.all("launch.pretrain") if process.pid != run.process.pid]
             if targets:  # there are none for a moment between two starts

@@ -17,21 +17,21 @@ from infra.status import read_status
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.pretraining.config import PretrainConfig
-from tests.support.disk import FILLER, NoDisk, cut, flip_a_bit, small_disk
-from tests.support.harness import (
+from tests.support.disk_faults import FILLER, NoDisk, cut, flip_a_bit, small_disk
+from tests.support.faulty_training import (
     Fault,
     Outcome,
     assert_same_bits,
     assert_same_run,
     assert_same_samples,
-    end,
-    moments_of_a_save,
-    outcome,
-    small,
-    start,
+    read_outcome,
+    save_event_numbers,
+    small_config,
+    start_ranks,
     steps_done,
     total_steps,
     train_through,
+    wait_for_ranks,
 )
 
 WORLD = 2
@@ -39,10 +39,10 @@ WORLD = 2
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
-    config = small(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
+    config = small_config(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
     assert train_through(config, WORLD) == 1
     assert len(find_checkpoints(config.run_folder)) >= 3
-    return outcome(config.run_folder)
+    return read_outcome(config.run_folder)
 
 
 def log_of(run: Path, rank: int) -> str:
@@ -54,11 +54,11 @@ def test_a_run_whose_ranks_are_killed_at_random_steps_ends_in_the_same_bits(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    config = small(tmp_path / "run", simulated_shards)
+    config = small_config(tmp_path / "run", simulated_shards)
     steps = random.integers(0, total_steps(config), 3).tolist()
     faults = [Fault("kill", int(random.integers(WORLD)), step) for step in steps]
     assert train_through(config, WORLD, faults) >= 2
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -66,9 +66,9 @@ def test_a_run_whose_ranks_are_killed_at_random_steps_ends_in_the_same_bits(
 def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_goes_on(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards, timeout_s=5.0)
+    config = small_config(tmp_path / "run", simulated_shards, timeout_s=5.0)
     assert train_through(config, WORLD, [Fault(kind, 1, 7)]) == 2
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
     assert "was lost or hangs" in log_of(config.run_folder, 0)
 
 
@@ -79,23 +79,23 @@ def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_goes_on(
 def test_a_stop_signal_to_one_rank_saves_at_one_step_and_leaves_a_marker(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str, rank: int
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards)
-    assert end(start(config, WORLD, [Fault(kind, rank, 7)])) == [0, 0]
+    config = small_config(tmp_path / "run", simulated_shards)
+    assert wait_for_ranks(start_ranks(config, WORLD, [Fault(kind, rank, 7)])) == [0, 0]
     status = read_status(config.run_folder)
     assert status is not None
     assert (status.state, status.step) == ("preempted", 8)
     assert steps_done(config.run_folder) == 8
     assert train_through(config, WORLD) == 1
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 def test_a_step_with_nan_on_one_rank_is_left_out_on_all(tmp_path: Path, simulated_shards: Path) -> None:
     """As if every rank had met it: one that goes on alone would part from the others, or hang them."""
     ends = []
     for name, faults in (("one", [Fault("nan", 1, 7)]), ("all", [Fault("nan", 0, 7), Fault("nan", 1, 7)])):
-        config = small(tmp_path / name, simulated_shards)
+        config = small_config(tmp_path / name, simulated_shards)
         assert train_through(config, WORLD, faults) == 1
-        ends.append(outcome(config.run_folder))
+        ends.append(read_outcome(config.run_folder))
     assert_same_samples(*ends)
     assert all(value.isfinite().all() for value in ends[0].weights.values())
     different = [name for name, value in ends[0].weights.items() if not value.equal(ends[1].weights[name])]
@@ -108,10 +108,10 @@ def test_a_step_with_nan_on_one_rank_is_left_out_on_all(tmp_path: Path, simulate
 def test_nan_that_stays_for_a_while_rolls_back_and_ends_in_the_same_bits(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, first: int
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards, skips=1)
+    config = small_config(tmp_path / "run", simulated_shards, skips=1)
     assert train_through(config, WORLD, [Fault("nan", 1, first), Fault("nan", 1, first + 1)]) == 1
     assert "going back to the last checkpoint" in log_of(config.run_folder, 0)
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -119,19 +119,19 @@ def test_deepspeed_rolls_back_too(tmp_path: Path, simulated_shards: Path) -> Non
     """Which means a second engine in each process."""
     ends = []
     for name, faults in (("undisturbed", []), ("rolled-back", [Fault("nan", 1, 5), Fault("nan", 1, 6)])):
-        config = small(tmp_path / name, simulated_shards, skips=1)
+        config = small_config(tmp_path / name, simulated_shards, skips=1)
         config = replace(config, engine=replace(config.engine, kind="deepspeed"))
         assert train_through(config, WORLD, faults) == 1
-        ends.append(outcome(config.run_folder))
+        ends.append(read_outcome(config.run_folder))
     assert "going back to the last checkpoint" in log_of(config.run_folder, 0)
     assert_same_bits(*ends)
 
 
 @pytest.mark.slow
 def test_nan_that_never_ends_stops_all_ranks_with_one_line(tmp_path: Path, simulated_shards: Path) -> None:
-    config = small(tmp_path / "run", simulated_shards, skips=1, rollbacks=1)
+    config = small_config(tmp_path / "run", simulated_shards, skips=1, rollbacks=1)
     faults = [Fault("nan", 1, step, times=100) for step in (4, 5)]
-    assert end(start(config, WORLD, faults)) == [1, 1]
+    assert wait_for_ranks(start_ranks(config, WORLD, faults)) == [1, 1]
     for rank in range(WORLD):
         assert "had no finite loss and gradient again after train.rollbacks=1" in log_of(config.run_folder, rank)
     assert steps_done(config.run_folder) == 3
@@ -151,13 +151,14 @@ def test_nan_that_never_ends_stops_all_ranks_with_one_line(tmp_path: Path, simul
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, harm: object, name: str
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards)
-    end(start(config, WORLD, [Fault("kill", 0, 9)]))  # the third save has awaited the second, so there are two
+    config = small_config(tmp_path / "run", simulated_shards)
+    # The third save waits for the second, so two checkpoints are complete.
+    wait_for_ranks(start_ranks(config, WORLD, [Fault("kill", 0, 9)]))
     newest = find_checkpoints(config.run_folder)[-1]
     harm(newest.path / name)  # type: ignore[operator]
     assert train_through(config, WORLD) == 1
     assert f"{newest.path} is damaged" in log_of(config.run_folder, 0)
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -166,14 +167,14 @@ def test_a_run_killed_at_anything_that_a_save_does_to_the_disk_ends_in_the_same_
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     def config(name: str) -> PretrainConfig:
-        return replace(small(tmp_path / name, simulated_shards), checkpoints=CheckpointConfig(keep_last=1))
+        return replace(small_config(tmp_path / name, simulated_shards), checkpoints=CheckpointConfig(keep_last=1))
 
-    moments = moments_of_a_save(config("looked-at"), WORLD, step=6)
+    moments = save_event_numbers(config("looked-at"), WORLD, step=6)
     assert len(moments) > 30
     for moment in moments:
         run = config(f"killed-at-{moment}")
         assert train_through(run, WORLD, [Fault("save", 0, 6, event=moment)]) == 2
-        assert_same_bits(outcome(run.run_folder), undisturbed)
+        assert_same_bits(read_outcome(run.run_folder), undisturbed)
         shutil.rmtree(run.run_folder)
 
 
@@ -192,7 +193,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_is_not(
     disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
-    config = small(disk, simulated_shards)
+    config = small_config(disk, simulated_shards)
     faults = [Fault("fill", 0, 4), Fault("free", 0, total_steps(config) - 1)]
     assert train_through(config, WORLD, faults) == 1
     log = log_of(config.run_folder, 0)
@@ -200,40 +201,40 @@ def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_
     assert "takes nothing more: No space left on device" in log
     assert "has all its lines again" in log
     assert [checkpoint.step for checkpoint in find_checkpoints(config.run_folder)] == [3, total_steps(config)]
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_to_the_end_fails_the_run_which_goes_on_once_it_is_not(
     disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
-    config = small(disk, simulated_shards)
-    assert end(start(config, WORLD, [Fault("fill", 0, 4)])) == [1, 1]
+    config = small_config(disk, simulated_shards)
+    assert wait_for_ranks(start_ranks(config, WORLD, [Fault("fill", 0, 4)])) == [1, 1]
     assert "cannot write" in log_of(config.run_folder, 1)
     assert steps_done(config.run_folder) == 3
     (disk / FILLER).unlink()
     assert train_through(config, WORLD) == 1
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
 def test_a_second_job_on_the_folder_of_a_running_one_is_refused_on_all_ranks(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards, timeout_s=60.0)
-    first = start(config, WORLD, [Fault("stop", 1, 6)])
+    config = small_config(tmp_path / "run", simulated_shards, timeout_s=60.0)
+    first = start_ranks(config, WORLD, [Fault("stop", 1, 6)])
     while psutil.Process(first[1].pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.05)
-    assert end(start(config, WORLD)) == [2, 2]
+    assert wait_for_ranks(start_ranks(config, WORLD)) == [2, 2]
     assert "is in use by another process" in log_of(config.run_folder, 1)
     os.kill(first[1].pid, signal.SIGCONT)
-    assert end(first) == [0, 0]
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert wait_for_ranks(first) == [0, 0]
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 def test_another_number_of_processes_than_promised_never_starts(tmp_path: Path, simulated_shards: Path) -> None:
-    config = small(tmp_path / "run", simulated_shards, world_size=4)
-    assert end(start(config, WORLD)) == [2, 2]
+    config = small_config(tmp_path / "run", simulated_shards, world_size=4)
+    assert wait_for_ranks(start_ranks(config, WORLD)) == [2, 2]
     assert "train.world_size=4 processes were promised, but 2 came" in log_of(config.run_folder, 1)
     assert not config.run_folder.exists()
 
@@ -242,12 +243,12 @@ def test_another_number_of_processes_than_promised_never_starts(tmp_path: Path, 
 def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_else_says_so(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards)
-    end(start(config, 4, [Fault("kill", 3, 5)]))
-    assert end(start(config, 3)) == [2, 2, 2]
+    config = small_config(tmp_path / "run", simulated_shards)
+    wait_for_ranks(start_ranks(config, 4, [Fault("kill", 3, 5)]))
+    assert wait_for_ranks(start_ranks(config, 3)) == [2, 2, 2]
     assert "the world size 3 must divide data.lanes=8" in log_of(config.run_folder, 0)
     assert train_through(config, WORLD) == 1
-    assert_same_run(outcome(config.run_folder), undisturbed)
+    assert_same_run(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -255,10 +256,10 @@ def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_else_says_so(
 def test_a_run_that_goes_from_one_to_two_to_four_ranks_and_back_sees_the_same_samples(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards)
+    config = small_config(tmp_path / "run", simulated_shards)
     config = replace(config, engine=replace(config.engine, kind=kind))
     for world, steps in ((1, 3), (2, 6), (4, 9), (1, total_steps(config))):
         part = replace(config, train=replace(config.train, max_steps=steps))
-        assert end(start(part, world), timeout_s=240) == [0] * world, log_of(config.run_folder, 0)
-    assert_same_run(outcome(config.run_folder), undisturbed)
+        assert wait_for_ranks(start_ranks(part, world), timeout_s=240) == [0] * world, log_of(config.run_folder, 0)
+    assert_same_run(read_outcome(config.run_folder), undisturbed)
     assert json.loads((find_checkpoints(config.run_folder)[-1].path / "state.json").read_text())["world_size"] == 1

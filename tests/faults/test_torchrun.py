@@ -13,8 +13,24 @@ from infra.status import read_status
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
 from ssl_core.pretraining.config import PretrainConfig
-from tests.support.harness import Outcome, assert_same_bits, end, outcome, small, start, steps_done, total_steps
-from tests.support.launched import DEEPSPEED, OWN_STORE, launched, pretraining, supervised, torchrun
+from tests.support.faulty_training import (
+    Outcome,
+    assert_same_bits,
+    read_outcome,
+    small_config,
+    start_ranks,
+    steps_done,
+    total_steps,
+    wait_for_ranks,
+)
+from tests.support.launchers import (
+    DEEPSPEED,
+    SEPARATE_STORE,
+    launch,
+    pretrain_arguments,
+    supervise_command,
+    torchrun_command,
+)
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -23,15 +39,15 @@ EPOCHS = 5  # long enough to be hit in the midst of it
 
 
 def run_of(folder: Path, shards: Path) -> PretrainConfig:
-    return replace(small(folder / "run", shards, epochs=EPOCHS), checkpoints=CheckpointConfig(keep_last=2))
+    return replace(small_config(folder / "run", shards, epochs=EPOCHS), checkpoints=CheckpointConfig(keep_last=2))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
     """Neither disturbed nor started by a launcher."""
     config = run_of(tmp_path_factory.mktemp("undisturbed"), simulated_shards)
-    assert end(start(config, WORLD), timeout_s=600) == [0] * WORLD
-    return outcome(config.run_folder)
+    assert wait_for_ranks(start_ranks(config, WORLD), timeout_s=600) == [0] * WORLD
+    return read_outcome(config.run_folder)
 
 
 def moment(config: PretrainConfig, seed: int) -> tuple[int, float, int]:
@@ -47,12 +63,12 @@ def test_torchrun_goes_on_after_a_worker_was_killed(
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
     step, pause_s, rank = moment(config, seed)
-    with launched(torchrun(config, "--max-restarts=3"), tmp_path / "log", **OWN_STORE) as run:
+    with launch(torchrun_command(config, "--max-restarts=3"), tmp_path / "log", **SEPARATE_STORE) as run:
         run.wait_for_step(config.run_folder, step)
         time.sleep(pause_s)
         run.workers()[rank].kill()
-        assert run.end() == 0, run.said()
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+        assert run.end() == 0, run.output()
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -60,12 +76,12 @@ def test_torchrun_goes_on_after_a_worker_was_killed_at_its_start(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
-    with launched(torchrun(config, "--max-restarts=3"), tmp_path / "log", **OWN_STORE) as run:
+    with launch(torchrun_command(config, "--max-restarts=3"), tmp_path / "log", **SEPARATE_STORE) as run:
         while len(run.workers()) < WORLD:
             time.sleep(0.05)
         run.workers()[1].kill()
-        assert run.end() == 0, run.said()
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+        assert run.end() == 0, run.output()
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -75,7 +91,7 @@ def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
     step, pause_s, rank = moment(config, seed)
-    with launched(supervised(config, torchrun(config, "--max-restarts=3")), tmp_path / "log") as run:
+    with launch(supervise_command(config, torchrun_command(config, "--max-restarts=3")), tmp_path / "log") as run:
         run.wait_for_step(config.run_folder, max(1, step // 2))
         run.workers()[rank].kill()
         run.wait_for_step(config.run_folder, step)
@@ -83,10 +99,10 @@ def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
         torchrun_itself = run.workers()[0].parent()
         assert torchrun_itself is not None
         torchrun_itself.kill()
-        assert run.end() == 0, run.said()
-        assert "torchrun ended with code -9; starting again" in run.said()
+        assert run.end() == 0, run.output()
+        assert "torchrun ended with code -9; starting again" in run.output()
         assert not run.all()
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -96,32 +112,32 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(
 ) -> None:
     """DeepSpeed's launcher keeps the signal to itself, so that its workers are told by supervise."""
     config = run_of(tmp_path, simulated_shards)
-    command = torchrun(config)
+    command = torchrun_command(config)
     if "deepspeed" in whom:
         command = deepspeed(config, "--num_gpus=2", f"--master_port={free_port}")
     if "supervise" in whom:
-        command = supervised(config, command)
-    environment = {**OWN_STORE, "DS_ACCELERATOR": "cpu"}
-    with launched(command, tmp_path / "log", **environment) as run:
+        command = supervise_command(config, command)
+    environment = {**SEPARATE_STORE, "DS_ACCELERATOR": "cpu"}
+    with launch(command, tmp_path / "log", **environment) as run:
         run.wait_for_step(config.run_folder, 4)
         os.kill(run.process.pid, signal.SIGUSR1 if "SIGUSR1" in whom else signal.SIGTERM)
         assert run.end() == 1  # what torchrun and supervise say of a run that is not finished
         assert not run.all()
     status = read_status(config.run_folder)
     assert status is not None
-    assert status.state == "preempted", run.said()
+    assert status.state == "preempted", run.output()
     assert status.step == steps_done(config.run_folder) >= 4
-    with launched(command, tmp_path / "log", **environment) as run:
-        assert run.end() == 0, run.said()
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+    with launch(command, tmp_path / "log", **environment) as run:
+        assert run.end() == 0, run.output()
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
 def deepspeed(config: PretrainConfig, *options: str) -> list[str]:
-    return [*DEEPSPEED, *options, "--module", *pretraining(config)]
+    return [*DEEPSPEED, *options, "--module", *pretrain_arguments(config)]
 
 
 def by_deepspeed(folder: Path, shards: Path) -> PretrainConfig:
-    config = small(folder / "run", shards)
+    config = small_config(folder / "run", shards)
     return replace(config, engine=EngineConfig(kind="deepspeed"), checkpoints=CheckpointConfig(keep_last=2))
 
 
@@ -132,17 +148,17 @@ def test_the_deepspeed_launcher_starts_two_processes_and_a_hostfile_two_nodes(
     """All three ways give the same run: this machine alone, and two nodes of one process by hand, without ssh."""
     ends = []
     config = by_deepspeed(tmp_path, simulated_shards)
-    assert end(start(config, WORLD), timeout_s=600) == [0] * WORLD
-    ends.append(outcome(config.run_folder))
+    assert wait_for_ranks(start_ranks(config, WORLD), timeout_s=600) == [0] * WORLD
+    ends.append(read_outcome(config.run_folder))
 
     config = by_deepspeed(tmp_path / "alone", simulated_shards)
     config.run_folder.parent.mkdir()
     accelerator = {"DS_ACCELERATOR": "cpu"}
-    with launched(
+    with launch(
         deepspeed(config, "--num_gpus=2", f"--master_port={free_port}"), tmp_path / "log", **accelerator
     ) as run:
-        assert run.end() == 0, run.said()
-    ends.append(outcome(config.run_folder))
+        assert run.end() == 0, run.output()
+    ends.append(read_outcome(config.run_folder))
 
     config = by_deepspeed(tmp_path / "hosts", simulated_shards)
     config.run_folder.parent.mkdir()
@@ -151,12 +167,12 @@ def test_the_deepspeed_launcher_starts_two_processes_and_a_hostfile_two_nodes(
     options = [f"--hostfile={hosts}", "--no_ssh", "--master_addr=127.0.0.1", f"--master_port={free_port}"]
     first, second = (deepspeed(config, *options, f"--node_rank={node}") for node in range(2))
     with (
-        launched(first, tmp_path / "log-0", **accelerator) as run,
-        launched(second, tmp_path / "log-1", **accelerator) as other,
+        launch(first, tmp_path / "log-0", **accelerator) as run,
+        launch(second, tmp_path / "log-1", **accelerator) as other,
     ):
-        assert run.end() == 0, run.said()
-        assert other.end() == 0, other.said()
-    ends.append(outcome(config.run_folder))
+        assert run.end() == 0, run.output()
+        assert other.end() == 0, other.output()
+    ends.append(read_outcome(config.run_folder))
     for other_end in ends[1:]:
         assert_same_bits(other_end, ends[0])
 
@@ -166,9 +182,9 @@ def test_supervise_goes_on_after_a_worker_of_the_deepspeed_launcher_was_killed(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, free_port: int
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
-    command = supervised(config, deepspeed(config, "--num_gpus=2", f"--master_port={free_port}"))
-    with launched(command, tmp_path / "log", DS_ACCELERATOR="cpu") as run:
+    command = supervise_command(config, deepspeed(config, "--num_gpus=2", f"--master_port={free_port}"))
+    with launch(command, tmp_path / "log", DS_ACCELERATOR="cpu") as run:
         run.wait_for_step(config.run_folder, 5)
         run.workers()[1].kill()
-        assert run.end() == 0, run.said()
-    assert_same_bits(outcome(config.run_folder), undisturbed)
+        assert run.end() == 0, run.output()
+    assert_same_bits(read_outcome(config.run_folder), undisturbed)

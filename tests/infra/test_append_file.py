@@ -6,7 +6,7 @@ import pytest
 
 from infra.append_file import AppendFile
 from infra.errors import UserError
-from tests.support.disk import NoDisk, fill, small_disk
+from tests.support.disk_faults import NoDisk, fill, small_disk
 
 RECORD = b"x" * 999 + b"\n"
 

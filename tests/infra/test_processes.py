@@ -17,8 +17,8 @@ from infra.processes import (
     require_world,
     sum_over_ranks,
 )
-from tests.support.forks import forks
-from tests.support.ranks import on_ranks
+from tests.support.fork_server import fork_context
+from tests.support.process_group import on_ranks
 
 
 def sums(rank: int, world: int) -> list[int]:
@@ -43,7 +43,7 @@ def come_alone(rank: int, port: int, said: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_others_never_come_ends_in_one_line(tmp_path: Path, free_port: int, rank: int) -> None:
     said = tmp_path / "said"
-    process = forks().Process(target=come_alone, args=(rank, free_port, said))
+    process = fork_context().Process(target=come_alone, args=(rank, free_port, said))
     process.start()
     process.join(60)
     assert process.exitcode == 0
@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_ends_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        process = forks().Process(target=come_alone, args=(0, taken.getsockname()[1], said))
+        process = fork_context().Process(target=come_alone, args=(0, taken.getsockname()[1], said))
         process.start()
         process.join(60)
     assert process.exitcode == 0

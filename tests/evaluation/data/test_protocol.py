@@ -10,7 +10,7 @@ from evaluation.data.protocol import Cohort, build_cohort
 from evaluation.data.samples import Samples
 from evaluation.results.presets import PRESETS, Uncertain
 from infra.errors import UserError
-from tests.support.cohorts import Label, cell, samples_of
+from tests.support.sample_records import Label, cell_samples, make_samples
 
 
 def divided(data: Samples, dataset: str = "cell", preset: str = "gazda2021", **options: Any) -> Cohort:
@@ -36,7 +36,7 @@ def test_no_patient_stands_on_both_sides_when_patients_have_many_images_of_both_
     share = np.repeat(np.array(sick[: len(sizes)]) > 0.5, sizes) * 0.8 + 0.1
     splits = ["test" if draw < 0.2 else "train" for draw in draws[1]] if official else None  # that heeds no patient
     try:
-        cohort = divided(cell(patients, list(draws[0] < share), splits), preset=preset, seed=seed)
+        cohort = divided(cell_samples(patients, list(draws[0] < share), splits), preset=preset, seed=seed)
     except UserError:
         return  # too few patients of a class, which is said and tested below
     for fold in cohort.folds:
@@ -48,7 +48,7 @@ def test_no_patient_stands_on_both_sides_when_patients_have_many_images_of_both_
 
 def test_split_is_70_10_20_with_the_same_share_of_disease_when_there_is_no_official_one() -> None:
     patients = [f"p{number // 2}" for number in range(1000)]
-    data = cell(patients, [number // 2 % 4 == 0 for number in range(1000)])
+    data = cell_samples(patients, [number // 2 % 4 == 0 for number in range(1000)])
     cohort = divided(data, folds=None)  # the preset's eight
     [fold] = cohort.folds
     assert cohort.split == "70/10/20 by patient"
@@ -60,7 +60,7 @@ def test_split_is_70_10_20_with_the_same_share_of_disease_when_there_is_no_offic
 
 def test_every_image_is_tested_once_in_each_repeat_by_the_rigorous_preset() -> None:
     patients = [f"p{number // 2}" for number in range(400)]
-    data = cell(patients, [number // 2 % 4 == 0 for number in range(400)])
+    data = cell_samples(patients, [number // 2 % 4 == 0 for number in range(400)])
     cohort = divided(data, preset="rigorous", repeats=3)
     assert cohort.folds.shape == (15, 400)
     for repeat in range(3):
@@ -69,7 +69,7 @@ def test_every_image_is_tested_once_in_each_repeat_by_the_rigorous_preset() -> N
 
 
 def test_split_is_the_same_for_a_seed_and_another_for_another() -> None:
-    data = cell([f"p{number}" for number in range(200)], [number % 2 == 0 for number in range(200)])
+    data = cell_samples([f"p{number}" for number in range(200)], [number % 2 == 0 for number in range(200)])
     first, again, other = (divided(data, seed=seed).folds for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -77,12 +77,12 @@ def test_split_is_the_same_for_a_seed_and_another_for_another() -> None:
 
 def test_patient_with_half_of_the_images_stays_in_one_part() -> None:
     patients = ["big"] * 100 + [f"p{number}" for number in range(100)]
-    cohort = divided(cell(patients, [number % 2 == 0 for number in range(200)]))
+    cohort = divided(cell_samples(patients, [number % 2 == 0 for number in range(200)]))
     assert len(set(cohort.folds[0, :100])) == 1
 
 
 def test_groups_take_the_place_of_patients_when_given() -> None:
-    data = cell([f"p{number}" for number in range(200)], [number % 2 == 0 for number in range(200)])
+    data = cell_samples([f"p{number}" for number in range(200)], [number % 2 == 0 for number in range(200)])
     groups = np.arange(200) // 4
     cohort = divided(data, groups=groups)
     for group in range(50):
@@ -92,7 +92,7 @@ def test_groups_take_the_place_of_patients_when_given() -> None:
 def test_official_split_is_kept_and_development_images_of_tested_patients_are_left_out() -> None:
     patients = [f"p{number}" for number in range(60)] + [f"p{number}" for number in range(10)]
     splits = ["train"] * 50 + ["val"] * 10 + ["test"] * 10
-    cohort = divided(cell(patients, [number % 2 == 0 for number in range(70)], splits))
+    cohort = divided(cell_samples(patients, [number % 2 == 0 for number in range(70)], splits))
     assert cohort.split == "official"
     assert np.array_equal(cohort.rows, np.arange(10, 70))
     assert np.array_equal(cohort.in_test[0], np.arange(10, 70) >= 60)
@@ -109,7 +109,7 @@ def test_images_of_neither_both_or_uncertain_labels_are_left_out_and_counted() -
         {"Edema": 1},
         {"Pneumonia": 1, "No Finding": 1},
     ]
-    cohort = divided(samples_of([f"p{n}" for n in range(66)], labels), "chexpert")
+    cohort = divided(make_samples([f"p{n}" for n in range(66)], labels), "chexpert")
     assert cohort.excluded == {"label uncertain": 2, "neither label": 3, "both labels": 1}
     assert np.array_equal(cohort.rows, np.arange(60))
     assert np.array_equal(cohort.classes, np.arange(60) % 2 == 0)
@@ -121,7 +121,7 @@ def test_images_of_neither_both_or_uncertain_labels_are_left_out_and_counted() -
 def test_uncertain_labels_count_as_the_policy_says(uncertain: Uncertain, positives: int, negatives: int) -> None:
     labels: list[Label] = [{"Pneumonia": 1}, {"Pneumonia": None, "No Finding": 1}] * 30
     labels += [{"Pneumonia": -1}] * 10
-    data = samples_of([f"p{n}" for n in range(70)], labels)
+    data = make_samples([f"p{n}" for n in range(70)], labels)
     cohort = divided(data, "chexpert", uncertain=uncertain)
     assert (cohort.classes.sum(), (cohort.classes == 0).sum()) == (positives, negatives)
     assert sum(cohort.excluded.values()) == 70 - positives - negatives
@@ -130,7 +130,7 @@ def test_uncertain_labels_count_as_the_policy_says(uncertain: Uncertain, positiv
 def _viewed(seed: int = 0) -> Samples:
     """300 sick and 200 healthy images of one patient each; most of the sick ones are seen from the front."""
     frontal = np.random.default_rng(seed).random(500) < np.repeat([0.8, 0.3], [300, 200])
-    data = cell([f"p{number}" for number in range(500)], [number < 300 for number in range(500)])
+    data = cell_samples([f"p{number}" for number in range(500)], [number < 300 for number in range(500)])
     return replace(data, views=["frontal-pa" if one else "frontal-ap" for one in frontal])
 
 
@@ -159,7 +159,7 @@ def test_balance_is_kept_in_the_test_part_of_an_official_split() -> None:
 
 def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_one() -> None:
     labels: list[Label] = [{"COVID-19": 1}, {"COVID-19": 0}] * 20 + [{"COVID-19": None}]
-    cohort = divided(samples_of([f"p{n}" for n in range(41)], labels), "covidgr")
+    cohort = divided(make_samples([f"p{n}" for n in range(41)], labels), "covidgr")
     assert cohort.classes.tolist() == [1, 0] * 20
     assert cohort.task.negative_name == "no COVID-19"
 
@@ -167,11 +167,11 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (cell([f"p{n}" for n in range(40)], [True] * 40), "0 patients with NORMAL"),
-        (cell(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task are of one patient"),
-        (cell([f"p{n}" for n in range(8)], [n % 2 == 0 for n in range(8)]), "fewer than the 5 parts"),
+        (cell_samples([f"p{n}" for n in range(40)], [True] * 40), "0 patients with NORMAL"),
+        (cell_samples(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task are of one patient"),
+        (cell_samples([f"p{n}" for n in range(8)], [n % 2 == 0 for n in range(8)]), "fewer than the 5 parts"),
         (
-            cell(
+            cell_samples(
                 [f"p{n}" for n in range(40)],
                 [n % 2 == 0 for n in range(36)] + [True] * 4,
                 ["train"] * 36 + ["test"] * 4,
@@ -179,13 +179,13 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
             "0 patients with NORMAL in its test part",
         ),
         (
-            cell(
+            cell_samples(
                 [f"p{n}" for n in range(16)], [n % 2 == 0 for n in range(16)], ["train"] * 8 + ["test"] * 8
             ),
             "4 patients with NORMAL in its development part, fewer than the 5 parts",
         ),
         (
-            cell([f"p{n}" for n in range(40)], [n % 2 == 0 for n in range(40)], ["test"] * 9 + [None] * 31),
+            cell_samples([f"p{n}" for n in range(40)], [n % 2 == 0 for n in range(40)], ["test"] * 9 + [None] * 31),
             "31 images have no official split",
         ),
     ],
@@ -199,4 +199,4 @@ def test_cohort_is_refused_in_one_line_when_it_cannot_be_probed(data: Samples, w
 
 def test_dataset_without_a_task_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"'folder' has no task.*cell, chestxray14, chexpert"):
-        divided(cell(["p"], [True]), "folder")
+        divided(cell_samples(["p"], [True]), "folder")

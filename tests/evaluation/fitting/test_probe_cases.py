@@ -11,7 +11,7 @@ from evaluation.results.presets import PRESETS
 from evaluation.scoring import probe_results as scoring
 from evaluation.scoring.scores import score
 from infra.rng import permutation
-from tests.support.cohorts import cell
+from tests.support.sample_records import cell_samples
 
 
 def made(images: int = 600, rounds: int = 1, sick: float = 0.4) -> ProbeCase:
@@ -119,7 +119,7 @@ def test_border_is_the_outer_three_pixels() -> None:
 
 
 def test_attributes_are_none_when_all_images_of_the_task_have_the_same() -> None:
-    data = cell(["a", "b", "c"], [True, False, True])
+    data = cell_samples(["a", "b", "c"], [True, False, True])
     assert attributes(data, np.arange(3)) is None
     data.ages[2] = 40.0
     data.sexes[:] = ["F", "M", "F"]

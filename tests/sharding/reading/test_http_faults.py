@@ -25,7 +25,7 @@ from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownlo
 from sharding.reading.location import open_location
 from sharding.reading.manifests import read_manifest
 from sharding.reading.stream import BLANK, ShardSet
-from tests.support.epochs import Epoch, quick_fetch, read_epoch, read_until, read_until_stopped, reading_process
+from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_until, read_until_stopped, reading_process
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 
 

@@ -16,7 +16,7 @@ from sharding.packing.pack import PackConfig, pack
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.stream import DataConfig, EncodedBatch, ShardSet, sample_batches, sample_order
 from sharding.simulation.datasets import write_chexpert
-from tests.support.forks import forks
+from tests.support.fork_server import fork_context
 
 WORLDS = (1, 2, 3, 4, 8, 16)
 EPOCHS = 3
@@ -192,7 +192,7 @@ def test_two_processes_stopped_and_continued_by_one_and_by_four_consume_the_undi
     stop, second_stop = last_step // 3, 2 * last_step // 3
     parts = [(0, stop, 2), (stop, second_stop, 1), (second_stop, last_step, 4)]
     tasks = [(packed, first, last, rank, world) for first, last, world in parts for rank in range(world)]
-    with forks().Pool(2, maxtasksperchild=1) as pool:
+    with fork_context().Pool(2, maxtasksperchild=1) as pool:
         read = iter(pool.starmap(consume, tasks, chunksize=1))
     log = []
     for _, _, world in parts:

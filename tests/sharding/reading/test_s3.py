@@ -13,7 +13,7 @@ from infra.errors import RunFailed, UserError
 from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
 from sharding.reading.stream import ShardSet
-from tests.support.epochs import Epoch, quick_fetch, read_epoch, read_until_stopped
+from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_until_stopped
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Handler
 

@@ -19,7 +19,7 @@ from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_ch
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
 
 MODEL = ModelConfig(backbone="resnet18", projection_width=16, projection_size=8)
 

@@ -18,7 +18,7 @@ from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.checkpoints.writer import CheckpointWriter
-from tests.support.disk import NoDisk, small_disk
+from tests.support.disk_faults import NoDisk, small_disk
 
 # Saves step 3 into a copy of a run again and again; the k-th time, the kernel kills the process at the k-th thing that
 # it does to the disk: opening, writing (half of it), syncing, renaming, removing.
@@ -26,7 +26,7 @@ KILLED_AT_EVERY_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
 import torch
-from tests.support.disk import on_disk_events
+from tests.support.disk_faults import on_disk_events
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.checkpoints.writer import CheckpointWriter

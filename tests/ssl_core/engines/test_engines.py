@@ -19,8 +19,8 @@ from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.loss.ntxent import LossConfig, NonFinite
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
-from tests.support.encoders import small_encoder, small_encoder_in_double, two_views
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
+from tests.support.small_encoder import small_encoder, small_encoder_in_double, two_views
 
 ENGINES = {
     "ddp": EngineConfig(),
@@ -290,7 +290,7 @@ def test_lars_is_refused_where_zero_would_cut_its_layers() -> None:
 
 def test_deepspeed_says_nothing_on_the_terminal() -> None:
     script = (
-        "import torch; from tests.support.encoders import small_encoder, two_views\n"
+        "import torch; from tests.support.small_encoder import small_encoder, two_views\n"
         "from tests.ssl_core.engines.test_engines import ENGINES, build\n"
         "engine = build(ENGINES['zero-2'], small_encoder())\n"
         "engine.backward(two_views(4)); engine.update(1e-3)"

@@ -9,7 +9,7 @@ from infra.errors import UserError
 from ssl_core.engines import Engine, EngineConfig, build_engine
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.optimizer import OptimConfig
-from tests.support.encoders import small_encoder, two_views
+from tests.support.small_encoder import small_encoder, two_views
 
 CPU = torch.device("cpu")
 

@@ -25,8 +25,8 @@ from ssl_core.engines import EngineConfig, build_engine
 from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
-from tests.support.encoders import small_encoder, small_encoder_in_double, two_views
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
+from tests.support.small_encoder import small_encoder, small_encoder_in_double, two_views
 
 CPU = torch.device("cpu")
 SAMPLES = 16

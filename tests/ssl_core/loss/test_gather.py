@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.loss.gather import gather_equal, gather_rows
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
 
 SHARES = [[2, 2, 2], [3, 0, 1], [0, 0, 4]]
 

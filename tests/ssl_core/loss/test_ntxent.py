@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import RunFailed, UserError
 from ssl_core.loss.ntxent import Identities, LossConfig, LossReport, NonFinite, dense_nt_xent, nt_xent
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
 
 SAME_PATIENT = ["negative", "masked", "positive"]
 SHARES = [3, 6, 0, 1, 2]  # samples that each of five ranks holds, together 12

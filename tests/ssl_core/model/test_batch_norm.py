@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core.model.batch_norm import GlobalBatchNorm, running_statistics_kept, synchronize_batch_norm
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
 
 SHARES = [[1, 5, 2], [3, 0, 5]]  # rows of the global batch that each rank holds
 

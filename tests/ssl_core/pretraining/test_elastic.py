@@ -17,7 +17,7 @@ from sharding.simulation.datasets import write_cell
 from ssl_core.pretraining.sample_log import SampleLog, read_sample_log, truncate_sample_log
 from ssl_core.views.batches import training_batches
 from ssl_core.views.spec import ViewSpec
-from tests.support.ranks import on_ranks
+from tests.support.process_group import on_ranks
 
 STEPS = 14  # of 12 samples, from 52: three epochs are begun
 Digests = dict[tuple[int, int], str]  # of both views, by (epoch, sample)

@@ -16,7 +16,7 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining import train
 from ssl_core.pretraining.session import session
 from ssl_core.pretraining.train import pretrain
-from tests.support.harness import small
+from tests.support.faulty_training import small_config
 
 
 def no_room_for_the_status(run: Path) -> None:
@@ -38,7 +38,7 @@ def after_each_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], object])
 def test_a_run_that_goes_on_says_so_over_what_an_earlier_start_has_left(
     tmp_path: Path, simulated_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards, max_steps=3)
+    config = small_config(tmp_path / "run", simulated_shards, max_steps=3)
     pretrain(config, Ranks())
     write_status(config.run_folder, Status("failed", 3, "another rank was lost"))
     found: list[Status | None] = []
@@ -53,7 +53,7 @@ def test_a_run_that_goes_on_says_so_over_what_an_earlier_start_has_left(
 def test_a_status_that_the_disk_does_not_take_raises_an_alarm_and_training_goes_on(
     tmp_path: Path, simulated_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards, max_steps=3)
+    config = small_config(tmp_path / "run", simulated_shards, max_steps=3)
     no_room_for_the_status(config.run_folder)
     pretrain(config, Ranks())
     assert "ALARM: the run is running at step 0, but its status.json does not say so" in capsys.readouterr().err
@@ -63,7 +63,7 @@ def test_a_status_that_the_disk_does_not_take_raises_an_alarm_and_training_goes_
 def test_a_full_disk_does_not_hide_what_ended_the_run(
     tmp_path: Path, simulated_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = small(tmp_path / "run", simulated_shards)
+    config = small_config(tmp_path / "run", simulated_shards)
 
     def fail() -> None:
         with session(config, Ranks(), torch.device("cpu")):

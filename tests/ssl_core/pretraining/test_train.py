@@ -27,8 +27,8 @@ from ssl_core.pretraining.resume import what_computes
 from ssl_core.pretraining.session import Session
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
-from tests.support.harness import end, start
-from tests.support.ranks import on_ranks
+from tests.support.faulty_training import start_ranks, wait_for_ranks
+from tests.support.process_group import on_ranks
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_two_processes_that_resume_the_run_of_one_go_on_with_the_same_losses(sma
     pretrain(small, Ranks())
     moved = replace(small, run_folder=small.run_folder.with_name("moved"))
     pretrain(replace(moved, train=replace(small.train, max_steps=2)), Ranks())
-    assert end(start(moved, world=2)) == [0, 0]
+    assert wait_for_ranks(start_ranks(moved, world=2)) == [0, 0]
     # Rounding differs with the world size, and Adam amplifies it from step to step.
     assert losses(moved.run_folder)[:3] == pytest.approx(losses(small.run_folder)[:3], rel=1e-5)
     assert losses(moved.run_folder) == pytest.approx(losses(small.run_folder), rel=2e-2)
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_is_too_old_to_hold_its_configuration_is_compared_by_t
 
 def test_a_world_size_that_does_not_divide_the_lanes_is_refused(small: PretrainConfig) -> None:
     three = replace(small, data=replace(small.data, lanes=8))
-    assert end(start(three, world=3)) == [2, 2, 2]
+    assert wait_for_ranks(start_ranks(three, world=3)) == [2, 2, 2]
     for rank in range(3):
         said = small.run_folder.with_name(f"run-rank-{rank}.log").read_text()
         assert "the world size 3 must divide data.lanes=8" in said

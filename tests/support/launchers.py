@@ -17,29 +17,29 @@ from ssl_core.pretraining.config import PretrainConfig
 
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun"))]
 DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed"))]
-OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # which `sternum supervise` sets by itself
+SEPARATE_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # which `sternum supervise` sets by itself
 _MARK = "STERNUM_TEST"
 
 
-def pretraining(config: PretrainConfig) -> list[str]:
+def pretrain_arguments(config: PretrainConfig) -> list[str]:
     """Return the words that name the module and its configuration, which is written beside the run folder."""
     path = config.run_folder.with_name(f"{config.run_folder.name}.yaml")
     configuration.save(config, path)
     return ["launch.pretrain", f"--config={path}"]
 
 
-def torchrun(config: PretrainConfig, *options: str) -> list[str]:
+def torchrun_command(config: PretrainConfig, *options: str) -> list[str]:
     """Return a command that pretrains in two processes of this machine."""
-    return [*TORCHRUN, "--standalone", "--nproc-per-node=2", *options, "-m", *pretraining(config)]
+    return [*TORCHRUN, "--standalone", "--nproc-per-node=2", *options, "-m", *pretrain_arguments(config)]
 
 
-def supervised(config: PretrainConfig, command: Sequence[str], *options: str) -> list[str]:
+def supervise_command(config: PretrainConfig, command: Sequence[str], *options: str) -> list[str]:
     """Return the same command under `sternum supervise`."""
     supervise = [sys.executable, "-m", "launch", "supervise", f"--run_folder={config.run_folder}", *options]
     return [*supervise, "--pause_s=0.5", "--", *command]
 
 
-class Launched:
+class LaunchedCommand:
     """A command that runs, with all processes that descend from it, wherever they went."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
@@ -72,18 +72,18 @@ class Launched:
         """Return when a line of metrics of this step is written."""
         until_s = time.monotonic() + timeout_s
         while not any(line["step"] >= step for line in read_metrics(run)):
-            assert self.process.poll() is None, f"it ended before step {step}: {self.said()}"
-            assert time.monotonic() < until_s, f"step {step} was not reached in time: {self.said()}"
+            assert self.process.poll() is None, f"it ended before step {step}: {self.output()}"
+            assert time.monotonic() < until_s, f"step {step} was not reached in time: {self.output()}"
             time.sleep(0.05)
 
-    def end(self, timeout_s: float = 240.0) -> int:
+    def wait_for_ranks(self, timeout_s: float = 240.0) -> int:
         """Wait for the command and return its exit code."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it did not end: {self.said()}") from None
+            raise AssertionError(f"it did not end: {self.output()}") from None
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Return what all processes have printed so far."""
         return self.log.read_text(errors="replace")
 
@@ -98,9 +98,9 @@ class Launched:
 
 
 @contextmanager
-def launched(command: Sequence[str], log: Path, **environment: str) -> Iterator[Launched]:
+def launch(command: Sequence[str], log: Path, **environment: str) -> Iterator[LaunchedCommand]:
     """Start a command; nothing of it outlives the block."""
-    started = Launched(command, log, environment)
+    started = LaunchedCommand(command, log, environment)
     try:
         yield started
     finally:

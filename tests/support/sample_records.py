@@ -9,12 +9,14 @@ from evaluation.data.samples import Samples
 Label = dict[str, int | None]
 
 
-def samples_of(patients: Sequence[str], labels: Sequence[Label], splits: Sequence[str | None] | None = None) -> Samples:
+def make_samples(
+    patients: Sequence[str], labels: Sequence[Label], splits: Sequence[str | None] | None = None
+) -> Samples:
     ids, nothing = np.arange(len(patients), dtype=np.uint64), [None] * len(patients)
     return Samples(
         ids, ids, list(patients), list(splits or nothing), list(labels), list(nothing), list(nothing), list(nothing)
     )
 
 
-def cell(patients: Sequence[str], sick: Sequence[bool], splits: Sequence[str | None] | None = None) -> Samples:
-    return samples_of(patients, [{"PNEUMONIA": int(one), "NORMAL": int(not one)} for one in sick], splits)
+def cell_samples(patients: Sequence[str], sick: Sequence[bool], splits: Sequence[str | None] | None = None) -> Samples:
+    return make_samples(patients, [{"PNEUMONIA": int(one), "NORMAL": int(not one)} for one in sick], splits)

@@ -81,7 +81,13 @@ def read_until_stopped(place: str, fetch: FetchConfig) -> Stopped:
 def reading_process(place: str, cache_folder: Path) -> "subprocess.Popen[str]":
     """Start a process that reads an epoch and writes its fingerprint to its standard output."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from tests.support import epochs; epochs._main()", place, str(cache_folder)],
+        [
+            sys.executable,
+            "-c",
+            "from tests.support import epoch_reader; epoch_reader._main()",
+            place,
+            str(cache_folder),
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

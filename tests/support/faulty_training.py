@@ -28,8 +28,8 @@ from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.sample_log import ConsumedSamples, read_sample_log
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
-from tests.support.disk import FILLER, fill, on_disk_events
-from tests.support.forks import forks
+from tests.support.disk_faults import FILLER, fill, on_disk_events
+from tests.support.fork_server import fork_context
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Fault:
     event: int = 0
 
 
-def small(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
+def small_config(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
     """A run of 12 steps with a checkpoint every 3, small enough to be started many times."""
     train_config = TrainConfig(
         epochs=2,
@@ -71,13 +71,13 @@ def small(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
     )
 
 
-def start(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> list[Any]:
+def start_ranks(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> list[Any]:
     """Start the ranks of a run and return their processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        forks().Process(target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults)))
+        fork_context().Process(target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults)))
         for rank in range(world)
     ]
     for process in ranks:
@@ -85,7 +85,7 @@ def start(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> l
     return ranks
 
 
-def end(processes: Sequence[Any], timeout_s: float = 120.0) -> list[int]:
+def wait_for_ranks(processes: Sequence[Any], timeout_s: float = 120.0) -> list[int]:
     """Wait as a launcher does: once a rank has failed, the others get a moment and are killed; returns exit codes."""
     until_s = time.monotonic() + timeout_s
     while any(process.is_alive() for process in processes) and time.monotonic() < until_s:
@@ -101,7 +101,8 @@ def end(processes: Sequence[Any], timeout_s: float = 120.0) -> list[int]:
 def train_through(config: PretrainConfig, world: int, faults: Sequence[Fault] = (), starts: int = 10) -> int:
     """Start the run again until it is finished; returns the number of starts."""
     for number in range(1, starts + 1):
-        if end(start(config, world, faults)) == [0] * world and steps_done(config.run_folder) == total_steps(config):
+        exit_codes = wait_for_ranks(start_ranks(config, world, faults))
+        if exit_codes == [0] * world and steps_done(config.run_folder) == total_steps(config):
             return number
     raise AssertionError(f"{config.run_folder} was not finished after {starts} starts")
 
@@ -127,7 +128,7 @@ class Outcome:
     consumed: list[ConsumedSamples]
 
 
-def outcome(run: Path) -> Outcome:
+def read_outcome(run: Path) -> Outcome:
     """Read what a finished run left."""
     weights = load_file(find_checkpoints(run)[-1].path / "model.safetensors")
     losses = {int(line["step"]): line["loss"] for line in read_metrics(run)}
@@ -214,7 +215,7 @@ class _KillInSave:
         self._events += 1
 
 
-def moments_of_a_save(config: PretrainConfig, world: int, step: int) -> list[int]:
+def save_event_numbers(config: PretrainConfig, world: int, step: int) -> list[int]:
     """Train to the end and return the numbers of the disk events in the save of this step that are worth a kill.
 
     Of the writes into one file, which are one for each tensor, the first and the last.

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.support.forks import forks
+from tests.support.fork_server import fork_context
 
 
 def _enter(rank: int, world: int, store: str) -> None:
@@ -36,7 +36,7 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[
         # By a file: among the arguments of a process each tensor takes a descriptor, of which there are 256.
         torch.save((function, arguments), f"{store}-call")
         try:
-            mp.start_processes(_enter, (world, store), nprocs=world, start_method=forks().get_start_method())
+            mp.start_processes(_enter, (world, store), nprocs=world, start_method=fork_context().get_start_method())
         finally:
             for said in sorted(Path(folder).glob("*-said")):
                 sys.stderr.write(said.read_text(errors="replace"))

@@ -2,19 +2,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forks import forks
+from tests.support.fork_server import fork_context
 
 # What the processes call is the standard library's, so that they import nothing for it.
 
 
 def test_a_process_starts_with_everything_imported() -> None:
-    with forks().Pool(1) as pool:
+    with fork_context().Pool(1) as pool:
         imported = pool.apply(eval, ("list(__import__('sys').modules)",))
     assert {"torch", "deepspeed", "ssl_core.pretraining.train"} <= set(imported)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 def test_the_server_runs_no_thread_that_its_processes_would_miss() -> None:
-    with forks().Pool(1) as pool:
+    with fork_context().Pool(1) as pool:
         server = pool.apply(eval, ("__import__('os').getppid()",))
         assert len(list(Path(f"/proc/{server}/task").iterdir())) == 1

@@ -19,8 +19,8 @@ from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
-from tests.support.harness import small, total_steps
-from tests.support.launched import TORCHRUN, Launched, launched, pretraining, supervised
+from tests.support.faulty_training import small_config, total_steps
+from tests.support.launchers import TORCHRUN, LaunchedCommand, launch, pretrain_arguments, supervise_command
 
 NODES = 2
 PORT = 29400
@@ -87,18 +87,18 @@ class Network:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def on_two(run: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
+def two_machine_config(run: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
     """A run that needs both machines."""
-    config = small(run, shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
+    config = small_config(run, shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
     return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
 
-def on_one_or_two(run: Path, shards: Path) -> PretrainConfig:
+def elastic_config(run: Path, shards: Path) -> PretrainConfig:
     """A run that goes on with what there is, slow enough that a machine may go and another come meanwhile.
 
     It is ten times as long as `small`, and rounding has as much longer to grow: hence a tenth of its learning rate.
     """
-    config = small(run, shards, epochs=20, timeout_s=15.0)
+    config = small_config(run, shards, epochs=20, timeout_s=15.0)
     config = replace(config, views=ViewSpec(size_px=96), optim=OptimConfig(learning_rate=1e-6))
     return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
@@ -110,16 +110,23 @@ class Machines:
         self._network, self._config, self._nodes, self._stack = network, config, nodes, stack
         self.started = [self._start(node) for node in range(NODES)]
 
-    def _start(self, node: int) -> Launched:
+    def _start(self, node: int) -> LaunchedCommand:
         config = self._config
         meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self._network.address(0)}:{PORT}", "--rdzv-id=test"]
         # With MIN:MAX machines, those that are there wait 5 s (torchrun's own default is 30) for more.
         conf = f"is_host={'false' if node else 'true'},last_call_timeout=5"
         meeting += [f"--rdzv-conf={conf}", f"--local-addr={self._network.address(node)}"]
-        command = [*TORCHRUN, f"--nnodes={self._nodes}", "--nproc-per-node=1", *meeting, "-m", *pretraining(config)]
-        command = self._network.on(node, supervised(config, command, "--patience=20"))
+        command = [
+            *TORCHRUN,
+            f"--nnodes={self._nodes}",
+            "--nproc-per-node=1",
+            *meeting,
+            "-m",
+            *pretrain_arguments(config),
+        ]
+        command = self._network.on(node, supervise_command(config, command, "--patience=20"))
         log = config.run_folder.parent / f"{config.run_folder.name}-node-{node}.log"
-        return self._stack.enter_context(launched(command, log, GLOO_SOCKET_IFNAME="eth0"))
+        return self._stack.enter_context(launch(command, log, GLOO_SOCKET_IFNAME="eth0"))
 
     def wait_for_step(self, step: int) -> None:
         """Return when there are metrics of this step."""
@@ -148,14 +155,14 @@ class Machines:
         """Return the newest step of which there are metrics."""
         return int(max((line["step"] for line in read_metrics(self._config.run_folder)), default=0))
 
-    def end(self) -> None:
+    def wait_for_ranks(self) -> None:
         """Wait until both have finished the run."""
         for machine in self.started:
-            assert machine.end(timeout_s=600) == 0, machine.said()
+            assert machine.end(timeout_s=600) == 0, machine.output()
 
 
 @contextmanager
-def machines(network: Network, config: PretrainConfig, nodes: str = str(NODES)) -> Iterator[Machines]:
+def run_on_machines(network: Network, config: PretrainConfig, nodes: str = str(NODES)) -> Iterator[Machines]:
     """Start the run on both machines; nothing of it outlives the block. nodes: what torchrun is told, N or MIN:MAX."""
     with ExitStack() as stack:
         yield Machines(network, config, nodes, stack)
@@ -172,7 +179,7 @@ class NoNetwork(Exception):
 
 
 @contextmanager
-def two_machines() -> Iterator[Network]:
+def two_machine_network() -> Iterator[Network]:
     """Give a network that is gone, with all its processes, when the block ends; raises NoNetwork."""
     if os.geteuid() != 0:
         raise NoNetwork("network namespaces need root")
