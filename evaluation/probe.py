@@ -45,9 +45,11 @@ from evaluation.scoring.scores import auc, resampled_aucs
 from evaluation.selection.choice import choose_checkpoint, goodness_of, judge
 from evaluation.selection.unseen_images import measure, unseen_images
 from infra import config as configuration
+from infra.extras import require_extra
 from infra.files import locked
 from infra.log import say
 from infra.metrics import read_metrics
+from infra.options import setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 
@@ -72,6 +74,8 @@ class Prober:
 
     def __init__(self, config: ProbeConfig, command: str = "") -> None:
         """Open the run and divide the datasets; raises UserError for what cannot be probed."""
+        if config.search == "ray":
+            require_extra("ray", setting(config, "search"), instead="take --search=serial")
         self.config, self.command = config, command
         self.run = config.run_folder
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml")

@@ -14,6 +14,7 @@ import torch
 
 from infra import config as configuration
 from infra.errors import RunFailed, UserError, require
+from infra.extras import has_extra
 from infra.log import say
 from launch.cli import guarded
 from sharding.simulation import datasets as simulated
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         f"--train.epochs={config.epochs}",
         f"--seed={config.seed}",
     )
-    _command("probe", f"--run_folder={run}", f"--data.shards=[{shards / 'cell'}]", f"--seed={config.seed}")
+    search = () if has_extra("ray") else ("--search=serial",)
+    _command("probe", f"--run_folder={run}", f"--data.shards=[{shards / 'cell'}]", f"--seed={config.seed}", *search)
     _command("report", str(run))
     say(f"the demo took {time.monotonic() - began:.0f} s; curves: tensorboard --logdir={run / 'events'}")
     return 0

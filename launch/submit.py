@@ -13,6 +13,7 @@ import requests
 
 from infra.config import parse
 from infra.errors import RunFailed, UserError, require
+from infra.extras import require_extra
 from infra.log import say
 from launch.cli import guarded
 
@@ -92,6 +93,7 @@ def submit(address: str, job: dict[str, Any]) -> str:
 
     Raises UserError when the job server cannot be reached, RunFailed when it refuses the job.
     """
+    require_extra("ray", "sternum submit ray")
     from ray.exceptions import AuthenticationError  # noqa: PLC0415 (a dry run need not wait for Ray)
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError
+from infra.extras import require_extra
 from infra.rng import stable_hash
 from sharding.datasets.files import visible_files
 from sharding.datasets.table import require_files
 from sharding.datasets.terms import SEXES, VIEWS, age_years, normal
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
-from sharding.images.dicom import DicomRejected, read_header
 
 RADIOGRAPHS: Final = ("CR", "DX", "RG")  # computed, digital and conventional radiography
 _KEYWORDS: Final = (
@@ -61,6 +61,7 @@ def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
     - PatientBirthDate is set;
     - BurnedInAnnotation is YES.
     """
+    require_extra("dicom", "the dataset dicom")
     files = visible_files(root) if root.is_dir() else iter(())
     first = next(files, None)
     require_files(root, "dicom", ("DICOM files",), first is not None)
@@ -69,6 +70,8 @@ def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
 
 
 def _item(root: Path, path: Path, options: DicomOptions) -> Sample | Rejection:
+    from sharding.images.dicom import DicomRejected, read_header  # noqa: PLC0415 (pydicom is an extra)
+
     try:
         with (root / path).open("rb") as file:
             header = read_header(file, _KEYWORDS)

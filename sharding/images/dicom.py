@@ -16,6 +16,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 
 from sharding.images.grayscale import Uint8, to_8_bit
+from sharding.images.magic import DICOM_HEAD_BYTES, is_dicom
 
 NOT_DICOM: Final = "not a DICOM file"
 DAMAGED: Final = "truncated or damaged DICOM"
@@ -26,18 +27,11 @@ UNSUPPORTED_BITS: Final = "DICOM pixels are neither 8-bit nor 16-bit"
 Integers = npt.NDArray[np.integer]
 Numbers = npt.NDArray[np.number]
 
-HEAD_BYTES: Final = 132  # a preamble of 128 bytes, then the magic
-_MAGIC: Final = b"DICM"
 _GRAY: Final = ("MONOCHROME1", "MONOCHROME2")
 
 
 class DicomRejected(Exception):
     """The file is not a DICOM radiograph that can be packed; the message is the reason."""
-
-
-def is_dicom(head: bytes) -> bool:
-    """Say whether a file that starts with `head` (HEAD_BYTES or more) is DICOM."""
-    return head[HEAD_BYTES - len(_MAGIC) : HEAD_BYTES] == _MAGIC
 
 
 def read_header(file: BinaryIO, keywords: Sequence[str]) -> dict[str, str]:
@@ -100,7 +94,7 @@ def open_image(content: bytes) -> DicomImage:
 
 def _read(file: BinaryIO, keywords: Sequence[str] | None = None) -> tuple[Dataset, UID]:
     """Parse a file, or of its header these elements only; returns it with its transfer syntax."""
-    if not is_dicom(file.read(HEAD_BYTES)):
+    if not is_dicom(file.read(DICOM_HEAD_BYTES)):
         raise DicomRejected(NOT_DICOM)
     with _damage():
         meta = data_element_generator(file, False, True, stop_when=lambda tag, *_: tag.group != 2)

@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from sharding.images.dicom import DicomRejected, is_dicom, open_image
+from infra.extras import require_extra
 from sharding.images.grayscale import from_16_bit
+from sharding.images.magic import is_dicom
 
 FORMATS: Final = ("JPEG", "PNG")
 MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
@@ -63,7 +64,10 @@ def encode_file(
 ) -> EncodedImage | str:
     """Encode an image file, or return the reason why it is rejected."""
     try:
-        return encode(_read(path), shorter_side_px, jpeg_quality, image_format, pass_through)
+        content = _read(path)
+        if is_dicom(content):
+            require_extra("dicom", str(path))
+        return encode(content, shorter_side_px, jpeg_quality, image_format, pass_through)
     except ImageRejected as rejected:
         return str(rejected)
 
@@ -165,6 +169,8 @@ def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Im
 
 
 def _decode_dicom(content: bytes) -> tuple[Image.Image, tuple[int, int]]:
+    from sharding.images.dicom import DicomRejected, open_image  # noqa: PLC0415 (pydicom is an extra)
+
     try:
         dicom = open_image(content)
         _require_size(dicom.width, dicom.height)

@@ -9,7 +9,6 @@ import atexit
 import logging
 import os
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import UserError, require
+from infra.extras import require_extra
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.engines.engine import EngineConfig, Precision
 from ssl_core.engines.replica import Replica
@@ -159,8 +159,7 @@ def _initialize(
     module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], device: torch.device
 ) -> Any:
     """Return DeepSpeed's engine over the process group that is open, or over one of this process alone."""
-    if find_spec("deepspeed") is None:
-        raise UserError("engine.kind=deepspeed, but DeepSpeed is not installed; pip install deepspeed, or take ddp")
+    require_extra("deepspeed", "engine.kind=deepspeed", instead="take engine.kind=ddp")
     # What its launcher sets; torchrun and a plain start leave some of it open.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))

@@ -4,10 +4,10 @@ An executor takes encoded images and drawn parameters and gives normalised tenso
 PIXEL_TOLERANCE, in gray levels from 0 to 255.
 """
 
-import importlib.util
 from typing import Final
 
 from infra.errors import UserError
+from infra.extras import has_extra, require_extra
 from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, ViewTask
 
 __all__ = ["KINDS", "PIXEL_TOLERANCE", "ViewBatch", "ViewExecutor", "ViewInputs", "ViewTask", "executor"]
@@ -23,13 +23,9 @@ def executor(kind: str, task: ViewTask) -> ViewExecutor:
     """
     if kind not in KINDS:
         raise UserError(f"executor={kind!r} must be one of {', '.join(KINDS)}; try auto")
-    has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-    if kind == "dali" and not has_dali:
-        raise UserError(
-            "executor='dali' needs NVIDIA DALI, which is not installed; pip install nvidia-dali-cuda130, "
-            "or set executor=torchvision"
-        )
-    if kind == "torchvision" or not has_dali:
+    if kind == "dali":
+        require_extra("dali", "executor=dali", instead="set executor=torchvision")
+    if kind == "torchvision" or not has_extra("dali"):
         from ssl_core.views.torchvision import TorchvisionExecutor  # noqa: PLC0415  each import takes a second
 
         return TorchvisionExecutor(task)
