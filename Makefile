@@ -1,19 +1,20 @@
-# make demo: the whole chain on simulated radiographs.  make test: the tests.  Both install what they need first.
+# make demo: run the whole chain on simulated radiographs.  make test: run the tests.  Both install what they need first.
 PYTHON ?= python3
 BIN := .venv/bin
+PACKAGES := infra sharding ssl_core evaluation launch
 
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo test test-slow check format structure clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-.venv/.installed: setup.cfg constraints.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sternum needs Python 3.11 or newer; call make PYTHON=...")'
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sternum needs Python 3.11 or newer; run make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
-install: .venv/.installed ## make .venv and install the pinned dependencies (done by the others when needed)
+install: .venv/.installed ## create .venv with all extras, at the pinned versions (the other targets do this as needed)
 
 demo: install ## run everything on simulated radiographs, in about five minutes on two cores
 	$(BIN)/sternum demo
@@ -21,17 +22,21 @@ demo: install ## run everything on simulated radiographs, in about five minutes 
 test: install ## run the default tests, two files at a time
 	$(BIN)/pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-test-slow: install ## run the tests that take minutes, one after the other
+test-slow: install ## run the tests that take minutes, one at a time
 	$(BIN)/pytest -m slow
 
-check: install ## lint, formatting and types
+check: install ## check lint rules, formatting, types and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry $(PACKAGES)
 
-format: install ## format the code and mend what lint can
+format: install ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove what the tools left, not .venv
+structure: install ## print rooms, floors and arrows of each package, and the folder cycles
+	$(BIN)/python -m tests.structure
+
+clean: ## remove what the tools left behind, but keep .venv
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info build
