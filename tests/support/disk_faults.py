@@ -1,4 +1,4 @@
-"""What is done to disks: full ones, damaged files, and a kill at any one of the things that a process does to one."""
+"""Disk faults: a full disk, damaged files, and a hook before each disk operation of a process."""
 
 import errno
 import os
@@ -8,28 +8,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
-OnEvent = Callable[[str, str], None]  # gets what is about to happen, and the path that it happens to
+OnEvent = Callable[[str, str], None]  # called with the operation and its path, before it happens
 
 FILLER = "filler"
 _AUDITED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
-_IN_FOLDER = {"os.remove", "os.rmdir"}  # whose path may be one in an open folder, their second argument
+_IN_FOLDER = {"os.remove", "os.rmdir"}  # their path may be relative to an open folder, the second argument
 
 
 class NoDisk(Exception):
-    """A small file system cannot be made here; says why."""
+    """A small file system cannot be made on this machine; the message says why."""
 
 
 @contextmanager
 def small_disk(folder: Path, size_mb: int) -> Iterator[None]:
-    """Mount a file system of this size on a folder until the block ends; raises NoDisk."""
+    """Mount a file system of `size_mb` MiB on a folder until the block ends.
+
+    Raises:
+        NoDisk: if this machine does not allow it.
+    """
     if os.geteuid() != 0:
         raise NoDisk("mounting a small file system needs root")
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)]
-    made = subprocess.run(mount, check=False, capture_output=True, text=True)
-    if made.returncode:
-        raise NoDisk(f"may not mount a file system here: {made.stderr.strip()}")
+    mounted = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        raise NoDisk(f"cannot mount a file system on this machine: {mounted.stderr.strip()}")
     try:
         yield
     finally:
@@ -37,7 +41,7 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[None]:
 
 
 def fill(disk: Path, left_bytes: int = 2**20) -> Path:
-    """Fill a disk but for so many bytes; returns the file that does it."""
+    """Fill a disk except for `left_bytes`, and return the file that fills it."""
     filler = disk / FILLER
     with filler.open("wb") as file:
         while not _is_filled(file, disk, left_bytes):
@@ -46,7 +50,7 @@ def fill(disk: Path, left_bytes: int = 2**20) -> Path:
 
 
 def _is_filled(file: BinaryIO, disk: Path, left_bytes: int) -> bool:
-    """Give a file the rest of a disk; says no when somebody else, such as a save, has taken some of it meanwhile."""
+    """Give a file the rest of a disk; return False if another writer, such as a save, took some of it meanwhile."""
     free = os.statvfs(disk)
     try:
         os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - left_bytes)
@@ -58,7 +62,7 @@ def _is_filled(file: BinaryIO, disk: Path, left_bytes: int) -> bool:
 
 
 def flip_a_bit(path: Path) -> None:
-    """Change one bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
@@ -70,10 +74,10 @@ def cut(path: Path) -> None:
 
 
 def on_disk_events(folder: Path, act: OnEvent) -> None:
-    """Call `act` before each thing that this process does to the disk in `folder`, until it ends.
+    """Call `act` before each disk operation of this process in `folder`, until the process ends.
 
-    Events are `open`, `os.mkdir`, `os.rename`, `os.remove`, `os.rmdir`, `fsync`, and `write`, before which the first
-    half is written.
+    Operations are `open`, `os.mkdir`, `os.rename`, `os.remove`, `os.rmdir`, `fsync`, and `write`. Before `write`, the
+    first half of the content is on disk already.
     """
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -81,9 +85,9 @@ def on_disk_events(folder: Path, act: OnEvent) -> None:
             path = os.fspath(arguments[0])
             if event in _IN_FOLDER and arguments[1] >= 0:
                 path = os.path.join(_path_of(arguments[1]), path)  # noqa: PTH118
-            happens(event, path)
+            report(event, path)
 
-    def happens(event: str, path: str) -> None:
+    def report(event: str, path: str) -> None:
         if str(folder) in path:
             act(event, path)
 
@@ -91,10 +95,10 @@ def on_disk_events(folder: Path, act: OnEvent) -> None:
 
     def watched_open(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         file = opened(path, mode, *arguments, **options)
-        return _Halved(file, path, act) if "w" in mode and str(folder) in str(path) else file
+        return _HalvingFile(file, path, act) if "w" in mode and str(folder) in str(path) else file
 
     def watched_fsync(descriptor: int) -> None:
-        happens("fsync", _path_of(descriptor))
+        report("fsync", _path_of(descriptor))
         synced(descriptor)
 
     Path.open, os.fsync = watched_open, watched_fsync  # type: ignore[method-assign, assignment]
@@ -105,13 +109,13 @@ def _path_of(descriptor: int) -> str:
     return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
-class _Halved:
-    """A file that writes in two halves, with an event in between."""
+class _HalvingFile:
+    """A file that writes in two halves, with an event between them."""
 
-    def __init__(self, file: BinaryIO, path: Path, act: OnEvent) -> None:
+    def __init__(self, file: IO[Any], path: Path, act: OnEvent) -> None:
         self._file, self._path, self._act = file, path, act
 
-    def __enter__(self) -> "_Halved":
+    def __enter__(self) -> "_HalvingFile":
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Epochs read from a packed folder, wherever it is: a module of its own, since a started process has to find it."""
+"""Epochs read from shards anywhere, in a module that spawned processes can import."""
 
 import os
 import subprocess
@@ -15,7 +15,12 @@ from sharding.reading.stream import DataConfig, ShardSet, sample_batches, sample
 
 
 class Epoch(NamedTuple):
-    """What an epoch gave: (sample, encoded image) in the order of consumption, and how many were valid."""
+    """The samples of an epoch.
+
+    Attributes:
+        images: (sample, encoded image) in the order of consumption.
+        valid: number of samples that were not masked.
+    """
 
     images: list[tuple[int, bytes]]
     valid: int
@@ -25,30 +30,30 @@ class Epoch(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """All of it in short."""
+        """A short text that differs for any two epochs that differ."""
         return f"{self.valid} valid, sha256 {sha256(repr(self.images).encode()).hexdigest()}"
 
 
 class Stopped(NamedTuple):
-    """Why reading stopped before the end of an epoch, and what it gave until then."""
+    """The error that stopped reading before the end of an epoch, and the images read until then."""
 
     error: RunFailed | UserError
     images: list[tuple[int, bytes]]
 
 
 def quick_fetch(cache_folder: Path, **values: Any) -> FetchConfig:
-    """Return the configuration of somebody in a hurry."""
+    """Return a download configuration with short timeouts; `values` override it."""
     quick = {"limit_gb": 1.0, "connections": 2, "attempts": 4, "stall_s": 2.0, "total_s": 30.0}
     return FetchConfig(cache_folder=cache_folder, **quick | values)
 
 
-def read_until(place: str, fetch: FetchConfig | None, lanes: int = 4) -> tuple[Epoch, RunFailed | UserError | None]:
-    """Read epoch 0 of the whole order; returns what came, and the error that ended it early."""
+def read_until(folder: str, fetch: FetchConfig | None, lanes: int = 4) -> tuple[Epoch, RunFailed | UserError | None]:
+    """Read epoch 0 and return it with the error that ended it early, if any."""
     images: list[tuple[int, bytes]] = []
     valid = 0
     try:
-        shards = ShardSet([place], fetch=fetch)
-        data = DataConfig([place], global_batch=2 * lanes, lanes=lanes, shuffle_window=4 * lanes)
+        shards = ShardSet([folder], fetch=fetch)
+        data = DataConfig([folder], global_batch=2 * lanes, lanes=lanes, shuffle_window=4 * lanes)
         order = sample_order(shards, data, seed=3)
         with closing(sample_batches(shards, order)) as stream:
             for batch in islice(stream, order.first_step_after_epoch(0)):
@@ -62,30 +67,34 @@ def read_until(place: str, fetch: FetchConfig | None, lanes: int = 4) -> tuple[E
     return Epoch(images, valid), None
 
 
-def read_epoch(place: str, fetch: FetchConfig | None, lanes: int = 4) -> Epoch:
-    """Read epoch 0; raises what ends it early."""
-    epoch, error = read_until(place, fetch, lanes)
+def read_epoch(folder: str, fetch: FetchConfig | None, lanes: int = 4) -> Epoch:
+    """Read epoch 0.
+
+    Raises:
+        RunFailed, UserError: the error that ends it early.
+    """
+    epoch, error = read_until(folder, fetch, lanes)
     if error is not None:
         raise error
     return epoch
 
 
-def read_until_stopped(place: str, fetch: FetchConfig) -> Stopped:
-    """Read an epoch that stops early; fails when it does not, and when something was masked before."""
-    epoch, error = read_until(place, fetch)
-    assert error is not None, "the epoch came to its end"
+def read_until_stopped(folder: str, fetch: FetchConfig) -> Stopped:
+    """Read an epoch that must stop early, with no sample masked before that."""
+    epoch, error = read_until(folder, fetch)
+    assert error is not None, "the epoch was read to its end"
     assert epoch.valid == len(epoch.images)
     return Stopped(error, epoch.images)
 
 
-def reading_process(place: str, cache_folder: Path) -> "subprocess.Popen[str]":
-    """Start a process that reads an epoch and writes its fingerprint to its standard output."""
+def reading_process(folder: str, cache_folder: Path) -> "subprocess.Popen[str]":
+    """Start a process that reads epoch 0 and prints its fingerprint."""
     return subprocess.Popen(
         [
             sys.executable,
             "-c",
             "from tests.support import epoch_reader; epoch_reader._main()",
-            place,
+            folder,
             str(cache_folder),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

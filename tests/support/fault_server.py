@@ -1,4 +1,4 @@
-"""A real HTTP server over a folder that misbehaves as it is told, file by file and request by request."""
+"""An HTTP server over a folder with scripted faults, by file and by request."""
 
 import re
 import socket
@@ -15,26 +15,32 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 Kind = Literal[
-    "status",  # this status and a short text, nothing of the file
-    "cut",  # the whole Content-Length is announced, the connection ends after `at` bytes
-    "cut unannounced",  # no Content-Length; the connection ends after `at` bytes, as an end does
+    "status",  # this status and a short text instead of the file
+    "cut",  # full Content-Length, but the connection ends after `at` bytes
+    "cut unannounced",  # no Content-Length, and the connection ends after `at` bytes, as at the end of a file
     "unannounced",  # no Content-Length, all bytes
     "reset",  # TCP reset after `at` bytes
-    "silent",  # `at` bytes, then nothing, and the connection stays open
-    "trickle",  # a byte now and then, for ever
-    "flip",  # one bit of byte `at` of the file is another; nothing else is wrong
-    "excess",  # `at` bytes too many, announced
-    "ignore range",  # 200 and the whole file, whatever was asked for
-    "shift range",  # 206 of a part that starts `at` bytes later than was asked for, and says so
-    "mislabel range",  # 206 of the right part, whose Content-Range names another one
-    "redirect",  # to `value`
-    "reset at once",  # TCP reset in place of an answer
+    "silent",  # `at` bytes, then nothing, but the connection stays open
+    "trickle",  # `at` bytes, then 20 bytes a second
+    "flip",  # one flipped bit in byte `at` of the file
+    "excess",  # `at` bytes too many, counted in Content-Length
+    "ignore range",  # 200 and the whole file for every request
+    "shift range",  # 206 with a correct Content-Range, but of a part that starts `at` bytes late
+    "mislabel range",  # 206 with the right part, but a Content-Range that names another one
+    "redirect",  # to the address `value`
+    "reset at once",  # TCP reset instead of an answer
 ]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One misbehaviour. at: bytes, for a status the status itself. value: its Retry-After, or where to redirect to."""
+    """A fault of one answer.
+
+    Attributes:
+        kind: see `Kind`.
+        at: a number of bytes; for `status` the status code.
+        value: for `status` the Retry-After header, for `redirect` the address.
+    """
 
     kind: Kind
     at: int = 0
@@ -42,26 +48,28 @@ class Fault:
 
 
 class Request(NamedTuple):
-    """A request that arrived. first_byte: of its Range, 0 for none."""
+    """A request that arrived."""
 
     method: str
     path: str
     range: str | None
-    arrived_s: float  # on a clock that only goes forward
+    arrived_s: float  # on the monotonic clock
 
     @property
     def first_byte(self) -> int:
-        found = re.match(r"bytes=(\d+)-", self.range or "")
-        return int(found[1]) if found else 0
+        """The start of its Range, 0 without one."""
+        start = re.match(r"bytes=(\d+)-", self.range or "")
+        return int(start[1]) if start else 0
 
 
 class FaultServer(ThreadingHTTPServer):
-    """Serves `folder` under its port.
+    """A server of the files in `folder`, on a free port.
 
     Attributes:
-        url: its root.
-        requests: what arrived, in order.
-        sent: bytes of bodies sent, by path.
+        url: address of the folder.
+        requests: requests so far, in order.
+        sent: bytes of bodies sent so far, by path.
+        ending: set when the server shuts down.
     """
 
     daemon_threads = True
@@ -73,21 +81,21 @@ class FaultServer(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.sent: defaultdict[str, int] = defaultdict(int)
         self.ending = threading.Event()
-        self._scripts: dict[str, list[Fault]] = {}
+        self._scripts: dict[str, list[Fault | None]] = {}
         self._lasting: dict[str, Fault] = {}
         self._lock = threading.Lock()
 
     def script(self, path: str, *faults: Fault | None) -> None:
-        """Let the next GET requests of a path meet these faults in turn (None: a right answer), later ones none."""
+        """Answer the next GET requests of a path with these faults in turn (None: a correct answer), then correctly."""
         with self._lock:
-            self._scripts[path] = list(faults)  # type: ignore[arg-type]
+            self._scripts[path] = list(faults)
 
     def always(self, path: str, fault: Fault) -> None:
-        """Let every request of a path meet this fault."""
+        """Answer every request of a path with this fault."""
         self._lasting[path] = fault
 
     def heal(self) -> None:
-        """Forget all faults and all requests."""
+        """Remove all faults, and forget all requests."""
         with self._lock:
             self._scripts.clear()
             self._lasting.clear()
@@ -99,8 +107,8 @@ class FaultServer(ThreadingHTTPServer):
         with self._lock:
             return [request for request in self.requests if request.path == path and request.method == "GET"]
 
-    def arrived(self, request: Request) -> Fault | None:
-        """Note a request and return the fault that it meets; a HEAD meets lasting ones only."""
+    def take_fault(self, request: Request) -> Fault | None:
+        """Record a request and return its fault; HEAD requests get only those set by `always`."""
         with self._lock:
             self.requests.append(request)
             if request.path in self._lasting:
@@ -109,17 +117,17 @@ class FaultServer(ThreadingHTTPServer):
             return script.pop(0) if script and request.method == "GET" else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about clients that went away: they may."""
+        """Print nothing when a client disconnects: clients may."""
 
 
 class FaultHandler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD, with Range."""
+    """Handler of GET and HEAD requests, with Range."""
 
     protocol_version = "HTTP/1.1"
     server: FaultServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
         """Answer with headers."""
@@ -130,30 +138,30 @@ class FaultHandler(BaseHTTPRequestHandler):
         self._answer()
 
     def file(self, path: str) -> Path | None:
-        """Return the file that a path names, None if there is none."""
-        found = self.server.folder / path.lstrip("/")
-        return found if found.is_file() else None
+        """Return the file at a request path, or None."""
+        file = self.server.folder / path.lstrip("/")
+        return file if file.is_file() else None
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        fault = self.server.arrived(Request(self.command, path, self.headers.get("Range"), time.monotonic()))
-        found = self.file(path)
+        fault = self.server.take_fault(Request(self.command, path, self.headers.get("Range"), time.monotonic()))
+        file = self.file(path)
         if fault is not None and fault.kind in ("status", "redirect", "reset at once"):
             self._refuse(fault)
-        elif found is None:
-            self.say(404, b"there is no such file")
+        elif file is None:
+            self.send_text(404, b"no such file")
         else:
-            self._send(found.read_bytes(), fault or Fault("flip", -1), path)
+            self._send(file.read_bytes(), fault or Fault("flip", -1), path)
 
     def _refuse(self, fault: Fault) -> None:
         if fault.kind == "reset at once":
             self._reset()
         elif fault.kind == "redirect":
-            self.say(302, b"", Location=fault.value)
+            self.send_text(302, b"", Location=fault.value)
         else:
-            self.say(fault.at, b"as the test asked", **({"Retry-After": fault.value} if fault.value else {}))
+            self.send_text(fault.at, b"scripted by the test", **({"Retry-After": fault.value} if fault.value else {}))
 
-    def say(self, status: int, body: bytes, **headers: str) -> None:
+    def send_text(self, status: int, body: bytes, **headers: str) -> None:
         """Send a small answer."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -163,9 +171,9 @@ class FaultHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _send(self, content: bytes, fault: Fault, path: str) -> None:
-        start, stop = self._asked_range(len(content), fault)
+        start, stop = self._range(len(content), fault)
         if start >= len(content) and len(content):
-            return self.say(416, b"", **{"Content-Range": f"bytes */{len(content)}"})
+            return self.send_text(416, b"", **{"Content-Range": f"bytes */{len(content)}"})
         if fault.kind == "flip" and 0 <= fault.at < len(content):
             content = content[: fault.at] + bytes([content[fault.at] ^ 1]) + content[fault.at + 1 :]
         body = content[start:stop] + (bytes(fault.at) if fault.kind == "excess" else b"")
@@ -185,12 +193,12 @@ class FaultHandler(BaseHTTPRequestHandler):
             self._send_body(body, fault, path)
         return None
 
-    def _asked_range(self, size: int, fault: Fault) -> tuple[int, int]:
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if found is None or fault.kind == "ignore range":
+    def _range(self, size: int, fault: Fault) -> tuple[int, int]:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted is None or fault.kind == "ignore range":
             return 0, size
-        start = int(found[1]) + (fault.at if fault.kind == "shift range" else 0)
-        return start, min(int(found[2]) + 1, size) if found[2] else size
+        start = int(wanted[1]) + (fault.at if fault.kind == "shift range" else 0)
+        return start, min(int(wanted[2]) + 1, size) if wanted[2] else size
 
     def _send_body(self, body: bytes, fault: Fault, path: str) -> None:
         broken_off = fault.kind in ("cut", "cut unannounced", "reset", "silent", "trickle")
@@ -213,7 +221,7 @@ class FaultHandler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _reset(self) -> None:
-        self.server.ending.wait(0.05)  # else the reset overtakes the bytes before it
+        self.server.ending.wait(0.05)  # otherwise the reset overtakes the bytes before it
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.rfile.close()
@@ -223,7 +231,7 @@ class FaultHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path, handler: type[FaultHandler] | None = None) -> Iterator[FaultServer]:
-    """Serve a folder for the length of a block."""
+    """Serve a folder until the block ends."""
     server = FaultServer(folder, handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="fault-server")
     thread.start()
@@ -237,5 +245,5 @@ def serving(folder: Path, handler: type[FaultHandler] | None = None) -> Iterator
 
 
 def first_bytes(requests: Sequence[Request]) -> list[int]:
-    """Return where each of these requests asked to begin."""
+    """Return the first byte that each request asked for."""
     return [request.first_byte for request in requests]

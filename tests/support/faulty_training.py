@@ -1,4 +1,4 @@
-"""Pretraining in real processes that can be hurt."""
+"""Pretraining in real processes, with faults injected at chosen steps, and the outcomes of such runs."""
 
 import os
 import re
@@ -34,11 +34,16 @@ from tests.support.fork_server import fork_context
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one rank when it is about to learn from a step, `times` times over all starts of the run.
+    """A fault that strikes one rank just before it learns from a step.
 
-    kind: kill, stop (SIGSTOP), term (SIGTERM), usr1 (SIGUSR1), raise, nan (in its images), fill (to its last byte, the
-    disk that is mounted on the run's folder), free (it again); or save: kill at the disk event of this number
-    (`on_disk_events`) in the save of the checkpoint of this step.
+    Attributes:
+        kind: kill, stop (SIGSTOP), term (SIGTERM), usr1 (SIGUSR1), raise, nan (in the rank's images), fill (the disk
+            mounted on the run folder, to its last byte), free (that disk), or save: kill the rank while it saves the
+            checkpoint of this step, before disk event number `event` (see `on_disk_events`).
+        rank: the rank.
+        step: the step.
+        times: how often it strikes, over all starts of the run.
+        event: for save, the number of the disk event.
     """
 
     kind: str
@@ -49,7 +54,7 @@ class Fault:
 
 
 def small_config(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
-    """A run of 12 steps with a checkpoint every 3, small enough to be started many times."""
+    """Return the configuration of a run of 12 steps with a checkpoint every 3; `changes` go to `TrainConfig`."""
     train_config = TrainConfig(
         epochs=2,
         precision="fp32",
@@ -63,8 +68,8 @@ def small_config(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
         data=DataConfig([str(shards)], global_batch=16, lanes=8),
         views=ViewSpec(size_px=32),
         model=ModelConfig("resnet18", projection_width=32, projection_size=16),
-        # Adam's first steps turn the rounding of a gradient near zero into a whole step: with the paper's rate, runs
-        # at two world sizes, which sum in different orders, part visibly within ten steps.
+        # Adam's first steps turn the rounding of a gradient near zero into a whole step. Runs at two world sizes sum
+        # in different orders, so with the paper's rate they would differ visibly within ten steps.
         optim=OptimConfig(learning_rate=1e-5),
         train=replace(train_config, **changes),
         executor="torchvision",
@@ -72,7 +77,7 @@ def small_config(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
 
 
 def start_ranks(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> list[Any]:
-    """Start the ranks of a run and return their processes."""
+    """Start one process for each rank of a run and return the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +91,7 @@ def start_ranks(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()
 
 
 def wait_for_ranks(processes: Sequence[Any], timeout_s: float = 120.0) -> list[int]:
-    """Wait as a launcher does: once a rank has failed, the others get a moment and are killed; returns exit codes."""
+    """Wait as a launcher does, and return the exit codes: after one rank fails, the others have 15 s to end."""
     until_s = time.monotonic() + timeout_s
     while any(process.is_alive() for process in processes) and time.monotonic() < until_s:
         if any(process.exitcode for process in processes):
@@ -99,7 +104,7 @@ def wait_for_ranks(processes: Sequence[Any], timeout_s: float = 120.0) -> list[i
 
 
 def train_through(config: PretrainConfig, world: int, faults: Sequence[Fault] = (), starts: int = 10) -> int:
-    """Start the run again until it is finished; returns the number of starts."""
+    """Start the run again until it is finished, and return the number of starts."""
     for number in range(1, starts + 1):
         exit_codes = wait_for_ranks(start_ranks(config, world, faults))
         if exit_codes == [0] * world and steps_done(config.run_folder) == total_steps(config):
@@ -108,20 +113,20 @@ def train_through(config: PretrainConfig, world: int, faults: Sequence[Fault] = 
 
 
 def steps_done(run: Path) -> int:
-    """Return the step of the newest checkpoint."""
+    """Return the step of the newest checkpoint, 0 without one."""
     checkpoints = find_checkpoints(run)
     return checkpoints[-1].step if checkpoints else 0
 
 
 def total_steps(config: PretrainConfig) -> int:
-    """Return the step at which the run is finished."""
+    """Return the number of steps of the whole run."""
     samples = ShardSet(config.data.shards).samples
     return -(-config.train.epochs * samples // config.data.global_batch)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: final weights, losses by step, and every sample that was consumed."""
+    """The result of a run: final weights, losses by step, and every sample that was consumed."""
 
     weights: dict[str, torch.Tensor]
     losses: dict[int, float]
@@ -129,33 +134,36 @@ class Outcome:
 
 
 def read_outcome(run: Path) -> Outcome:
-    """Read what a finished run left."""
+    """Read the outcome of a finished run."""
     weights = load_file(find_checkpoints(run)[-1].path / "model.safetensors")
     losses = {int(line["step"]): line["loss"] for line in read_metrics(run)}
     return Outcome(weights, losses, read_sample_log(run))
 
 
-def assert_same_samples(found: Outcome, expected: Outcome) -> None:
-    """Assert that step by step the same samples of the same epochs were consumed, none lost and none repeated."""
-    assert [step.step for step in found.consumed] == [step.step for step in expected.consumed]
-    for one, other in zip(found.consumed, expected.consumed, strict=True):
-        assert one.epochs.tolist() == other.epochs.tolist()
-        assert one.samples.tolist() == other.samples.tolist()
+def assert_same_samples(actual: Outcome, expected: Outcome) -> None:
+    """Assert that both runs consumed the same samples of the same epochs in each step, none lost and none repeated."""
+    assert [step.step for step in actual.consumed] == [step.step for step in expected.consumed]
+    for step, expected_step in zip(actual.consumed, expected.consumed, strict=True):
+        assert step.epochs.tolist() == expected_step.epochs.tolist()
+        assert step.samples.tolist() == expected_step.samples.tolist()
 
 
-def assert_same_run(found: Outcome, expected: Outcome) -> None:
-    """Assert that a run at other world sizes consumed the same samples and had, up to rounding, the same losses."""
-    assert_same_samples(found, expected)
+def assert_same_run(actual: Outcome, expected: Outcome) -> None:
+    """Assert that both runs consumed the same samples and had, up to rounding, the same losses.
+
+    For runs at different world sizes.
+    """
+    assert_same_samples(actual, expected)
     steps = sorted(expected.losses)
-    np.testing.assert_allclose([found.losses[s] for s in steps], [expected.losses[s] for s in steps], rtol=2e-3)
+    np.testing.assert_allclose([actual.losses[s] for s in steps], [expected.losses[s] for s in steps], rtol=2e-3)
 
 
-def assert_same_bits(found: Outcome, expected: Outcome) -> None:
-    """Assert that a run ended in the very weights, by the very losses and samples, of another."""
-    assert_same_samples(found, expected)
-    assert found.losses == expected.losses
-    assert found.weights.keys() == expected.weights.keys()
-    different = [name for name, value in expected.weights.items() if not torch.equal(found.weights[name], value)]
+def assert_same_bits(actual: Outcome, expected: Outcome) -> None:
+    """Assert that both runs have exactly the same samples, losses and final weights."""
+    assert_same_samples(actual, expected)
+    assert actual.losses == expected.losses
+    assert actual.weights.keys() == expected.weights.keys()
+    different = [name for name, value in expected.weights.items() if not torch.equal(actual.weights[name], value)]
     assert not different, different
 
 
@@ -175,12 +183,12 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     except (UserError, RunFailed) as error:
         log.write(f"error: {error}\n")
         log.close()
-        os._exit(error.exit_code)  # at once, as a launcher would end it: other ranks may be gone
+        os._exit(error.exit_code)  # at once, as under a launcher: an orderly exit would wait for ranks that are gone
     log.close()
 
 
 def counter(run: Path, fault: Fault, number: int) -> Path:
-    """Return the file that counts how often the occasion of a start's fault of this number came."""
+    """Return the file that counts how often fault number `number` of a start could have struck."""
     return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
 
 
@@ -195,7 +203,10 @@ def _hurt(learn: Callable[..., Any], run: Path, faults: dict[Path, Fault]) -> Ca
 
 
 class _KillInSave:
-    """Notes what is done to the disk from the first thing for the checkpoint of a step to the first for a later one."""
+    """Hook that records the disk events of the save of one checkpoint, and kills its process at one of them.
+
+    The save lasts from the first event for the checkpoint of this step to the first for that of a later step.
+    """
 
     def __init__(self, fault: Fault, counter: Path) -> None:
         self._fault, self._counter = fault, counter
@@ -216,9 +227,9 @@ class _KillInSave:
 
 
 def save_event_numbers(config: PretrainConfig, world: int, step: int) -> list[int]:
-    """Train to the end and return the numbers of the disk events in the save of this step that are worth a kill.
+    """Train to the end and return the numbers of the disk events in the save of this step at which to kill.
 
-    Of the writes into one file, which are one for each tensor, the first and the last.
+    A file gets one write for each tensor; of these, only the first and the last count.
     """
     fault = Fault("save", 0, step, times=0)
     assert train_through(config, world, [fault]) == 1
@@ -234,7 +245,7 @@ def save_event_numbers(config: PretrainConfig, world: int, step: int) -> list[in
 
 def _once_more(counter: Path, times: int) -> bool:
     done = int(counter.read_text()) if counter.exists() else 0
-    write_atomic(counter, str(done + 1))  # another thread may kill this process meanwhile, and the count has to hold
+    write_atomic(counter, str(done + 1))  # atomic: another thread may kill this process meanwhile
     return done < times
 
 

@@ -1,4 +1,4 @@
-"""A fork server that has imported what training takes, so that a process of the tests starts at once."""
+"""A fork server that has imported the training code, so that test processes start at once."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from unittest import mock
 
 @cache
 def fork_context() -> ForkServerContext:
-    """Return where processes are forked off; the first call starts the server.
+    """Return the context that forks processes off the server; the first call starts the server.
 
-    Every process has the environment of that call, without a GPU, and nothing that a test has imported or patched.
+    Every process has the environment of that first call, without a GPU, and nothing that a test imported or patched.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.support.fork_server_imports"])
-    # The server knows nothing of this process's path, and passes over in silence what it does not find on its own.
-    own = {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    with mock.patch.dict(os.environ, own):
+    # The server does not inherit this process's path, and silently skips modules that it does not find.
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    with mock.patch.dict(os.environ, environment):
         forkserver.ensure_running()
     return context

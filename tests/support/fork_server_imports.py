@@ -1,4 +1,4 @@
-"""What the fork server imports before it forks. It may start no threads: a forked process would not have them."""
+"""Imports of the fork server. They must not start threads: a forked process would not have them."""
 
 import deepspeed  # noqa: F401
 import hypothesis  # noqa: F401

@@ -1,4 +1,4 @@
-"""Two machines, as network namespaces behind a switch, and a pretraining that runs on both."""
+"""Two network namespaces that act as machines behind a switch, and pretraining on both."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def ip(*words: str) -> None:
 
 
 class Network:
-    """Nodes 0 and 1, each a namespace with one interface, eth0, that a cable joins to a switch in a third one."""
+    """Nodes 0 and 1: namespaces whose interface eth0 is cabled to a switch in a third namespace."""
 
     def __init__(self) -> None:
         token = uuid4().hex[:6]
@@ -39,7 +39,11 @@ class Network:
         self._nodes = [f"sternum-{token}-{node}" for node in range(NODES)]
 
     def build(self) -> None:
-        """Make namespaces and cables; raises CalledProcessError where the kernel does not let us."""
+        """Make the namespaces and cables.
+
+        Raises:
+            subprocess.CalledProcessError: if the kernel does not allow it.
+        """
         for name in (self._switch, *self._nodes):
             ip("netns", "add", name)
         ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
@@ -51,36 +55,36 @@ class Network:
             ip("-n", name, "address", "add", f"{self.address(node)}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 ip("-n", name, "link", "set", device, "up")
-            self.join(node)
+            self.plug_in(node)
 
     def address(self, node: int) -> str:
         return f"10.203.17.{node + 1}"
 
     def on(self, node: int, command: list[str]) -> list[str]:
-        """Return a command that runs another one on a node."""
+        """Return a command that runs `command` on a node."""
         return ["ip", "netns", "exec", self._nodes[node], *command]
 
-    def cut(self, node: int) -> None:
-        """Pull a node's cable."""
+    def unplug(self, node: int) -> None:
+        """Pull the cable of a node."""
         ip("-n", self._switch, "link", "set", f"port-{node}", "down")
 
-    def join(self, node: int) -> None:
-        """Plug it in again."""
+    def plug_in(self, node: int) -> None:
+        """Plug in the cable of a node."""
         ip("-n", self._switch, "link", "set", f"port-{node}", "up")
 
     def kill(self, node: int) -> None:
-        """Kill all processes of a node, which says nothing to the other one if its cable is pulled."""
+        """Kill all processes of a node; the other node does not notice while the cable is unplugged."""
         processes = [psutil.Process(pid) for pid in self._pids(self._nodes[node]) if psutil.pid_exists(pid)]
         for process in processes:
             process.kill()
         psutil.wait_procs(processes, timeout=30)
 
     def _pids(self, name: str) -> list[int]:
-        found = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True, text=True)
-        return [int(word) for word in found.stdout.split()]
+        listed = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True, text=True)
+        return [int(word) for word in listed.stdout.split()]
 
     def remove(self) -> None:
-        """Kill whatever runs in it, and remove it."""
+        """Kill all processes in the network, and remove it."""
         for node in range(NODES):
             self.kill(node)
         for name in (self._switch, *self._nodes):
@@ -88,15 +92,15 @@ class Network:
 
 
 def two_machine_config(run: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
-    """A run that needs both machines."""
+    """Return the configuration of a run that needs both machines."""
     config = small_config(run, shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
     return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
 
 def elastic_config(run: Path, shards: Path) -> PretrainConfig:
-    """A run that goes on with what there is, slow enough that a machine may go and another come meanwhile.
+    """Return the configuration of a run that continues on one machine, slow enough to lose and regain one meanwhile.
 
-    It is ten times as long as `small`, and rounding has as much longer to grow: hence a tenth of its learning rate.
+    It is ten times as long as `small_config`, so rounding errors grow for longer; the learning rate is a tenth.
     """
     config = small_config(run, shards, epochs=20, timeout_s=15.0)
     config = replace(config, views=ViewSpec(size_px=96), optim=OptimConfig(learning_rate=1e-6))
@@ -104,7 +108,7 @@ def elastic_config(run: Path, shards: Path) -> PretrainConfig:
 
 
 class Machines:
-    """Both machines with a run on them, each under `sternum supervise`; the first is the one that all meet at."""
+    """A run on both machines, each under `sternum supervise`; the rendezvous is on the first."""
 
     def __init__(self, network: Network, config: PretrainConfig, nodes: str, stack: ExitStack) -> None:
         self._network, self._config, self._nodes, self._stack = network, config, nodes, stack
@@ -112,15 +116,15 @@ class Machines:
 
     def _start(self, node: int) -> LaunchedCommand:
         config = self._config
-        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self._network.address(0)}:{PORT}", "--rdzv-id=test"]
-        # With MIN:MAX machines, those that are there wait 5 s (torchrun's own default is 30) for more.
+        rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self._network.address(0)}:{PORT}", "--rdzv-id=test"]
+        # With MIN:MAX machines, the first ones wait 5 s for more (torchrun waits 30 s by default).
         conf = f"is_host={'false' if node else 'true'},last_call_timeout=5"
-        meeting += [f"--rdzv-conf={conf}", f"--local-addr={self._network.address(node)}"]
+        rendezvous += [f"--rdzv-conf={conf}", f"--local-addr={self._network.address(node)}"]
         command = [
             *TORCHRUN,
             f"--nnodes={self._nodes}",
             "--nproc-per-node=1",
-            *meeting,
+            *rendezvous,
             "-m",
             *pretrain_arguments(config),
         ]
@@ -129,68 +133,72 @@ class Machines:
         return self._stack.enter_context(launch(command, log, GLOO_SOCKET_IFNAME="eth0"))
 
     def wait_for_step(self, step: int) -> None:
-        """Return when there are metrics of this step."""
+        """Wait until the metrics have a line of this step."""
         self.started[0].wait_for_step(self._config.run_folder, step, timeout_s=400)
 
     def pull_cable(self, node: int, seconds: float) -> None:
-        """Pull a machine's cable for a while, in which the run stands still."""
-        self._network.cut(node)
+        """Pull the cable of a machine for some seconds, during which the run must stop."""
+        self._network.unplug(node)
         step = self.step()
         time.sleep(seconds)
-        assert self.step() <= step + 2 < total_steps(self._config), "it was not cut in the midst of training"
-        self._network.join(node)
+        assert self.step() <= step + 2 < total_steps(self._config), "the cable was not pulled during training"
+        self._network.plug_in(node)
 
     def lose(self, node: int) -> None:
-        """Take a machine away at once: one without power says no goodbye."""
-        self._network.cut(node)
+        """Remove a machine at once, without a sign to the other, as a power failure does."""
+        self._network.unplug(node)
         self._network.kill(node)
-        assert self.step() < total_steps(self._config), "it was not lost in the midst of training"
+        assert self.step() < total_steps(self._config), "the machine was not lost during training"
 
     def bring_back(self, node: int) -> None:
-        """Give a machine back, and start its part of the run."""
-        self._network.join(node)
+        """Bring a machine back, and start its part of the run."""
+        self._network.plug_in(node)
         self.started[node] = self._start(node)
 
     def step(self) -> int:
-        """Return the newest step of which there are metrics."""
+        """Return the newest step in the metrics, 0 without any."""
         return int(max((line["step"] for line in read_metrics(self._config.run_folder)), default=0))
 
     def wait_for_ranks(self) -> None:
-        """Wait until both have finished the run."""
+        """Wait until both machines have finished the run."""
         for machine in self.started:
             assert machine.end(timeout_s=600) == 0, machine.output()
 
 
 @contextmanager
 def run_on_machines(network: Network, config: PretrainConfig, nodes: str = str(NODES)) -> Iterator[Machines]:
-    """Start the run on both machines; nothing of it outlives the block. nodes: what torchrun is told, N or MIN:MAX."""
+    """Start the run on both machines, and kill it when the block ends; `nodes` is N or MIN:MAX, as for torchrun."""
     with ExitStack() as stack:
         yield Machines(network, config, nodes, stack)
 
 
 def world_sizes(run: Path) -> list[int]:
-    """Return the numbers of ranks that a run was trained by, one after the other."""
+    """Return the world sizes of a run, in order, without repeats in a row."""
     lines = (run / "samples" / "rank-0.jsonl").read_text().splitlines()
     return [world for world, _ in groupby(json.loads(line)["world"] for line in lines)]
 
 
 class NoNetwork(Exception):
-    """Namespaces cannot be made here; says why."""
+    """Network namespaces cannot be made on this machine; the message says why."""
 
 
 @contextmanager
 def two_machine_network() -> Iterator[Network]:
-    """Give a network that is gone, with all its processes, when the block ends; raises NoNetwork."""
+    """Make a network that is removed, with all its processes, when the block ends.
+
+    Raises:
+        NoNetwork: if this machine does not allow it.
+    """
     if os.geteuid() != 0:
         raise NoNetwork("network namespaces need root")
     if shutil.which("ip") is None:
-        raise NoNetwork("network namespaces need the command `ip`, of the package iproute2")
-    made = Network()
+        raise NoNetwork("network namespaces need the command `ip` of the package iproute2")
+    network = Network()
     try:
         try:
-            made.build()
+            network.build()
         except subprocess.CalledProcessError as error:
-            raise NoNetwork(f"network namespaces do not work here: {error.stderr.strip()}") from error
-        yield made
+            raise NoNetwork(f"network namespaces do not work on this machine: {error.stderr.strip()}") from error
+        yield network
     finally:
-        made.remove()
+        network.remove()

@@ -1,4 +1,4 @@
-"""Real processes over gloo for tests: a module of its own, since a started process has to find it by name."""
+"""Calls in several processes of one gloo process group; the functions must live in modules that they can import."""
 
 import os
 import sys
@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from tests.support.fork_server import fork_context
 
 
 def _enter(rank: int, world: int, store: str) -> None:
-    # What it says goes to a file: the fork server's own outputs are not those of the test.
-    said = os.open(f"{store}-{rank}-said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    # Output goes to a file: the outputs of the fork server are not those of the test.
+    output = os.open(f"{store}-{rank}-output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     torch.set_num_threads(1)
     function, arguments = torch.load(f"{store}-call", weights_only=False)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -30,14 +30,14 @@ def _enter(rank: int, world: int, store: str) -> None:
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call `function(rank, world, *arguments)` in `world` processes of one group; returns what each returned."""
+    """Call `function(rank, world, *arguments)` in `world` processes of one group and return their results by rank."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        # By a file: among the arguments of a process each tensor takes a descriptor, of which there are 256.
+        # The arguments travel in a file: each tensor among the arguments of a process takes one of 256 descriptors.
         torch.save((function, arguments), f"{store}-call")
         try:
-            mp.start_processes(_enter, (world, store), nprocs=world, start_method=fork_context().get_start_method())
+            start_processes(_enter, (world, store), nprocs=world, start_method=fork_context().get_start_method())  # type: ignore[no-untyped-call]
         finally:
-            for said in sorted(Path(folder).glob("*-said")):
-                sys.stderr.write(said.read_text(errors="replace"))
+            for output in sorted(Path(folder).glob("*-output")):
+                sys.stderr.write(output.read_text(errors="replace"))
         return [torch.load(f"{store}-{rank}") for rank in range(world)]

@@ -1,4 +1,4 @@
-"""As much of S3 as a reader needs, spoken by the fault server: path-style GET, HEAD and ListObjectsV2 of one bucket."""
+"""The part of S3 that a reader needs, on the fault server: path-style GET, HEAD and ListObjectsV2 of one bucket."""
 
 import re
 from pathlib import Path
@@ -14,27 +14,27 @@ _ERRORS = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 500: "
 
 
 class S3Handler(FaultHandler):
-    """The folder of the server is the bucket BUCKET, which the access key KEY_ID may read."""
+    """Handler that serves the folder as the bucket BUCKET, readable by the access key KEY_ID."""
 
     def file(self, path: str) -> Path | None:
-        """Return the object that a path names."""
+        """Return the object at a request path, or None."""
         bucket, _, key = path.lstrip("/").partition("/")
         return super().file(key) if bucket == BUCKET and key else None
 
     def _answer(self) -> None:
         address = urlsplit(self.path)
         bucket, _, key = unquote(address.path).lstrip("/").partition("/")
-        known = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization") or "")
-        if known is None or known[1] != KEY_ID:
+        credential = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization") or "")
+        if credential is None or credential[1] != KEY_ID:
             self._error(403, "InvalidAccessKeyId")
         elif bucket != BUCKET:
             self._error(404, "NoSuchBucket")
         elif key:
             super()._answer()
-        elif "list-type" in (asked := parse_qs(address.query)):
-            self._list(asked.get("prefix", [""])[0], asked.get("delimiter", [""])[0])
+        elif "list-type" in (query := parse_qs(address.query)):
+            self._list(query.get("prefix", [""])[0], query.get("delimiter", [""])[0])
         else:
-            self.say(200, b"")
+            self.send_text(200, b"")
 
     def _refuse(self, fault: Fault) -> None:
         if fault.kind == "status":
@@ -42,17 +42,17 @@ class S3Handler(FaultHandler):
         else:
             super()._refuse(fault)
 
-    def say(self, status: int, body: bytes, **headers: Any) -> None:
-        """Send a small answer; S3's errors are XML."""
+    def send_text(self, status: int, body: bytes, **headers: Any) -> None:
+        """Send a small answer; turn a plain 404 into S3's XML."""
         if status == 404 and not body.startswith(b"<"):
             self._error(404, "NoSuchKey")
         else:
-            super().say(status, body, **headers)
+            super().send_text(status, body, **headers)
 
     def _error(self, status: int, code: str, retry_after: str = "") -> None:
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the test asked</Message></Error>"
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>scripted by the test</Message></Error>"
         headers = {"Content-Type": "application/xml"} | ({"Retry-After": retry_after} if retry_after else {})
-        super().say(status, body.encode(), **headers)
+        super().send_text(status, body.encode(), **headers)
 
     def _list(self, prefix: str, delimiter: str) -> None:
         keys = sorted(
@@ -77,4 +77,4 @@ class S3Handler(FaultHandler):
             f"<?xml version='1.0'?><ListBucketResult><Name>{BUCKET}</Name><Prefix>{escape(prefix)}</Prefix>"
             f"<KeyCount>{len(keys)}</KeyCount><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
         )
-        super().say(200, body.encode(), **{"Content-Type": "application/xml"})
+        super().send_text(200, body.encode(), **{"Content-Type": "application/xml"})

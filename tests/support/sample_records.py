@@ -1,4 +1,4 @@
-"""Samples as the shards would tell them, without any image."""
+"""Sample metadata as read from shards, without images."""
 
 from collections.abc import Sequence
 
@@ -19,4 +19,4 @@ def make_samples(
 
 
 def cell_samples(patients: Sequence[str], sick: Sequence[bool], splits: Sequence[str | None] | None = None) -> Samples:
-    return make_samples(patients, [{"PNEUMONIA": int(one), "NORMAL": int(not one)} for one in sick], splits)
+    return make_samples(patients, [{"PNEUMONIA": int(is_sick), "NORMAL": int(not is_sick)} for is_sick in sick], splits)

@@ -1,4 +1,4 @@
-"""A small encoder and its images for tests of what trains it; a module of its own, as started processes need it."""
+"""A small encoder and images for it, in a module that spawned processes can import."""
 
 from copy import deepcopy
 from functools import cache
@@ -14,16 +14,19 @@ SIZE_PX = 32
 
 
 class InDouble(Encoder):
-    """An encoder with fp32 parameters that computes in float64, so that they see nothing of its rounding."""
+    """An encoder with fp32 parameters that computes in float64, so that its rounding does not reach them."""
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype == torch.float64:
             return super().forward(images)
-        return functional_call(self, {name: p.double() for name, p in self.named_parameters()}, images.double())
+        projections: Tensor = functional_call(
+            self, {name: parameter.double() for name, parameter in self.named_parameters()}, images.double()
+        )
+        return projections
 
 
 def small_encoder() -> Encoder:
-    """The first half of a ResNet-18: the same for every caller."""
+    """Return the first half of a ResNet-18, with the same weights for every caller."""
     return deepcopy(_small_encoder())
 
 
@@ -39,14 +42,19 @@ def _small_encoder() -> Encoder:
 
 def small_encoder_in_double() -> InDouble:
     small = small_encoder()
-    model = synchronize_batch_norm(InDouble(small.backbone, small.head), torch.device("cpu")).double()
-    for parameter in model.parameters():
+    model = InDouble(small.backbone, small.head)
+    synchronized = synchronize_batch_norm(model, torch.device("cpu")).double()
+    assert isinstance(synchronized, InDouble)
+    for parameter in synchronized.parameters():
         parameter.data = parameter.data.float()
-    return model
+    return synchronized
 
 
 def two_views(samples: int, seed: int = 1) -> list[Tensor]:
-    """Two views that resemble each other, as augmented images do: of noise alone all projections are one heap."""
+    """Return two views (samples, 1, S, S) that resemble each other, as augmented images do.
+
+    Pure noise would give projections that are all alike.
+    """
     generator = torch.Generator().manual_seed(seed)
     images = nn.functional.interpolate(torch.randn(samples, 1, 4, 4, generator=generator), size=SIZE_PX)
     return [images + 0.3 * torch.randn(images.shape, generator=generator) for _ in range(2)]

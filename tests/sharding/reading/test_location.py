@@ -210,7 +210,7 @@ class GoogleHandler(FaultHandler):
             super()._answer()
         else:
             facts = {"name": found.name, "bucket": "bucket", "size": str(found.stat().st_size)}
-            self.say(200, json.dumps(facts).encode(), **{"Content-Type": "application/json"})
+            self.send_text(200, json.dumps(facts).encode(), **{"Content-Type": "application/json"})
 
 
 def test_google_store_gives_a_file_from_any_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
