@@ -22,7 +22,10 @@ from sharding.auditing.duplicates import near_duplicate_groups
 from sharding.format.manifest import Manifest
 from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import DataConfig, FetchConfig, ShardSet, packed_metadata
+from sharding.reading.data_config import DataConfig
+from sharding.reading.fetch import FetchConfig
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_metadata
 
 
 @dataclass(frozen=True)

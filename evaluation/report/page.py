@@ -22,7 +22,7 @@ from infra.metrics import read_metrics
 from sharding.format.manifest import Manifest
 from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import FetchConfig
+from sharding.reading.fetch import FetchConfig
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 

@@ -15,7 +15,9 @@ from infra.background import read_ahead
 from infra.errors import RunFailed, require
 from infra.log import say
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import EncodedBatch, Int64, ShardSet, packed_batches, read_batch, sample_batches
+from sharding.reading.stream import EncodedBatch, packed_batches, read_batch, sample_batches
+from infra.arrays import Int64
+from sharding.reading.shard_set import ShardSet
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, executor
 from ssl_core.views.spec import VIEWS, ViewParameters, ViewSpec, draw_views, whole_image
 

@@ -20,7 +20,9 @@ from sharding.format.manifest import read_index, write_manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import DataConfig, ShardSet, packed_batches, sample_order
+from sharding.reading.data_config import DataConfig
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_batches, sample_order
 from sharding.simulation.datasets import write_cell
 from ssl_core.views import PIXEL_TOLERANCE
 from ssl_core.views.batches import Batch, augmented_batches, image_batches, training_batches
