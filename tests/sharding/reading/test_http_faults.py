@@ -24,8 +24,8 @@ from sharding.format.manifest import Manifest
 from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownload
 from sharding.reading.location import open_location
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import BLANK
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import BLANK
 from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_until, read_until_stopped, reading_process
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 
