@@ -16,7 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 
 from sharding.reading.order import SampleOrder
-from sharding.reading.stream import ShardSet, sample_batches
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import sample_batches
 from ssl_core.views import ViewInputs, ViewTask, executor
 from ssl_core.views.batches import training_batches
 from ssl_core.views.spec import VIEWS, ViewSpec, draw_views

@@ -18,7 +18,8 @@ import numpy as np
 
 from infra.errors import RunFailed
 from infra.metrics import read_metrics
-from sharding.reading.stream import ShardSet, sample_order
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import sample_order
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.pretraining.config import PretrainConfig

@@ -34,7 +34,7 @@ from infra.files import write_atomic
 from infra.metrics import read_metrics
 from infra.processes import Ranks, sum_over_ranks
 from sharding.packing.pack import PackConfig, pack
-from sharding.reading.stream import DataConfig
+from sharding.reading.data_config import DataConfig
 from sharding.simulation.datasets import write_cell
 from ssl_core.checkpoints.checkpoint import checkpoint_path
 from ssl_core.checkpoints.retention import CheckpointConfig

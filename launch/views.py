@@ -13,7 +13,8 @@ from infra.errors import require
 from infra.files import write_atomic
 from launch.cli import guarded
 from sharding.reading.order import Positions
-from sharding.reading.stream import EncodedBatch, ShardSet
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import EncodedBatch
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.sheet import to_png, view_sheet
 from ssl_core.views.spec import ViewSpec

@@ -20,9 +20,15 @@ from infra.log import progress
 from infra.options import key, setting
 from sharding.auditing.duplicates import near_duplicate_groups
 from sharding.format.manifest import Manifest
+from sharding.reading.data_config import DataConfig
+from sharding.reading.fetch import FetchConfig
 from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import DataConfig, FetchConfig, ShardSet, packed_metadata
+<<<<<<< HEAD
+from sharding.reading.data_config import DataConfig
+from sharding.reading.fetch import FetchConfig
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_metadata
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class ProbeData:
 
     def __post_init__(self) -> None:
         require(bool(self.shards), f"{setting(self, 'shards')} must name a folder; try [shards/cell]")
+=======
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_metadata
+>>>>>>> 070ebdf (Import shard readers from their one home)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from evaluation.data.features import Hashes, Preprocessing
 from infra.errors import RunFailed, require
 from infra.log import progress
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import ShardSet
+from sharding.reading.shard_set import ShardSet
 from ssl_core.model.optimizer import OptimConfig, build_optimizer, learning_rate_at
 from ssl_core.views.batches import Batch, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec

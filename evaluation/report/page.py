@@ -20,9 +20,9 @@ from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
 from sharding.format.manifest import Manifest
+from sharding.reading.fetch import FetchConfig
 from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import FetchConfig
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 

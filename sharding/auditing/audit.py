@@ -9,12 +9,13 @@ from typing import Final
 
 import numpy as np
 
+from infra.arrays import Int64
 from sharding.auditing.duplicates import Pairs, connected, identical_pairs, near_pairs
 from sharding.auditing.fingerprints import Fingerprints, LabelSet, Rows, fingerprints
 from sharding.auditing.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION
 from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import Int64, ShardSet
+from sharding.reading.shard_set import ShardSet
 
 # How far a patient or a picture reaches. Only the first is no leak.
 WITHIN: Final = "within one split"

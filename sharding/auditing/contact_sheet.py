@@ -9,7 +9,7 @@ from typing import Final
 
 from sharding.auditing.audit import SPREADS, Audit, AuditedImage, ImageGroup, Pair
 from sharding.images.encode import decode
-from sharding.reading.stream import ShardSet
+from sharding.reading.shard_set import ShardSet
 
 MAX_PAIRS: Final = 100
 

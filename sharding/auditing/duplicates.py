@@ -9,14 +9,16 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from infra.arrays import Int64, UInt8
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
 from infra.rng import Uint64
 from sharding.auditing.fingerprints import Rows, decode_packed, fingerprints
 from sharding.auditing.hamming import pairs_within
 from sharding.auditing.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION, correlation
+from sharding.reading.fetch import FetchConfig
 from sharding.reading.location import Location
-from sharding.reading.stream import Bytes, FetchConfig, Int64, ShardSet
+from sharding.reading.shard_set import ShardSet
 
 _PAIRS_A_TASK: Final = 16
 
@@ -106,6 +108,6 @@ def _correlations(shards: ShardSet, first: Int64, second: Int64, workers: int) -
         return np.array(list(progress(results, "comparing pairs", total=len(first), unit="pair")), np.float64)
 
 
-def _correlation(encoded: tuple[Bytes, Bytes]) -> float:
+def _correlation(encoded: tuple[UInt8, UInt8]) -> float:
     (first, _), (second, _) = map(decode_packed, encoded)
     return correlation(first, second)

@@ -9,15 +9,17 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import UInt8
 from infra.errors import RunFailed
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
 from sharding.auditing.hamming import WORDS
 from sharding.auditing.perceptual import Thumbnails, perceptual_hashes, thumbnail
 from sharding.images.encode import ImageRejected, decode
+from sharding.reading.fetch import FetchConfig
 from sharding.reading.location import Location
 from sharding.reading.order import Positions
-from sharding.reading.stream import Bytes, FetchConfig, ShardSet
+from sharding.reading.shard_set import ShardSet
 
 Rows = npt.NDArray[np.void]
 LabelSet = tuple[str, ...]
@@ -74,7 +76,7 @@ def fingerprints(shards: ShardSet, workers: int = 0) -> Fingerprints:
     return Fingerprints(rows, list(numbers))
 
 
-def decode_packed(content: Bytes) -> tuple[Thumbnails, bytes]:
+def decode_packed(content: UInt8) -> tuple[Thumbnails, bytes]:
     """Return a packed image's thumbnail and the size and pixels that make it identical to another."""
     try:
         image, _ = decode(content.tobytes())

@@ -1,1 +1,1 @@
-"""From packed folders, on this machine or behind a URL, to encoded images in order."""
+"""Reading packed folders, local or remote, as encoded images in order."""

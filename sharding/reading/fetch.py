@@ -1,4 +1,4 @@
-"""A file of a source, whatever goes wrong on the way: asked for again, continued where it broke off, checked."""
+"""Downloads that retry, continue where they broke off, and check what arrived."""
 
 import random
 import threading
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, NoReturn, TypeVar
 
 from infra.errors import RunFailed, require
+from infra.options import key, require_between, setting
 from sharding.reading.location import FetchFailed, RemoteFolder
 
 T = TypeVar("T")
@@ -22,15 +23,15 @@ _LONGEST_WAIT_S: Final = 30.0
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """How shards are had that are not on this machine.
+    """Settings for downloading remote shards.
 
     Args:
-        cache_folder: local folder of fetched shards, shared by all processes of the machine
-        limit_gb: what the cache folder may hold, in 10^9 bytes; what was used longest ago makes room
-        connections: shards that a process fetches at a time
-        attempts: failures in a row, without a new byte, after which a shard cannot be had
-        stall_s: how long nothing may come before an attempt has failed
-        total_s: time after which a shard cannot be had
+        cache_folder: local folder for downloaded shards, shared by all processes of the machine
+        limit_gb: size limit of the cache folder in 10^9 bytes; the shards used longest ago make room
+        connections: shards that a process downloads at a time, 1 to 1000
+        attempts: failures in a row, without a new byte, after which a download fails, 1 to 1000
+        stall_s: seconds without a byte after which an attempt fails
+        total_s: seconds after which a download fails
     """
 
     cache_folder: Path = Path("~/.cache/sternum")
@@ -41,17 +42,27 @@ class FetchConfig:
     total_s: float = 600.0
 
     def __post_init__(self) -> None:
-        """Raise UserError for a value out of range."""
+        """Check the values.
+
+        Raises:
+            UserError: if a value is out of range.
+        """
         for name in ("limit_gb", "stall_s", "total_s"):
-            value = getattr(self, name)
-            require(0 < value < 1e9, f"fetch.{name}={value} must be positive; try {getattr(FetchConfig, name):g}")
+            hint = f"try {getattr(FetchConfig, name):g}"
+            require(0 < getattr(self, name) < 1e9, f"{setting(self, name)} must be positive and below 10^9; {hint}")
         for name in ("connections", "attempts"):
-            value = getattr(self, name)
-            require(1 <= value <= 1000, f"fetch.{name}={value} must be 1 to 1000; try {getattr(FetchConfig, name)}")
+            require_between(self, name, 1, 1000, f"try {getattr(FetchConfig, name)}")
 
 
 class FileSpec(NamedTuple):
-    """A file of a source by its content. size_bytes: what it has or, unless `is_exact`, the most it may have."""
+    """A file of a packed folder, described by its content.
+
+    Attributes:
+        name: the file's name in the folder.
+        sha256: of its content.
+        size_bytes: its size or, unless `is_exact`, an upper bound of its size.
+        is_exact: whether the size is known.
+    """
 
     name: str
     sha256: str
@@ -60,7 +71,11 @@ class FileSpec(NamedTuple):
 
 
 class Unavailable(RunFailed):
-    """A file cannot be had. is_final: asking later would be of no use; the input is wrong."""
+    """A file cannot be downloaded.
+
+    Attributes:
+        is_final: whether the input is wrong, so that a later attempt would fail too.
+    """
 
     def __init__(self, message: str, *, is_final: bool) -> None:
         super().__init__(message)
@@ -68,9 +83,14 @@ class Unavailable(RunFailed):
 
 
 class PartialDownload:
-    """What has come of a file so far, and its hash. file: may hold the beginning from an earlier life."""
+    """The bytes of a file so far, with their hash.
+
+    Attributes:
+        size_bytes: the number of bytes so far.
+    """
 
     def __init__(self, file: FileIO) -> None:
+        """Continue a file; it may hold the beginning that an earlier process left."""
         self._file, self._hash, self.size_bytes = file, sha256(), 0
         file.seek(0)
         while chunk := file.read(1 << 20):
@@ -86,26 +106,27 @@ class PartialDownload:
         self.size_bytes += len(chunk)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Drop all bytes."""
         self._file.seek(0)
         self._file.truncate()
         self._hash, self.size_bytes = sha256(), 0
 
-    def is_whole(self, wanted: FileSpec) -> bool:
-        """Say whether these are the bytes that are wanted."""
-        return self._hash.hexdigest() == wanted.sha256
+    def is_whole(self, spec: FileSpec) -> bool:
+        """Say whether these are the bytes of the file."""
+        return self._hash.hexdigest() == spec.sha256
 
     def refuse(self, is_final: bool) -> NoReturn:
-        """Raise FetchFailed: these are other bytes than those that are wanted."""
-        reason = f"its {self.size_bytes} bytes are not those that the manifest describes (sha256)"
+        """Raise FetchFailed because these are not the bytes of the file."""
+        reason = f"its {self.size_bytes} bytes do not match the sha256 in the manifest"
         raise FetchFailed(reason, from_zero=True, is_final=is_final)
 
 
 class Fetcher:
-    """Fetches files within the attempts and times of a configuration, and counts; safe to use from several threads.
+    """Downloads files within the attempts and times of its settings; safe to use from several threads.
 
     Attributes:
-        bytes_fetched: what came, what was thrown away included.
+        config: the settings.
+        bytes_fetched: bytes received, including those thrown away.
         retries: attempts after the first.
     """
 
@@ -114,94 +135,108 @@ class Fetcher:
         self.bytes_fetched = self.retries = 0
         self._lock = threading.Lock()
 
-    def fetch(self, remote: RemoteFolder, wanted: FileSpec, part: PartialDownload, stop: threading.Event) -> None:
-        """Complete `part`; raises Unavailable, also when `stop` is set."""
-        patience = _Patience(self.config, f"{remote.name}/{wanted.name}", stop)
+    def fetch(self, remote: RemoteFolder, spec: FileSpec, part: PartialDownload, stop: threading.Event) -> None:
+        """Complete `part`.
+
+        Raises:
+            Unavailable: if the file cannot be downloaded, or `stop` is set.
+        """
+        retry = _RetryPolicy(self.config, f"{remote.name}/{spec.name}", stop)
         furthest, is_fresh, wrong = 0, part.size_bytes == 0, 0
         while True:
             try:
-                self._continue(remote, wanted, part, patience)
-                if part.is_whole(wanted):
+                self._continue(remote, spec, part, retry)
+                if part.is_whole(spec):
                     return
-                wrong += is_fresh  # what a killed process left may be wrong without the source being so
+                wrong += is_fresh  # the leftover of a killed process may be wrong although the remote file is right
                 part.refuse(is_final=wrong == 2)
             except FetchFailed as failed:
                 if failed.from_zero:
                     part.clear()
                     is_fresh = True
-                patience.after(failed, progressed=part.size_bytes > furthest)
+                retry.wait_after(failed, progressed=part.size_bytes > furthest)
                 furthest = max(furthest, part.size_bytes)
                 with self._lock:
                     self.retries += 1
 
-    def read(self, remote: RemoteFolder, name: str, accept: Callable[[bytes], T]) -> T:
-        """Return what `accept` makes of a small file of unknown content; raises Unavailable.
+    def read(self, remote: RemoteFolder, name: str, decode: Callable[[bytes], T]) -> T:
+        """Return a small file of unknown content, decoded.
 
-        accept: raises FetchFailed for bytes that it cannot take.
+        Args:
+            remote: the folder.
+            name: the file's name in the folder.
+            decode: turns its bytes into the result; raises FetchFailed to have them downloaded again.
+
+        Raises:
+            Unavailable: if the file cannot be downloaded.
         """
-        patience = _Patience(self.config, f"{remote.name}/{name}", threading.Event())
+        retry = _RetryPolicy(self.config, f"{remote.name}/{name}", threading.Event())
         while True:
             try:
-                body = remote.open(name, 0, patience.timeout_s())
+                body = remote.open(name, 0, retry.timeout_s())
                 content = bytearray()
                 with closing(body.chunks):
                     for chunk in body.chunks:
                         content += chunk
                         self._count(chunk)
-                        patience.timeout_s()
-                return accept(bytes(content))
+                        retry.timeout_s()
+                return decode(bytes(content))
             except FetchFailed as failed:
-                patience.after(failed, progressed=False)
+                retry.wait_after(failed, progressed=False)
                 with self._lock:
                     self.retries += 1
 
-    def _continue(self, remote: RemoteFolder, wanted: FileSpec, part: PartialDownload, patience: "_Patience") -> None:
-        """Add to `part` what one request gives, up to one byte too many."""
-        if (part.size_bytes == wanted.size_bytes and wanted.is_exact) or part.is_whole(wanted):
+    def _continue(self, remote: RemoteFolder, spec: FileSpec, part: PartialDownload, retry: "_RetryPolicy") -> None:
+        """Add the answer of one request to `part`, up to one byte too many."""
+        if (part.size_bytes == spec.size_bytes and spec.is_exact) or part.is_whole(spec):
             return
-        body = remote.open(wanted.name, part.size_bytes, patience.timeout_s())
+        body = remote.open(spec.name, part.size_bytes, retry.timeout_s())
         with closing(body.chunks):
-            if body.start != part.size_bytes:  # the server does not continue
+            if body.start != part.size_bytes:  # the server sends the whole file
                 part.clear()
             for chunk in body.chunks:
                 self._count(chunk)
-                part.add(chunk[: wanted.size_bytes + 1 - part.size_bytes])
-                if part.size_bytes > wanted.size_bytes:
+                part.add(chunk[: spec.size_bytes + 1 - part.size_bytes])
+                if part.size_bytes > spec.size_bytes:
                     return
-                patience.timeout_s()
-        if part.size_bytes < wanted.size_bytes and wanted.is_exact:
-            raise FetchFailed(f"it ended after {part.size_bytes} of {wanted.size_bytes} bytes")
+                retry.timeout_s()
+        if part.size_bytes < spec.size_bytes and spec.is_exact:
+            raise FetchFailed(f"it ended after {part.size_bytes} of {spec.size_bytes} bytes")
 
     def _count(self, chunk: bytes) -> None:
         with self._lock:
             self.bytes_fetched += len(chunk)
 
 
-class _Patience:
-    """What is left of attempts and time for one file."""
+class _RetryPolicy:
+    """The remaining attempts and time of one download.
+
+    Retry libraries count attempts or time; here an attempt that brings new bytes starts the count again, a stall ends
+    an attempt early, and all attempts share one deadline.
+    """
 
     def __init__(self, config: FetchConfig, name: str, stop: threading.Event) -> None:
         self._config, self._name, self._stop = config, name, stop
         self._deadline_s = time.monotonic() + config.total_s
         self._failures = 0
-        self._last = "nothing came"
+        self._last_reason = "nothing came"
 
     def timeout_s(self) -> float:
-        """Return how long nothing may come from now on; raises Unavailable when there is no time left."""
+        """Return how long to wait for the next byte; raises Unavailable if no time is left."""
         left_s = self._deadline_s - time.monotonic()
         if self._stop.is_set():
-            raise Unavailable(f"{self._name} is no longer wanted", is_final=False)
+            raise Unavailable(f"the download of {self._name} was stopped", is_final=False)
         if left_s <= 0:
-            raise self._unavailable(f"{self._last}; fetch.total_s={self._config.total_s:g} is used up")
+            raise self._unavailable(f"{self._last_reason}; {setting(self._config, 'total_s')} is used up")
         return min(self._config.stall_s, left_s)
 
-    def after(self, failed: FetchFailed, progressed: bool) -> None:
-        """Wait before the next attempt; raises Unavailable when there is to be none.
+    def wait_after(self, failed: FetchFailed, progressed: bool) -> None:
+        """Wait before the next attempt; raises Unavailable if there is none.
 
-        The wait is drawn between 0 and a bound that doubles, so that the many who lost one server do not come back
-        at one time; it is the only draw that need not be repeatable.
+        The wait is drawn between 0 and a bound that doubles, so that many clients of one server do not return at the
+        same time. It is the only draw that need not be repeatable.
         """
-        self._last = failed.reason
+        self._last_reason = failed.reason
         self._failures = 1 if progressed else self._failures + 1
         if failed.is_final:
             raise self._unavailable(failed.reason, is_final=True) from failed
@@ -213,10 +248,10 @@ class _Patience:
             if time.monotonic() + failed.wait_s >= self._deadline_s:
                 raise self._unavailable(
                     f"{failed.reason}, and the server asks to wait {failed.wait_s:g} s, "
-                    f"beyond fetch.total_s={self._config.total_s:g}"
+                    f"longer than {key(FetchConfig, 'total_s')}={self._config.total_s:g} allows"
                 ) from failed
         self._stop.wait(min(wait_s, max(0.0, self._deadline_s - time.monotonic())))
         self.timeout_s()
 
     def _unavailable(self, reason: str, *, is_final: bool = False) -> Unavailable:
-        return Unavailable(f"{self._name} cannot be had: {reason}", is_final=is_final)
+        return Unavailable(f"{self._name} cannot be downloaded: {reason}", is_final=is_final)

@@ -1,4 +1,4 @@
-"""Reads the `manifest.json` of a packed folder, on this machine or behind a URL."""
+"""Manifests of packed folders, read from this machine or from a URL."""
 
 from pathlib import Path
 
@@ -8,15 +8,17 @@ from sharding.reading.fetch import FetchConfig, Fetcher, Unavailable
 from sharding.reading.location import FetchFailed, LocalFolder, Location, RemoteFolder, open_location
 
 
-def read_manifest(place: Location, fetch: FetchConfig | None = None) -> Manifest:
-    """Read the `manifest.json` of a packed folder, wherever it is.
+def read_manifest(location: Location, fetch: FetchConfig | None = None) -> Manifest:
+    """Read the `manifest.json` of a packed folder, local or remote.
 
-    Raises UserError when there is none or it is not one, and RunFailed when it cannot be had from elsewhere.
+    Raises:
+        UserError: if the manifest is missing or invalid.
+        RunFailed: if it cannot be downloaded.
     """
-    found = open_location(place)
-    if isinstance(found, LocalFolder):
-        return _read_local(found.path)
-    return fetch_manifest(found, Fetcher(fetch or FetchConfig()))
+    folder = open_location(location)
+    if isinstance(folder, LocalFolder):
+        return _read_local(folder.path)
+    return fetch_manifest(folder, Fetcher(fetch or FetchConfig()))
 
 
 def _read_local(folder: Path) -> Manifest:
@@ -25,7 +27,7 @@ def _read_local(folder: Path) -> Manifest:
         content = path.read_bytes()
     except FileNotFoundError as error:
         if (folder / PARTIAL).exists():
-            raise UserError(f"packing into {folder} has not ended; give the same command again to finish it") from error
+            raise UserError(f"{folder} is not fully packed; run the same sternum shard command to finish it") from error
         raise UserError(f"{folder} holds no {NAME}; pack a dataset into it first: sternum shard --help") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}; pack the dataset again") from error
@@ -33,23 +35,23 @@ def _read_local(folder: Path) -> Manifest:
 
 
 def fetch_manifest(remote: RemoteFolder, fetcher: Fetcher) -> Manifest:
-    """Read the manifest of a folder elsewhere; raises as `read_manifest`."""
+    """Read the manifest of a remote folder; raises like `read_manifest`."""
     path = f"{remote.name}/{NAME}"
-    before = b""
+    previous = b""
 
     def decode(content: bytes) -> Manifest:
-        nonlocal before
+        nonlocal previous
         try:
             return decode_manifest(content, path)
         except NotJson as error:
-            if content == before:
+            if content == previous:
                 raise
-            before = content  # it may have been cut on the way: nothing but its end tells
-            raise FetchFailed(f"it is no JSON: {error.__cause__}") from error
+            previous = content  # maybe cut on the way, which only its end shows: download it again
+            raise FetchFailed(f"it is not JSON: {error.__cause__}") from error
 
     try:
         return fetcher.read(remote, NAME, decode)
     except Unavailable as error:
         if error.is_final:
-            raise UserError(f"{error}; name a folder that sternum shard wrote") from error
+            raise UserError(f"{error}; name a folder written by sternum shard") from error
         raise

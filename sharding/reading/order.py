@@ -1,11 +1,11 @@
-"""The order in which samples are consumed: a pure function of (shard sizes, seed, step), whatever the world size.
+"""The order of samples in training: a pure function of (shard sizes, seed, step), the same for every world size.
 
-The samples of all epochs form one endless sequence that is dealt to L lanes in turn: the sample with global number g
-belongs to epoch g // n and to lane g % L. So a lane runs on into its next epoch without padding or drops, the lanes
-of an epoch differ by at most one sample, and which of them are longer rotates from epoch to epoch. Within an epoch,
-a lane's samples lie next to each other on the disk: the shards, in an order that the seed gives, are laid end to end,
-turned by an offset, and cut into L segments. A lane reads its segment forward and shuffles it in windows. A rank owns
-a block of lanes, so a machine touches its own part of the shards only.
+The samples of all epochs form one endless sequence, dealt to L lanes in turn: with n samples in an epoch, the sample
+with global number g belongs to epoch g // n and to lane g % L. So a lane runs on into its next epoch without padding
+or drops, the lanes of an epoch differ by at most one sample, and the longer ones rotate from epoch to epoch. Within
+an epoch, a lane's samples are neighbors on disk: the shards are laid end to end in a seeded order, rotated by an
+offset, and cut into L segments. A lane reads its segment forward and shuffles it in windows. A rank owns a block of
+lanes, so a machine reads only its own part of the shards.
 """
 
 from functools import lru_cache
@@ -15,15 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from infra import rng
+from infra.arrays import Int64
 from infra.errors import UserError, require
+from infra.options import key
+from sharding.reading.data_config import DataConfig, nearest_divisors, require_lanes
 
-Int64 = npt.NDArray[np.int64]
-
-_CACHED_EPOCHS: Final = 2  # a batch touches two epochs at most, since an epoch holds at least one batch
+_CACHED_EPOCHS: Final = 2  # a batch touches at most two epochs, since an epoch holds at least one batch
 
 
 class Positions(NamedTuple):
-    """Where the samples of a batch lie: epoch, shard and row in the shard, each (local_batch,)."""
+    """The positions of a batch's samples, each array (local_batch,).
+
+    Attributes:
+        epoch: the epoch that each sample belongs to.
+        shard: the number of its shard.
+        row: its row in the shard's index.
+    """
 
     epoch: Int64
     shard: Int64
@@ -31,73 +38,56 @@ class Positions(NamedTuple):
 
 
 class _EpochPlan(NamedTuple):
-    """One epoch laid out: shards in their order with the end of each, and the start and length of each lane."""
+    """The layout of one epoch."""
 
-    shards: Int64  # (shards,)
+    shards: Int64  # (shards,) in their seeded order
     ends: Int64  # (shards,) samples up to the end of each
-    offset: int
+    offset: int  # of the rotation, in samples
     lane_starts: Int64  # (lanes,)
     lane_lengths: Int64  # (lanes,)
 
 
-def divisors(number: int) -> list[int]:
-    """Return the numbers that divide `number`, smallest first."""
-    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
-    return sorted({*low, *(number // d for d in low)})
-
-
-def require_lanes(lanes: int, global_batch: int, window: int) -> None:
-    """Raise UserError unless these three can make an order."""
-    require(global_batch >= 1, f"data.global_batch={global_batch} must be 1 or more; try 256")
-    require(lanes >= 1, f"data.lanes={lanes} must be 1 or more; try 64")
-    require(window >= 1, f"data.shuffle_window={window} must be 1 or more; try 8192")
-    if global_batch % lanes:
-        raise UserError(
-            f"data.lanes={lanes} must divide data.global_batch={global_batch}; try {_near(lanes, global_batch)}"
-        )
-
-
-def _near(value: int, number: int) -> str:
-    """Name the divisors of `number` next to `value`, one on each side where there is one."""
-    fitting = divisors(number)
-    below = [d for d in fitting if d < value][-1:]
-    above = [d for d in fitting if d > value][:1]
-    return " or ".join(str(d) for d in below + above)
-
-
 class SampleOrder:
-    """Samples by step, at random access.
+    """The samples of every step, at random access.
 
-    Every sample comes exactly once an epoch; step t consumes the global numbers [t * global_batch,
-    (t + 1) * global_batch), so a position is one integer and a batch at the border of two epochs holds samples of
-    both. A batch is ordered by lane, and rank r's part is its r-th block of lanes: the union over the ranks, in rank
-    order, is the same for every world size.
+    Every sample comes exactly once per epoch. Step t consumes the global numbers [t * global_batch,
+    (t + 1) * global_batch), so one integer holds the state of a run, and a batch at the border of two epochs has
+    samples of both. A batch is ordered by lane, and rank r's part is the r-th block of lanes: the union over the
+    ranks, in rank order, is the same for every world size.
 
-    Memory: the shards and the windows in use. When the whole epoch fits the window (samples <= window), it is
-    shuffled whole.
+    Memory grows with the shards and the windows in use. If the window holds a whole epoch (samples <= window), the
+    epoch is shuffled whole.
+
+    Attributes:
+        shard_samples: (shards,) the number of samples in each shard.
+        samples: the number of samples in an epoch.
+        lanes: the number of lanes, L.
+        global_batch: samples per step over all ranks.
+        seed: the seed of the shuffle.
     """
 
     def __init__(self, shard_samples: npt.ArrayLike, lanes: int, global_batch: int, window: int, seed: int) -> None:
-        """Plan over shards of these sizes.
+        """Plan an order over shards of these sizes.
 
         Args:
-            shard_samples: samples of each shard.
-            lanes: L, must divide the global batch.
-            global_batch: samples a step over all ranks.
-            window: samples held for shuffling over all lanes; each lane shuffles window // lanes at a time.
-            seed: of the shuffle.
+            shard_samples: (shards,) the number of samples in each shard.
+            lanes: L; must divide the global batch.
+            global_batch: samples per step over all ranks.
+            window: samples shuffled among each other, over all lanes; each lane shuffles window // lanes at a time.
+            seed: the seed of the shuffle.
 
         Raises:
-            UserError: lanes do not divide the batch, or there are fewer samples than one batch takes.
+            UserError: if the lanes do not divide the batch, or one batch takes more samples than there are.
         """
         require_lanes(lanes, global_batch, window)
         self.shard_samples = np.asarray(shard_samples, np.int64)
         self.samples = int(self.shard_samples.sum())
-        if self.samples < global_batch:
-            raise UserError(
-                f"data.global_batch={global_batch} must not exceed the {self.samples} samples of the shards, else "
-                f"one batch holds the same image twice; try {2 ** max(self.samples, 1).bit_length() // 2}"
-            )
+        require(
+            self.samples >= global_batch,
+            f"{key(DataConfig, 'global_batch')}={global_batch} must not exceed the {self.samples} samples of the "
+            "shards, or one batch would hold the same image twice; "
+            f"try {2 ** max(self.samples, 1).bit_length() // 2}",
+        )
         self.lanes, self.global_batch, self.seed = lanes, global_batch, seed
         self._lane_window = max(1, window // lanes)
         self._shuffled_whole = self.samples <= window
@@ -106,29 +96,31 @@ class SampleOrder:
         self._window = lru_cache(2 * lanes)(self._shuffle_window)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Positions:
-        """Return rank `rank`'s part of global batch `step`; raises UserError when `world` does not divide the lanes."""
+        """Return the part of rank `rank` in global batch `step`; raises UserError unless `world` divides the lanes."""
         self.require_world(world)
         share, depth = self.lanes // world, self.global_batch // self.lanes
         lanes = np.repeat(np.arange(rank * share, (rank + 1) * share), depth)  # (local_batch,) lane by lane
-        turns = np.tile(np.arange(step * depth, (step + 1) * depth), share)  # how often the lane was dealt to before
+        turns = np.tile(np.arange(step * depth, (step + 1) * depth), share)  # the lane's samples before this one
         epochs = (turns * self.lanes + lanes) // self.samples
         shards, rows = np.empty_like(lanes), np.empty_like(lanes)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            places = turns[chosen] - self._dealt_before(epoch, lanes[chosen])
-            shards[chosen], rows[chosen] = self._locate(epoch, lanes[chosen], places)
+            offsets = turns[chosen] - self._dealt_before(epoch, lanes[chosen])
+            shards[chosen], rows[chosen] = self._locate(epoch, lanes[chosen], offsets)
         return Positions(epochs, shards, rows)
 
     def require_world(self, world: int) -> None:
         """Raise UserError unless `world` ranks can share the lanes evenly."""
         if self.lanes % world:
-            fitting = _near(world, self.lanes)
-            raise UserError(f"the world size {world} must divide data.lanes={self.lanes}; start {fitting} processes")
+            raise UserError(
+                f"the world size {world} must divide {key(DataConfig, 'lanes')}={self.lanes}; "
+                f"start {nearest_divisors(world, self.lanes)} processes"
+            )
 
     def shards_at_a_time(self, lanes: int) -> int:
-        """Return how many shards of usual size `lanes` lanes read at a time: of each, the present and the next.
+        """Return how many shards of usual size `lanes` lanes read at a time: the present and the next one of each lane.
 
-        More where a lane's window spans several shards; all of them where the epoch is shuffled whole.
+        It is more if a lane's window spans several shards, and all of them if the epoch is shuffled whole.
         """
         if self._shuffled_whole:
             return len(self.shard_samples)
@@ -140,40 +132,40 @@ class SampleOrder:
         return step * self.global_batch // self.samples
 
     def first_step_after_epoch(self, epoch: int) -> int:
-        """Return the first step without a sample of `epoch`, which is also how many steps E = epoch + 1 epochs take.
+        """Return the first step without a sample of `epoch`, which is also the number of steps in epoch + 1 epochs.
 
-        The last of these steps may hold the first samples of the next epoch, fewer than one batch.
+        The step before it may hold the first samples of the next epoch, fewer than one batch.
         """
         return -(-(epoch + 1) * self.samples // self.global_batch)
 
     def _dealt_before(self, epoch: int, lanes: Int64) -> Int64:
-        """Count what each lane was dealt in all epochs before `epoch`: the numbers g < epoch * n with g % L = lane."""
+        """Count each lane's samples in all epochs before `epoch`: the numbers g < epoch * n with g % L = lane."""
         return -(-(epoch * self.samples - lanes) // self.lanes)
 
-    def _locate(self, epoch: int, lanes: Int64, places: Int64) -> tuple[Int64, Int64]:
-        """Turn places in the lanes of an epoch into (shard, row)."""
+    def _locate(self, epoch: int, lanes: Int64, offsets: Int64) -> tuple[Int64, Int64]:
+        """Return (shard, row) of the samples at these offsets in the lanes of an epoch, each (n,)."""
         plan = self._plan(epoch)
         if self._shuffled_whole:
-            sequence = self._whole(epoch)[plan.lane_starts[lanes] + places]
+            sequence = self._whole(epoch)[plan.lane_starts[lanes] + offsets]
         else:
-            sequence = plan.lane_starts[lanes] + self._shuffle_in_windows(epoch, lanes, places)
+            sequence = plan.lane_starts[lanes] + self._shuffle_in_windows(epoch, lanes, offsets)
             sequence = (sequence + plan.offset) % self.samples
         index = np.searchsorted(plan.ends, sequence, side="right")
         shards = plan.shards[index]
         return shards, sequence - plan.ends[index] + self.shard_samples[shards]
 
-    def _shuffle_in_windows(self, epoch: int, lanes: Int64, places: Int64) -> Int64:
-        """Permute places within the windows of their lanes; the last window of a lane may be shorter."""
+    def _shuffle_in_windows(self, epoch: int, lanes: Int64, offsets: Int64) -> Int64:
+        """Permute offsets within the windows of their lanes; the last window of a lane may be shorter."""
         lengths = self._plan(epoch).lane_lengths
-        shuffled = np.empty_like(places)
-        windows = places // self._lane_window
-        # runs of one lane and one window lie next to each other, since a batch goes lane by lane
+        shuffled = np.empty_like(offsets)
+        windows = offsets // self._lane_window
+        # A run has one lane and one window; a batch goes lane by lane, so its runs are contiguous.
         borders = np.flatnonzero((np.diff(lanes) != 0) | (np.diff(windows) != 0)) + 1
-        for run in np.split(np.arange(len(places)), borders):
+        for run in np.split(np.arange(len(offsets)), borders):
             lane, window = int(lanes[run[0]]), int(windows[run[0]])
             start = window * self._lane_window
             size = min(self._lane_window, int(lengths[lane]) - start)
-            shuffled[run] = start + self._window(epoch, lane, window, size)[places[run] - start]
+            shuffled[run] = start + self._window(epoch, lane, window, size)[offsets[run] - start]
         return shuffled
 
     def _plan_epoch(self, epoch: int) -> _EpochPlan:

@@ -1,39 +1,40 @@
-"""The shards that a run reads, wherever they are, as one numbered list: every byte of a sample is checked."""
+"""The shards of a run, local or remote, as one numbered list."""
 
 import os
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
-from tarfile import BLOCKSIZE, HeaderError, TarInfo
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import Int64, Records, UInt8
 from infra.errors import RunFailed
 from sharding.format.manifest import INDEX_ROW, Manifest, decode_index, index_bytes, read_index, require_fitting
-from sharding.reading.cache import CacheFull, FetchConfig, FileSpec, PinnedFile, ShardCache
+from sharding.reading.cache import CacheFull, ShardCache
+from sharding.reading.fetch import FetchConfig, FileSpec
 from sharding.reading.location import LocalFolder, Location, ShardFolder, open_location
 from sharding.reading.manifests import fetch_manifest, read_manifest
+from sharding.reading.open_shard import OpenShard
 from sharding.reading.order import Positions
-from sharding.reading.selection import choose_shards
-
-Bytes = npt.NDArray[np.uint8]
-Int64 = npt.NDArray[np.int64]
+from sharding.reading.shard_selection import choose_shards
 
 _OPEN_SHARDS: Final = 256  # well below the usual limit of 1024 open files
 _POLL_S: Final = 0.1
 
 
 class StreamStats(NamedTuple):
-    """What has been fetched so far. cache_hits: shards that were in the cache; retries: attempts after the first."""
+    """Counts of downloads so far.
+
+    Attributes:
+        bytes_fetched: bytes received, including those thrown away.
+        shards_fetched: shards that were downloaded.
+        cache_hits: shards that were in the cache already.
+        retries: attempts after the first.
+    """
 
     bytes_fetched: int = 0
     shards_fetched: int = 0
@@ -41,208 +42,123 @@ class StreamStats(NamedTuple):
     retries: int = 0
 
 
-class SampleDamaged(RunFailed):
-    """The bytes of a sample are not those that were packed, or cannot be read."""
-
-
-class OpenShard:
-    """An open tar and its index; closes itself when the last user lets go of it."""
-
-    def __init__(self, rows: npt.NDArray[np.void], tar: Path | PinnedFile) -> None:
-        self.rows = rows
-        self._held = tar if isinstance(tar, PinnedFile) else None
-        self.descriptor = tar.descriptor if isinstance(tar, PinnedFile) else os.open(tar, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self._held is None and hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
 class ShardSet:
-    """The chosen shards of one or several packed folders, as one numbered list; safe to use from several threads.
+    """The chosen shards of one or several packed folders; safe to use from several threads.
 
-    Local folders are read in place, shards from elsewhere in the cache.
+    Shards of local folders are read where they are, remote ones from the cache. The most recently read shards stay
+    open.
 
     Attributes:
         shards: the chosen shards, folder by folder.
-        folders: the folder of each, as it was given.
-        shard_samples: samples of each.
-        samples: of all.
-        pixel_mean, pixel_std: over all folders, weighted by the samples chosen from each; scale 0 to 1.
-        identity: a hash of the chosen shards' contents in their order: what a resumed run must find again. It does not
-            depend on where they are.
-        cache: what holds shards from elsewhere; None when all are local.
-        fetch: how such shards are fetched, as it was given.
+        folders: the location of each shard's folder, as the caller named it.
+        shard_samples: the number of samples in each shard.
+        samples: the number of samples in all shards.
+        pixel_mean: over all folders, weighted by the samples chosen from each; scale 0 to 1.
+        pixel_std: likewise.
+        identity: a hash of the chosen shards' contents in their order, which a resumed run must find again. It does
+            not depend on where the shards are.
+        cache: the cache of remote shards; None if all shards are local.
+        fetch: the settings for downloads, as the caller gave them.
     """
 
     def __init__(
         self,
-        places: Sequence[Location],
+        locations: Sequence[Location],
         splits: Sequence[str] = (),
         fraction_percent: int = 100,
         fetch: FetchConfig | None = None,
     ) -> None:
-        """Read the manifests and check that every chosen local shard is there in its full size.
+        """Read the manifests, and check that every chosen local shard exists in its full size.
 
-        Raises UserError when a place is no packed dataset, lacks a split, is named twice or does not match its
-        manifest, and RunFailed when a manifest cannot be fetched.
+        Args:
+            locations: packed folders: paths or URLs.
+            splits: official splits to take; none means all.
+            fraction_percent: the nested fraction of the patients: 1, 10 or 100.
+            fetch: settings for downloads; None means the defaults.
+
+        Raises:
+            UserError: if a location is no packed dataset, lacks a split, occurs twice or does not match its manifest.
+            RunFailed: if a manifest cannot be downloaded.
         """
-        sources = [open_location(place) for place in places]
-        is_local = all(isinstance(found, LocalFolder) for found in sources)
+        folders = [open_location(location) for location in locations]
+        is_local = all(isinstance(folder, LocalFolder) for folder in folders)
         self.fetch = fetch
         self.cache = None if is_local else ShardCache(fetch or FetchConfig())
-        chosen = choose_shards(sources, [self._manifest(found) for found in sources], splits, fraction_percent)
-        self._places = chosen.places
-        self.shards = [shard for _, shard in chosen.places]
+        selection = choose_shards(folders, [self._manifest(folder) for folder in folders], splits, fraction_percent)
+        self._located = selection.shards
+        self.shards = [shard for _, shard in selection.shards]
         self.folders: list[Location] = [
-            place for place, count in zip(places, chosen.counts, strict=True) for _ in range(count)
+            location for location, count in zip(locations, selection.counts, strict=True) for _ in range(count)
         ]
         self.shard_samples = [shard.samples for shard in self.shards]
         self.samples = sum(self.shard_samples)
-        self.pixel_mean, self.pixel_std = chosen.pixel_mean, chosen.pixel_std
+        self.pixel_mean, self.pixel_std = selection.pixel_mean, selection.pixel_std
         self.identity = sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._coming: dict[int, Future[OpenShard]] = {}
         self._shards_fetched = self._cache_hits = 0
         self._lock = threading.Lock()
 
     def locate(self, numbers: npt.ArrayLike) -> tuple[Int64, Int64]:
-        """Return shard and row of samples by their numbers in packed order, both of the shape of `numbers`."""
+        """Return shard and row of samples by their numbers in packed order, both in the shape of `numbers`."""
         ends = np.cumsum(self.shard_samples)
         shard = np.searchsorted(ends, numbers, side="right")
         return shard, numbers - ends[shard] + np.asarray(self.shard_samples)[shard]
 
-    def rows(self, positions: Positions) -> npt.NDArray[np.void]:
+    def rows(self, positions: Positions) -> Records:
         """Return the INDEX_ROW rows (n,) of these positions."""
         rows = np.empty(len(positions.row), INDEX_ROW)  # np.stack of structured rows takes 30 times as long
-        for place, (shard, row) in enumerate(zip(positions.shard.tolist(), positions.row.tolist(), strict=True)):
-            rows[place] = self.row(shard, row)
+        for item, (shard, row) in enumerate(zip(positions.shard.tolist(), positions.row.tolist(), strict=True)):
+            rows[item] = self.row(shard, row)
         return rows
 
     def row(self, shard: int, row: int) -> np.void:
         """Return the INDEX_ROW row of a sample."""
-        found: np.void = self._shard(shard).rows[row]
-        return found
+        return cast(np.void, self.shard(shard).rows[row])
 
-    def index(self, shard: int) -> npt.NDArray[np.void]:
-        """Return all INDEX_ROW rows of a shard (samples,), without fetching the shard."""
+    def read(self, shard: int, row: int) -> UInt8:
+        """Return the encoded image (bytes,) of a sample; raises SampleDamaged if its bytes are not the packed ones."""
+        return self.shard(shard).read(row)
+
+    def metadata(self, shard: int, row: int) -> dict[str, Any]:
+        """Return the dataset's facts about a sample (patient, split, labels, ...); raises SampleDamaged like `read`."""
+        return self.shard(shard).metadata(row)
+
+    def key(self, shard: int, row: int) -> str:
+        """Return the key of a sample, which is the name of its members in the tar; raises SampleDamaged like `read`."""
+        return self.shard(shard).key(row)
+
+    def index(self, shard: int) -> Records:
+        """Return all INDEX_ROW rows of a shard (samples,), without downloading the shard itself."""
         with self._lock:
             opened = self._open.get(shard)
         return opened.rows if opened else self._read_index(shard, None)
 
-    def read(self, shard: int, row: int) -> Bytes:
-        """Return the encoded image of a sample; raises SampleDamaged when its bytes are not those that were packed."""
-        index = self._shard(shard).rows[row]
-        return self._read(shard, row, int(index["image_offset"]), int(index["image_bytes"]), int(index["image_crc32"]))
-
-    def metadata(self, shard: int, row: int) -> dict[str, Any]:
-        """Return what the dataset says of a sample (patient, split, labels, ...); raises SampleDamaged as `read`."""
-        index = self._shard(shard).rows[row]
-        content = self._read(shard, row, int(index["meta_offset"]), int(index["meta_bytes"]), int(index["meta_crc32"]))
-        values: dict[str, Any] = msgspec.json.decode(content.tobytes())
-        return values
-
-    def key(self, shard: int, row: int) -> str:
-        """Return the key of a sample: the name of its members in the tar; raises SampleDamaged as `read`."""
-        opened = self._shard(shard)
-        header = os.pread(opened.descriptor, BLOCKSIZE, int(opened.rows[row]["image_offset"]) - BLOCKSIZE)
-        try:
-            return Path(TarInfo.frombuf(header, "utf-8", "strict").name).stem
-        except HeaderError as error:
-            raise SampleDamaged(f"{self._sample(shard, row)} has a damaged tar header: {error}") from error
-
     def stats(self) -> StreamStats:
-        """Return what has been fetched so far through this object."""
+        """Return the counts of downloads so far through this object."""
         if self.cache is None:
             return StreamStats()
         fetcher = self.cache.fetcher
         return StreamStats(fetcher.bytes_fetched, self._shards_fetched, self._cache_hits, fetcher.retries)
 
     def is_remote(self, shard: int) -> bool:
-        """Say whether a shard has to be fetched."""
-        return not isinstance(self._places[shard][0], LocalFolder)
-
-    def open(self, shard: int, stop: threading.Event | None = None) -> OpenShard:
-        """Open a shard, fetched if need be; raises RunFailed when it cannot be had or `stop` is set."""
-        place, entry = self._places[shard]
-        try:
-            rows = self._read_index(shard, stop)
-            if isinstance(place, LocalFolder):
-                return OpenShard(rows, place.path / entry.name)
-            assert self.cache is not None, "what is not local has a cache"
-            held = self.cache.open(place, FileSpec(entry.name, entry.sha256, entry.size_bytes), stop)
-        except OSError as error:
-            raise RunFailed(f"{self.name(shard)} cannot be opened: {error.strerror}") from error
-        with self._lock:
-            self._cache_hits += held.was_here
-            self._shards_fetched += not held.was_here
-        return OpenShard(rows, held)
-
-    def expect(self, shard: int, coming: Future[OpenShard]) -> None:
-        """Take a shard that somebody opens in the background as soon as it is needed."""
-        with self._lock:
-            self._coming[shard] = coming
-
-    def let_go(self, shard: int) -> None:
-        """Close a shard that is not needed for now."""
-        with self._lock:
-            self._coming.pop(shard, None)
-            self._open.pop(shard, None)
+        """Say whether a shard has to be downloaded."""
+        return not isinstance(self._located[shard][0], LocalFolder)
 
     def name(self, shard: int) -> str:
-        """Return where a shard is, for messages."""
-        place, entry = self._places[shard]
-        return str(place.path / entry.name) if isinstance(place, LocalFolder) else f"{place.name}/{entry.name}"
+        """Return the location of a shard, for messages."""
+        folder, entry = self._located[shard]
+        return str(folder.path / entry.name) if isinstance(folder, LocalFolder) else f"{folder.name}/{entry.name}"
 
-    def _sample(self, shard: int, row: int) -> str:
-        return f"sample {row} of {self.name(shard)}"
+    def shard(self, shard: int) -> OpenShard:
+        """Return a shard, opened if it is not open already.
 
-    def _manifest(self, found: ShardFolder) -> Manifest:
-        if self.cache is None or isinstance(found, LocalFolder):
-            return read_manifest(found.path if isinstance(found, LocalFolder) else found.name)
-        return fetch_manifest(found, self.cache.fetcher)
-
-    def _read(self, shard: int, row: int, offset: int, size_bytes: int, crc32: int) -> Bytes:
-        content = np.empty(size_bytes, np.uint8)
-        try:
-            count = os.preadv(self._shard(shard).descriptor, [content.data], offset)
-        except OSError as error:
-            raise SampleDamaged(f"{self._sample(shard, row)} cannot be read: {error.strerror}") from error
-        if count != size_bytes or zlib.crc32(content.data) != crc32:
-            raise SampleDamaged(f"{self._sample(shard, row)} does not match its checksum; {self._way_out(shard)}")
-        return content
-
-    def _way_out(self, shard: int) -> str:
-        place, entry = self._places[shard]
-        if isinstance(place, LocalFolder) or self.cache is None:
-            return f"see what else differs: sternum verify {place.name}"
-        return f"remove {self.cache.folder / entry.sha256} to have it fetched again"
-
-    def _read_index(self, shard: int, stop: threading.Event | None) -> npt.NDArray[np.void]:
-        """Read a shard's index, by its sha256, and hold it against the shard."""
-        place, entry = self._places[shard]
-        if isinstance(place, LocalFolder):
-            rows = read_index(place.path, entry)
-            require_fitting(rows, entry, str(place.path / entry.index_name))
-            return rows
-        assert self.cache is not None, "what is not local has a cache"
-        wanted = FileSpec(entry.index_name, entry.index_sha256, index_bytes(entry), is_exact=False)
-        held = self.cache.open(
-            place, wanted, stop, lambda descriptor: sha256(_content(descriptor)).hexdigest() == entry.index_sha256
-        )
-        rows = decode_index(_content(held.descriptor), f"{place.name}/{entry.index_name}")
-        require_fitting(rows, entry, f"{place.name}/{entry.index_name}")
-        return rows
-
-    def _shard(self, shard: int) -> OpenShard:
+        Raises:
+            RunFailed: if it cannot be opened or downloaded.
+        """
         with self._lock:
-            opened, coming = self._open.get(shard), self._coming.get(shard)
-            if opened is not None:
+            if (opened := self._open.get(shard)) is not None:
                 self._open.move_to_end(shard)
                 return opened
-        if coming is not None:
-            with suppress(CacheFull):
-                return coming.result()
         opened = self._open_when_there_is_room(shard)
         with self._lock:
             self._open[shard] = opened
@@ -250,20 +166,68 @@ class ShardSet:
                 self._open.popitem(last=False)
         return opened
 
+    def open(self, shard: int, stop: threading.Event | None = None) -> OpenShard:
+        """Open a shard, downloaded if need be, and leave it to the caller to keep it.
+
+        Raises:
+            RunFailed: if it cannot be opened or downloaded, or if `stop` is set.
+            CacheFull: if the shards in use leave no room in the cache.
+        """
+        folder, entry = self._located[shard]
+        try:
+            rows = self._read_index(shard, stop)
+            if isinstance(folder, LocalFolder):
+                way_out = f"see what else differs: sternum verify {folder.name}"
+                return OpenShard(rows, folder.path / entry.name, self.name(shard), way_out)
+            assert self.cache is not None, "a remote shard needs a cache"
+            pinned = self.cache.open(folder, FileSpec(entry.name, entry.sha256, entry.size_bytes), stop)
+        except OSError as error:
+            raise RunFailed(f"{self.name(shard)} cannot be opened: {error.strerror}") from error
+        with self._lock:
+            self._cache_hits += pinned.was_here
+            self._shards_fetched += not pinned.was_here
+        return OpenShard(rows, pinned, self.name(shard), f"remove {pinned.path} to download it again")
+
+    def release(self, shard: int) -> None:
+        """Close a shard as soon as nobody is reading it."""
+        with self._lock:
+            self._open.pop(shard, None)
+
     def _open_when_there_is_room(self, shard: int) -> OpenShard:
-        """Open a shard; in a full cache, let go of all others until there is room for this one."""
+        """Open a shard; if the cache is full, release all others until there is room for this one."""
         deadline_s: float | None = None
         while True:
             try:
                 return self.open(shard)
             except CacheFull:
-                assert self.cache is not None, "what is full is there"
+                assert self.cache is not None, "only a cache can be full"
                 deadline_s = deadline_s or time.monotonic() + self.cache.fetcher.config.total_s
                 if time.monotonic() > deadline_s:
                     raise
-            for other in [*self._coming, *self._open]:
-                self.let_go(other)
+            with self._lock:
+                self._open.clear()
             time.sleep(_POLL_S)
+
+    def _manifest(self, folder: ShardFolder) -> Manifest:
+        if self.cache is None or isinstance(folder, LocalFolder):
+            return read_manifest(folder.path if isinstance(folder, LocalFolder) else folder.name)
+        return fetch_manifest(folder, self.cache.fetcher)
+
+    def _read_index(self, shard: int, stop: threading.Event | None) -> Records:
+        """Read a shard's index, check its sha256, and compare it with the shard."""
+        folder, entry = self._located[shard]
+        if isinstance(folder, LocalFolder):
+            rows = read_index(folder.path, entry)
+            require_fitting(rows, entry, str(folder.path / entry.index_name))
+            return rows
+        assert self.cache is not None, "a remote shard needs a cache"
+        spec = FileSpec(entry.index_name, entry.index_sha256, index_bytes(entry), is_exact=False)
+        pinned = self.cache.open(
+            folder, spec, stop, lambda descriptor: sha256(_content(descriptor)).hexdigest() == entry.index_sha256
+        )
+        rows = decode_index(_content(pinned.descriptor), f"{folder.name}/{entry.index_name}")
+        require_fitting(rows, entry, f"{folder.name}/{entry.index_name}")
+        return rows
 
 
 def _content(descriptor: int) -> bytes:

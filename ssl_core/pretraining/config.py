@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from infra.options import require_at_least, require_positive, require_seed
-from sharding.reading.stream import DataConfig
+from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig, Precision
 from ssl_core.loss.ntxent import LossConfig

@@ -6,7 +6,7 @@ from typing import Final
 import torch
 
 from infra.processes import sum_over_ranks
-from sharding.reading.stream import StreamStats
+from sharding.reading.shard_set import StreamStats
 from ssl_core.loss.ntxent import LossReport
 
 _NAMES: Final = ("loss", *(f"contrast/{name}" for name in LossReport._fields[1:]))

@@ -16,8 +16,10 @@ from infra import config as configuration
 from infra.errors import RunFailed, require
 from infra.log import progress, say
 from infra.processes import Ranks, device_of, on_first_rank, require_same, sum_over_ranks
+from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import DataConfig, ShardSet, read_batch, sample_order
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, build_engine

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from infra.arrays import Int64
 from infra.background import read_ahead
 from infra.errors import RunFailed, require
 from infra.log import say
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import EncodedBatch, Int64, ShardSet, packed_batches, read_batch, sample_batches
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import EncodedBatch, packed_batches, read_batch, sample_batches
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, executor
 from ssl_core.views.spec import VIEWS, ViewParameters, ViewSpec, draw_views, whole_image
 

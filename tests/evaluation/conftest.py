@@ -11,8 +11,9 @@ from infra import config as configuration
 from infra.metrics import MetricsWriter
 from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
+from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import DataConfig, ShardSet
+from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder

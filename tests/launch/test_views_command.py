@@ -7,7 +7,7 @@ from PIL import Image
 from infra import config as configuration
 from launch.cli import main
 from sharding.packing.pack import PackConfig, pack
-from sharding.reading.stream import DataConfig
+from sharding.reading.data_config import DataConfig
 from sharding.simulation.datasets import write_cell
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec

@@ -8,7 +8,9 @@ import torch
 
 from infra.metrics import read_metrics
 from infra.processes import Ranks
-from sharding.reading.stream import DataConfig, ShardSet, sample_order
+from sharding.reading.data_config import DataConfig
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import sample_order
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.train import pretrain

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infra.errors import RunFailed, UserError
+from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
-from sharding.reading.stream import DataConfig, ShardSet, sample_batches, sample_order
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import sample_batches, sample_order
 
 
 class Epoch(NamedTuple):

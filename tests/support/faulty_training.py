@@ -19,7 +19,8 @@ from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
 from infra.processes import Ranks
-from sharding.reading.stream import DataConfig, ShardSet
+from sharding.reading.data_config import DataConfig
+from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig

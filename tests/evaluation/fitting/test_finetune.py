@@ -14,7 +14,8 @@ from torch import nn
 from evaluation.data.features import Preprocessing
 from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
 from infra.errors import RunFailed, UserError
-from sharding.reading.stream import ShardSet, packed_metadata
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_metadata
 from ssl_core.model.encoder import ModelConfig, untrained_backbone
 from ssl_core.views.batches import image_batches
 from ssl_core.views.spec import ViewSpec

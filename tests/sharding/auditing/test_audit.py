@@ -16,7 +16,7 @@ from sharding.auditing.duplicates import near_duplicate_groups
 from sharding.datasets.chestxray14 import COLUMNS
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import ShardSet
+from sharding.reading.shard_set import ShardSet
 
 Make = Callable[..., Image.Image]
 

@@ -24,7 +24,8 @@ from sharding.format.manifest import Manifest
 from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownload
 from sharding.reading.location import open_location
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import BLANK, ShardSet
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import BLANK
 from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_until, read_until_stopped, reading_process
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 
@@ -350,7 +351,7 @@ def test_cache_too_small_for_what_is_read_at_a_time_is_refused_before_anything_i
 ) -> None:
     error, images = read_until_stopped(f"{server.url}/set", quick_fetch(tmp_path / "cache", limit_gb=50e-6))
     assert isinstance(error, UserError)
-    assert re.search(r"fetch\.limit_gb=5e-05 is less than .* try fetch\.limit_gb=", str(error))
+    assert re.search(r"limit_gb=5e-05 is less than .* try limit_gb=", str(error))
     assert images == []
     assert not any(server.gets(f"/set/{shard.name}") for shard in manifest.shards)
 

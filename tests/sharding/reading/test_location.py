@@ -182,7 +182,7 @@ def test_credentials_of_the_url_are_used_and_never_named(server: FaultServer) ->
     with pytest.raises(RunFailed, match="Connection refused") as refused:
         read_manifest(url, FetchConfig(attempts=1))
     for caught in (missing, refused):
-        assert f"{server.url}/set/manifest.json cannot be had" in str(caught.value)
+        assert f"{server.url}/set/manifest.json cannot be downloaded" in str(caught.value)
         assert "secret" not in str(caught.value)
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from sharding.reading.order import SampleOrder, divisors
+from sharding.reading.data_config import divisors
+from sharding.reading.order import SampleOrder
 
 
 @st.composite
@@ -131,12 +132,12 @@ def test_billion_samples_are_planned_in_memory_of_the_shards() -> None:
 @pytest.mark.parametrize(
     ("lanes", "global_batch", "window", "message"),
     [
-        (12, 256, 64, r"data\.lanes=12 must divide data\.global_batch=256; try 8 or 16$"),
-        (512, 256, 64, r"data\.lanes=512 must divide data\.global_batch=256; try 256$"),
-        (0, 256, 64, r"data\.lanes=0 must be 1 or more"),
-        (4, 0, 64, r"data\.global_batch=0 must be 1 or more"),
-        (4, 8, 0, r"data\.shuffle_window=0 must be 1 or more"),
-        (64, 64, 64, r"data\.global_batch=64 must not exceed the 40 samples of the shards.*try 32$"),
+        (12, 256, 64, r"lanes=12 must divide global_batch=256; try 8 or 16$"),
+        (512, 256, 64, r"lanes=512 must divide global_batch=256; try 256$"),
+        (0, 256, 64, r"lanes=0 must be at least 1"),
+        (4, 0, 64, r"global_batch=0 must be at least 1"),
+        (4, 8, 0, r"shuffle_window=0 must be at least 1"),
+        (64, 64, 64, r"global_batch=64 must not exceed the 40 samples of the shards.*try 32$"),
     ],
 )
 def test_order_names_value_rule_and_fix_when_it_cannot_be(
@@ -148,5 +149,5 @@ def test_order_names_value_rule_and_fix_when_it_cannot_be(
 
 def test_world_that_does_not_divide_the_lanes_is_refused() -> None:
     order = SampleOrder([100], lanes=16, global_batch=32, window=64, seed=0)
-    with pytest.raises(UserError, match=r"world size 3 must divide data\.lanes=16; start 2 or 4 processes$"):
+    with pytest.raises(UserError, match=r"world size 3 must divide lanes=16; start 2 or 4 processes$"):
         order.batch(0, rank=0, world=3)

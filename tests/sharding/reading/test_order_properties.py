@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from sharding.format.manifest import Manifest, Shard
 from sharding.packing.pack import PackConfig, pack
+from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import DataConfig, EncodedBatch, ShardSet, sample_batches, sample_order
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import EncodedBatch, sample_batches, sample_order
 from sharding.simulation.datasets import write_chexpert
 from tests.support.fork_server import fork_context
 

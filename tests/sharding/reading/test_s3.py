@@ -12,7 +12,7 @@ import sharding.reading.fetch
 from infra.errors import RunFailed, UserError
 from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
-from sharding.reading.stream import ShardSet
+from sharding.reading.shard_set import ShardSet
 from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_until_stopped
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Handler

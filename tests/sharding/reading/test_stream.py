@@ -18,24 +18,16 @@ import pytest
 from PIL import Image
 
 import sharding.reading.shard_set
-from infra.background import Background
 from infra.errors import RunFailed, UserError
 from infra.rng import stable_hash
 from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
+from sharding.reading.data_config import DataConfig
+from sharding.reading.fetch import FetchConfig
 from sharding.reading.manifests import read_manifest
-from sharding.reading.prefetch import largest_bytes, prefetched
-from sharding.reading.stream import (
-    BLANK,
-    DataConfig,
-    EncodedBatch,
-    FetchConfig,
-    ShardSet,
-    packed_batches,
-    packed_metadata,
-    sample_batches,
-    sample_order,
-)
+from sharding.reading.prefetch import Prefetcher, largest_bytes
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import BLANK, EncodedBatch, packed_batches, packed_metadata, sample_batches, sample_order
 from sharding.simulation.datasets import write_cell
 from tests.support.fault_server import Fault, serving
 
@@ -168,7 +160,9 @@ def test_shard_that_vanishes_stops_the_stream_and_names_step(copied: Path) -> No
     order = sample_order(shards, DataConfig([str(copied)], global_batch=4, lanes=4), seed=0)
     gone = int(order.batch(0).shard[0])
     (copied / shards.shards[gone].name).unlink()
-    with pytest.raises(RunFailed, match=rf"{shards.shards[gone].name} cannot be opened: No such file.* in step 0$"):
+    with pytest.raises(
+        RunFailed, match=rf"{shards.shards[gone].name} cannot be opened: No such file.*; step 0 needs it$"
+    ):
         next(sample_batches(shards, order))
 
 
@@ -220,10 +214,10 @@ def test_open_files_are_bounded(packed: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shards": []}, r"data\.shards=\[\] must name a folder"),
-        ({"fraction_percent": 50}, r"data\.fraction_percent=50 must be one of \(1, 10, 100\)"),
-        ({"max_masked_percent": -1.0}, r"data\.max_masked_percent=-1\.0 must be 0 to 100; try 0\.1"),
-        ({"lanes": 12}, r"data\.lanes=12 must divide data\.global_batch=256; try 8 or 16"),
+        ({"shards": []}, r"^shards=\[\] must name a folder"),
+        ({"fraction_percent": 50}, r"^fraction_percent=50 must be one of \(1, 10, 100\)"),
+        ({"max_masked_percent": -1.0}, r"^max_masked_percent=-1\.0 must be between 0 and 100; try 0\.1"),
+        ({"lanes": 12}, r"^lanes=12 must divide global_batch=256; try 8 or 16"),
     ],
 )
 def test_data_config_names_value_rule_and_fix(arguments: dict[str, object], message: str) -> None:
@@ -285,17 +279,12 @@ def test_index_alone_is_read_without_its_shard(packed: Path, tmp_path: Path) -> 
 
 
 def test_shards_of_later_steps_come_before_they_are_read_and_go_behind_them(packed: Path, tmp_path: Path) -> None:
-    with serving(packed.parent) as server, closing(Background(2, "fetch")) as background:
-        shards = ShardSet([f"{server.url}/packed"], fetch=FetchConfig(cache_folder=tmp_path))
+    fetch = FetchConfig(cache_folder=tmp_path, connections=2)
+    with serving(packed.parent) as server:
+        shards = ShardSet([f"{server.url}/packed"], fetch=fetch)
         names = [f"/packed/{shard.name}" for shard in shards.shards]
-        steps = prefetched(
-            shards,
-            range(len(names)),
-            lambda shard: [shard],
-            budget_bytes=largest_bytes(shards, 3),
-            most_items=100,
-            background=background,
-        )
+        prefetcher = Prefetcher(shards, budget_bytes=largest_bytes(shards, 3), most_items=100)
+        steps = prefetcher.walk(range(len(names)), lambda shard: [shard])
         assert next(steps) == 0
         deadline_s = time.monotonic() + 60
         while not (server.gets(names[0]) and server.gets(names[1])) and time.monotonic() < deadline_s:
@@ -303,6 +292,7 @@ def test_shards_of_later_steps_come_before_they_are_read_and_go_behind_them(pack
         assert [bool(server.gets(name)) for name in [*names[:2], *names[5:]]] == [True] * 2 + [False] * len(names[5:])
         assert list(steps) == list(range(1, len(names)))
         assert shards.stats().cache_hits == 0
+        prefetcher.close()
     while any(str(tmp_path) in os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
@@ -332,7 +322,9 @@ def test_shard_that_is_not_there_stops_the_stream_where_it_is_needed(packed: Pat
         name = shards.shards[missing].name
         server.always(f"/packed/{name}", Fault("status", 404))
         got = []
-        with pytest.raises(RunFailed, match=rf"^{server.url}/packed/{name} cannot be had: 404 .* in step {step}$"):
+        with pytest.raises(
+            RunFailed, match=rf"^{server.url}/packed/{name} cannot be downloaded: 404 .*; step {step} needs it$"
+        ):
             for batch in sample_batches(shards, order):
                 got.append(batch.step)
     assert got == list(range(step))
@@ -343,10 +335,8 @@ def test_cache_that_is_too_small_for_the_lanes_of_the_machine_is_refused(packed:
         shards = ShardSet([f"{server.url}/packed"], fetch=FetchConfig(cache_folder=tmp_path, limit_gb=150e-6))
         order = sample_order(shards, DataConfig(["x"], global_batch=8, lanes=8, shuffle_window=8), seed=0)
         sample_batches(shards, order, world=4)
-        message = (
-            r"^fetch\.limit_gb=0\.00015 is less than the [0-9.]+ GB that 4 lanes of this machine read \(8 shards, "
-        )
-        with pytest.raises(UserError, match=message + r".* try fetch\.limit_gb=0\.00"):
+        message = r"^limit_gb=0\.00015 is less than the [0-9.]+ GB that 4 lanes of this machine read \(8 shards, "
+        with pytest.raises(UserError, match=message + r".* try limit_gb=0\.00"):
             sample_batches(shards, order, world=4, local_world=2)
         whole = sample_order(shards, DataConfig(["x"], global_batch=8, lanes=8, shuffle_window=100), seed=0)
         with pytest.raises(UserError, match=rf"{len(shards.shards)} shards"):

@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from infra.processes import Ranks
 from sharding.packing.pack import PackConfig, pack
-from sharding.reading.stream import DataConfig, ShardSet, sample_order
+from sharding.reading.data_config import DataConfig
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import sample_order
 from sharding.simulation.datasets import write_cell
 from ssl_core.pretraining.sample_log import SampleLog, read_sample_log, truncate_sample_log
 from ssl_core.views.batches import training_batches

@@ -13,7 +13,8 @@ from infra.metrics import read_metrics
 from infra.processes import Ranks, on_first_rank, require_same
 from infra.status import read_status
 from sharding.packing.pack import PackConfig, pack
-from sharding.reading.stream import DataConfig, ShardSet
+from sharding.reading.data_config import DataConfig
+from sharding.reading.shard_set import ShardSet
 from sharding.simulation.datasets import write_chexpert
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig

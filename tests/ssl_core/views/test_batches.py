@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from infra.errors import RunFailed, UserError
 from sharding.format.manifest import read_index, write_manifest
 from sharding.packing.pack import PackConfig, pack
+from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest
 from sharding.reading.order import Positions, SampleOrder
-from sharding.reading.stream import DataConfig, ShardSet, packed_batches, sample_order
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_batches, sample_order
 from sharding.simulation.datasets import write_cell
 from ssl_core.views import PIXEL_TOLERANCE
 from ssl_core.views.batches import Batch, augmented_batches, image_batches, training_batches
@@ -288,5 +290,5 @@ def test_dali_and_torchvision_train_on_the_same_views(shards: ShardSet, order: S
 
 
 def test_world_that_does_not_divide_the_lanes_is_refused(shards: ShardSet, order: SampleOrder) -> None:
-    with pytest.raises(UserError, match=r"world size 3 must divide data\.lanes=4"):
+    with pytest.raises(UserError, match=r"world size 3 must divide lanes=4"):
         training_batches(shards, order, SPEC, seed=1, rank=0, world=3)

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from sharding.format.manifest import INDEX_ROW
-from sharding.reading.stream import EncodedBatch, ShardSet, packed_batches
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import EncodedBatch, packed_batches
 from ssl_core.views.sheet import caption, to_png, view_sheet
 from ssl_core.views.spec import DrawnView, ViewSpec
 

@@ -1,63 +1,68 @@
-"""Which shards of one or several packed folders a run reads."""
+"""The choice of a run's shards from one or several packed folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from infra.errors import UserError, require
-from sharding.format.fractions import FRACTIONS_PERCENT
 from sharding.format.manifest import NAME, Manifest, Shard
+from sharding.reading.data_config import require_fraction
 from sharding.reading.location import LocalFolder, ShardFolder
 
 
 class ShardSelection(NamedTuple):
     """The chosen shards, folder by folder.
 
-    places: each with its folder. counts: how many of each folder. pixel_mean, pixel_std: of the mixture of the folders,
-    each weighted by its chosen samples; scale 0 to 1.
+    Attributes:
+        shards: each with its folder.
+        counts: the number of shards chosen from each folder.
+        pixel_mean: of the mixture of the folders, each weighted by its chosen samples; scale 0 to 1.
+        pixel_std: likewise.
     """
 
-    places: list[tuple[ShardFolder, Shard]]
+    shards: list[tuple[ShardFolder, Shard]]
     counts: list[int]
     pixel_mean: float
     pixel_std: float
 
 
 def choose_shards(
-    sources: Sequence[ShardFolder], manifests: Sequence[Manifest], splits: Sequence[str], fraction_percent: int
+    folders: Sequence[ShardFolder], manifests: Sequence[Manifest], splits: Sequence[str], fraction_percent: int
 ) -> ShardSelection:
-    """Choose splits (none: all) and fraction; a folder without official splits is taken whole.
+    """Choose the shards of some splits and a fraction; a folder without official splits is taken whole.
 
-    Raises UserError when a folder lacks them all, none has one of them, a folder is named twice, or a local one lacks
-    a chosen shard in its full size.
+    Args:
+        folders: packed folders.
+        manifests: the manifest of each.
+        splits: official splits to take; none means all.
+        fraction_percent: the nested fraction of the patients: 1, 10 or 100.
+
+    Raises:
+        UserError: if a folder has splits but none of these, if no folder has one of them, if a folder occurs twice,
+            or if a local folder lacks a chosen shard in its full size.
     """
-    require_fraction("fraction_percent", fraction_percent)
-    _require_different(sources)
+    require_fraction(fraction_percent)
+    _require_different(folders)
     _require_splits(manifests, splits)
-    places: list[tuple[ShardFolder, Shard]] = []
+    shards: list[tuple[ShardFolder, Shard]] = []
     parts: list[tuple[int, Manifest]] = []
     counts: list[int] = []
-    for found, manifest in zip(sources, manifests, strict=True):
+    for folder, manifest in zip(folders, manifests, strict=True):
         chosen = manifest.select([split for split in splits if split in _splits(manifest)], fraction_percent)
-        places += [(found, shard) for shard in chosen]
+        shards += [(folder, shard) for shard in chosen]
         parts.append((sum(shard.samples for shard in chosen), manifest))
         counts.append(len(chosen))
-    for found, shard in places:
-        if isinstance(found, LocalFolder):
-            _require_size(found.path, shard)
-    return ShardSelection(places, counts, *_mix_pixels(parts))
+    for folder, shard in shards:
+        if isinstance(folder, LocalFolder):
+            _require_size(folder.path, shard)
+    return ShardSelection(shards, counts, *_mix_pixels(parts))
 
 
-def require_fraction(name: str, percent: int) -> None:
-    """Raise UserError unless `percent` is a fraction that is packed."""
-    require(percent in FRACTIONS_PERCENT, f"{name}={percent} must be one of {FRACTIONS_PERCENT}; try 100")
-
-
-def _require_different(sources: Sequence[ShardFolder]) -> None:
-    where = [found.path.resolve() if isinstance(found, LocalFolder) else found.name for found in sources]
-    for place, found in zip(where, sources, strict=True):
-        times = where.count(place)
-        require(times == 1, f"shards name {found.name} {times} times; name each folder once")
+def _require_different(folders: Sequence[ShardFolder]) -> None:
+    identities = [folder.path.resolve() if isinstance(folder, LocalFolder) else folder.name for folder in folders]
+    for identity, folder in zip(identities, folders, strict=True):
+        times = identities.count(identity)
+        require(times == 1, f"shards name {folder.name} {times} times; name each folder once")
 
 
 def _splits(manifest: Manifest) -> set[str | None]:
@@ -65,10 +70,10 @@ def _splits(manifest: Manifest) -> set[str | None]:
 
 
 def _require_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
-    """Let every folder that has official splits have one of these, and every one of these be in a folder."""
+    """Require every folder with official splits to have one of these, and each of these to be in a folder."""
     for manifest in manifests:
         if splits and _splits(manifest) != {None} and not _splits(manifest) & set(splits):
-            manifest.select(splits)  # raises, naming what there is
+            manifest.select(splits)  # raises and names the splits that exist
     for split in splits:
         if not any(split in _splits(manifest) for manifest in manifests):
             manifests[0].select([split])
