@@ -15,7 +15,9 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "commands.md"
+FOLDERS = ("infra", "sharding", "ssl_core", "evaluation", "launch", "benchmarks", "tests")
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown"}  # of a library and of datasets
 
 # The paper's network and loss, but two steps of it on small views, so that a CPU gets through; and a short search.
 SMALLER = "--views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"
@@ -71,6 +73,16 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in headings(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_and_names_in_the_text_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in set(re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w/.-]*)`", text)):
+        assert (ROOT / path).exists(), path
+    code = "\n".join(module.read_text() for folder in FOLDERS for module in (ROOT / folder).rglob("*.py"))
+    for name in set(re.findall(r"`(test_\w+|[A-Z]\w*[a-z]\w*|[A-Z]+_[A-Z_]+)`", text)) - OTHERS_NAMES:
+        assert re.search(rf"\b{name}\b", code), name
 
 
 def headings(page: Path) -> set[str]:
