@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there, on simulated radiographs."""
+"""The commands, links and options in the documentation, checked on simulated radiographs."""
 
 import os
 import re
@@ -13,32 +13,36 @@ from sharding.simulation.datasets import write_cell, write_chexpert
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "commands.md"
+FOLDERS = ("infra", "sharding", "ssl_core", "evaluation", "launch", "benchmarks", "tests")
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown"}  # of a library and of datasets
 
 # The paper's network and loss, but two steps of it on small views, so that a CPU gets through; and a short search.
 SMALLER = "--views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"
 SHORTER = "--folds=2 --few_labels=false"
-ALONE = "--rdzv-endpoint=localhost:29400 --rdzv-conf=last_call_timeout=3"
+LOCAL = "--rdzv-endpoint=localhost:29400 --rdzv-conf=last_call_timeout=3"
 
 
 def commands() -> str:
-    """Return the README's bash blocks as one script."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    script = "\n".join(blocks)
-    for command, options in {"--run_folder=runs/paper\n": SMALLER, "sternum probe ": SHORTER}.items():
+    """Return the bash blocks of the README, then those of the reference, as one script that ends within minutes."""
+    text = README.read_text() + REFERENCE.read_text()
+    script = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    for command, options in {"--data.shards=[shards/chexpert]\n": SMALLER, "sternum probe ": SHORTER}.items():
         assert command in script
         script = script.replace(command, f"{command.rstrip()} {options}{command[-1]}")
-    meeting = "--rdzv-endpoint=first-machine:29400"
-    assert meeting in script
-    return script.replace(meeting, ALONE)
+    endpoint = "--rdzv-endpoint=first-machine:29400"
+    assert endpoint in script
+    return script.replace(endpoint, LOCAL)
 
 
 @pytest.mark.timeout(900)  # about two minutes, but each of its commands starts several processes
-def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
+def test_the_commands_of_readme_and_reference_do_what_they_say(tmp_path: Path) -> None:
     write_chexpert(tmp_path / "chexpert", patients=20, seed=0, size_px=64)
     write_cell(tmp_path / "cell", {"train": 60, "val": 20, "test": 40}, seed=0, size_px=64)
-    (tmp_path / "launch").symlink_to(ROOT / "launch")
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    done = subprocess.run(
+    ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands()],
         cwd=tmp_path,
         env=os.environ
@@ -52,29 +56,52 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     run = tmp_path / "runs" / "paper"
     assert [checkpoint.state.backbone for checkpoint in find_checkpoints(run)] == ["wide_resnet50_2"]
-    assert "untrained" in done.stdout
+    assert "untrained" in ended.stdout
     assert (tmp_path / "views.png").stat().st_size > 10_000
     page = (run / "report.html").read_text()
     assert "untrained" in page
     assert "<svg" in page or "data:image" in page
-    for link in re.findall(r"\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_and_names_in_the_text_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in set(re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w/.-]*)`", text)):
+        assert (ROOT / path).exists(), path
+    code = "\n".join(module.read_text() for folder in FOLDERS for module in (ROOT / folder).rglob("*.py"))
+    for name in set(re.findall(r"`(test_\w+|[A-Z]\w*[a-z]\w*|[A-Z]+_[A-Z_]+)`", text)) - OTHERS_NAMES:
+        assert re.search(rf"\b{name}\b", code), name
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_no_placeholder_is_left_in_the_docs() -> None:
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        assert not re.search(r"@[A-Z_]+@", path.read_text()), path
+    for page in PAGES:
+        assert not re.search(r"@[A-Z_]+@", page.read_text()), page
 
 
-def test_the_options_that_the_readme_names_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    """Options in the running text, outside the code blocks; other programs' have hyphens in their names."""
-    text = (ROOT / "README.md").read_text()
-    for command in ("shard", "pretrain", "probe"):
+def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Options outside the code blocks; those of other programs have hyphens in their names."""
+    for command in ("shard", "verify", "audit", "views", "pretrain", "supervise", "probe", "submit"):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
     known = capsys.readouterr().out
-    for option in set(re.findall(r"`--([\w.]+)(?![\w.-])", text)):
-        assert f"--{option}" in known, option
+    for page in (README, REFERENCE):
+        for option in set(re.findall(r"`--([\w.]+)(?![\w.-])", page.read_text())):
+            assert f"--{option}" in known, f"{page.name}: {option}"
