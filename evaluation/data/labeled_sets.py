@@ -24,9 +24,6 @@ from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
-<<<<<<< HEAD
-from sharding.reading.data_config import DataConfig
-from sharding.reading.fetch import FetchConfig
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
 
@@ -45,10 +42,6 @@ class ProbeData:
 
     def __post_init__(self) -> None:
         require(bool(self.shards), f"{setting(self, 'shards')} must name a folder; try [shards/cell]")
-=======
-from sharding.reading.shard_set import ShardSet
-from sharding.reading.stream import packed_metadata
->>>>>>> 070ebdf (Import shard readers from their one home)
 
 
 @dataclass(frozen=True)
