@@ -32,7 +32,7 @@ def module_imports(root: Path, packages: Iterable[str] = PACKAGES) -> dict[str, 
     return {
         module: {
             imported
-            for name in _imported_names(ast.parse(file.read_text()))
+            for name in imported_names(ast.parse(file.read_text()))
             if (imported := _longest_known(name, files)) and imported != module
         }
         for module, file in files.items()
@@ -44,8 +44,11 @@ def _module(root: Path, file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imported_names(node: ast.AST) -> Iterator[str]:
-    """Yield the dotted names that a module imports; `from a import b` is a.b, which may be a module or not."""
+def imported_names(node: ast.AST, *, in_functions: bool = True) -> Iterator[str]:
+    """Yield the dotted names that a module imports, or only those imported along with it (`in_functions` false).
+
+    `from a import b` yields a.b, which need not be a module.
+    """
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -53,7 +56,8 @@ def _imported_names(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return
     for child in ast.iter_child_nodes(node):
-        yield from _imported_names(child)
+        if in_functions or not isinstance(child, ast.FunctionDef):
+            yield from imported_names(child, in_functions=in_functions)
 
 
 def _longest_known(name: str, modules: Iterable[str]) -> str | None:
