@@ -91,7 +91,7 @@ def test_an_old_run_goes_on_with_its_own_configuration_and_keeps_its_keys(tmp_pa
     status = read_status(run)
     assert status is not None and status.state == "paused"
     samples = (run / "samples/rank-0.jsonl").read_bytes()
-    assert sternum(["pretrain", f"--config={run / 'config.yaml'}", f"--run_folder={run}", "--train.max_steps=3"]) == 0
+    assert sternum(["pretrain", str(run), f"--config={run / 'config.yaml'}", "--train.max_steps=3"]) == 0
     assert [checkpoint.step for checkpoint in find_checkpoints(run)] == [2, 3]
     first, second, third = read_metrics(run)
     assert list(third) == list(second) == list(first)
@@ -135,7 +135,7 @@ def test_a_probe_of_old_shards_gives_the_old_figures(results_only: Path) -> None
     options = (
         "--data.shards=[shards/cell] --checkpoints=[] --few_labels=false --bootstrap_resamples=100 --search=serial"
     )
-    assert sternum(["probe", f"--run_folder={results_only}", *options.split(), "--search=serial"]) == 0
+    assert sternum(["probe", str(results_only), *options.split(), "--search=serial"]) == 0
     now = read_results(results_only)
     assert before is not None and now is not None
     kinds = ("pixels", "border")  # these need no backbone, whose last bits depend on the machine
