@@ -81,7 +81,7 @@ def test_an_old_checkpoint_is_whole_and_its_backbone_loads() -> None:
 
 
 def test_an_old_configuration_is_read_whole() -> None:
-    config = configuration.load(PretrainConfig, RUN / "config.yaml")
+    config = configuration.load(PretrainConfig, RUN / "config.yaml", command="pretrain")
     assert configuration.to_yaml(config) == (RUN / "config.yaml").read_text()
 
 
