@@ -30,6 +30,7 @@ from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
 from tests.support.faulty_training import start_ranks, wait_for_ranks
 from tests.support.process_group import on_ranks
+from tests.support.tiny_resnet import TINY_RESNET
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def small(tmp_path: Path, simulated_shards: Path) -> PretrainConfig:
         run_folder=tmp_path / "run",
         data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
         views=ViewSpec(size_px=32),
-        model=ModelConfig("resnet18", projection_width=32, projection_size=16),
+        model=ModelConfig(TINY_RESNET, projection_width=32, projection_size=16),
         train=TrainConfig(epochs=2, precision="fp32", log_every_steps=1),
     )
 
