@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
+from infra.options import registered
 from infra.processes import Ranks
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
@@ -184,7 +185,8 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
         if fault.kind == "save":
             on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, path))
     try:
-        pretrain(config, ranks)
+        with registered(PretrainConfig):  # errors name options as the command does
+            pretrain(config, ranks)
     except (UserError, RunFailed) as error:
         log.write(f"error: {error}\n")
         log.close()
