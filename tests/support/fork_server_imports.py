@@ -6,7 +6,7 @@ import pytest  # noqa: F401
 import torch
 import torch._dynamo
 
-import ssl_core.pretraining.train
+import ssl_core.pretraining.train  # noqa: F401
 import tests.support.tiny_resnet  # noqa: F401
 
 torch.set_num_threads(1)

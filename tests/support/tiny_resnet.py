@@ -1,7 +1,7 @@
-"""A ResNet with 0.3 million parameters, registered with torchvision as `tiny_resnet`, for runs whose network is no matter.
+"""A small ResNet, registered with torchvision as `tiny_resnet`, for tests of runs that do not depend on the network.
 
-Gradients to exchange and checkpoints to write are 40 times smaller than those of resnet18. Each process that builds the
-network has to import this module; the fork server has.
+It has 0.3 million parameters. Gradients to exchange and checkpoints to write are 40 times smaller than those of
+resnet18. Every process that builds it must import this module; the fork server does.
 """
 
 from typing import Any, Final
