@@ -159,7 +159,7 @@ class Machines:
         """Return the newest step in the metrics, 0 without any."""
         return int(max((line["step"] for line in read_metrics(self._config.run_folder)), default=0))
 
-    def wait_for_ranks(self) -> None:
+    def end(self) -> None:
         """Wait until both machines have finished the run."""
         for machine in self.started:
             assert machine.end(timeout_s=600) == 0, machine.output()
