@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, what is installed on it, and a table of text."""
+"""Helpers of all benchmarks: a description of the machine, a check for installed packages, and text tables."""
 
 import os
 import platform
@@ -9,9 +9,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from tabulate import tabulate
+
 
 def machine(*distributions: str) -> dict[str, Any]:
-    """Describe this machine and the versions of these distributions; None for one that is not installed."""
+    """Describe this machine, with the versions of these distributions (None if not installed)."""
     return {
         "cpus": os.cpu_count(),
         "processor": _processor(),
@@ -21,27 +23,20 @@ def machine(*distributions: str) -> dict[str, Any]:
 
 
 def installed(module: str) -> bool:
-    """Say whether a module can be found, without importing it."""
+    """Return whether a module can be found, without importing it."""
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package that it would lie in
+    except ModuleNotFoundError:  # its package is missing
         return False
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of text, numbers to the right; a row (name, remark) has no figures, and takes the room it needs."""
-    lines = [header, *rows]
-    columns = zip(*(row for row in lines if len(row) == len(header)), strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    widths[0] = max(len(row[0]) for row in lines)
-    return "\n".join(_line(row, widths).rstrip() for row in lines)
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    name = f"  {row[0]:<{widths[0]}}"
-    if len(row) != len(widths):
-        return "  ".join([name, *row[1:]])
-    return "  ".join([name, *(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))])
+    """Return a text table with its figures to the right; rows (name, remark) without figures follow as lines."""
+    figures = [row for row in rows if len(row) == len(header)]
+    align = ("left", *["right"] * (len(header) - 1)) if figures else None
+    lines = tabulate(figures, header, tablefmt="plain", disable_numparse=True, colalign=align).splitlines()
+    remarks = [": ".join(row) for row in rows if len(row) != len(header)]
+    return "\n".join(f"  {line}".rstrip() for line in [*lines, *remarks])
 
 
 def _processor() -> str:
@@ -61,5 +56,5 @@ def _version(distribution: str) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an exception says, as a line that fits a table."""
+    """Return an exception as a line that fits a table."""
     return shorten(f"{type(error).__name__}: {error}", 200)

@@ -111,7 +111,7 @@ def draw(
 
 def training_step(task: Task) -> Callable[[Sequence[torch.Tensor]], None]:
     """Return the forward and backward pass of a one-channel ResNet-50 in bf16."""
-    from torchvision.models import resnet50  # noqa: PLC0415 - only where it is asked for
+    from torchvision.models import resnet50  # noqa: PLC0415 - only where it is options for
 
     model = resnet50()
     model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
@@ -265,7 +265,7 @@ def text(results: dict[str, list[Figures] | str]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the images, measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
@@ -280,29 +280,31 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--window_s", type=float, default=5.0, help="length of a turn, and half of it for the waiting")
     parser.add_argument("--warm_batches", type=int, default=8, help="batches at the start of a turn that do not count")
-    asked = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cpus])
-    turn = Turn(asked.warm_batches, asked.window_s, asked.step)
+    options = parser.parse_args(arguments)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cpus])
+    turn = Turn(options.warm_batches, options.window_s, options.step)
     blocks: dict[str, dict[str, list[Figures] | str]] = {}
     with tempfile.TemporaryDirectory(prefix="sternum-loader-") as name:
         folder = Path(name)
-        sets = {str(shards): shards for shards in asked.shards}
-        if asked.images:
-            write_cell(folder / "cell", {"train": asked.images}, seed=0, size_px=400)
+        sets = {str(shards): shards for shards in options.shards}
+        if options.images:
+            write_cell(folder / "cell", {"train": options.images}, seed=0, size_px=400)
             pack(PackConfig("cell", folder / "cell", folder / "shards", SHORTER_SIDE_PX))
-            sets = {f"simulated, {asked.images} images of {SHORTER_SIDE_PX} px": folder / "shards", **sets}
+            sets = {f"simulated, {options.images} images of {SHORTER_SIDE_PX} px": folder / "shards", **sets}
         for number, (what, shards) in enumerate(sets.items()):
-            for size_px in asked.size_px:
+            for size_px in options.size_px:
                 block = f"{what}, two views of {size_px} px"
                 scratch = folder / f"{number}-{size_px}"
                 scratch.mkdir()
-                task = Task(shards, scratch, size_px, asked.local_batch, asked.cpus, asked.device)
-                blocks[block] = measure(task, turn, asked.repeats, asked.ways)
+                task = Task(shards, scratch, size_px, options.local_batch, options.cpus, options.device)
+                blocks[block] = measure(task, turn, options.repeats, options.ways)
                 print(f"{block}\n{text(blocks[block])}", flush=True)
-    write_atomic(asked.out, json.dumps(as_json(blocks, asked, turn), indent=1) + "\n")
+    write_atomic(options.out, json.dumps(as_json(blocks, options, turn), indent=1) + "\n")
 
 
-def as_json(blocks: dict[str, dict[str, list[Figures] | str]], asked: argparse.Namespace, turn: Turn) -> dict[str, Any]:
+def as_json(
+    blocks: dict[str, dict[str, list[Figures] | str]], options: argparse.Namespace, turn: Turn
+) -> dict[str, Any]:
     """Return what the file holds: units, medians, every turn, options, machine."""
 
     def medians(figures: list[Figures]) -> dict[str, float]:
@@ -328,10 +330,10 @@ def as_json(blocks: dict[str, dict[str, list[Figures] | str]], asked: argparse.N
             for block, results in blocks.items()
         },
         "turn": asdict(turn),
-        "repeats": asked.repeats,
-        "local_batch": asked.local_batch,
-        "cpus": asked.cpus,
-        "device": torch.cuda.get_device_name() if asked.device != "cpu" else "cpu",
+        "repeats": options.repeats,
+        "local_batch": options.local_batch,
+        "cpus": options.cpus,
+        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
         "machine": machine("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "mosaicml-streaming"),
     }
 

@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -156,7 +156,7 @@ def gradients_text(results: dict[str, dict[str, Deviation | str]]) -> str:
     return f"gradient after DDP's averaging, beside the true one\n{table(header, rows)}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the figures."""
     on_gpu = torch.cuda.is_available()
     sizes = [4096, 16384, 32768, 65536] + ([262144, 1048576] if on_gpu else [])
@@ -172,11 +172,11 @@ def main() -> None:
     parser.add_argument("--global_batch", type=int, default=4096 if on_gpu else 512, help="samples")
     parser.add_argument("--micro_batches", type=int, default=16, help="P")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    asked = parser.parse_args()
+    options = parser.parse_args(arguments)
     result: dict[str, Any] = {}
-    if "speed" in asked.sections:
-        speed = measure_speed(sorted(asked.rows), asked.width, asked.repeats, asked.device)
-        print(speed_text(speed, sorted(asked.rows)), flush=True)
+    if "speed" in options.sections:
+        speed = measure_speed(sorted(options.rows), options.width, options.repeats, options.device)
+        print(speed_text(speed, sorted(options.rows)), flush=True)
         result["speed"] = {
             name: {
                 rows: costs if isinstance(costs, str) else [cost._asdict() for cost in costs]
@@ -184,27 +184,27 @@ def main() -> None:
             }
             for name, by_size in speed.items()
         }
-    if "gradients" in asked.sections:
-        gradients = measure_gradients(asked.worlds)
+    if "gradients" in options.sections:
+        gradients = measure_gradients(options.worlds)
         print(gradients_text(gradients), flush=True)
         result["gradients"] = {
             name: {world: found if isinstance(found, str) else found._asdict() for world, found in by_world.items()}
             for name, by_world in gradients.items()
         }
-    if "cache" in asked.sections:
+    if "cache" in options.sections:
         from benchmarks.loss_cache import CacheTask, measure_cache  # noqa: PLC0415 - the processes of `speed` need not load it
 
-        task = CacheTask(asked.backbone, asked.size_px, asked.global_batch, asked.micro_batches, asked.device)
-        result["cache"], text = measure_cache(task, asked.repeats)
+        task = CacheTask(options.backbone, options.size_px, options.global_batch, options.micro_batches, options.device)
+        result["cache"], text = measure_cache(task, options.repeats)
         print(text, flush=True)
     result |= {
         "units": {"seconds": "s", "peak_bytes": "bytes", "relative_error": "1", "cosine": "1", "length": "1"},
-        "options": {name: value for name, value in vars(asked).items() if name != "out"},
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
         "threads": torch.get_num_threads(),
-        "device_name": torch.cuda.get_device_name() if asked.device != "cpu" else "cpu",
+        "device_name": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
         "machine": machine("torch", "lightly", "solo-learn", "pytorch-metric-learning", "open_clip_torch"),
     }
-    write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

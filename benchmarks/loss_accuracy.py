@@ -6,6 +6,7 @@ compares with 90 decimals there).
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 import torch
@@ -61,14 +62,14 @@ def relative_errors(
     return Errors(abs(loss.item() - value) / max(value, 1e-300), in_gradient.item(), value)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each executor and treatment of a patient's other images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=4096, help="N, two for each sample")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--executors", nargs="+", default=["dense", "tiled"], help="dense, tiled, triton")
     parser.add_argument("--same_patient", nargs="+", default=["negative", "positive"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for executor in options.executors:
         for same_patient in options.same_patient:
             print(f"{executor}, other images of a patient: {same_patient}, N = {options.rows}, fp32, {options.device}")

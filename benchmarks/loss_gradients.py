@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import installed, one_line
@@ -80,7 +80,7 @@ def _deviation(gradient: Tensor, true: Tensor) -> Deviation:
 
 def _on_ranks(world: int) -> dict[str, Tensor | str]:
     with tempfile.TemporaryDirectory(prefix="sternum-loss-") as folder:
-        mp.start_processes(_rank, (world, folder), nprocs=world, start_method="spawn")
+        start_processes(_rank, (world, folder), nprocs=world, start_method="spawn")  # type: ignore[no-untyped-call]
         results: dict[str, Tensor | str] = torch.load(Path(folder) / "gradients")
         return results
 
@@ -100,7 +100,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
             loss = way.build(rank, world, _TEMPERATURE)
             # one pass through DDP for both views, as it wants it
             projections = model(torch.cat([first, second]))
-            loss(*projections.chunk(2)).backward()
+            loss(*projections.chunk(2)).backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # a peer's failure is a result, the same on all ranks
             gradients[name] = f"failed: {one_line(error)}"
             continue

@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def report(result: dict[str, Any]) -> str:
     ]
     manifest, sampler = result["huge"]["manifest"], result["sampler"]
     planning.append(["huge: its manifest", f"{manifest['read_s']:.3g} s", "", "", "", f"{manifest['held_mb']:.1f} MB"])
-    planning.append(["sampler, chexpert", f"{sampler['first_batch_ms']:.3g} ms"])
+    planning.append(["sampler, chexpert", f"{sampler['first_batch_ms']:.3g} ms", "", "", "", ""])
     reading = [
         [
             f"{name}, {row['nodes_counted']} of {row['nodes']} nodes",
@@ -219,7 +219,9 @@ def report(result: dict[str, Any]) -> str:
         for name in ("chexpert", "huge")
         for row in result[name]["reading"]
     ]
-    reading.append([f"sampler, chexpert, 1 of {sampler['nodes']}", "", "", f"{sampler['read_over_fair']:.3f} x"])
+    reading.append(
+        [f"sampler, chexpert, 1 of {sampler['nodes']}", "", "", f"{sampler['read_over_fair']:.3f} x", "", ""]
+    )
     return "\n".join(
         [
             "planning, one rank",
@@ -235,7 +237,7 @@ def _even(count: int, nodes: int) -> list[int]:
     return sorted({round(number) for number in np.linspace(0, nodes - 1, min(count, nodes))})
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
@@ -246,34 +248,34 @@ def main() -> None:
     parser.add_argument("--small_samples", type=int, default=224_316, help="of the set of CheXpert's size")
     parser.add_argument("--small_shards", type=int, default=219, help="of the set of CheXpert's size")
     parser.add_argument("--steps", type=int, default=1000, help="later batches that are timed")
-    asked = parser.parse_args()
-    small = Plan(asked.small_samples, asked.small_shards, lanes=128, global_batch=1024, window=16384, ranks=128)
+    options = parser.parse_args(arguments)
+    small = Plan(options.small_samples, options.small_shards, lanes=128, global_batch=1024, window=16384, ranks=128)
     huge = Plan(
-        asked.samples,
-        asked.shards,
-        asked.ranks,
-        global_batch=16 * asked.ranks,
-        window=256 * asked.ranks,
-        ranks=asked.ranks,
+        options.samples,
+        options.shards,
+        options.ranks,
+        global_batch=16 * options.ranks,
+        window=256 * options.ranks,
+        ranks=options.ranks,
     )
     nodes = huge.ranks // 8
     result = {
         "units": UNITS,
         "chexpert": {
             "plan": asdict(small),
-            "planning": measure_planning(small, asked.steps),
+            "planning": measure_planning(small, options.steps),
             "reading": [measure_reading(small, count, list(range(count))) for count in (1, 2, 4, 8, 16)],
         },
         "huge": {
             "plan": asdict(huge),
-            "planning": measure_planning(huge, asked.steps),
+            "planning": measure_planning(huge, options.steps),
             "manifest": measure_manifest(huge),
-            "reading": [measure_reading(huge, nodes, _even(asked.nodes, nodes))],
+            "reading": [measure_reading(huge, nodes, _even(options.nodes, nodes))],
         },
         "sampler": measure_sampler(small, 16),
         "machine": machine("numpy", "torch"),
     }
-    write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(result, indent=1) + "\n")
     print(report(result))
 
 

@@ -31,10 +31,16 @@ SHORTER_SIDE_PX, JPEG_QUALITY, SHARD_MB = 320, 90, 64
 ENCODE = partial(encode_file, shorter_side_px=SHORTER_SIDE_PX, jpeg_quality=JPEG_QUALITY)
 
 
-def encoded_bytes(path: Path) -> int:
-    """Encode and throw away: no bytes travel between the processes."""
+def encode(path: Path) -> bytes:
+    """Return an image as it is packed."""
     image = ENCODE(path)
-    return len(image.content) if isinstance(image, EncodedImage) else 0
+    assert isinstance(image, EncodedImage), f"{path} was rejected: {image}"
+    return image.content
+
+
+def encoded_bytes(path: Path) -> int:
+    """Encode an image and return only its size, so that no image travels between processes."""
+    return len(encode(path))
 
 
 def run_sternum(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
@@ -65,7 +71,7 @@ def run_webdataset(root: Path, dataset: str, paths: Sequence[Path], out: Path, w
     out.mkdir()
     with webdataset.ShardWriter(str(out / "%06d.tar"), maxsize=SHARD_MB * 1e6, verbose=0) as writer:
         for path in paths:
-            writer.write({"__key__": path.stem, "jpg": ENCODE(path).content, "json": {"path": path.name}})
+            writer.write({"__key__": path.stem, "jpg": encode(path), "json": {"path": path.name}})
 
 
 def run_streaming(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
@@ -75,7 +81,7 @@ def run_streaming(root: Path, dataset: str, paths: Sequence[Path], out: Path, wo
     columns = {"jpg": "bytes", "json": "json"}
     with MDSWriter(out=str(out), columns=columns, hashes=["sha256"], size_limit=SHARD_MB * 10**6) as writer:
         for path in paths:
-            writer.write({"jpg": ENCODE(path).content, "json": {"path": path.name}})
+            writer.write({"jpg": encode(path), "json": {"path": path.name}})
 
 
 def measure(root: Path, dataset: str, workers: int, repeats: int, folder: Path) -> dict[str, list[float]]:
@@ -117,7 +123,7 @@ def text(measured: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(blocks)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the images, measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
@@ -126,24 +132,24 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="a folder CLASS/IMAGE of further images, measured apart")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one for each CPU")
     parser.add_argument("--repeats", type=int, default=5)
-    asked = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sternum-packing-") as name:
         folder = Path(name)
-        write_cell(folder / "cell", {"train": asked.images}, seed=0, size_px=asked.size_px)
-        simulated = f"simulated, {asked.images} images of {asked.size_px} px"
-        measured = {simulated: measure(folder / "cell", "cell", asked.workers, asked.repeats, folder)}
-        if asked.root is not None:
-            measured[str(asked.root)] = measure(asked.root, "folder", asked.workers, asked.repeats, folder)
+        write_cell(folder / "cell", {"train": options.images}, seed=0, size_px=options.size_px)
+        simulated = f"simulated, {options.images} images of {options.size_px} px"
+        measured = {simulated: measure(folder / "cell", "cell", options.workers, options.repeats, folder)}
+        if options.root is not None:
+            measured[str(options.root)] = measure(options.root, "folder", options.workers, options.repeats, folder)
     result = {
         "unit": "images/s",
         "median": {what: {n: statistics.median(v) for n, v in rates.items()} for what, rates in measured.items()},
         "all": measured,
         "options": {"shorter_side_px": SHORTER_SIDE_PX, "jpeg_quality": JPEG_QUALITY, "shard_mb": SHARD_MB},
-        "repeats": asked.repeats,
-        "workers": asked.workers or len(os.sched_getaffinity(0)),
+        "repeats": options.repeats,
+        "workers": options.workers or len(os.sched_getaffinity(0)),
         "machine": machine("pillow", "webdataset", "mosaicml-streaming"),
     }
-    write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(result, indent=1) + "\n")
     print(text(measured))
 
 

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -177,7 +177,7 @@ def text(seconds: Mapping[str, list[float]], start_s: float, probes: int) -> str
     return f"{probes} probes, {fits} fits; Ray starts in {start_s:.1f} s\n{table(header, rows)}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
@@ -185,20 +185,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="features an image")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args(arguments)
     os.environ["PYTHONWARNINGS"] = "ignore"  # of fits that have not converged, in other processes
-    case = make_case(asked.images, asked.size)
-    seconds, starts_s, chosen = measure(case, asked.cores, asked.repeats)
+    case = make_case(options.images, options.size)
+    seconds, starts_s, chosen = measure(case, options.cores, options.repeats)
     print(text(seconds, statistics.median(starts_s), len(chosen)), flush=True)
     result = {
         "seconds": seconds,
         "ray_start_seconds": starts_s,
         "chosen": {name: found._asdict() for name, found in chosen.items()},
         "units": {"seconds": "s", "ray_start_seconds": "s", "c": "1", "auc": "1"},
-        "options": {name: value for name, value in vars(asked).items() if name != "out"},
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
         "machine": machine("ray", "scikit-learn", "numpy", "scipy", "joblib"),
     }
-    write_atomic(asked.out, json.dumps(result, indent=1) + "\n")
+    write_atomic(options.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ The figures go to --out as JSON, the tables beside it as Markdown.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +49,7 @@ def markdown(ratio: Ratio | None, rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the images, inject, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures; a .md beside it")
@@ -63,39 +63,39 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5, help="injections of every other fault")
     parser.add_argument("--network_times", type=int, default=2, help="injections of each fault of the network")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and targets under fire")
-    asked = parser.parse_args()
+    options = parser.parse_args(arguments)
     ratio: Ratio | None = None
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="sternum-reliability-") as name:
         folder = Path(name)
-        if "ratio" in asked.sections:
+        if "ratio" in options.sections:
             write_cell(folder / "cell", {"train": 512}, seed=0, size_px=160)
             pack(PackConfig("cell", folder / "cell", folder / "shards", 128))
             (folder / "ratio").mkdir()
-            ratio = measure_ratio(folder / "shards", folder / "ratio", asked)
+            ratio = measure_ratio(folder / "shards", folder / "ratio", options)
             print(markdown(ratio, []), flush=True)
-        if {"faults", "network"} & set(asked.sections):
+        if {"faults", "network"} & set(options.sections):
             write_chexpert(folder / "small", patients=40, seed=0, size_px=64)
             pack(PackConfig("chexpert", folder / "small", folder / "small-shards", shorter_side_px=64))
-        for row in injected(folder / "small-shards", folder, asked):
+        for row in injected(folder / "small-shards", folder, options):
             print(row, flush=True)
             rows.append(row)
     print(markdown(ratio, rows))
-    write_atomic(asked.out.with_suffix(".md"), markdown(ratio, rows))
-    write_atomic(asked.out, json.dumps(as_json(ratio, rows, asked), indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), markdown(ratio, rows))
+    write_atomic(options.out, json.dumps(as_json(ratio, rows, options), indent=1) + "\n")
 
 
-def injected(shards: Path, folder: Path, asked: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of the sections that were asked for."""
+def injected(shards: Path, folder: Path, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of the sections that were options for."""
     for section in ("faults", "network"):
         (folder / section).mkdir()
-    if "faults" in asked.sections:
-        yield from measure_faults(shards, folder / "faults", asked.times, asked.kills)
-    if "network" in asked.sections:
-        yield from measure_network(shards, folder / "network", asked.network_times)
+    if "faults" in options.sections:
+        yield from measure_faults(shards, folder / "faults", options.times, options.kills)
+    if "network" in options.sections:
+        yield from measure_network(shards, folder / "network", options.network_times)
 
 
-def as_json(ratio: Ratio | None, rows: list[Row], asked: argparse.Namespace) -> dict[str, Any]:
+def as_json(ratio: Ratio | None, rows: list[Row], options: argparse.Namespace) -> dict[str, Any]:
     """Return what the file holds: units, figures, options, machine."""
     return {
         "units": {
@@ -107,7 +107,7 @@ def as_json(ratio: Ratio | None, rows: list[Row], asked: argparse.Namespace) -> 
         },
         "ratio": ratio and asdict(ratio),
         "faults": [asdict(row) for row in rows],
-        "options": {name: value for name, value in vars(asked).items() if name != "out"},
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
         "machine": machine("torch"),
     }
 

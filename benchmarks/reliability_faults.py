@@ -116,7 +116,7 @@ class Range:
 
     def _config(self, keep_last: int | None, changes: dict[str, Any]) -> PretrainConfig:
         self._runs += 1
-        config = small_config(self._folder / f"run-{self._runs}", self._shards, **changes)
+        config = small_config(self._folder / f"run-{self._runs}", self._shards, "resnet18", **changes)
         return replace(config, checkpoints=CheckpointConfig(keep_last=keep_last))
 
     def step(self) -> int:

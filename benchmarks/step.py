@@ -20,13 +20,13 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, table
@@ -178,7 +178,7 @@ def take_part(rank: int, config: PretrainConfig, turn: Turn, port: int, answer: 
     """Be one rank of a case; the first one writes down what was measured."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(turn.threads)
-    watch = train._learn = Stopwatch(train._learn, config.run_folder, turn)  # type: ignore[assignment]
+    watch = train._learn = Stopwatch(train._learn, config.run_folder, turn)
     train.pretrain(config, Ranks(rank, turn.ranks, rank, turn.ranks))
     if rank == 0:
         answer.write_text(json.dumps([watch.step_s, watch.limit_step_s, watch.outside_share]))
@@ -192,7 +192,7 @@ def measure(case: Case, turn: Turn, shards: Path, folder: Path) -> Figures:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = (config, turn, port, folder / "answer.json")
-    mp.start_processes(take_part, arguments, nprocs=turn.ranks, start_method="spawn")
+    start_processes(take_part, arguments, nprocs=turn.ranks, start_method="spawn")  # type: ignore[no-untyped-call]
     step_s, limit_step_s, outside_share = json.loads((folder / "answer.json").read_text())
     lines = {line["step"]: line for line in read_metrics(config.run_folder)}
     window, last = lines[2 * turn.window_steps], lines[3 * turn.window_steps + 1]
@@ -264,7 +264,7 @@ def as_json(cases: list[Case], results: dict[str, list[Figures]], turn: Turn, de
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the images, measure all cases in turns, print, and write the figures."""
     gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -284,32 +284,32 @@ def main() -> None:
     parser.add_argument("--limit_calls", type=int, default=10 if gpus else 3)
     parser.add_argument("--images", type=int, default=256, help="simulated radiographs")
     parser.add_argument("--repeats", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args(arguments)
 
-    threads = max(1, len(os.sched_getaffinity(0)) // asked.ranks)
-    turn = Turn(asked.window_steps, asked.limit_calls, asked.ranks, threads, asked.executor)
-    sizes = [(asked.backbone, asked.size_px, asked.local_batch)]
-    if asked.small_local_batch:
-        sizes.append(("resnet18", asked.small_size_px, asked.small_local_batch))
+    threads = max(1, len(os.sched_getaffinity(0)) // options.ranks)
+    turn = Turn(options.window_steps, options.limit_calls, options.ranks, threads, options.executor)
+    sizes = [(options.backbone, options.size_px, options.local_batch)]
+    if options.small_local_batch:
+        sizes.append(("resnet18", options.small_size_px, options.small_local_batch))
     cases = [
         Case(backbone, size_px, engine, parts, local_batch)
         for backbone, size_px, local_batch in sizes
-        for engine in asked.engines
-        for parts in asked.parts
+        for engine in options.engines
+        for parts in options.parts
     ]
     results: dict[str, list[Figures]] = {case.name: [] for case in cases}
     with tempfile.TemporaryDirectory(prefix="sternum-step-") as name:
         folder = Path(name)
-        write_cell(folder / "cell", {"train": asked.images}, seed=0, size_px=400)
+        write_cell(folder / "cell", {"train": options.images}, seed=0, size_px=400)
         pack(PackConfig("cell", folder / "cell", folder / "shards", SHORTER_SIDE_PX))
-        for repeat in range(asked.repeats):
+        for repeat in range(options.repeats):
             for number, case in enumerate(cases):
                 place = folder / f"{repeat}-{number}"
                 results[case.name].append(measure(case, turn, folder / "shards", place))
                 print(f"{case.name}: {results[case.name][-1].images_per_s:.2f} images/s", flush=True)
     print(text(results))
     device = torch.cuda.get_device_name() if gpus else "cpu"
-    write_atomic(asked.out, json.dumps(as_json(cases, results, turn, device), indent=1) + "\n")
+    write_atomic(options.out, json.dumps(as_json(cases, results, turn, device), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,15 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.benchmark_runs import run_benchmark
+
 TINY = ["--images=24", "--size_px=32", "--local_batch=8", "--repeats=1", "--window_s=0.2", "--warm_batches=1"]
-OURS = {"sternum, torchvision", "its limit, torchvision", "torchvision + DataLoader"}
+OURS = {"sternum, torchvision", "its limit, torchvision"}
 
 
-def run(out: Path, *arguments: str) -> tuple[dict, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.loader", *TINY, f"--out={out}", *arguments],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text()), done.stdout
-
-
-def test_loader_benchmark_measures_ours_its_limit_and_a_peer(tmp_path):
-    result, text = run(tmp_path / "loader.json", "--cpus=1", "--ways", *OURS)
+def test_loader_benchmark_measures_ours_and_its_limit(tmp_path: Path) -> None:
+    result, text = run_benchmark("loader", tmp_path / "loader.json", *TINY, "--cpus=1", "--ways", *OURS)
     assert result["units"]["images_per_s"] == "images/s"
     (rates,) = result["median"].values()
     assert set(rates) == OURS
@@ -33,9 +19,13 @@ def test_loader_benchmark_measures_ours_its_limit_and_a_peer(tmp_path):
 
 
 @pytest.mark.slow
-def test_loader_benchmark_measures_all_ways_or_says_why_not(tmp_path):
-    result, text = run(tmp_path / "loader.json")
+def test_loader_benchmark_measures_all_ways_or_says_why_not(tmp_path: Path) -> None:
+    result, text = run_benchmark("loader", tmp_path / "loader.json", *TINY)
     (rates,), (left_out,) = result["median"].values(), result["left_out"].values()
-    assert set(rates) >= {*OURS, "sternum, DALI", "its limit, DALI", "webdataset", "DALI, separate operators"}
+    assert set(rates) >= {
+        *OURS,
+        *("sternum, DALI", "its limit, DALI"),
+        *("torchvision + DataLoader", "webdataset", "DALI, separate operators"),
+    }
     assert set(left_out) <= {"mosaicml-streaming"}
     assert all("pip install" in line and line in text for line in left_out.values())

@@ -1,20 +1,17 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import order
 
 
-def test_order_benchmark_measures_planning_and_what_nodes_read(tmp_path):
+def test_order_benchmark_measures_planning_and_what_nodes_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "order.json"
     arguments = ["--samples=40000", "--shards=400", "--ranks=64", "--nodes=8", "--steps=10"]
-    arguments += ["--small_samples=30000", "--small_shards=60", f"--out={out}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.order", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    order.main([*arguments, "--small_samples=30000", "--small_shards=60", f"--out={out}"])
     result = json.loads(out.read_text())
     assert {"first_batch_ms", "peak_mb", "read_gb", "fair_gb"} <= set(result["units"])
     for name in ("chexpert", "huge"):
@@ -26,4 +23,4 @@ def test_order_benchmark_measures_planning_and_what_nodes_read(tmp_path):
     (huge,) = result["huge"]["reading"]
     assert huge["nodes_counted"] == 8
     assert huge["read_over_fair_most"] <= (400 / 8 + 2) / (400 / 8) * 1.3  # its segment and the shards at its two ends
-    assert "16 of 16 nodes" in done.stdout
+    assert "16 of 16 nodes" in capsys.readouterr().out

@@ -1,24 +1,15 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.benchmark_runs import run_benchmark
 
 
-def run(out: Path, *options: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.reliability", f"--out={out}", *options],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert out.with_suffix(".md").read_text() in done.stdout
-    return json.loads(out.read_text())
+def run(out: Path, *options: str) -> dict[str, Any]:
+    result, text = run_benchmark("reliability", out, *options)
+    assert out.with_suffix(".md").read_text() in text
+    return result
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -254,7 +255,7 @@ def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_else_says_so(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "deepspeed"])
 def test_a_run_that_goes_from_one_to_two_to_four_ranks_and_back_sees_the_same_samples(
-    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
+    tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: Literal["ddp", "deepspeed"]
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards)
     config = replace(config, engine=replace(config.engine, kind=kind))

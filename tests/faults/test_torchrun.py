@@ -39,7 +39,9 @@ EPOCHS = 5  # long enough to be hit in the midst of it
 
 
 def run_of(folder: Path, shards: Path) -> PretrainConfig:
-    return replace(small_config(folder / "run", shards, epochs=EPOCHS), checkpoints=CheckpointConfig(keep_last=2))
+    return replace(
+        small_config(folder / "run", shards, "resnet18", epochs=EPOCHS), checkpoints=CheckpointConfig(keep_last=2)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +139,7 @@ def deepspeed(config: PretrainConfig, *options: str) -> list[str]:
 
 
 def by_deepspeed(folder: Path, shards: Path) -> PretrainConfig:
-    config = small_config(folder / "run", shards)
+    config = small_config(folder / "run", shards, "resnet18")
     return replace(config, engine=EngineConfig(kind="deepspeed"), checkpoints=CheckpointConfig(keep_last=2))
 
 

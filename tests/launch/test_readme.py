@@ -19,9 +19,9 @@ FOLDERS = ("infra", "sharding", "ssl_core", "evaluation", "launch", "benchmarks"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown"}  # of a library and of datasets
 
-# The paper's network and loss, but two steps of it on small views, so that a CPU gets through; and a short search.
-SMALLER = "--views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"
-SHORTER = "--folds=2 --few_labels=false"
+# Two steps of a small network on small views, and a short search in one process: test_demo.py searches with Ray.
+SMALLER = "--model.backbone=resnet18 --views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"
+SHORTER = "--folds=2 --few_labels=false --search=serial"
 LOCAL = "--rdzv-endpoint=localhost:29400 --rdzv-conf=last_call_timeout=3"
 
 
@@ -58,7 +58,8 @@ def test_the_commands_of_readme_and_reference_do_what_they_say(tmp_path: Path) -
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     run = tmp_path / "runs" / "paper"
-    assert [checkpoint.state.backbone for checkpoint in find_checkpoints(run)] == ["wide_resnet50_2"]
+    assert [checkpoint.state.backbone for checkpoint in find_checkpoints(run)] == ["resnet18"]
+    assert "projection_width: 2048" in (run / "config.yaml").read_text()  # the paper's
     assert "untrained" in ended.stdout
     assert (tmp_path / "views.png").stat().st_size > 10_000
     page = (run / "report.html").read_text()

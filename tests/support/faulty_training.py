@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
+from infra.options import registered
 from infra.processes import Ranks
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
@@ -31,6 +32,7 @@ from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
 from tests.support.disk_faults import FILLER, fill, on_disk_events
 from tests.support.fork_server import fork_context
+from tests.support.tiny_resnet import TINY_RESNET
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,11 @@ class Fault:
     event: int = 0
 
 
-def small_config(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
-    """Return the configuration of a run of 12 steps with a checkpoint every 3; `changes` go to `TrainConfig`."""
+def small_config(run: Path, shards: Path, backbone: str = TINY_RESNET, **changes: Any) -> PretrainConfig:
+    """Return the configuration of a run of 12 steps with a checkpoint every 3; `changes` go to `TrainConfig`.
+
+    Launchers start processes that know no `tiny_resnet`; they need another backbone.
+    """
     train_config = TrainConfig(
         epochs=2,
         precision="fp32",
@@ -68,7 +73,7 @@ def small_config(run: Path, shards: Path, **changes: Any) -> PretrainConfig:
         run_folder=run,
         data=DataConfig([str(shards)], global_batch=16, lanes=8),
         views=ViewSpec(size_px=32),
-        model=ModelConfig("resnet18", projection_width=32, projection_size=16),
+        model=ModelConfig(backbone, projection_width=32, projection_size=16),
         # Adam's first steps turn the rounding of a gradient near zero into a whole step. Runs at two world sizes sum
         # in different orders, so with the paper's rate they would differ visibly within ten steps.
         optim=OptimConfig(learning_rate=1e-5),
@@ -180,7 +185,8 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
         if fault.kind == "save":
             on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, path))
     try:
-        pretrain(config, ranks)
+        with registered(PretrainConfig):  # errors name options as the command does
+            pretrain(config, ranks)
     except (UserError, RunFailed) as error:
         log.write(f"error: {error}\n")
         log.close()

@@ -76,7 +76,7 @@ class LaunchedCommand:
             assert time.monotonic() < until_s, f"the run did not reach step {step} in {timeout_s} s: {self.output()}"
             time.sleep(0.05)
 
-    def wait_for_ranks(self, timeout_s: float = 240.0) -> int:
+    def end(self, timeout_s: float = 240.0) -> int:
         """Wait for the command and return its exit code."""
         try:
             return self.process.wait(timeout_s)

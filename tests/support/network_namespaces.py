@@ -93,7 +93,7 @@ class Network:
 
 def two_machine_config(run: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
     """Return the configuration of a run that needs both machines."""
-    config = small_config(run, shards, epochs=6, timeout_s=timeout_s, world_size=NODES)
+    config = small_config(run, shards, "resnet18", epochs=6, timeout_s=timeout_s, world_size=NODES)
     return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
 
@@ -102,7 +102,7 @@ def elastic_config(run: Path, shards: Path) -> PretrainConfig:
 
     It is ten times as long as `small_config`, so rounding errors grow for longer; the learning rate is a tenth.
     """
-    config = small_config(run, shards, epochs=20, timeout_s=15.0)
+    config = small_config(run, shards, "resnet18", epochs=20, timeout_s=15.0)
     config = replace(config, views=ViewSpec(size_px=96), optim=OptimConfig(learning_rate=1e-6))
     return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
@@ -159,7 +159,7 @@ class Machines:
         """Return the newest step in the metrics, 0 without any."""
         return int(max((line["step"] for line in read_metrics(self._config.run_folder)), default=0))
 
-    def wait_for_ranks(self) -> None:
+    def end(self) -> None:
         """Wait until both machines have finished the run."""
         for machine in self.started:
             assert machine.end(timeout_s=600) == 0, machine.output()

@@ -15,6 +15,7 @@ from ssl_core.model.encoder import (
     three_channels,
     untrained_backbone,
 )
+from tests.support.tiny_resnet import TINY_RESNET
 
 
 def test_projection_head_is_the_papers_table_1() -> None:
@@ -49,7 +50,7 @@ def test_backbone_answers_as_torchvisions_does_to_the_same_gray_image_in_three_c
 def test_every_torchvision_resnet_is_known_by_name() -> None:
     resnets = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
     wider = {"wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
-    assert resnets | wider == set(backbone_names())
+    assert resnets | wider == set(backbone_names()) - {TINY_RESNET}
 
 
 @settings(max_examples=10, deadline=None)

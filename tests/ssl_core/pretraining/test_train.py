@@ -30,17 +30,30 @@ from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
 from tests.support.faulty_training import start_ranks, wait_for_ranks
 from tests.support.process_group import on_ranks
+from tests.support.tiny_resnet import TINY_RESNET
+
+
+def small_config(run_folder: Path, simulated_shards: Path) -> PretrainConfig:
+    return PretrainConfig(
+        run_folder=run_folder,
+        data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
+        views=ViewSpec(size_px=32),
+        model=ModelConfig(TINY_RESNET, projection_width=32, projection_size=16),
+        train=TrainConfig(epochs=2, precision="fp32", log_every_steps=1),
+    )
 
 
 @pytest.fixture
 def small(tmp_path: Path, simulated_shards: Path) -> PretrainConfig:
-    return PretrainConfig(
-        run_folder=tmp_path / "run",
-        data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
-        views=ViewSpec(size_px=32),
-        model=ModelConfig("resnet18", projection_width=32, projection_size=16),
-        train=TrainConfig(epochs=2, precision="fp32", log_every_steps=1),
-    )
+    return small_config(tmp_path / "run", simulated_shards)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Path:
+    """The folder of a run that was trained to its end in one start."""
+    config = small_config(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
+    pretrain(config, Ranks())
+    return config.run_folder
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -52,41 +65,51 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_run_leaves_a_checkpoint_an_epoch_and_its_configuration(small: PretrainConfig) -> None:
-    longer = replace(small, train=replace(small.train, epochs=5))
+    longer = replace(small, train=replace(small.train, epochs=3))
     pretrain(longer, Ranks())
     checkpoints = find_checkpoints(small.run_folder)
-    assert [int(checkpoint.state.epoch) for checkpoint in checkpoints] == [1, 2, 3, 4, 5]
+    assert [int(checkpoint.state.epoch) for checkpoint in checkpoints] == [1, 2, 3]
     found = losses(small.run_folder)
     assert len(found) == checkpoints[-1].step
-    assert sum(found[-8:]) < sum(found[:8])
+    assert sum(found[-6:]) < sum(found[:6])
     assert configuration.load(PretrainConfig, small.run_folder / "config.yaml") == longer
 
 
-def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(small: PretrainConfig) -> None:
+def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(
+    small: PretrainConfig, undisturbed: Path
+) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=3)), Ranks())
     pretrain(small, Ranks())
-    stopped = replace(small, run_folder=small.run_folder.with_name("stopped"))
-    pretrain(replace(stopped, train=replace(small.train, max_steps=3)), Ranks())
-    pretrain(stopped, Ranks())
-    assert losses(stopped.run_folder) == losses(small.run_folder)
-    weights, expected = last_weights(stopped.run_folder), last_weights(small.run_folder)
+    assert losses(small.run_folder) == losses(undisturbed)
+    weights, expected = last_weights(small.run_folder), last_weights(undisturbed)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
-def test_two_processes_that_resume_the_run_of_one_go_on_with_the_same_losses(small: PretrainConfig) -> None:
-    pretrain(small, Ranks())
-    moved = replace(small, run_folder=small.run_folder.with_name("moved"))
-    pretrain(replace(moved, train=replace(small.train, max_steps=2)), Ranks())
-    assert wait_for_ranks(start_ranks(moved, world=2)) == [0, 0]
+def test_two_processes_that_resume_the_run_of_one_go_on_with_the_same_losses(
+    small: PretrainConfig, undisturbed: Path
+) -> None:
+    pretrain(replace(small, train=replace(small.train, max_steps=2)), Ranks())
+    assert wait_for_ranks(start_ranks(small, world=2)) == [0, 0]
     # Rounding differs with the world size, and Adam amplifies it from step to step.
-    assert losses(moved.run_folder)[:3] == pytest.approx(losses(small.run_folder)[:3], rel=1e-5)
-    assert losses(moved.run_folder) == pytest.approx(losses(small.run_folder), rel=2e-2)
-    assert find_checkpoints(moved.run_folder)[-1].state.world_size == 2
+    assert losses(small.run_folder)[:3] == pytest.approx(losses(undisturbed)[:3], rel=1e-5)
+    assert losses(small.run_folder) == pytest.approx(losses(undisturbed), rel=2e-2)
+    assert find_checkpoints(small.run_folder)[-1].state.world_size == 2
 
 
 def test_another_configuration_is_not_continued(small: PretrainConfig) -> None:
     pretrain(replace(small, train=replace(small.train, max_steps=1)), Ranks())
     with pytest.raises(UserError, match=r"seed=1 differs from 0 of the run in .*; take seed=0 to resume it"):
         pretrain(replace(small, seed=1), Ranks())
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> PretrainConfig:
+    """A run with a mirror, which holds its first step."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    config = small_config(folder / "run", simulated_shards)
+    config = replace(config, checkpoints=CheckpointConfig(mirror=f"file://{folder}/bucket"))
+    pretrain(replace(config, train=replace(config.train, max_steps=1)), Ranks())
+    return config
 
 
 @pytest.mark.parametrize(
@@ -106,18 +129,24 @@ def test_another_configuration_is_not_continued(small: PretrainConfig) -> None:
     ],
 )
 def test_a_mirror_of_another_configuration_is_not_continued_on_a_fresh_machine(
-    small: PretrainConfig, tmp_path: Path, change: Callable[[PretrainConfig], PretrainConfig], message: str
+    mirrored: PretrainConfig, tmp_path: Path, change: Callable[[PretrainConfig], PretrainConfig], message: str
 ) -> None:
-    mirrored = replace(small, checkpoints=CheckpointConfig(mirror=f"file://{tmp_path}/bucket"))
-    pretrain(replace(mirrored, train=replace(small.train, max_steps=1)), Ranks())
     fresh = replace(mirrored, run_folder=tmp_path / "fresh")
     with pytest.raises(UserError, match=message + r".*, or another run folder and another checkpoints\.mirror"):
         pretrain(change(fresh), Ranks())
     status = read_status(fresh.run_folder)
     assert status is not None
     assert status.state == "refused"
+
+
+def test_a_mirror_is_continued_on_a_fresh_machine_after_another_configuration_was_refused(
+    mirrored: PretrainConfig, tmp_path: Path
+) -> None:
+    fresh = replace(mirrored, run_folder=tmp_path / "fresh")
+    with pytest.raises(UserError, match="seed=1 differs from 0 "):
+        pretrain(replace(fresh, seed=1), Ranks())
     shutil.rmtree(fresh.run_folder)
-    pretrain(replace(fresh, train=replace(small.train, max_steps=2), executor="torchvision"), Ranks())
+    pretrain(replace(fresh, train=replace(fresh.train, max_steps=2), executor="torchvision"), Ranks())
     assert find_checkpoints(fresh.run_folder)[-1].step == 2
 
 

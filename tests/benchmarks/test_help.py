@@ -1,0 +1,13 @@
+from importlib import import_module
+
+import pytest
+
+NAMES = ["loader", "loss", "loss_accuracy", "order", "packing", "probe", "reliability", "step"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"benchmarks.{name}").main(["--help"])
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
