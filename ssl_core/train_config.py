@@ -1,0 +1,52 @@
+"""The settings of the training loop, below all layers so that each of them can name these options in its errors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.options import require_at_least, require_positive
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, precision, when to save, and when to give up.
+
+    Args:
+        epochs: passes over the selected samples; 100 in the paper
+        precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32), or fp32
+        micro_batches: parts into which each rank cuts its share of the global batch, to save memory; must divide the
+            share. The gradient stays that of the whole global batch (gradient caching) at the cost of a second forward
+            pass; batch norm sees one part of all ranks at a time
+        checkpoint_every_epochs: epochs between two checkpoints; the end of the run always has one
+        checkpoint_every_steps: also save after each multiple of this many steps, for preemptible machines
+        log_every_steps: steps between two lines of metrics, which are means over these steps
+        log_samples: record the samples of each step in samples/
+        max_steps: stop this start after this many steps in total, with a checkpoint; the next start resumes
+        world_size: required number of processes; any number if not given
+        timeout_s: seconds after which a process that does not respond counts as lost
+        skips: most steps in a row to skip because of a loss or gradient that is not finite; fp16 skips a few at the
+            start, until the loss scale fits
+        rollbacks: most returns to the last checkpoint after too many skips, before the run fails
+    """
+
+    epochs: int = 100
+    precision: Precision = "bf16"
+    micro_batches: int = 1
+    checkpoint_every_epochs: int = 1
+    checkpoint_every_steps: int | None = None
+    log_every_steps: int = 10
+    log_samples: bool = False
+    max_steps: int | None = None
+    world_size: int | None = None
+    timeout_s: float = 600.0
+    skips: int = 8
+    rollbacks: int = 2
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "micro_batches", "log_every_steps", "max_steps", "world_size")
+        for name in (*counts, "checkpoint_every_epochs", "checkpoint_every_steps"):
+            require_at_least(self, name, 1, "leave it out for the default")
+        for name in ("skips", "rollbacks"):
+            require_at_least(self, name, 0, "try 2")
+        require_positive(self, "timeout_s", "try 600")

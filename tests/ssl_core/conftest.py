@@ -1,0 +1,14 @@
+"""Fixtures of all tests of ssl_core: options have the names that they have in `sternum pretrain`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from infra.options import registered
+from ssl_core.pretraining.config import PretrainConfig
+
+
+@pytest.fixture(autouse=True)
+def options_of_pretrain() -> Iterator[None]:
+    with registered(PretrainConfig):
+        yield
