@@ -11,10 +11,11 @@ from torch import Tensor
 
 from benchmarks.apart import Memory, apart, free_bytes
 from benchmarks.common import table
-from ssl_core.engines import Engine, EngineConfig, Precision, build_engine
+from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.loss.ntxent import LossConfig, nt_xent
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
 from ssl_core.model.optimizer import OptimConfig
+from ssl_core.train_config import Precision
 
 _CALLS: Final = 3
 _FREE: Final = 0.9  # share of the free memory that a step may take
@@ -121,15 +122,11 @@ def _length(tensors: Iterable[Tensor]) -> float:
 
 
 def _engine(task: CacheTask, encoder: Encoder, precision: Precision) -> Engine:
-    return build_engine(
-        EngineConfig(),
-        encoder,
-        optim=OptimConfig(),
-        loss=LossConfig(),
-        precision=precision,
-        device=torch.device(task.device),
-        micro_batches=task.micro_batches,
+    device = torch.device(task.device)
+    setup = EngineSetup(
+        EngineConfig(), OptimConfig(), LossConfig(), precision, device, micro_batches=task.micro_batches
     )
+    return build_engine(setup, encoder)
 
 
 def _encoder(task: CacheTask) -> Encoder:

@@ -1,4 +1,4 @@
-"""One optimisation step on all ranks with PyTorch's DistributedDataParallel."""
+"""One optimization step on all ranks with PyTorch's DistributedDataParallel."""
 
 from contextlib import nullcontext
 from inspect import signature
@@ -7,15 +7,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 from infra.processes import world_size
-from ssl_core.engines.engine import EngineConfig, Precision
-from ssl_core.engines.replica import Replica
-from ssl_core.loss.ntxent import LossConfig
+from ssl_core.engines.config import EngineSetup
+from ssl_core.engines.engine import Engine
 from ssl_core.model.encoder import Encoder
-from ssl_core.model.optimizer import OptimConfig
 
-# Batch norm sees the global batch, so its buffers are equal on all ranks without broadcasting them at every step;
+# Batch norm sees the global batch, so its buffers are equal on all ranks without a broadcast at every step;
 # torch 2.15 renamed the switch.
 _KEEP_BUFFERS: Final[dict[str, Any]] = (
     {"forward_sync_buffers": False}
@@ -24,47 +23,40 @@ _KEEP_BUFFERS: Final[dict[str, Any]] = (
 )
 
 
-class DDPEngine(Replica):
-    """Each rank holds everything; gradients are averaged while the last micro-batch's are computed."""
+class DDPEngine(Engine):
+    """Each rank holds everything; gradients are averaged during the backward pass of the last micro-batch."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        encoder: Encoder,
-        optim: OptimConfig,
-        loss: LossConfig,
-        precision: Precision,
-        device: torch.device,
-        micro_batches: int,
-    ) -> None:
-        super().__init__(config, encoder, optim, loss, precision, device, micro_batches)
+    def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
+        super().__init__(setup, encoder)
         self.encoder.to(memory_format=torch.channels_last)
         self._parallel: DistributedDataParallel | None = None
         if world_size() > 1:
             self._parallel = DistributedDataParallel(self.module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
 
+    @override
     def project(self, images: Tensor, *, last: bool) -> Tensor:
-        """As `Projector`."""
         if self._parallel is None:
-            projections: Tensor = self.module(images)
-            return projections
+            return self.module(images)
         with nullcontext() if last else self._parallel.no_sync():
-            projections = self._parallel(images)
-            return projections
+            return self._parallel(images)
 
+    @override
     def backpropagate(self, value: Tensor, *, last: bool) -> None:
-        """As `Projector`: whether DDP averages, it has learned in `project`."""
+        # `project` already decided whether DDP averages.
         (value * self._scale.value if self._scale else value).backward()  # type: ignore[no-untyped-call]
 
+    @override
     def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
         assert parameter.grad is not None, "the loss depends on every parameter"
         return parameter.grad
 
+    @override
     def _step(self) -> bool:
         finite = self._finish_gradients()
         if finite:
             self.optimizer.step()
         return finite
 
+    @override
     def _drop_gradients(self) -> None:
         self.optimizer.zero_grad()

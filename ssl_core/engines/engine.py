@@ -1,87 +1,193 @@
-"""What an engine is asked for, and how it is configured."""
+"""The abstract engine: precision, gradient, clipping and state, which all ways of joining the ranks share."""
 
-import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from infra.errors import require
+from infra.errors import RunFailed
+from ssl_core.engines.config import EngineSetup
+from ssl_core.engines.gradient_cache import Projector, contrast_gradients
+from ssl_core.engines.loss_scale import LossScale
 from ssl_core.loss.ntxent import Identities, LossReport
+from ssl_core.model.batch_norm import synchronize_batch_norm
+from ssl_core.model.encoder import Encoder
+from ssl_core.model.optimizer import build_optimizer
+from ssl_core.train_config import Precision
 
-Precision = Literal["bf16", "fp16", "fp32"]
+_AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+_INITIAL_LOSS_SCALE: Final = 2.0**16
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """How a step is spread over the ranks.
+class AutocastEncoder(nn.Module):
+    """The encoder under autocast, for images on any device: (N, 1, H, W) -> (N, d).
 
-    Args:
-        kind: ddp (PyTorch's DistributedDataParallel) or deepspeed
-        zero_stage: what DeepSpeed splits among the ranks: 0 nothing, 1 the optimiser's state, 2 its gradients too; 0
-            unless deepspeed_config says otherwise
-        deepspeed_config: a DeepSpeed JSON file with settings of its own, such as bucket sizes
-        max_gradient_norm: gradients longer than this, over all parameters, are shortened to it
-        compile: compile the backbone with torch.compile
+    A module, because DeepSpeed disables an autocast context around its own forward pass.
     """
 
-    kind: Literal["ddp", "deepspeed"] = "ddp"
-    zero_stage: Literal[0, 1, 2] | None = None
-    deepspeed_config: Path | None = None
-    max_gradient_norm: float | None = None
-    compile: bool = False
+    def __init__(self, encoder: Encoder, precision: Precision) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._dtype = _AUTOCAST[precision]
 
-    def __post_init__(self) -> None:
-        for name in ("zero_stage", "deepspeed_config"):
-            value = getattr(self, name)
-            require(
-                self.kind == "deepspeed" or value is None,
-                f"engine.{name}={value} is DeepSpeed's, but engine.kind={self.kind}; take engine.kind=deepspeed, or "
-                f"leave engine.{name} out",
-            )
-        norm = self.max_gradient_norm
-        require(
-            norm is None or 0 < norm < math.inf,
-            f"engine.max_gradient_norm={norm} must be positive and finite; leave it out for no clipping",
-        )
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the projections in the autocast type."""
+        weight = self.encoder.head.output.weight
+        images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        with torch.autocast(weight.device.type, self._dtype, enabled=self._dtype is not None):
+            return self.encoder(images)
 
 
-class Engine(Protocol):
-    """The encoder and its optimiser on this rank's device, stepped in unison with those of the other ranks.
+class Engine(Projector):
+    """The encoder and its optimizer on this rank, stepped in unison with the other ranks; subclasses join the ranks.
 
-    A step contrasts the projections of all ranks and normalises over the images of all ranks, so that it is the step
-    that one process would make with the whole global batch. Every method is collective.
+    A step contrasts the projections of all ranks and normalizes over the images of all ranks, so it equals the step of
+    one process with the whole global batch. Every method is collective.
+
+    Attributes:
+        device: this rank's device
+        encoder: the encoder, whose parameter names are the keys of all states
+        module: the encoder under autocast
+        optimizer: torch's optimizer over the encoder's parameters
     """
 
-    device: torch.device
+    def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
+        self.device = setup.device
+        synchronize_batch_norm(encoder, setup.device)
+        self.encoder = encoder.to(setup.device).train()
+        self.module: nn.Module = AutocastEncoder(self.encoder, setup.precision)
+        self.optimizer = build_optimizer(setup.optim, self.encoder)
+        self._scale = LossScale(_INITIAL_LOSS_SCALE) if setup.precision == "fp16" else None
+        self._max_gradient_norm = setup.config.max_gradient_norm
+        self._loss = setup.loss
+        self._micro_batches = setup.micro_batches
+        self._has_gradients = False
+        self._statistics_before: list[Tensor] = []  # of batch norm, to restore if the step is skipped
+        if setup.config.compile:
+            self.encoder.backbone.compile()  # in place, so that the names of its state stay
+
+    @abstractmethod
+    def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
+        """Return the whole gradient that `backward` left for a parameter; collective."""
+
+    @abstractmethod
+    def _step(self) -> bool:
+        """Step the optimizer unless a gradient is not finite; return whether it stepped."""
+
+    @abstractmethod
+    def _drop_gradients(self) -> None:
+        """Drop the gradients of an earlier `backward`."""
 
     def backward(self, views: Sequence[Tensor], identities: Identities | None = None) -> LossReport:
-        """Leave the gradient of the global loss in place of an older one, and return what the loss says.
+        """Compute the gradient of the global loss, in place of an earlier gradient.
 
-        views: this rank's share of the two views, (n, 1, H, W) each; identities: of its n samples. n may differ
-        between ranks, and be 0. Raises UserError on all ranks as `contrast_gradients` does.
+        Args:
+            views: this rank's share of the two views, (n, 1, H, W) each; n may differ between ranks, and be 0
+            identities: identities of the n samples
+
+        Returns:
+            The loss and its health.
+
+        Raises:
+            UserError: on all ranks, as in `contrast_gradients`
+            NonFinite: on all ranks, if a projection is not finite; batch norm's statistics are restored
         """
+        self._forget_gradients()
+        statistics = list(self.encoder.buffers())
+        self._statistics_before = self._statistics_before or [torch.empty_like(values) for values in statistics]
+        torch._foreach_copy_(self._statistics_before, statistics)
+        try:
+            report = contrast_gradients(self, views, identities, self._loss, self._micro_batches)
+        except RunFailed:
+            self._restore_statistics()
+            raise
+        self._has_gradients = True
+        return report
+
+    def _forget_gradients(self) -> None:
+        self._drop_gradients()
+        self._has_gradients = False
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the gradient that `backward` left, by the names that `Encoder` gives its parameters."""
+        """Return the gradient that `backward` left, by parameter name; empty if there is none."""
+        if not self._has_gradients:
+            return {}
+        scale = self._scale.value if self._scale else 1.0
+        return {name: self._gradient_of(parameter) / scale for name, parameter in self.encoder.named_parameters()}
+
+    def _restore_statistics(self) -> None:
+        torch._foreach_copy_(list(self.encoder.buffers()), self._statistics_before)
 
     def update(self, learning_rate: float) -> bool:
-        """Make the step and drop the gradient; returns False, on all ranks, when it was not finite and nothing changed.
+        """Step the optimizer and drop the gradient.
 
-        In fp16 that happens now and then, until the loss is scaled by what the gradients bear.
+        Returns:
+            False, on all ranks, if the gradient was not finite and nothing changed. In fp16 that happens now and then,
+            until the loss scale fits the gradients.
         """
+        assert self._has_gradients, "an update follows a backward"
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        finite = self._step()
+        if not finite:
+            self._restore_statistics()
+        if self._scale:
+            self._scale.update(finite=finite)
+        self._forget_gradients()
+        return finite
 
     def model_state(self) -> dict[str, Tensor]:
-        """Return parameters and buffers by the names that `Encoder` gives them."""
+        """Return the encoder's parameters and buffers by name."""
+        return self.encoder.state_dict()
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Return the optimiser's tensors as `PARAMETER/exp_avg` and so on, the same for every engine and world size.
+        """Return the optimizer's tensors as `PARAMETER/exp_avg` and so on, the same for every engine and world size.
 
-        In fp16 the scale of the loss stands beside them, as `loss_scale/...`.
+        In fp16 they include the loss scale, as `loss_scale/...`.
         """
+        scale = self._scale.state() if self._scale else {}
+        return scale | {
+            f"{name}/{kind}": value
+            for name, parameter in self.encoder.named_parameters()
+            for kind, value in self._state_of(parameter).items()
+        }
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.optimizer.state.get(parameter, {})
+        return state
 
     def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-        """Take over what `model_state` and `optimizer_state` of any engine returned, at any world size."""
+        """Restore `model_state` and `optimizer_state` of any engine, saved at any world size."""
+        self.encoder.load_state_dict(model)
+        if self._scale:
+            self._scale.load(optimizer)
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, value in optimizer.items():
+            name, _, kind = key.rpartition("/")
+            by_name.setdefault(name, {})[kind] = value
+        self._load_optimizer({p: by_name.get(name, {}) for name, p in self.encoder.named_parameters()})
+
+    def _load_optimizer(self, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
+        for parameter, state in states.items():
+            # Tensors of a parameter's shape take its memory format; step counts have no shape.
+            self.optimizer.state[parameter] = {
+                kind: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(self.device, copy=True)
+                for kind, value in state.items()
+            }
+
+    def _finish_gradients(self) -> bool:
+        """Divide the gradients by the loss scale and clip them; return whether they are finite."""
+        parameters = list(self.encoder.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        scale = self._scale.value if self._scale else 1.0
+        norm = get_total_norm(gradients) / scale  # NaN or infinite if one number is
+        if not norm.isfinite():
+            return False
+        if self._scale:
+            torch._foreach_mul_(gradients, 1 / scale)
+        if self._max_gradient_norm is not None:
+            clip_grads_with_norm_(parameters, self._max_gradient_norm, norm)
+        return True

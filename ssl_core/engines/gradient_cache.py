@@ -3,42 +3,46 @@
 Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup". The loss couples all
 samples, but only through their projections z. So every rank cuts its share into P parts and
 
-1. projects the parts one after the other without keeping what their gradient needs, but for the last;
-2. evaluates the loss over the projections of all ranks, and dL/dz;
+1. projects one part after the other, and keeps the activations of the last part only;
+2. computes the loss over the projections of all ranks, and dL/dz;
 3. projects each part again and adds the gradient of sum(z dL/dz), that is (dz/dw)^T dL/dz, to the parameters' own.
 
-The gradient is that of the loss, not an approximation; the price is a second forward pass over P - 1 of P parts. With
-one part it is the ordinary step.
+The result is the exact gradient of the loss; the price is a second forward pass over P - 1 of P parts. One part is the
+ordinary step.
 
-Batch norm takes the statistics of a part, over all ranks; that is the one thing that P changes. Part p holds the
-samples p, p + P, ... of a rank's share. So where P divides the shares, the parts of all ranks together are the same
-sets of samples at every world size, and the gradient stays the same too.
+P changes one thing: batch norm takes the statistics of one part, over all ranks. Part p holds the samples p, p + P, ...
+of a rank's share. So where P divides the shares, the parts of all ranks together are the same sets of samples at every
+world size, and the gradient stays the same too.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import require
+from infra.options import key
 from infra.processes import world_size
+from sharding.reading.data_config import DataConfig
 from ssl_core.loss.ntxent import Identities, LossConfig, LossReport, nt_xent
 from ssl_core.model.batch_norm import running_statistics_kept
 
 
-class Projector(Protocol):
-    """An encoder whose gradients are averaged over the ranks."""
+class Projector(ABC):
+    """An encoder whose gradients are averaged over the ranks: the part of an engine that this module needs."""
 
     device: torch.device
     module: nn.Module
 
+    @abstractmethod
     def project(self, images: Tensor, *, last: bool) -> Tensor:
-        """Return the projections (m, d) of images (m, 1, H, W) for one `backpropagate`; `last` as there."""
+        """Return the projections (m, d) of images (m, 1, H, W), for one `backpropagate` with the same `last`."""
 
+    @abstractmethod
     def backpropagate(self, value: Tensor, *, last: bool) -> None:
-        """Add a scalar's gradient to the parameters'; with the `last` one of a step they are averaged over ranks."""
+        """Add a scalar's gradient to those of the parameters; the `last` call of a step averages them over ranks."""
 
 
 def contrast_gradients(
@@ -48,41 +52,51 @@ def contrast_gradients(
     loss: LossConfig,
     micro_batches: int = 1,
 ) -> LossReport:
-    """Leave the gradient of the loss over all ranks' samples in the parameters, and return what the loss says.
+    """Add the gradient of the loss over all ranks' samples to the parameters' gradients. Collective.
 
-    views: the two views of this rank's share, (n, 1, H, W) each; n may differ between ranks, and be 0. micro_batches:
-    P, the same on all ranks; there are fewer where a part would be empty on every rank. Collective. Raises UserError
-    on every rank when there are fewer than two samples in all, and as `nt_xent` does.
+    Args:
+        projector: the encoder
+        views: the two views of this rank's share, (n, 1, H, W) each; n may differ between ranks, and be 0
+        identities: identities of the n samples
+        loss: settings of the loss
+        micro_batches: P, the same on all ranks; fewer are used if a part would be empty on every rank
+
+    Returns:
+        The detached loss and its health.
+
+    Raises:
+        UserError: on every rank, if there are fewer than two samples in total, and as in `nt_xent`
+        RunFailed: as in `nt_xent`
     """
     samples = len(views[0])
     parts = min(micro_batches, _largest_share(samples, projector.device))
 
     def images_of(part: int) -> Tensor:
-        """Return the two views of a part's m samples, (2m, 1, H, W)."""
+        """Return both views of a part's m samples, (2m, 1, H, W)."""
         return torch.cat([view[part::parts] for view in views])
 
     with torch.no_grad():
         pieces = [projector.module(images_of(part)) for part in range(parts - 1)]
-    # One micro-batch's activations have to be held anyway, so the last part is projected only once.
+    # Memory must hold the activations of one part anyway, so the last part is projected only once.
     kept = projector.project(images_of(parts - 1), last=parts == 1)
     z = _in_order([*pieces, kept.detach()], samples).requires_grad_()  # (2, n, d)
-    contrast = nt_xent(z[0], z[1], loss, identities)
-    contrast.loss.backward()  # type: ignore[no-untyped-call]
+    report = nt_xent(z[0], z[1], loss, identities)
+    report.loss.backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None, "the loss depends on the projections"
     dz = z.grad
 
     projector.backpropagate(_product(kept, dz[:, parts - 1 :: parts]), last=parts == 1)
     del kept
-    with running_statistics_kept(projector.module):  # each part has entered them above
+    with running_statistics_kept(projector.module):  # the first pass has already updated them
         for part in range(parts - 1):
             last = part == parts - 2
             projections = projector.project(images_of(part), last=last)
             projector.backpropagate(_product(projections, dz[:, part::parts]), last=last)
-    return contrast._replace(loss=contrast.loss.detach())
+    return report._replace(loss=report.loss.detach())
 
 
 def _largest_share(samples: int, device: torch.device) -> int:
-    """Return the most samples that a rank holds; raises UserError on every rank when there are too few in all."""
+    """Return the largest share of a rank; raise UserError on every rank if there are too few samples in total."""
     shares = [samples]
     if world_size() > 1:
         gathered = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]
@@ -90,14 +104,14 @@ def _largest_share(samples: int, device: torch.device) -> int:
         shares = torch.cat(gathered).tolist()
     require(
         sum(shares) >= 2,
-        f"the global batch holds {sum(shares)} readable samples, but a contrast needs two or more; "
-        "see which samples were masked, and raise data.global_batch",
+        f"the global batch has {sum(shares)} readable samples, but the loss needs at least two; look for warnings "
+        f"about masked samples, and raise {key(DataConfig, 'global_batch')}",
     )
     return max(shares)
 
 
 def _in_order(pieces: Sequence[Tensor], samples: int) -> Tensor:
-    """Put the parts' projections, (2m, d) each, into the order of the samples: (2, n, d), in fp32 or fp64."""
+    """Merge the parts' projections, (2m, d) each, in the order of the samples: (2, n, d), in fp32 or fp64."""
     dtype = torch.promote_types(pieces[0].dtype, torch.float32)
     z = torch.empty(2, samples, pieces[0].shape[1], dtype=dtype, device=pieces[0].device)
     for part, piece in enumerate(pieces):
@@ -107,5 +121,5 @@ def _in_order(pieces: Sequence[Tensor], samples: int) -> Tensor:
 
 
 def _product(projections: Tensor, dz: Tensor) -> Tensor:
-    """Return sum(z dL/dz), whose gradient by z is dL/dz; (2m, d) and (2, m, d)."""
+    """Return sum(z dL/dz), whose gradient with respect to z is dL/dz; (2m, d) and (2, m, d)."""
     return (projections.to(dz.dtype) * dz.reshape(projections.shape)).sum()

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from ssl_core.engines import Engine, EngineConfig, Precision, build_engine
+from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.loss.ntxent import LossConfig, NonFinite
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
+from ssl_core.train_config import Precision
 from tests.support.process_group import on_ranks
 from tests.support.small_encoder import small_encoder, small_encoder_in_double, two_views
 
@@ -33,15 +34,9 @@ State = dict[str, Tensor]
 def build(
     config: EngineConfig, encoder: Encoder, optim: OptimConfig | None = None, precision: Precision = "fp32"
 ) -> Engine:
-    return build_engine(
-        config,
-        encoder,
-        optim=optim or OptimConfig(name="adamw", weight_decay=0.1),  # in two groups of parameters
-        loss=LossConfig(),
-        precision=precision,
-        device=torch.device("cpu"),
-        micro_batches=2,
-    )
+    optim = optim or OptimConfig(name="adamw", weight_decay=0.1)  # in two groups of parameters
+    setup = EngineSetup(config, optim, LossConfig(), precision, torch.device("cpu"), micro_batches=2)
+    return build_engine(setup, encoder)
 
 
 def share(step: int, rank: int, world: int) -> list[Tensor]:
@@ -64,7 +59,7 @@ Run = tuple[State, State]  # of the model and of the optimiser
 
 
 def in_each_process(rank: int, world: int, alone: Run, end: Run, move_by: Sequence[int] = (0, 1)) -> dict[str, Any]:
-    """What the tests below look at. `alone`, `end`: a run in one process after two and three steps."""
+    """The results that the tests below check. `alone`, `end`: a run in one process after two and three steps."""
     whole = {name: train(name, range(3), rank, world) for name in ENGINES}
     runs = {name: train(name, range(2), rank, world) for name in ENGINES}
     kinds = list(ENGINES)
@@ -130,7 +125,8 @@ def skips(name: str, rank: int, world: int, undisturbed: Run) -> dict[str, Any]:
     except NonFinite:
         refused = True
     weight = dict(engine.encoder.named_parameters())["head.hidden.weight"]
-    hook = weight.register_hook(lambda gradient: gradient * (math.nan if rank == 0 else 1))
+    factor = math.nan if rank == 0 else 1
+    hook = weight.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
     engine.backward(share(1, rank, world))
     updated = engine.update(1e-3)
     hook.remove()
@@ -228,7 +224,7 @@ def test_a_run_at_the_same_place_goes_on_to_the_bit(two_processes: dict[str, Any
 
 
 def test_what_deepspeed_refuses_itself_is_one_line(two_processes: dict[str, Any]) -> None:
-    assert "DeepSpeed refuses its configuration" in two_processes["refusal"]
+    assert "DeepSpeed rejects its configuration" in two_processes["refusal"]
     assert "reduce_bucket_size" in two_processes["refusal"]
     assert "\n" not in two_processes["refusal"]
 
@@ -270,7 +266,7 @@ def too_few(rank: int, world: int) -> list[str]:
 def test_too_few_samples_are_refused_on_every_rank() -> None:
     for messages in on_ranks(2, too_few):
         assert len(messages) == len(ENGINES)
-        assert all("holds 1 readable samples" in message for message in messages)
+        assert all("has 1 readable samples" in message for message in messages)
 
 
 # ---- in this process
@@ -320,8 +316,8 @@ def test_deepspeed_says_nothing_on_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"zero_stage": 2}, "engine.zero_stage=2 is DeepSpeed's, but engine.kind=ddp"),
-        ({"deepspeed_config": Path("a.json")}, "engine.deepspeed_config=a.json is DeepSpeed's"),
+        ({"zero_stage": 2}, "engine.zero_stage=2 needs engine.kind=deepspeed, not ddp"),
+        ({"deepspeed_config": Path("a.json")}, "engine.deepspeed_config=a.json needs engine.kind=deepspeed"),
         ({"max_gradient_norm": 0.0}, "engine.max_gradient_norm=0.0 must be positive"),
         ({"max_gradient_norm": math.nan}, "engine.max_gradient_norm=nan must be positive"),
     ],
@@ -339,22 +335,26 @@ def test_refuses_a_configuration_that_contradicts_itself(options: dict[str, Any]
             {},
             "train_batch_size=64 in .*ds.json contradicts data.global_batch=128; remove one",
         ),
-        ({"train_micro_batch_size_per_gpu": 8}, {}, "batch_size_per_gpu=8 in .*train.micro_batches; remove"),
-        ({"gradient_accumulation_steps": 4}, {}, "accumulation_steps=4 in .*negatives; set train.micro_batches"),
-        ({"optimizer": {"type": "Adam"}}, {}, 'optimizer={"type": "Adam"} in .*optim.name; remove it'),
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            {},
+            "batch_size_per_gpu=8 in .*because train.micro_batches sets it; remove",
+        ),
+        ({"gradient_accumulation_steps": 4}, {}, "accumulation_steps=4 in .*negatives; use train.micro_batches"),
+        ({"optimizer": {"type": "Adam"}}, {}, 'optimizer={"type": "Adam"} in .*because optim.name sets it; remove it'),
         ({"scheduler": {}}, {}, "scheduler={} in .*optim.schedule"),
         ({"fp16": {"enabled": True}}, {}, "fp16.enabled=true in .*contradicts train.precision=bf16"),
         ({"bf16": {"enabled": False}}, {}, "bf16.enabled=false in .*contradicts train.precision=bf16"),
         ({"bf16": {"enabled": True, "immediate_grad_update": True}}, {}, "bf16.immediate_grad_update=true .*remove"),
         ({"gradient_clipping": 1.0}, {"max_gradient_norm": 2.0}, "gradient_clipping=1.0 .*max_gradient_norm=2.0"),
         ({"gradient_clipping": 0.0}, {"max_gradient_norm": 1.0}, "gradient_clipping=0.0 .*contradicts.*norm=1.0"),
-        ({"gradient_clipping": "x"}, {}, 'gradient_clipping="x" .*must be a number, 0 for no clipping; take 1.0'),
+        ({"gradient_clipping": "x"}, {}, 'gradient_clipping="x" .*must be a number, 0 for no clipping; use 1.0'),
         ({"gradient_clipping": True}, {}, "gradient_clipping=true .*must be a number"),
-        ({"zero_optimization": {"stage": 3}}, {}, "zero_optimization.stage=3 in .*must be 0, 1 or 2.*take 0"),
+        ({"zero_optimization": {"stage": 3}}, {}, "zero_optimization.stage=3 in .*must be 0, 1 or 2.*use 0"),
         ({"zero_optimization": {"stage": 2}}, {"zero_stage": 1}, "stage=2 in .*contradicts engine.zero_stage=1"),
         ({"zero_optimization": {"offload_optimizer": {}}}, {}, "zero_optimization.offload_optimizer={} in .*remove it"),
         ({"zero_optimization": 2}, {}, "zero_optimization=2 in .*must be an object"),
-        ({"data_efficiency": {}}, {}, "data_efficiency={} in .*is not passed on; remove it"),
+        ({"data_efficiency": {}}, {}, "data_efficiency={} in .*is not supported; remove it"),
         ([], {}, "ds.json must hold one JSON object"),
     ],
 )

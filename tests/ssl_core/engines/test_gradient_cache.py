@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from ssl_core.engines import Engine, EngineConfig, build_engine
+from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.optimizer import OptimConfig
 from tests.support.small_encoder import small_encoder, two_views
@@ -15,15 +15,8 @@ CPU = torch.device("cpu")
 
 
 def engine(parts: int) -> Engine:
-    return build_engine(
-        EngineConfig(),
-        small_encoder(),
-        optim=OptimConfig(),
-        loss=LossConfig(),
-        precision="fp32",
-        device=CPU,
-        micro_batches=parts,
-    )
+    setup = EngineSetup(EngineConfig(), OptimConfig(), LossConfig(), "fp32", CPU, micro_batches=parts)
+    return build_engine(setup, small_encoder())
 
 
 def test_projects_every_part_to_the_same_bits_in_both_passes() -> None:
@@ -59,12 +52,12 @@ def test_takes_fewer_parts_when_there_are_fewer_samples() -> None:
 
 @pytest.mark.parametrize("samples", [0, 1])
 def test_refuses_a_batch_of_fewer_than_two_samples(samples: int) -> None:
-    with pytest.raises(UserError, match=f"holds {samples} readable samples"):
+    with pytest.raises(UserError, match=f"has {samples} readable samples"):
         engine(parts=2).backward(two_views(samples))
 
 
 def most_activation_bytes(one: Engine, images: list[Tensor]) -> int:
-    """The most bytes that autograd keeps for the backward pass at any moment of a step."""
+    """The peak of the bytes that autograd keeps for the backward pass during a step."""
     held, most = 0, 0
     alive: dict[int, int] = {}
 
@@ -89,7 +82,7 @@ def most_activation_bytes(one: Engine, images: list[Tensor]) -> int:
     return most
 
 
-def test_holds_the_activations_of_one_part_at_a_time() -> None:
+def test_has_the_activations_of_one_part_at_a_time() -> None:
     images = two_views(16)
     whole, quarter = (most_activation_bytes(engine(parts), images) for parts in (1, 4))
     assert quarter < 0.27 * whole

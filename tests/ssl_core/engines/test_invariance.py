@@ -21,7 +21,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.engines import EngineConfig, build_engine
+from ssl_core.engines import EngineConfig, EngineSetup, build_engine
+from ssl_core.loss.config import SamePatient
 from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
@@ -30,13 +31,15 @@ from tests.support.small_encoder import small_encoder, small_encoder_in_double, 
 
 CPU = torch.device("cpu")
 SAMPLES = 16
-SHARES = {1: [(16,)], 2: [(8, 8), (11, 5)], 4: [(4, 4, 4, 4), (7, 0, 6, 3)]}  # samples of each rank, by world size
+# Samples of each rank, by world size.
+SHARES: dict[int, list[tuple[int, ...]]] = {1: [(16,)], 2: [(8, 8), (11, 5)], 4: [(4, 4, 4, 4), (7, 0, 6, 3)]}
 ENGINES = {
     "ddp": EngineConfig(),
     **{f"zero-{stage}": EngineConfig("deepspeed", zero_stage=stage) for stage in (0, 1, 2)},
 }
+SAME_PATIENT: tuple[SamePatient, ...] = ("negative", "masked", "positive")
 TOLERANCE = {"exact": 1e-6, "fp64": 1e-11, "fp32": 1e-4}
-# One sample stands twice; patients with two studies; studies of two images.
+# One sample occurs twice; patients with two studies; studies of two images.
 SAMPLE = torch.tensor([*range(15), 3])
 PATIENT = torch.tensor([0, 1, 0, 2, 1, 3, 4, 0, 5, 6, 6, 7, 8, 9, 10, 2])
 STUDY = torch.tensor([0, 1, 20, 2, 1, 3, 4, 0, 5, 6, 26, 7, 8, 9, 10, 2])
@@ -48,7 +51,7 @@ class Case(NamedTuple):
     shares: tuple[int, ...]
     engine: str
     parts: int
-    same_patient: str
+    same_patient: SamePatient
     arithmetic: str
 
 
@@ -75,7 +78,7 @@ def smooth(module: nn.Module) -> None:
 def oracle(
     parts: tuple[tuple[int, ...], ...], same_patient: str, arithmetic: str, dtype: torch.dtype = torch.float64
 ) -> Found:
-    """Autograd in one process; each part of the batch, a list of samples, is normalised by itself."""
+    """Autograd in one process; each part of the batch, a list of samples, is normalized by itself."""
     model, images = encoder(arithmetic, dtype).train(), torch.stack(two_views(SAMPLES)).to(dtype)  # (2, B, 1, H, W)
     projections = [model(images[:, part].flatten(0, 1)).unflatten(0, (2, -1)) for part in parts]
     order = torch.cat([torch.tensor(part) for part in parts]).argsort()
@@ -84,12 +87,13 @@ def oracle(
     group = {"negative": SAMPLE, "masked": PATIENT, "positive": PATIENT}[same_patient]
     positive = STUDY if same_patient == "positive" else torch.arange(SAMPLES)
     loss = dense_nt_xent(first, second, 0.5, group.repeat(2), positive.repeat(2))
-    loss.backward()
-    return loss.item(), {name: p.grad.double() for name, p in model.named_parameters()}
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    return loss.item(), {name: value.double() for name, value in zip(names, gradients, strict=True)}
 
 
 def parts_of(shares: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
-    """The samples whose statistics are taken together: of every rank's share each `parts`-th."""
+    """The samples that share batch statistics: every `parts`-th sample of each rank's share."""
     starts = [sum(shares[:rank]) for rank in range(len(shares))]
     return tuple(
         tuple(start + k for start, n in zip(starts, shares, strict=True) for k in range(part, n, parts))
@@ -112,26 +116,20 @@ def on_one_rank(rank: int, world: int, cases: list[Case]) -> list[list[str | flo
 
 def spread(case: Case, rank: int) -> Found:
     rows = slice(sum(case.shares[:rank]), sum(case.shares[: rank + 1]))
-    engine = build_engine(
-        ENGINES[case.engine],
-        encoder(case.arithmetic),
-        optim=OptimConfig(),
-        loss=LossConfig(0.5, case.same_patient),
-        precision="fp32",
-        device=CPU,
-        micro_batches=case.parts,
-    )
-    contrast = engine.backward(
+    loss = LossConfig(0.5, case.same_patient)
+    setup = EngineSetup(ENGINES[case.engine], OptimConfig(), loss, "fp32", CPU, micro_batches=case.parts)
+    engine = build_engine(setup, encoder(case.arithmetic))
+    report = engine.backward(
         [view[rows] for view in two_views(SAMPLES)], Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows])
     )
     gradients = {name: value.double() for name, value in engine.gradients().items()}
-    return contrast.loss.item(), gradients if rank == 0 else {}
+    return report.loss.item(), gradients if rank == 0 else {}
 
 
 def errors(found: Found, expected: Found) -> tuple[float, float, str]:
     """The relative error of the loss, and the largest of a parameter's gradient, ||g - g0|| / ||g0||, with its name.
 
-    A bias before batch norm has the gradient 0, so its error is held against its weight's gradient.
+    A bias before batch norm has the gradient 0, so its error is relative to its weight's gradient.
     """
     (loss, gradients), (loss0, gradients0) = found, expected
     assert gradients.keys() == gradients0.keys()
@@ -157,7 +155,7 @@ def check(world: int, cases: list[Case]) -> None:
 
 @pytest.mark.parametrize("world", SHARES)
 def test_loss_and_gradients_are_those_of_one_process_when_the_batch_is_spread(world: int) -> None:
-    cuts = [(1, "negative"), (2, "positive"), (3, "masked")]
+    cuts: list[tuple[int, SamePatient]] = [(1, "negative"), (2, "positive"), (3, "masked")]
     harder = SHARES[world][-1]
     if world == 2:  # where every engine makes every cut
         cases = [Case(harder, engine, *cut, "exact") for engine, cut in product(ENGINES, cuts)]
@@ -173,7 +171,7 @@ def test_loss_and_gradients_are_those_of_one_process_when_the_batch_is_spread(wo
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world", SHARES)
 def test_loss_and_gradients_are_those_of_one_process_in_every_combination(world: int) -> None:
-    combinations = list(product(SHARES[world], ENGINES, (1, 2, 3), ("negative", "masked", "positive")))
+    combinations = list(product(SHARES[world], ENGINES, (1, 2, 3), SAME_PATIENT))
     cases = [Case(*combination, arithmetic) for combination in combinations for arithmetic in ("exact", "fp32")]
     cases += [Case(*combination, "fp64") for combination in combinations if combination[1] == "ddp"]
     check(world, cases)
