@@ -5,7 +5,6 @@ are for; `evaluation.selection.choice` says how well they would have chosen.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
@@ -14,6 +13,8 @@ import torch
 from scipy.linalg import cholesky, solve_triangular, svdvals
 from scipy.special import entr
 from torch import Tensor, nn
+
+from ssl_core.loss import health
 
 Floats = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -35,7 +36,6 @@ _RIDGE: Final = 1e-4  # added to the variance within samples, as a share of the 
 _SPECTRUM_RANKS: Final = 100  # later eigenvalues tell more of how many images there are than of the features
 _NEARLY_CONSTANT: Final = 0.01  # of the standard deviation that every dimension of evenly spread unit rows has
 _MOSTLY_CONSTANT: Final = 0.9
-_PAIRED_ROWS: Final = 1024  # bounds the memory of all pairs
 
 
 def goodness(measure: str, value: float) -> float:
@@ -147,14 +147,8 @@ def uniformity(features: Floats) -> float:
 
     features: (n, D). Wang & Isola 2020, section 4.1, t = 2.
     """
-    unit = _unit(features)
-    norms = np.square(unit).sum(axis=1)  # 1, or 0 for a row of zeros
-    count = len(unit)
-    total = -float(count)  # a row and itself are no pair
-    for first, last in pairwise([*range(0, count, _PAIRED_ROWS), count]):
-        distances = norms[first:last, None] + norms - 2 * unit[first:last] @ unit.T
-        total += float(np.exp(-2 * np.maximum(distances, 0)).sum())
-    return float(np.log(total / (count * (count - 1))))
+    unit = torch.from_numpy(_unit(features))
+    return health.uniformity(unit, unit.square().sum(1)).item()  # a row of zeros keeps length 0
 
 
 def _effective_rank(values: Floats) -> float:

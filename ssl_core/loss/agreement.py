@@ -1,4 +1,4 @@
-"""What the ranks tell each other before the loss, so that all of them go on, or all raise the same error."""
+"""Checks of the ranks' inputs before the loss, so that all ranks continue or all raise the same error."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -8,53 +8,70 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infra.errors import RunFailed, UserError, require
+from infra.options import key
 from infra.processes import world_size
+from ssl_core.loss.config import LossConfig
 from ssl_core.loss.gather import gather_equal
 
 _DTYPES: Final = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 class NonFinite(RunFailed):
-    """A rank's projections are not finite; raised on every rank, before anything is computed from them."""
+    """Projections of a rank are not finite; raised on every rank before anything is computed from them."""
 
 
-class RowPositions(NamedTuple):
-    """Where rows stand: each rank's first views, then its second views, rank after rank.
+class RowLayout(NamedTuple):
+    """Positions of all rows: each rank's first views, then its second views, rank after rank.
 
-    own: (N,) the place of each row's own second view. sample: (N,) the number of its sample among the global B. start:
-    the place of this rank's first row.
+    Attributes:
+        partner: (N,) the position of each row's partner
+        sample: (N,) the number of each row's sample among the global B samples
+        start: the position of this rank's first row
     """
 
-    own: Tensor
+    partner: Tensor
     sample: Tensor
     start: int
 
 
 def check_ranks_agree(projections: Tensor, norms: Tensor, named: bool, same_patient: str) -> list[int]:
-    """Return how many samples each rank holds; raises on all ranks what is wrong on any of them.
+    """Check the inputs of all ranks. Collective.
 
-    projections: (2n, d) of this rank, of lengths `norms` (2n,); named: whether it has the identities of its samples,
-    which all ranks or none must have, and all for a `same_patient` other than `negative`.
+    Args:
+        projections: (2n, d) of this rank
+        norms: (2n,) their lengths
+        named: whether this rank has the identities of its samples: all ranks or none must have them, and all must for a
+            `same_patient` other than `negative`
+        same_patient: the setting of the loss
+
+    Returns:
+        The number of samples of each rank.
+
+    Raises:
+        UserError: on all ranks, if the projections of ranks do not fit together, or identities are missing
+        NonFinite: on all ranks, if a projection is not finite
+        RunFailed: on all ranks, if a projection is zero
     """
     fixed = [len(projections) // 2, projections.shape[1], _DTYPES.index(projections.dtype), named]
     wrong = torch.stack([(~norms.isfinite()).sum(), (norms == 0).sum()])
     ranks = gather_equal(torch.cat([torch.tensor(fixed, device=wrong.device), wrong])).tolist()
     samples, sizes, dtypes, all_named, not_finite, zero = (list(column) for column in zip(*ranks, strict=True))
     if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
-        found = [f"rank {r}: d={size} {_DTYPES[dtypes[r]]}" for r, size in enumerate(sizes)]
-        raise UserError(f"ranks disagree on the projections ({'; '.join(found)}); give all the same model and dtype")
+        shown = [f"rank {r}: d={size} {_DTYPES[dtypes[r]]}" for r, size in enumerate(sizes)]
+        raise UserError(f"ranks disagree on the projections ({'; '.join(shown)}); give all the same model and dtype")
     if not all(all_named) and (any(all_named) or same_patient != "negative"):
-        without = ", ".join(str(rank) for rank, there in enumerate(all_named) if not there)
+        option = key(LossConfig, "same_patient")
+        without = ", ".join(str(rank) for rank, has_identities in enumerate(all_named) if not has_identities)
         raise UserError(
-            f"loss.same_patient={same_patient} needs the samples' identities, which rank {without} does not have; "
-            "give them to all ranks, or set loss.same_patient=negative and give them to none"
+            f"{option}={same_patient} needs the samples' identities, which rank {without} does not have; give them to "
+            f"all ranks, or use {option}=negative and give them to none"
         )
     require(
         sum(samples) > 1,
-        f"a global batch of {sum(samples)} samples has no negatives; it needs two samples or more, all ranks together",
+        f"a global batch of {sum(samples)} samples has no negatives; it needs at least two samples over all ranks",
     )
     if any(not_finite):
-        raise NonFinite(f"projections are not finite ({_counts(not_finite)}); lower optim.learning_rate, or use fp32")
+        raise NonFinite(f"projections are not finite ({_counts(not_finite)}); lower the learning rate, or use fp32")
     if any(zero):
         raise RunFailed(f"projections are zero and have no direction ({_counts(zero)}); the projection head is dead")
     return samples
@@ -64,12 +81,12 @@ def _counts(counts: Sequence[int]) -> str:
     return "; ".join(f"rank {rank}: {count} rows" for rank, count in enumerate(counts) if count)
 
 
-def row_positions(samples: Sequence[int], device: torch.device) -> RowPositions:
-    """Lay out the rows of ranks that hold so many samples each; `start` is that of this rank."""
+def lay_out_rows(samples: Sequence[int], device: torch.device) -> RowLayout:
+    """Lay out the rows of ranks that have `samples[rank]` samples each."""
     rank = dist.get_rank() if world_size() > 1 else 0
-    held = torch.tensor(samples)
-    before = held.cumsum(0) - held  # samples on the ranks before
-    held_here, before_here = held.repeat_interleave(2 * held), before.repeat_interleave(2 * held)  # (N,)
-    place = torch.arange(2 * sum(samples)) - 2 * before_here  # within the rank
-    own = 2 * before_here + (place + held_here) % (2 * held_here)
-    return RowPositions(own.to(device), (before_here + place % held_here).to(device), 2 * int(before[rank]))
+    counts = torch.tensor(samples)
+    before = counts.cumsum(0) - counts  # samples on the ranks before
+    count, first = counts.repeat_interleave(2 * counts), before.repeat_interleave(2 * counts)  # (N,)
+    within = torch.arange(2 * sum(samples)) - 2 * first  # position within the rank
+    partner = 2 * first + (within + count) % (2 * count)
+    return RowLayout(partner.to(device), (first + within % count).to(device), 2 * int(before[rank]))

@@ -10,7 +10,7 @@ from infra.processes import world_size
 
 
 def gather_equal(values: Tensor) -> Tensor:
-    """Return every rank's `values`, (W, *shape), which have the same shape and dtype on all ranks."""
+    """Return every rank's `values`, (W, *shape); shape and dtype must be the same on all ranks."""
     gathered = values.new_empty(world_size(), *values.shape)
     if world_size() == 1:
         return gathered.copy_(values[None])
@@ -19,13 +19,17 @@ def gather_equal(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return all ranks' rows in rank order, (N, ...) from (n, ...), where rank r holds counts[r], perhaps none.
+    """Return all ranks' rows in rank order, (N, ...) from (n, ...).
 
-    Not differentiable: the loss knows its gradient in closed form. Shapes and dtypes have to agree but for n.
+    Not differentiable: the loss has its gradient in closed form.
+
+    Args:
+        rows: (n, ...), with the same dtype and the same shape except n on all ranks
+        counts: n of each rank, which may be 0
     """
     if world_size() == 1:
         return rows
-    # Collectives gather equal shapes only: pad to the longest, and cut after.
+    # Collectives gather equal shapes only, so pad to the longest and cut afterwards.
     longest = max(counts)
     if len(rows) < longest:
         rows = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])

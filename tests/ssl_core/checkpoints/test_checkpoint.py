@@ -262,7 +262,7 @@ def test_ranks_that_see_other_checkpoints_all_stop(tmp_path: Path) -> None:
     for message in on_ranks(2, newest_of_a_folder_each, str(tmp_path)):
         assert "the list of checkpoints" in message
         assert "differs between ranks: [[10], []]" in message
-        assert "a disk that all ranks share" in message
+        assert "all ranks must share this disk" in message
 
 
 def newest_where_one_rank_finds_damage(rank: int, world: int, folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, compiled for sm_90 without a GPU, and on a GPU where there is one.
+"""The Triton kernels in Triton's interpreter, compiled for sm_90 without a GPU, and on a GPU if there is one.
 
 Whether kernels are interpreted is decided when Triton is imported (TRITON_INTERPRET), so what is interpreted runs in a
 process of its own, the `interpreter`; this process compiles.
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from infra.errors import UserError
 from ssl_core.loss import dense
 from ssl_core.loss.ntxent import LossConfig, dense_nt_xent, nt_xent
-from ssl_core.loss.rows import Keys, RowStats, own_similarities
+from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -36,7 +36,7 @@ NEAR_START, NEAR_CONVERGENCE = 10.0, 0.1  # noise of the second view
 
 @dataclass(frozen=True)
 class Case:
-    """A global batch: `shares` are the samples of each rank, of which this is `rank`."""
+    """A global batch: `shares` are the samples of each rank; this rank is `rank`."""
 
     shares: tuple[int, ...] = (30, 40)
     rank: int = 1
@@ -51,33 +51,33 @@ class Case:
 
 
 class Batch(NamedTuple):
-    """All ranks' rows, first views before second ones in each rank's; own: (N,); mine: this rank's.
+    """All ranks' rows, first views before second ones in each rank's; partner: (N,); mine: this rank's.
 
-    unrounded: everyone in float64, of which the loss makes what concerns own views.
+    unrounded: everyone in float64, from which the loss computes the terms of the partner.
     """
 
     everyone: Tensor
     unrounded: Tensor
     keys: Keys | None
-    own: Tensor
+    partner: Tensor
     mine: slice
 
 
 class Found(NamedTuple):
-    """What an executor makes of a case. gradient: the pull, and that of the own view."""
+    """The result of an executor for a case. gradient: pair_gradient plus the gradient of the partner."""
 
     stats: RowStats
-    pull: Tensor
+    pair_gradient: Tensor
     gradient: Tensor
 
 
 def make(case: Case) -> Batch:
     generator = torch.Generator().manual_seed(case.seed)
-    views, own, samples, start = [], [], [], 0
+    views, partner, samples, start = [], [], [], 0
     for share in case.shares:
         first = torch.randn(share, case.d, generator=generator, dtype=torch.float64)
         views += [first, first + case.noise * torch.randn(share, case.d, generator=generator, dtype=torch.float64)]
-        own.append(2 * start + torch.arange(2 * share).roll(share))
+        partner.append(2 * start + torch.arange(2 * share).roll(share))
         samples += 2 * [torch.arange(start, start + share)]
         start += share
     sample = torch.cat(samples)
@@ -87,27 +87,28 @@ def make(case: Case) -> Batch:
     before = 2 * sum(case.shares[: case.rank])
     mine = slice(before, before + 2 * case.shares[case.rank])
     unrounded = F.normalize(torch.cat(views)).to(case.device)
-    return Batch(unrounded.float(), unrounded, keys, torch.cat(own).to(case.device), mine)
+    return Batch(unrounded.float(), unrounded, keys, torch.cat(partner).to(case.device), mine)
 
 
 def run(executor: Any, case: Case, **options: Any) -> Found:
-    """Go forward and backward as the loss does: the backward pass takes what the forward passes of all ranks found."""
-    everyone, unrounded, keys, own, mine = make(case)
-    rows, tau = everyone[mine], case.temperature
-    stats = executor.forward(rows, everyone, keys, mine.start, own[mine], tau, **options)
-    of_all = executor.forward(everyone, everyone, keys, 0, own, tau, **options)
-    at_own = own_similarities(unrounded, unrounded, own, tau)
-    excess = torch.logaddexp(of_all.others - at_own, torch.zeros_like(at_own))
-    lse = at_own + excess
-    pull = executor.backward(rows, everyone, keys, mine.start, own[mine], tau, lse, of_all.positives, **options)
-    own_weight = torch.expm1(-excess) + torch.expm1(-excess[own]) + 2 - 2 / of_all.positives
-    return Found(stats, pull, pull.double() + own_weight[mine, None] * unrounded[own[mine]])
+    """Run forward and backward like the loss: the backward pass takes the results of all ranks' forward passes."""
+    everyone, unrounded, keys, partner, mine = make(case)
+    tau = case.temperature
+    pairs = RowPairs(everyone[mine], everyone, keys, mine.start, partner[mine], tau)
+    stats = executor.forward(pairs, **options)
+    of_all = executor.forward(RowPairs(everyone, everyone, keys, 0, partner, tau), **options)
+    at_partner = RowPairs(unrounded, unrounded, keys, 0, partner, tau).partner_similarities
+    excess = torch.logaddexp(of_all.others - at_partner, torch.zeros_like(at_partner))
+    lse = at_partner + excess
+    pair_gradient = executor.backward(pairs, lse, of_all.positives, **options)
+    partner_weight = torch.expm1(-excess) + torch.expm1(-excess[partner]) + 2 - 2 / of_all.positives
+    return Found(stats, pair_gradient, pair_gradient.double() + partner_weight[mine, None] * unrounded[partner[mine]])
 
 
 def errors_of(case: Case) -> dict[str, float]:
-    """Return how far the kernels are from the formula in float64.
+    """Return the errors of the kernels relative to the formula in float64.
 
-    others, at_positives: largest absolute error, times tau. pull, gradient: norm of the error, relative, or to
+    others, at_positives: largest absolute error, times tau. pair_gradient, gradient: norm of the error, relative, or to
     1e-12 where it is less: there weights are lost.
     """
     from ssl_core.loss import kernels  # noqa: PLC0415 - where this runs decides whether it is interpreted
@@ -115,7 +116,7 @@ def errors_of(case: Case) -> dict[str, float]:
     found = run(kernels, case, operands=case.operands, splits=case.splits)
     expected = run(dense, case)
     assert torch.equal(found.stats.positives, expected.stats.positives)
-    assert found.pull.dtype == torch.float32
+    assert found.pair_gradient.dtype == torch.float32
     alone = expected.stats.others.isneginf()
     assert torch.equal(found.stats.others.isneginf(), alone)
     away = (found.stats.others - expected.stats.others)[~alone]
@@ -123,7 +124,9 @@ def errors_of(case: Case) -> dict[str, float]:
     return {
         "others": float(away.abs().sum() and away.abs().max()) * case.temperature,
         "at_positives": float(at_positives.abs().sum() and at_positives.abs().max()) * case.temperature,
-        "pull": float((found.pull - expected.pull).norm() / expected.pull.norm().clamp(min=1e-12)),
+        "pair_gradient": float(
+            (found.pair_gradient - expected.pair_gradient).norm() / expected.pair_gradient.norm().clamp(min=1e-12)
+        ),
         "gradient": float((found.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(min=1e-12)),
     }
 
@@ -133,12 +136,12 @@ def check(case: Case, errors: dict[str, float], slack: float = 1) -> None:
     rounding = ROUNDING[case.operands] * slack
     assert errors["others"] < rounding, (case, errors)
     assert errors["at_positives"] < rounding, (case, errors)
-    assert errors["pull"] < rounding * (1 + 0.2 / case.temperature), (case, errors)
+    assert errors["pair_gradient"] < rounding * (1 + 0.2 / case.temperature), (case, errors)
     assert errors["gradient"] < rounding * (1 + 0.2 / case.temperature), (case, errors)
 
 
 def prepare_the_interpreter() -> None:
-    """Make up for Triton's interpreter (3.9), which keeps bf16 as uint16 and multiplies it as such."""
+    """Patch Triton's interpreter (3.9), which keeps bf16 as uint16 and multiplies it as integers."""
     import numpy as np  # noqa: PLC0415
     import triton.language as tl  # noqa: PLC0415
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # noqa: PLC0415
@@ -156,8 +159,7 @@ def prepare_the_interpreter() -> None:
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
-    start = {"mp_context": get_context("spawn"), "initializer": prepare_the_interpreter}
-    with ProcessPoolExecutor(1, **start) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare_the_interpreter) as process:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             process.submit(int).result()  # only now it starts
@@ -228,7 +230,7 @@ def run_twice(case: Case) -> list[Found]:
 @pytest.mark.parametrize("splits", [1, 4])
 def test_the_same_input_gives_the_same_bits(interpreter: ProcessPoolExecutor, splits: int) -> None:
     once, again = interpreter.submit(run_twice, Case((90, 90), splits=splits, same_patient="positive")).result()
-    for first, second in zip([*once.stats, once.pull], [*again.stats, again.pull], strict=True):
+    for first, second in zip([*once.stats, once.pair_gradient], [*again.stats, again.pair_gradient], strict=True):
         assert torch.equal(first, second)
 
 
@@ -236,7 +238,7 @@ def collapsed() -> RowStats:
     from ssl_core.loss import kernels  # noqa: PLC0415
 
     z = F.normalize(torch.randn(1, 100, generator=torch.Generator().manual_seed(0))).expand(140, -1).contiguous()
-    return kernels.forward(z, z, None, 0, torch.arange(140).roll(70), 0.5, splits=2)
+    return kernels.forward(RowPairs(z, z, None, 0, torch.arange(140).roll(70), 0.5), splits=2)
 
 
 def test_equal_rows_are_not_above_each_other(interpreter: ProcessPoolExecutor) -> None:
@@ -266,7 +268,7 @@ TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class Compiled(NamedTuple):
-    """What a kernel takes of an sm_90 processor."""
+    """The resources of an sm_90 processor that a kernel uses."""
 
     shared_bytes: int
     spilled_bytes: int
@@ -286,7 +288,7 @@ def compiled_for_sm_90(kernel: str, width: int, operands: torch.dtype, keyed: bo
     z = torch.empty(0, width, dtype=operands)
     constants = kernels.constants(z, blocks, Keys(z, z) if keyed else None, temperature)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
-    pointers = {"z": TYPES[operands], "own": "i64", "group": "i32" if keyed else "i64"}
+    pointers = {"z": TYPES[operands], "partner": "i64", "group": "i32" if keyed else "i64"}
     pointers |= {"positive": pointers["group"]} | dict.fromkeys(("partial", "levels", "shares", "lifts"), "fp32")
     numbers = {"start": "i32", "count": "i32", "total": "i32", "stretch": "i32", "sharpness": "fp32"}
     types = {name: f"*{kind}" for name, kind in pointers.items()} | numbers | dict.fromkeys(constants, "constexpr")
@@ -297,7 +299,7 @@ def compiled_for_sm_90(kernel: str, width: int, operands: torch.dtype, keyed: bo
 
 
 def spilled_bytes(cubin: bytes) -> int:
-    """Return the stack and local memory of a kernel, by the cuobjdump that comes with Triton."""
+    """Return the stack and local memory of a kernel, according to Triton's cuobjdump."""
     import triton  # noqa: PLC0415
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -368,17 +370,18 @@ def test_equals_the_formula_in_float64_on_a_gpu(
 @pytest.mark.parametrize("d", [64, 200, 256, 512])
 def test_the_same_input_gives_the_same_bits_on_a_gpu(d: int) -> None:
     once, again = run_twice(Case((700, 900), d=d, splits=None, same_patient="positive", device="cuda"))
-    for first, second in zip([*once.stats, once.pull], [*again.stats, again.pull], strict=True):
+    for first, second in zip([*once.stats, once.pair_gradient], [*again.stats, again.pair_gradient], strict=True):
         assert torch.equal(first, second)
 
 
 def loss_and_gradients() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first, second = torch.randn(2, 50, 24, generator=torch.Generator().manual_seed(0)).unbind()
-    views = [view.requires_grad_() for view in (first, first.detach() + 0.5 * second)]
-    found = nt_xent(*views, LossConfig(temperature=0.1, executor="triton")).loss
-    expected = dense_nt_xent(*(view.double() for view in views), 0.1)
-    gradients = [torch.cat(torch.autograd.grad(loss, views)) for loss in (found, expected)]
-    return found.detach(), expected.detach(), *gradients
+    second = first + 0.5 * second
+    views = [first.requires_grad_(), second.requires_grad_()]
+    found = nt_xent(first, second, LossConfig(temperature=0.1, executor="triton")).loss
+    expected = dense_nt_xent(first.double(), second.double(), 0.1)
+    gradient, expected_gradient = (torch.cat(torch.autograd.grad(loss, views)) for loss in (found, expected))
+    return found.detach(), expected.detach(), gradient, expected_gradient
 
 
 def test_the_loss_by_this_executor_equals_equation_4(interpreter: ProcessPoolExecutor) -> None:
@@ -391,5 +394,5 @@ def test_wider_rows_than_a_processor_holds_are_refused() -> None:
     from ssl_core.loss import kernels  # noqa: PLC0415
 
     z = F.normalize(torch.ones(4, 513))
-    with pytest.raises(UserError, match=r"up to 512 numbers, not 513; set loss\.executor=tiled"):
-        kernels.forward(z, z, None, 0, torch.tensor([2, 3, 0, 1]), 0.5)
+    with pytest.raises(UserError, match=r"up to 512 numbers, not 513; use loss\.executor=tiled"):
+        kernels.forward(RowPairs(z, z, None, 0, torch.tensor([2, 3, 0, 1]), 0.5))

@@ -1,7 +1,7 @@
-"""The executors that run on any machine, against each other and against autograd in float64."""
+"""The executors for any machine, compared with each other and with autograd in float64."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,43 +14,45 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.loss_accuracy import relative_errors
 from ssl_core.loss import dense, tiled
+from ssl_core.loss.config import SamePatient
 from ssl_core.loss.ntxent import Identities, LossConfig, nt_xent
-from ssl_core.loss.rows import Keys, RowStats
+from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 
 TEMPERATURES = [0.01, 0.02, 0.05, 0.1, 0.5, 1.0]
 
 
 def global_rows(shares: list[int], size: int, seed: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Unit rows of ranks with so many samples each, their own views, and where each rank's rows start."""
+    """Unit rows of ranks with `shares` samples each, their partners, and where each rank's rows start."""
     draw = torch.Generator().manual_seed(seed)
-    z, own, starts = [], [], [0]
+    z, partner, starts = [], [], [0]
     for samples in shares:
         first = torch.randn(samples, size, generator=draw, dtype=torch.float64)
         second = first + 0.5 * torch.randn(samples, size, generator=draw, dtype=torch.float64)
         z.append(F.normalize(torch.cat([first, second]), dim=1))
-        own.append(starts[-1] + torch.arange(2 * samples).roll(samples))
+        partner.append(starts[-1] + torch.arange(2 * samples).roll(samples))
         starts.append(starts[-1] + 2 * samples)
-    return torch.cat(z), torch.cat(own), starts
+    return torch.cat(z), torch.cat(partner), starts
 
 
-def drawn_keys(own: Tensor, kinds: int, seed: int) -> Keys:
+def drawn_keys(partner: Tensor, kinds: int, seed: int) -> Keys:
     """Positives within groups, drawn for each pair of views."""
-    pair = torch.minimum(own, torch.arange(len(own)))
+    pair = torch.minimum(partner, torch.arange(len(partner)))
     draw = torch.Generator().manual_seed(seed)
-    group = torch.randint(0, kinds, (len(own),), generator=draw)[pair]
-    return Keys(group * 2**60 // 7, group * 3 + torch.randint(0, 3, (len(own),), generator=draw)[pair])
+    group = torch.randint(0, kinds, (len(partner),), generator=draw)[pair]
+    return Keys(group * 2**60 // 7, group * 3 + torch.randint(0, 3, (len(partner),), generator=draw)[pair])
 
 
-def pull_and_stats(
-    executor: Any, z: Tensor, own: Tensor, starts: list[int], keys: Keys | None, tau: float, stats: RowStats | None
+def gradient_and_stats(
+    executor: Any, z: Tensor, partner: Tensor, starts: list[int], keys: Keys | None, tau: float, stats: RowStats | None
 ) -> tuple[RowStats, Tensor]:
-    """What the ranks compute one after the other; `stats`, where given, are what their backward passes gather."""
+    """Compute the ranks one after the other; `stats`, if given, replace the forward results in the backward passes."""
     ends = list(pairwise(starts))
-    forward = [executor.forward(z[a:b], z, keys, a, own[a:b], tau) for a, b in ends]
+    pairs = [RowPairs(z[a:b], z, keys, a, partner[a:b], tau) for a, b in ends]
+    forward = [executor.forward(part) for part in pairs]
     found = RowStats(*(torch.cat(parts) for parts in zip(*forward, strict=True)))
     stats = stats or found
-    lse = torch.logaddexp(stats.others, (z * z[own]).sum(1).double() / tau)
-    backward = [executor.backward(z[a:b], z, keys, a, own[a:b], tau, lse, stats.positives) for a, b in ends]
+    lse = torch.logaddexp(stats.others, (z * z[partner]).sum(1).double() / tau)
+    backward = [executor.backward(part, lse, stats.positives) for part in pairs]
     return found, torch.cat(backward)
 
 
@@ -66,23 +68,25 @@ def pull_and_stats(
 def test_tiles_give_what_the_whole_matrix_gives(
     shares: list[int], size: int, kinds: int | None, tau: float, tile: tuple[int, int], seed: int
 ) -> None:
-    z, own, starts = global_rows(shares, size, seed)
-    keys = None if kinds is None else drawn_keys(own, kinds, seed)
-    expected, pull = pull_and_stats(dense, z, own, [0, len(z)], keys, tau, None)
+    z, partner, starts = global_rows(shares, size, seed)
+    keys = None if kinds is None else drawn_keys(partner, kinds, seed)
+    expected, pair_gradient = gradient_and_stats(dense, z, partner, [0, len(z)], keys, tau, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiled._TILES, "cpu", tile)
-        found, tiled_pull = pull_and_stats(tiled, z, own, starts, keys, tau, expected)
+        found, tiled_gradient = gradient_and_stats(tiled, z, partner, starts, keys, tau, expected)
     for name in ("others", "at_positives", "positives"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
     if size > 1:  # on a line, all similarities are equal but for rounding
         assert torch.equal(found.above, expected.above)
-    torch.testing.assert_close(tiled_pull, pull, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(tiled_gradient, pair_gradient, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("executor", ["dense", "tiled"])
 @pytest.mark.parametrize("same_patient", ["negative", "masked", "positive"])
 @pytest.mark.parametrize("stage", ["start", "midway", "end", "very end"])
-def test_fp32_stays_near_float64_at_every_temperature(stage: str, same_patient: str, executor: str) -> None:
+def test_fp32_stays_near_float64_at_every_temperature(
+    stage: str, same_patient: SamePatient, executor: Literal["dense", "tiled"]
+) -> None:
     for tau in TEMPERATURES:
         errors = relative_errors(stage, 300, tau, same_patient, executor)
         if errors.loss > 1e-8:  # of less, float64 autograd is no reference: test_ntxent.py has one
@@ -104,8 +108,8 @@ def test_fp32_stays_near_float64_in_a_batch_of_4096_rows(stage: str, tau: float)
     assert errors.in_gradient < 2e-6
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
+class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the size of the largest tensor that any operation returns."""
 
     numbers = 0
 
@@ -116,16 +120,16 @@ class _LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("same_patient", ["negative", "positive"])
-def test_tiles_never_make_the_whole_matrix(same_patient: Any) -> None:
+def test_tiles_never_make_the_whole_matrix(same_patient: SamePatient) -> None:
     first, second = torch.randn(2, 4000, 8).requires_grad_()
     ids = Identities(torch.arange(4000), torch.arange(4000) // 4, torch.arange(4000) // 2)
-    with _LargestTensor() as largest:
-        nt_xent(first, second, LossConfig(0.1, same_patient, "tiled"), ids).loss.backward()
+    with _LargestTensor() as largest:  # type: ignore[no-untyped-call]
+        torch.autograd.backward(nt_xent(first, second, LossConfig(0.1, same_patient, "tiled"), ids).loss)
     assert largest.numbers <= 2 * 1024 * 2048 < 8000 * 8000 / 15  # a tile and its spare
 
 
 def test_tiles_leave_the_rows_as_they_are() -> None:
-    z, own, starts = global_rows([9], 8, seed=1)
+    z, partner, starts = global_rows([9], 8, seed=1)
     before = z.clone()
-    pull_and_stats(tiled, z, own, starts, drawn_keys(own, 3, 1), 0.1, None)
+    gradient_and_stats(tiled, z, partner, starts, drawn_keys(partner, 3, 1), 0.1, None)
     assert torch.equal(z, before)

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import RunFailed, UserError
+from ssl_core.loss.config import ExecutorName, SamePatient
 from ssl_core.loss.ntxent import Identities, LossConfig, LossReport, NonFinite, dense_nt_xent, nt_xent
 from tests.support.process_group import on_ranks
 
-SAME_PATIENT = ["negative", "masked", "positive"]
-SHARES = [3, 6, 0, 1, 2]  # samples that each of five ranks holds, together 12
+SAME_PATIENT: list[SamePatient] = ["negative", "masked", "positive"]
+EXECUTORS: list[ExecutorName] = ["dense", "tiled"]
+SHARES = [3, 6, 0, 1, 2]  # samples of each of five ranks, 12 in total
 
 
 def projections(samples: int, size: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -24,7 +26,7 @@ def projections(samples: int, size: int, seed: int, spread: float = 1.0) -> tupl
 
 
 def identities(samples: int, seed: int) -> Identities:
-    """Some samples stand twice, some patients have several images, in one study or in two."""
+    """Some samples occur twice, some patients have several images, in one study or in two."""
     draw = torch.Generator().manual_seed(seed)
     sample = torch.randint(0, 2 * samples, (samples,), generator=draw)
     patient = sample % max(1, samples // 2)
@@ -46,10 +48,10 @@ def gradients(loss: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: T
 def test_equals_equation_4_worked_by_hand() -> None:
     first, second = projections(3, 4, seed=1)
     z = [row / row.norm() for row in [*first, *second]]
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for i in range(6):
         positive = (i + 3) % 6
-        others = sum(torch.exp(z[i] @ z[k] / 0.5) for k in range(6) if k != i)
+        others = torch.stack([torch.exp(z[i] @ z[k] / 0.5) for k in range(6) if k != i]).sum()
         total = total - torch.log(torch.exp(z[i] @ z[positive] / 0.5) / others)
     assert torch.isclose(dense_nt_xent(first, second, 0.5), total / 6, rtol=1e-12)
     assert torch.isclose(nt_xent(first, second, LossConfig(0.5)).loss, total / 6, rtol=1e-12)
@@ -59,12 +61,12 @@ def test_equals_the_supervised_contrastive_loss_worked_by_hand_when_studies_are_
     first, second = projections(4, 5, seed=2)
     patient, study = [7, 7, 7, 8], [1, 1, 2, 3]
     z = [row / row.norm() for row in [*first, *second]]
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for i in range(8):
         positives = [k for k in range(8) if k != i and study[k % 4] == study[i % 4]]
         kept = [k for k in range(8) if k in positives or patient[k % 4] != patient[i % 4]]
-        others = sum(torch.exp(z[i] @ z[k] / 0.2) for k in kept)
-        total = total - sum(torch.log(torch.exp(z[i] @ z[p] / 0.2) / others) for p in positives) / len(positives)
+        others = torch.stack([torch.exp(z[i] @ z[k] / 0.2) for k in kept]).sum()
+        total = total - torch.stack([torch.log(torch.exp(z[i] @ z[p] / 0.2) / others) for p in positives]).mean()
     ids = Identities(torch.arange(4), torch.tensor(patient), torch.tensor(study))
     assert torch.isclose(nt_xent(first, second, LossConfig(0.2, "positive"), ids).loss, total / 8, rtol=1e-12)
 
@@ -75,7 +77,7 @@ def test_equals_the_supervised_contrastive_loss_worked_by_hand_when_studies_are_
     st.sampled_from(SAME_PATIENT), st.sampled_from(["dense", "tiled"]), st.integers(0, 10**6),
 )  # fmt: skip
 def test_loss_and_gradient_equal_the_oracle(
-    samples: int, size: int, tau: float, spread: float, same_patient: Any, executor: Any, seed: int
+    samples: int, size: int, tau: float, spread: float, same_patient: SamePatient, executor: ExecutorName, seed: int
 ) -> None:
     first, second = projections(samples, size, seed, spread)
     ids = identities(samples, seed)
@@ -90,14 +92,18 @@ def test_loss_and_gradient_equal_the_oracle(
 def loss_in_decimals(values: list[Decimal], samples: int, tau: Decimal) -> Decimal:
     size = len(values) // (2 * samples)
     rows = [values[k * size : (k + 1) * size] for k in range(2 * samples)]
-    norms = [sum(x * x for x in row).sqrt() for row in rows]
+    norms = [sum((x * x for x in row), Decimal(0)).sqrt() for row in rows]
     s = [
-        [sum(x * y for x, y in zip(a, b, strict=True)) / (m * n) / tau for b, n in zip(rows, norms, strict=True)]
+        [
+            sum((x * y for x, y in zip(a, b, strict=True)), Decimal(0)) / (m * n) / tau
+            for b, n in zip(rows, norms, strict=True)
+        ]
         for a, m in zip(rows, norms, strict=True)
     ]
     pairs = range(2 * samples)
-    terms = [sum((s[i][j] - s[i][(i + samples) % (2 * samples)]).exp() for j in pairs if j != i).ln() for i in pairs]
-    return sum(terms) / (2 * samples)
+    partner = [(i + samples) % (2 * samples) for i in pairs]
+    terms = [sum(((s[i][j] - s[i][partner[i]]).exp() for j in pairs if j != i), Decimal(0)).ln() for i in pairs]
+    return sum(terms, Decimal(0)) / (2 * samples)
 
 
 @pytest.mark.parametrize("executor", ["dense", "tiled"])
@@ -130,7 +136,7 @@ def test_another_patients_mask_is_no_change_when_nobody_shares_anything() -> Non
             assert torch.equal(found, value)
 
 
-def test_a_sample_that_stands_twice_is_not_its_own_negative() -> None:
+def test_a_sample_that_occurs_twice_is_not_its_own_negative() -> None:
     first, second = projections(5, 8, seed=5, spread=0.1)
     first, second = torch.cat([first, first[:1]]), torch.cat([second, second[:1]])
     ids = Identities(*(torch.tensor([0, 1, 2, 3, 4, 0]) for _ in range(3)))
@@ -149,7 +155,7 @@ def test_top1_and_top5_count_the_rows_whose_second_view_is_near() -> None:
     circle = torch.linspace(0, 3, 13)  # radians
     first = torch.stack([circle.cos(), circle.sin()], dim=1)
     same = nt_xent(first, first, LossConfig())
-    assert (same.top1, same.top5, same.alignment) == (1, 1, 0)
+    assert [value.item() for value in (same.top1, same.top5, same.alignment)] == [1, 1, 0]
     # Two steps on: each side of a row has one first view at the same distance or nearer, and second views likewise.
     moved = nt_xent(first, first.roll(-2, 0), LossConfig())
     assert moved.top1 == 0
@@ -160,17 +166,17 @@ def test_top1_and_top5_count_the_rows_whose_second_view_is_near() -> None:
 def test_half_precision_projections_keep_their_type_in_the_gradient() -> None:
     first, second = (part.bfloat16().requires_grad_() for part in projections(6, 5, seed=7))
     with torch.autocast("cpu", torch.bfloat16):
-        contrast = nt_xent(first, second, LossConfig())
-    assert contrast.loss.dtype == torch.float32
-    contrast.loss.backward()
+        report = nt_xent(first, second, LossConfig())
+    assert report.loss.dtype == torch.float32
+    torch.autograd.backward(report.loss)
     assert first.grad is not None and first.grad.dtype == torch.bfloat16
 
 
-CONFIGS = [LossConfig(0.2, same, executor) for same in SAME_PATIENT for executor in ("dense", "tiled")]  # type: ignore[arg-type]
+CONFIGS = [LossConfig(0.2, same, executor) for same in SAME_PATIENT for executor in EXECUTORS]
 
 
 def step_of_a_linear_model(rank: int, world: int, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """The contrast and the parameter gradient of one step under DDP on this rank's share of 12 samples."""
+    """The report and the parameter gradient of one step under DDP on this rank's share of 12 samples."""
     torch.manual_seed(0)
     model = torch.nn.Linear(7, 5).double()
     first, second = projections(12, 7, seed=3)
@@ -178,11 +184,11 @@ def step_of_a_linear_model(rank: int, world: int, config: LossConfig) -> tuple[T
     start = sum(SHARES[:rank])
     rows = slice(start, start + SHARES[rank]) if world > 1 else slice(None)
     parallel = DistributedDataParallel(model) if world > 1 else model
-    views = parallel(torch.cat([first[rows], second[rows]])).chunk(2)
-    contrast = nt_xent(*views, config, Identities(*(part[rows] for part in ids)))
-    contrast.loss.backward()
+    first, second = parallel(torch.cat([first[rows], second[rows]])).chunk(2)
+    report = nt_xent(first, second, config, Identities(*(part[rows] for part in ids)))
+    torch.autograd.backward(report.loss)
     assert model.weight.grad is not None
-    return torch.stack([value.detach() for value in contrast]), model.weight.grad
+    return torch.stack([value.detach() for value in report]), model.weight.grad
 
 
 def steps(rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
@@ -193,9 +199,9 @@ def test_parameter_gradients_are_the_global_ones_when_five_ranks_hold_unequal_sh
     alone = steps(0, 1)
     everywhere = on_ranks(len(SHARES), steps)
     for found in everywhere:
-        for (contrast, gradient), (expected, truth), (first, _) in zip(found, alone, everywhere[0], strict=True):
-            assert torch.equal(contrast, first)
-            assert torch.allclose(contrast, expected, rtol=1e-12, atol=1e-14)
+        for (report, gradient), (expected, truth), (first, _) in zip(found, alone, everywhere[0], strict=True):
+            assert torch.equal(report, first)
+            assert torch.allclose(report, expected, rtol=1e-12, atol=1e-14)
             assert torch.allclose(gradient, truth, rtol=1e-12, atol=1e-14)
 
 
@@ -208,7 +214,7 @@ def failure(first: Tensor, second: Tensor, same_patient: Any = "negative", ids: 
 
 
 def bad_inputs(rank: int, world: int) -> list[str]:
-    """What each kind of bad input on rank 1 alone, or on all ranks together, ends in."""
+    """The error of each kind of bad input, on rank 1 alone or on all ranks."""
     torch.manual_seed(rank)
     good = torch.randn(4, 5)
     here = rank == 1
@@ -243,7 +249,7 @@ def test_bad_input_on_one_rank_is_the_same_error_on_all() -> None:
     assert one.startswith("UserError: a global batch of 1 samples has no negatives")
     assert none.startswith("UserError: a global batch of 0 samples")
     for message in (unnamed, mixed):
-        assert message.startswith("UserError: loss.same_patient=")
+        assert message.startswith("UserError: same_patient=")
         assert "needs the samples' identities, which rank 0, 2 does not have" in message
     assert good == ""
 
@@ -259,16 +265,17 @@ def test_one_pair_alone_is_refused() -> None:
         nt_xent(torch.ones(1, 3), torch.ones(1, 3), LossConfig())
 
 
-def test_non_finite_projections_can_be_told_from_other_failures() -> None:
+def test_non_finite_projections_have_an_error_of_their_own() -> None:
     with pytest.raises(NonFinite, match=r"rank 0: 4 rows"):
         nt_xent(torch.full((4, 3), torch.nan), torch.ones(4, 3), LossConfig())
 
 
 def test_projections_too_small_for_fp32_squares_are_no_zeros() -> None:
     first, second = projections(4, 5, seed=8)
-    small = [1e-30 * part.float() for part in (first, second)]
     expected = nt_xent(first, second, LossConfig())
-    assert torch.isclose(nt_xent(*small, LossConfig()).loss.double(), expected.loss, rtol=1e-6)
+    assert torch.isclose(
+        nt_xent(1e-30 * first.float(), 1e-30 * second.float(), LossConfig()).loss.double(), expected.loss, rtol=1e-6
+    )
     assert isinstance(expected, LossReport)
 
 
