@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from sharding.reading.order import SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import sample_batches
-from ssl_core.views import ViewInputs, ViewTask, executor
+from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import training_batches
 from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
 
@@ -53,7 +53,9 @@ class Task:
 def sternum(kind: str, task: Task) -> Batches:
     """Ours, as a training run uses it."""
     shards, order = _order(task)
-    batches = training_batches(shards, order, task.spec, seed=0, kind=kind, device=task.device, threads=task.cpus)
+    batches = training_batches(
+        shards, order, task.spec, seed=0, view_executor=kind, device=task.device, threads=task.cpus
+    )
     return (batch.views for batch in batches)
 
 
@@ -68,7 +70,7 @@ def limit(kind: str, task: Task) -> Batches:
     views = ViewTask(
         task.size_px, VIEWS, shards.pixel_mean, shards.pixel_std, task.local_batch, device, threads=task.cpus
     )
-    make = executor(kind, views)
+    make = build_view_executor(kind, views)
     return (made.views for made in make.run(cycle(inputs)))
 
 

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         valid=np.ones(len(places), np.bool_),
     )
     names = [shards.key(*place) for place in places]
-    sheet = view_sheet(batch, config.views, seed=config.seed, kind=config.executor, names=names)
+    sheet = view_sheet(batch, config.views, seed=config.seed, view_executor=config.executor, names=names)
     write_atomic(config.out, to_png(sheet))
     sys.stdout.write(f"{config.out}\n")
     return 0

@@ -34,8 +34,8 @@ from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone
 from ssl_core.model.encoder import untrained_backbone
 from ssl_core.pretraining.config import PretrainConfig
-from ssl_core.views import ViewTask, executor
-from ssl_core.views.batches import image_batches
+from ssl_core.views import ViewTask, build_view_executor
+from ssl_core.views.batches import WholeImage, image_batches
 
 _BORDER_PX: Final = 3  # of the raw pixels: a tenth of the image at each side
 
@@ -143,11 +143,11 @@ class Extractor:
         with closing(
             image_batches(
                 packed.shards,
-                self.preprocessing.size_px,
+                WholeImage(self.preprocessing.size_px),
                 local_batch=self.local_batch,
                 mean=self.preprocessing.mean,
                 std=self.preprocessing.std,
-                kind=self.kind,
+                view_executor=self.kind,
                 device=self.device,
             )
         ) as batches:
@@ -164,7 +164,7 @@ def extractor(run: Path, pretraining: PretrainConfig, *, kind: str, local_batch:
     trained = find_checkpoints(run)[-1].state
     size_px = pretraining.views.size_px
     task = ViewTask(size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
-    made_by = type(executor(kind, task)).__name__
+    made_by = type(build_view_executor(kind, task)).__name__
     preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, made_by)
     return Extractor(run / "features", preprocessing, local_batch, kind, device)
 

@@ -23,7 +23,7 @@ from infra.log import progress
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from ssl_core.model.optimizer import OptimConfig, build_optimizer, learning_rate_at
-from ssl_core.views.batches import Batch, image_batches, training_batches
+from ssl_core.views.batches import Batch, WholeImage, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
 
 Floats = npt.NDArray[np.float64]
@@ -114,22 +114,25 @@ def finetune(
     learn = _learner(model, shards, ids[training], classes[training], preprocessing, config, steps=ends[-1])
     views = replace(spec, crop_area=(max(spec.crop_area[0], _LEAST_CROP_AREA), 1.0))
 
+    numbers = _numbers(shards, ids)
+
     def predict(chosen: Ints) -> Floats:
         batches = image_batches(
             shards,
-            preprocessing.size_px,
+            WholeImage(preprocessing.size_px),
+            numbers=np.sort(numbers[chosen]),
             local_batch=config.local_batch,
             mean=preprocessing.mean,
             std=preprocessing.std,
-            kind=kind,
+            view_executor=kind,
             device=device,
         )
-        total = -(-shards.samples // config.local_batch)
+        total = -(-len(chosen) // config.local_batch)
         with closing(batches):
             return _predict(model, progress(batches, "scoring", total, unit="batch"), ids[chosen], config)
 
     best = _Epoch(0, -1.0, np.empty(0), {})
-    with closing(training_batches(shards, order, views, seed=seed, kind=kind, device=device)) as batches:
+    with closing(training_batches(shards, order, views, seed=seed, view_executor=kind, device=device)) as batches:
         for batch in progress(islice(batches, ends[-1]), "fine-tuning", ends[-1], unit="batch"):
             learn(batch)
             if batch.step + 1 in ends:
@@ -230,18 +233,22 @@ def _learner(
     return learn
 
 
+def _numbers(shards: ShardSet, ids: Hashes) -> Ints:
+    """Return the positions (n,) of these samples in packed order."""
+    packed = np.concatenate([shards.index(shard)["sample"] for shard in range(len(shards.shards))])
+    ascending = np.argsort(packed)
+    return ascending[np.searchsorted(packed, ids, sorter=ascending)]
+
+
 @torch.inference_mode()
 def _predict(model: _Classifier, batches: Iterable[Batch], ids: Hashes, config: FinetuneConfig) -> Floats:
-    """Return the probability (n,) of the positive class for these of the samples in the batches of whole images."""
+    """Return the probability (n,) of the positive class of these samples, whose whole images are in `batches`."""
     model.eval()
-    place_of = {sample: place for place, sample in enumerate(ids.tolist())}
+    position_of = {sample: position for position, sample in enumerate(ids.tolist())}
     logits = np.full(len(ids), np.nan)
     for batch in batches:
-        samples = batch.rows["sample"].tolist()
-        asked = [number for number, sample in enumerate(samples) if sample in place_of]
-        if asked:
-            places = [place_of[samples[number]] for number in asked]
-            logits[places] = model(batch.views[0][asked]).double().cpu().numpy()
+        positions = [position_of[sample] for sample in batch.rows["sample"].tolist()]
+        logits[positions] = model(batch.views[0]).double().cpu().numpy()
     bad = int((~np.isfinite(logits)).sum())
     if bad:
         raise _diverged(f"the output is not finite for {bad} of {len(ids)} images", config)

@@ -13,7 +13,7 @@ from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples
 from evaluation.selection.label_free import extract_views, measures
 from infra.log import progress
 from infra.rng import uniform
-from ssl_core.views.batches import augmented_batches
+from ssl_core.views.batches import RandomViews, image_batches
 from ssl_core.views.spec import ViewSpec
 
 _LEAST_IMAGES: Final = 100
@@ -69,16 +69,14 @@ def measure(
         of_views = []
         for packed in there:
             with closing(
-                augmented_batches(
+                image_batches(
                     packed.shards,
-                    viewed[packed.label],
-                    spec,
-                    _VIEWS,
-                    seed=seed,
+                    RandomViews(spec, _VIEWS, seed),
+                    numbers=viewed[packed.label],
                     local_batch=extractor.local_batch,
                     mean=extractor.preprocessing.mean,
                     std=extractor.preprocessing.std,
-                    kind=extractor.kind,
+                    view_executor=extractor.kind,
                     device=extractor.device,
                 )
             ) as batches:

@@ -95,15 +95,22 @@ def sample_batches(
     return _batches(shards, steps, budget_bytes, order.global_batch // world, mask=True)
 
 
-def packed_batches(shards: ShardSet, local_batch: int) -> Generator[EncodedBatch, None, None]:
-    """Yield every sample once, in packed order (epoch 0); the last batch may be smaller.
+def packed_batches(
+    shards: ShardSet, local_batch: int, numbers: Int64 | None = None
+) -> Generator[EncodedBatch, None, None]:
+    """Yield samples once, in packed order (epoch 0); the last batch may be smaller.
+
+    Args:
+        shards: the samples
+        local_batch: samples in a batch
+        numbers: (m,) positions of the chosen samples in packed order; all by default
 
     Raises:
         UserError: if the cache is too small.
         RunFailed: while iterating, if a sample is damaged or a shard cannot be opened or downloaded.
     """
     budget_bytes = _require_two_shards(shards)
-    return _batches(shards, enumerate(_packed(shards, local_batch)), budget_bytes, local_batch, mask=False)
+    return _batches(shards, enumerate(_packed(shards, local_batch, numbers)), budget_bytes, local_batch, mask=False)
 
 
 def packed_metadata(shards: ShardSet) -> Generator[dict[str, Any], None, None]:
@@ -124,10 +131,11 @@ def _require_two_shards(shards: ShardSet) -> int:
     return needed_bytes
 
 
-def _packed(shards: ShardSet, local_batch: int) -> Iterator[Positions]:
-    for start in range(0, shards.samples, local_batch):
-        numbers = np.arange(start, min(start + local_batch, shards.samples))
-        yield Positions(np.zeros_like(numbers), *shards.locate(numbers))
+def _packed(shards: ShardSet, local_batch: int, numbers: Int64 | None) -> Iterator[Positions]:
+    numbers = np.arange(shards.samples) if numbers is None else numbers
+    for start in range(0, len(numbers), local_batch):
+        part = numbers[start : start + local_batch]
+        yield Positions(np.zeros_like(part), *shards.locate(part))
 
 
 def _batches(

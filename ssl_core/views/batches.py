@@ -1,49 +1,93 @@
-"""Training and probing batches: encoded images joined with drawn views and made into tensors, ahead of their use."""
+"""Batches for training and probing: encoded images joined with drawn views and made into tensors ahead of their use."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from infra.arrays import Int64
-from infra.background import read_ahead
+from infra.arrays import Bool, Int64, Records
 from infra.errors import RunFailed, require
 from infra.log import say
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
-from sharding.reading.stream import EncodedBatch, packed_batches, read_batch, sample_batches
-from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, executor
+from sharding.reading.stream import EncodedBatch, packed_batches, sample_batches
+from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.spec import VIEWS, ViewParameters, ViewSpec, draw_views, whole_image
 
 Draw = Callable[[EncodedBatch], Sequence[ViewParameters]]
-Refuse = Callable[[EncodedBatch, int, str], None]  # what to do about an image (its place, the reason) without views
-
-_READ_AHEAD_BATCHES: Final = 2
+Reject = Callable[[EncodedBatch, int, str], None]  # handles an image that does not decode: its position, the reason
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's part of a step, on its device.
 
-    views: one float32 (local_batch, 1, size, size) a view, normalised; image i of every view is the same sample.
-    rows: (local_batch,) INDEX_ROW, with the identities of sample, patient and study.
-    epochs: (local_batch,), the epoch that each sample belongs to.
-    valid: (local_batch,), False for a sample whose bytes were damaged or did not decode; its views are blank.
-    wait_s: how long the consumer stood still for this batch.
+    Attributes:
+        step: number of the step
+        views: for each view, float32 (local_batch, 1, size, size), normalized; image i of every view is the same sample
+        rows: (local_batch,) INDEX_ROW, with the identities of sample, patient and study
+        epochs: (local_batch,), the epoch of each sample
+        valid: (local_batch,), False for a sample that was damaged or did not decode; its views are blank
+        wait_s: seconds that the consumer waited for this batch
     """
 
     step: int
     views: list[torch.Tensor]
-    rows: npt.NDArray[np.void]
-    epochs: npt.NDArray[np.int64]
-    valid: npt.NDArray[np.bool_]
+    rows: Records
+    epochs: Int64
+    valid: Bool
     wait_s: float
+
+
+class ImageViews(Protocol):
+    """The views that `image_batches` makes of each image."""
+
+    @property
+    def size_px(self) -> int:
+        """Width and height of a view."""
+
+    @property
+    def count(self) -> int:
+        """Views of each image."""
+
+    def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
+        """Return the parameters of each view of the batch."""
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """One view without augmentation: the largest centered square."""
+
+    size_px: int
+    count: int = 1
+
+    def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
+        """Return the parameters of the view."""
+        return [whole_image(self.size_px, batch.rows["height"], batch.rows["width"])]
+
+
+@dataclass(frozen=True)
+class RandomViews:
+    """`count` augmented views, drawn as in pretraining: those of epochs 0, 1 and so on, by `seed`."""
+
+    spec: ViewSpec
+    count: int
+    seed: int
+
+    @property
+    def size_px(self) -> int:
+        """Width and height of a view."""
+        return self.spec.size_px
+
+    def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
+        """Return the parameters of each view."""
+        epochs = [np.full(len(batch.rows), epoch) for epoch in range(-(-self.count // VIEWS))]
+        return [view for epoch in epochs for view in draw_views(self.spec, self.seed, batch.rows, epoch)][: self.count]
 
 
 def training_batches(
@@ -56,104 +100,87 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     local_world: int = 1,
-    kind: str = "auto",
+    view_executor: str = "auto",
     device: torch.device | str = "cpu",
     threads: int | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's two views of every step from `first_step` on, without end; close it when done.
 
-    `seed` is the views'; `local_world` is the stream's; `kind`, `device` and `threads` are the executor's. A sample
-    that is damaged or does not decode costs nothing but itself: a line names it, and `Batch.valid` masks it. Raises
-    UserError when `world` does not divide the lanes and RunFailed when a shard cannot be had.
+    A sample that is damaged or does not decode affects only itself: a warning names it, and `Batch.valid` masks it.
+
+    Args:
+        shards: the samples
+        order: order of the samples
+        spec: ranges of the views
+        seed: seed of the views
+        first_step: step of the first batch
+        rank: this rank
+        world: number of ranks
+        local_world: ranks on this machine, as in `sample_batches`
+        view_executor: auto, dali or torchvision
+        device: device of the views
+        threads: CPU threads of the executor; by default one for each usable CPU
+
+    Raises:
+        UserError: if `world` does not divide the lanes
+        RunFailed: if a shard is unavailable
     """
     order.require_world(world)
     task = _task(shards, spec.size_px, VIEWS, order.global_batch // world, device, threads)
 
-    def mask(batch: EncodedBatch, place: int, reason: str) -> None:
-        where = _name(shards, order.batch(batch.step, rank, world), place)
-        say(f"warning: {where} does not decode: {reason}; it is masked in step {batch.step}")
+    def mask(batch: EncodedBatch, position: int, reason: str) -> None:
+        name = _sample_name(shards, order.batch(batch.step, rank, world), position)
+        say(f"warning: {name} does not decode: {reason}; it is masked in step {batch.step}")
 
     encoded = sample_batches(shards, order, first_step=first_step, rank=rank, world=world, local_world=local_world)
-    return _batches(encoded, lambda batch: draw_views(spec, seed, batch.rows, batch.epochs), executor(kind, task), mask)
+    executor = build_view_executor(view_executor, task)
+    return _batches(encoded, lambda batch: draw_views(spec, seed, batch.rows, batch.epochs), executor, mask)
 
 
 def image_batches(
     shards: ShardSet,
-    size_px: int,
+    views: ImageViews,
     *,
+    numbers: Int64 | None = None,
     local_batch: int = 64,
     mean: float | None = None,
     std: float | None = None,
-    kind: str = "auto",
+    view_executor: str = "auto",
     device: torch.device | str = "cpu",
     threads: int | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield every sample once, in the order in which it is packed, as one unaugmented view: for features.
+    """Yield the views of each chosen image once, for features.
 
-    mean, std: the normalisation that the backbone was trained with; None: these shards' own. Raises RunFailed for a
-    sample that is damaged or does not decode: features of a blank would be scored as if they were a patient's.
+    Args:
+        shards: the images
+        views: views to make of each image
+        numbers: (m,) positions of the chosen images in packed order; images of one shard should be adjacent. By default
+            all images
+        local_batch: images in a batch
+        mean: pixel mean for the normalization, as the backbone was trained; by default that of these shards
+        std: pixel standard deviation, likewise
+        view_executor: auto, dali or torchvision
+        device: device of the views
+        threads: CPU threads of the executor; by default one for each usable CPU
+
+    Raises:
+        RunFailed: if an image is damaged or does not decode; otherwise a blank's features would count as a patient's
     """
-    require(local_batch >= 1, f"local_batch={local_batch} must be 1 or more; try 64")
-    task = _task(shards, size_px, 1, local_batch, device, threads)
+    require(local_batch >= 1, f"local_batch={local_batch} must be at least 1; try 64")
+    numbers = np.arange(shards.samples) if numbers is None else numbers
+    assert np.all((numbers >= 0) & (numbers < shards.samples)), f"numbers {numbers} of {shards.samples} samples"
+    task = _task(shards, views.size_px, views.count, local_batch, device, threads)
     task = replace(task, mean=task.mean if mean is None else mean, std=task.std if std is None else std)
 
-    return _batches(
-        packed_batches(shards, local_batch),
-        lambda batch: [whole_image(size_px, batch.rows["height"], batch.rows["width"])],
-        executor(kind, task),
-        _stop_at(shards, np.arange(shards.samples), local_batch),
-    )
-
-
-def augmented_batches(
-    shards: ShardSet,
-    numbers: Int64,
-    spec: ViewSpec,
-    views_count: int,
-    *,
-    seed: int,
-    local_batch: int = 64,
-    mean: float,
-    std: float,
-    kind: str = "auto",
-    device: torch.device | str = "cpu",
-    threads: int | None = None,
-) -> Generator[Batch, None, None]:
-    """Yield `views_count` views of each chosen sample, drawn as in pretraining: those of epochs 0, 1 and so on.
-
-    numbers: (m,) in packed order; those of one shard should be together. The rest as for `image_batches`.
-    """
-    assert np.all((numbers >= 0) & (numbers < shards.samples)), f"of {shards.samples} samples, {numbers} are chosen"
-    require(local_batch >= 1, f"local_batch={local_batch} must be 1 or more; try 64")
-    task = replace(_task(shards, spec.size_px, views_count, local_batch, device, threads), mean=mean, std=std)
-
-    def draw(batch: EncodedBatch) -> list[ViewParameters]:
-        epochs = [np.full(len(batch.rows), epoch) for epoch in range(-(-views_count // VIEWS))]
-        return [view for epoch in epochs for view in draw_views(spec, seed, batch.rows, epoch)][:views_count]
-
-    return _batches(
-        read_ahead(_chosen(shards, numbers, local_batch), _READ_AHEAD_BATCHES),
-        draw,
-        executor(kind, task),
-        _stop_at(shards, numbers, local_batch),
-    )
-
-
-def _chosen(shards: ShardSet, numbers: Int64, local_batch: int) -> Iterator[EncodedBatch]:
-    for step, start in enumerate(range(0, len(numbers), local_batch)):
-        part = numbers[start : start + local_batch]
-        yield read_batch(shards, step, Positions(np.zeros_like(part), *shards.locate(part)), mask=False)
-
-
-def _stop_at(shards: ShardSet, numbers: Int64, local_batch: int) -> Refuse:
-    """Refuse an image by ending all; numbers: of the samples of all batches, in their order."""
-
-    def stop(batch: EncodedBatch, place: int, reason: str) -> None:
+    def stop(batch: EncodedBatch, position: int, reason: str) -> None:
         start = batch.step * local_batch
-        where = _name(shards, Positions(batch.epochs, *shards.locate(numbers[start : start + local_batch])), place)
-        raise RunFailed(f"{where} does not decode: {reason}; pack the dataset again")
+        positions = Positions(batch.epochs, *shards.locate(numbers[start : start + local_batch]))
+        raise RunFailed(
+            f"{_sample_name(shards, positions, position)} does not decode: {reason}; pack the dataset again"
+        )
 
-    return stop
+    executor = build_view_executor(view_executor, task)
+    return _batches(packed_batches(shards, local_batch, numbers), views.draw, executor, stop)
 
 
 def _task(
@@ -168,31 +195,31 @@ def _task(
     return replace(task, threads=threads) if threads else task
 
 
-def _name(shards: ShardSet, positions: Positions, place: int) -> str:
-    """Say where the sample at a place of a batch lies."""
-    shard, row = int(positions.shard[place]), int(positions.row[place])
+def _sample_name(shards: ShardSet, positions: Positions, position: int) -> str:
+    """Name the shard and the row of the sample at a position of a batch."""
+    shard, row = int(positions.shard[position]), int(positions.row[position])
     return f"sample {row} of {shards.name(shard)}"
 
 
 def _batches(
-    encoded: Generator[EncodedBatch, None, None], draw: Draw, make: ViewExecutor, refuse: Refuse
+    encoded: Generator[EncodedBatch, None, None], draw: Draw, executor: ViewExecutor, reject: Reject
 ) -> Generator[Batch, None, None]:
-    in_flight: deque[EncodedBatch] = deque()  # what the executor has taken and not yet given back, in order
+    in_flight: deque[EncodedBatch] = deque()  # batches inside the executor, in order
 
     def inputs() -> Iterator[ViewInputs]:
         for batch in encoded:
             in_flight.append(batch)
-            whole = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
-            yield ViewInputs(whole, batch.rows, draw(batch))
+            images = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
+            yield ViewInputs(images, batch.rows, draw(batch))
 
-    with closing(encoded), closing(make.run(inputs())) as made_ahead:
+    with closing(encoded), closing(executor.run(inputs())) as view_batches:
         while True:
-            asked_s = time.perf_counter()
-            made = next(made_ahead, None)
-            wait_s = time.perf_counter() - asked_s
-            if made is None:
+            began_s = time.perf_counter()
+            view_batch = next(view_batches, None)
+            wait_s = time.perf_counter() - began_s
+            if view_batch is None:
                 return
             batch = in_flight.popleft()
-            for place, reason in sorted(made.reasons.items()):
-                refuse(batch, place, reason)
-            yield Batch(batch.step, made.views, batch.rows, batch.epochs, made.decoded, wait_s)
+            for position, reason in sorted(view_batch.reasons.items()):
+                reject(batch, position, reason)
+            yield Batch(batch.step, view_batch.views, batch.rows, batch.epochs, view_batch.decoded, wait_s)

@@ -1,10 +1,10 @@
-"""The views by NVIDIA DALI: one decode an image, then one warp, one blur and one linear map a view.
+"""The view executor on NVIDIA DALI: one decode for each image; one warp, one blur and one linear map for each view.
 
-Nothing random and no position is kept in DALI: bytes and parameters are fed in, pixels come out, bit for bit the
-same at every batch size and thread count. With a GPU, decoding is `mixed` and all after it is on the GPU.
+DALI keeps no random state and no position: it gets bytes and parameters and returns pixels, bit for bit the same at
+every batch size and thread count. With a GPU, decoding is `mixed` and everything after it runs on the GPU.
 
-An image that DALI cannot decode ends its pipeline, and with it the batches in the making. They are kept until they
-have come out, so that they can be made again, by a new pipeline, without the images that are at fault.
+An image that DALI cannot decode ends the pipeline with all batches in flight. So batches are kept until they come out,
+and a new pipeline makes them again without the broken images.
 """
 
 from collections import deque
@@ -14,55 +14,54 @@ from itertools import chain
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
+from typing_extensions import override
 
+from infra.arrays import Bool, Float32, UInt8
 from infra.errors import RunFailed
 from sharding.reading.stream import BLANK
 from ssl_core.views.header_check import header_problem
-from ssl_core.views.task import ViewBatch, ViewInputs, ViewTask, blank_out, first_line, until_failure
+from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
-_IN_FLIGHT: Final = 3  # the batch that is used and two in the making
-# A Gaussian this narrow is exactly the identity (its outer taps underflow to 0): one blur for all samples takes as
-# long as a blur for some (conditional execution) or less, and gives the same bits.
+_IN_FLIGHT: Final = 3  # the batch in use and two more
+# A Gaussian this narrow is exactly the identity (its outer taps underflow to 0). Blurring all samples takes no longer
+# than blurring a part of them (conditional execution), and gives the same bits.
 _NO_BLUR_PX: Final = 1e-3
 
 
 @dataclass
 class _Prepared:
-    """A batch laid out as DALI's inputs, BLANK for each image that is not to be decoded.
+    """A batch as inputs of DALI, with BLANK for each image that must not be decoded.
 
-    parameters: matrix, sigma, gain and offset of each view, one after the other.
+    Attributes:
+        encoded: the files
+        parameters: matrix, sigma, gain and offset of each view, one after the other
+        decoded: (N,), False for blanks
+        reasons: why an image is not decoded, by its position
     """
 
-    encoded: list[npt.NDArray[np.uint8]]
-    parameters: list[npt.NDArray[np.float32]]
-    decoded: npt.NDArray[np.bool_]
+    encoded: list[UInt8]
+    parameters: list[Float32]
+    decoded: Bool
     reasons: dict[int, str]
 
-    def leave_out(self, place: int, reason: str | None) -> None:
-        self.encoded[place] = BLANK
-        self.decoded[place] = False
+    def leave_out(self, position: int, reason: str | None) -> None:
+        self.encoded[position] = BLANK
+        self.decoded[position] = False
         if reason is not None:
-            self.reasons[place] = reason
+            self.reasons[position] = reason
 
 
-class DaliExecutor:
-    """Runs on the CPU, or on one GPU when the task's device is one."""
+class DaliExecutor(ViewExecutor):
+    """Runs on the task's device: the CPU or one GPU."""
 
-    def __init__(self, task: ViewTask) -> None:
-        self.task = task
-
+    @override
     def run(self, batches: Iterator[ViewInputs]) -> Generator[ViewBatch, None, None]:
-        """Yield each batch while two more are in the making; see `ViewExecutor.run`.
-
-        Raises RunFailed when DALI fails for another reason than an image.
-        """
-        failures: list[Exception] = []  # of `batches`, kept until the batches in flight have come out
+        failures: list[Exception] = []  # of `batches`, raised once the batches in flight have come out
         prepared = map(self._prepare, until_failure(batches, failures))
-        in_flight: deque[_Prepared] = deque()  # what DALI has taken and not yet given back, in order
+        in_flight: deque[_Prepared] = deque()  # batches inside DALI, in order
         pipeline = self._build(_feed(prepared, in_flight))
         while True:
             try:
@@ -76,7 +75,7 @@ class DaliExecutor:
                 pipeline = self._build(_feed(chain(redone, prepared), in_flight))
                 continue
             batch = in_flight.popleft()
-            # the tensors share DALI's memory, which DALI keeps for as long as they live
+            # the tensors share DALI's memory, which DALI keeps while they exist
             views = [from_dlpack(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
             yield ViewBatch(blank_out(views, batch.decoded), batch.decoded, batch.reasons)
         if failures:
@@ -86,7 +85,7 @@ class DaliExecutor:
         return torch.cuda.current_stream(self.task.device) if self.task.device.type == "cuda" else None
 
     def _prepare(self, batch: ViewInputs) -> _Prepared:
-        parameters: list[npt.NDArray[np.float32]] = []
+        parameters: list[Float32] = []
         for view in batch.views:
             sigma = np.maximum(view.blur_sigma_px, np.float32(_NO_BLUR_PX))
             gain, offset = view.gain_and_offset(self.task.mean, self.task.std)
@@ -94,27 +93,27 @@ class DaliExecutor:
         encoded = [BLANK if image is None else image for image in batch.encoded]
         prepared = _Prepared(encoded, parameters, np.ones(len(encoded), np.bool_), {})
         sizes = zip(batch.rows["height"].tolist(), batch.rows["width"].tolist(), strict=True)
-        for place, (image, (height, width)) in enumerate(zip(batch.encoded, sizes, strict=True)):
+        for position, (image, (height, width)) in enumerate(zip(batch.encoded, sizes, strict=True)):
             reason = None if image is None else header_problem(image, height, width)
             if image is None or reason is not None:
-                prepared.leave_out(place, reason)
+                prepared.leave_out(position, reason)
         return prepared
 
     def _leave_out_undecodable(self, batches: Iterable[_Prepared], error: RuntimeError) -> None:
-        """Decode the images of these batches one by one and leave out those that fail; raises RunFailed if none is."""
-        found = 0
-        if self._decode_alone(BLANK) is None:  # else it is the machine that fails, and no image
+        """Decode the images of these batches one by one and leave out those that fail; RunFailed if none fails."""
+        failed = 0
+        if self._decode_alone(BLANK) is None:  # else the machine fails, not an image
             for batch in batches:
-                for place in np.flatnonzero(batch.decoded).tolist():
-                    reason = self._decode_alone(batch.encoded[place])
+                for position in np.flatnonzero(batch.decoded).tolist():
+                    reason = self._decode_alone(batch.encoded[position])
                     if reason is not None:
-                        batch.leave_out(place, reason)
-                        found += 1
-        if not found:
-            raise RunFailed(f"DALI could not make the views of a batch: {_what_failed(error)}") from error
+                        batch.leave_out(position, reason)
+                        failed += 1
+        if not failed:
+            raise RunFailed(f"DALI could not make the views of a batch: {_reason(error)}") from error
 
-    def _decode_alone(self, encoded: npt.NDArray[np.uint8]) -> str | None:
-        """Return why DALI does not decode an image, or None when it does."""
+    def _decode_alone(self, encoded: UInt8) -> str | None:
+        """Return why DALI cannot decode an image, or None if it can."""
         pipeline = self._pipeline(max_batch=1, threads=1)
         with pipeline:
             images = fn.external_source(source=[[encoded]], batch=True, dtype=types.UINT8, ndim=1)
@@ -122,7 +121,7 @@ class DaliExecutor:
         try:
             pipeline.run(self._stream())
         except RuntimeError as error:
-            return _what_failed(error).replace(" sample #0 :", "")  # its place in a batch of one says nothing
+            return _reason(error).replace(" sample #0 :", "")  # the position in a batch of one
         return None
 
     def _build(self, source: Iterator[tuple[Any, ...]]) -> Any:
@@ -163,7 +162,7 @@ class DaliExecutor:
         warped = fn.warp_affine(
             images,
             matrix=matrix,
-            inverse_map=True,  # the matrix leads from the view to the image
+            inverse_map=True,  # the matrix maps the view to the image
             size=[self.task.size_px, self.task.size_px],
             interp_type=types.INTERP_LINEAR,
             dtype=types.FLOAT,  # faster than UINT8 here, and nothing is rounded
@@ -173,13 +172,13 @@ class DaliExecutor:
 
 
 def _feed(prepared: Iterable[_Prepared], in_flight: deque[_Prepared]) -> Iterator[tuple[Any, ...]]:
-    """Hand batches to DALI, noting which."""
+    """Pass batches to DALI and append them to `in_flight`."""
     for batch in prepared:
         in_flight.append(batch)
         yield (batch.encoded, *batch.parameters)
 
 
-def _what_failed(error: RuntimeError) -> str:
-    """Take the one line that says it out of DALI's message: the one behind `encountered:`, where there is one."""
+def _reason(error: RuntimeError) -> str:
+    """Return the telling line of DALI's message: the one after `encountered:` if there is one."""
     _, marker, rest = str(error).partition("encountered:")
     return first_line(RuntimeError(rest)) if marker and rest.strip() else first_line(error)

@@ -1,22 +1,21 @@
-"""What an encoded image says of itself before any pixel is decoded: a look at its header and its last bytes.
+"""A check of an encoded image's header and last bytes, before any pixel is decoded.
 
-Both executors ask it first, so that they decode the same images, and so that no header makes a decoder reserve
+Both executors run it first, so that they decode the same images, and so that no header makes a decoder reserve
 gigabytes.
 """
 
 from typing import Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from infra.arrays import UInt8
 
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
-# Start-of-frame markers hold the size (ITU-T T.81, table B.1); DHT, JPG and DAC lie in the same range and do not.
+# Start-of-frame markers hold the size (ITU-T T.81, table B.1); DHT, JPG and DAC share their range but do not.
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN: Final = 0xDA
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_PNG_PLAIN: Final = (0, 2)  # the colour types gray and RGB, without palette or alpha (PNG specification, 11.2.1)
+_PNG_PLAIN: Final = (0, 2)  # the color types gray and RGB, without palette or alpha (PNG specification, 11.2.1)
 
 
 class _Frame(NamedTuple):
@@ -25,19 +24,25 @@ class _Frame(NamedTuple):
     is_plain: bool  # 8-bit gray or RGB
 
 
-def header_problem(encoded: npt.NDArray[np.uint8], height: int, width: int) -> str | None:
-    """Return why an image should not be decoded, or None: it is a whole 8-bit gray or RGB JPEG or PNG of this size."""
+def header_problem(encoded: UInt8, height: int, width: int) -> str | None:
+    """Return why an image must not be decoded; None for a complete 8-bit gray or RGB JPEG or PNG of this size.
+
+    Args:
+        encoded: the file's bytes
+        height: expected height in pixels
+        width: expected width in pixels
+    """
     content = encoded.data
     if bytes(content[:3]) == _JPEG_START:
         frame, end = _jpeg_frame(content), _JPEG_END
     elif len(content) >= 33 and bytes(content[:16]) == _PNG_START:
         frame, end = _png_frame(content), _PNG_END
     else:
-        return "it is neither a JPEG nor a PNG"
+        return "not a JPEG or PNG file"
     if frame is None:
         return "its header declares no size"
     if (frame.height, frame.width) != (height, width):
-        return f"its header declares {frame.width} x {frame.height} px, its index {width} x {height}"
+        return f"its header declares {frame.width} x {frame.height} px, the index {width} x {height} px"
     if not frame.is_plain:
         return "its pixels are neither 8-bit gray nor 8-bit RGB"
     if bytes(content[-len(end) :]) != end:

@@ -1,14 +1,14 @@
-"""What an executor is asked for, what it is handed, and what it gives back."""
+"""The interface of view executors: their task, their inputs and their outputs."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from infra.arrays import Bool, Records, UInt8
 from ssl_core.views.spec import ViewParameters
 
 
@@ -18,16 +18,16 @@ def _usable_cpus() -> int:
 
 @dataclass(frozen=True)
 class ViewTask:
-    """What is the same for every batch.
+    """The properties that all batches share.
 
-    Args:
-        size_px: width and height of a view.
-        views_count: views of an image.
-        mean: pixel mean on the scale 0 to 1.
-        std: pixel standard deviation on that scale.
-        max_batch: the most images in a batch; smaller ones may come.
-        device: where the tensors shall be.
-        threads: CPU threads for decoding and views; by default one a CPU that this process may use.
+    Attributes:
+        size_px: width and height of a view
+        views_count: views of an image
+        mean: pixel mean on the scale 0 to 1
+        std: pixel standard deviation on the same scale
+        max_batch: most images in a batch
+        device: device of the resulting tensors
+        threads: CPU threads for decoding and views; by default one for each CPU that this process may use
     """
 
     size_px: int
@@ -40,54 +40,61 @@ class ViewTask:
 
 
 class ViewInputs(NamedTuple):
-    """One batch of N images to make views of.
+    """One batch of N images.
 
-    encoded: N files; None asks for a blank.
-    rows: (N,) INDEX_ROW; a file that declares another height or width is not decoded.
-    views: the parameters of each view.
+    Attributes:
+        encoded: N files; None for a blank
+        rows: (N,) INDEX_ROW; a file whose header has another height or width is not decoded
+        views: the parameters of each view
     """
 
-    encoded: Sequence[npt.NDArray[np.uint8] | None]
-    rows: npt.NDArray[np.void]
+    encoded: Sequence[UInt8 | None]
+    rows: Records
     views: Sequence[ViewParameters]
 
 
 class ViewBatch(NamedTuple):
     """The views of one batch of N images.
 
-    views: one float32 (N, 1, size, size) a view: (gray level / 255 - mean) / std after the jitter.
-    decoded: (N,), False where the views are blank: zeros, the mean gray level.
-    reasons: why, by the image's place in the batch, for each image that was handed in and did not decode.
+    Attributes:
+        views: for each view, float32 (N, 1, size, size): (gray level / 255 - mean) / std after the jitter
+        decoded: (N,), False where the views are blank: zeros, the mean gray level
+        reasons: why an image did not decode, by its position in the batch; blanks on request have none
     """
 
     views: list[torch.Tensor]
-    decoded: npt.NDArray[np.bool_]
+    decoded: Bool
     reasons: dict[int, str]
 
 
-class ViewExecutor(Protocol):
-    """Makes views; whether by DALI or torchvision, the caller does not see."""
+class ViewExecutor(ABC):
+    """Makes views; all executors give the same views within PIXEL_TOLERANCE."""
 
+    def __init__(self, task: ViewTask) -> None:
+        self.task = task
+
+    @abstractmethod
     def run(self, batches: Iterator[ViewInputs]) -> Generator[ViewBatch, None, None]:
-        """Make each batch, in order and ahead of its use, by threads that end when this generator is closed.
+        """Make each batch, in order and ahead of its use, in threads that end when the generator is closed.
 
-        An image that does not decode costs nothing but its own views. What `batches` raises is raised here, after
-        the batches before it. `batches` is asked for the next one in the caller's thread only, so that the caller
-        can close both.
+        An image that does not decode affects only its own views. An error of `batches` is raised here, after the
+        batches before it. `batches` advances in the caller's thread only, so that the caller can close both.
+
+        Raises:
+            RunFailed: if an executor fails for another reason than an image
         """
-        ...
 
 
 def until_failure(batches: Iterator[ViewInputs], failures: list[Exception]) -> Iterator[ViewInputs]:
-    """Pass batches on; what `batches` raises becomes their end and is put into `failures`."""
+    """Pass batches on; if `batches` raises, end and append the error to `failures`."""
     try:
         yield from batches
     except Exception as error:
         failures.append(error)
 
 
-def blank_out(views: list[torch.Tensor], decoded: npt.NDArray[np.bool_]) -> list[torch.Tensor]:
-    """Set to zero, in place, what was made of images that did not decode; returns the views."""
+def blank_out(views: list[torch.Tensor], decoded: Bool) -> list[torch.Tensor]:
+    """Set the views of images that did not decode to zero, in place; return the views."""
     if not decoded.all():
         for view in views:
             view[torch.from_numpy(~decoded).to(view.device)] = 0

@@ -1,4 +1,4 @@
-"""The views by torchvision and torch: the second executor, for machines without DALI and to hold DALI to its word."""
+"""The view executor on torch and Pillow, for machines without DALI and to test DALI against."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -7,38 +7,36 @@ from io import BytesIO
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from typing_extensions import override
 
+from infra.arrays import Float32, UInt8
 from sharding.images.encode import DECODER_ERRORS, FORMATS
 from ssl_core.views.header_check import header_problem
 from ssl_core.views.spec import ViewParameters
-from ssl_core.views.task import ViewBatch, ViewInputs, ViewTask, blank_out, first_line, until_failure
+from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 2
 
 
-class TorchvisionExecutor:
-    """Decodes on the CPU with the task's threads; warps, blurs and jitters on its device."""
+class TorchvisionExecutor(ViewExecutor):
+    """Decodes on the CPU with the task's threads; warps, blurs and jitters on the task's device."""
 
-    def __init__(self, task: ViewTask) -> None:
-        self.task = task
-
+    @override
     def run(self, batches: Iterator[ViewInputs]) -> Generator[ViewBatch, None, None]:
-        """Yield each batch while two more are in the making; see `ViewExecutor.run`."""
-        failures: list[Exception] = []  # of `batches`, kept until the batches in the making have come out
-        making: deque[Future[ViewBatch]] = deque()
-        images = ThreadPoolExecutor(self.task.threads, "see-image")
-        maker = ThreadPoolExecutor(1, "make-views")  # hands the images of one batch after the other to `images`
+        failures: list[Exception] = []  # of `batches`, raised once the batches in flight have come out
+        in_flight: deque[Future[ViewBatch]] = deque()
+        images = ThreadPoolExecutor(self.task.threads, "decode-image")
+        maker = ThreadPoolExecutor(1, "make-views")  # passes one batch after the other to `images`
         try:
             for batch in until_failure(batches, failures):
-                making.append(maker.submit(self._make, batch, images))
-                if len(making) > _IN_FLIGHT:
-                    yield making.popleft().result()
-            while making:
-                yield making.popleft().result()
+                in_flight.append(maker.submit(self._make, batch, images))
+                if len(in_flight) > _IN_FLIGHT:
+                    yield in_flight.popleft().result()
+            while in_flight:
+                yield in_flight.popleft().result()
         finally:
             maker.shutdown(cancel_futures=True)
             images.shutdown()
@@ -47,19 +45,17 @@ class TorchvisionExecutor:
 
     def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> ViewBatch:
         matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
-        seen = list(images.map(self._see, batch.encoded, batch.rows, matrices))
+        seen = list(images.map(self._warp, batch.encoded, batch.rows, matrices))
         decoded = np.array([isinstance(image, torch.Tensor) for image in seen], np.bool_)
-        reasons = {place: image for place, image in enumerate(seen) if isinstance(image, str)}
+        reasons = {position: image for position, image in enumerate(seen) if isinstance(image, str)}
         task = self.task
         blank = torch.zeros(len(batch.views), 1, task.size_px, task.size_px, device=task.device)
         warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in seen], dim=1)
         views = [self._finish(pixels, view) for pixels, view in zip(warped, batch.views, strict=True)]
         return ViewBatch(blank_out(views, decoded), decoded, reasons)
 
-    def _see(
-        self, encoded: npt.NDArray[np.uint8] | None, row: np.void, matrices: npt.NDArray[np.float32]
-    ) -> torch.Tensor | str | None:
-        """See an image through its matrices: (views, 1, size, size), or why it does not decode; None for a blank."""
+    def _warp(self, encoded: UInt8 | None, row: np.void, matrices: Float32) -> torch.Tensor | str | None:
+        """Warp an image by its matrices: (views, 1, size, size), or why it does not decode; None for a blank."""
         if encoded is None:
             return None
         image = _decode(encoded, int(row["height"]), int(row["width"]))
@@ -73,10 +69,10 @@ class TorchvisionExecutor:
         return blur(pixels, view.blur_sigma_px) * gain + offset
 
 
-def _decode(encoded: npt.NDArray[np.uint8], height: int, width: int) -> torch.Tensor | str:
-    """Decode to gray levels (1, H, W), or say why not.
+def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
+    """Decode to gray levels (1, H, W), or return why not.
 
-    By Pillow, since torchvision 0.29 announces the end of its own decoders.
+    Pillow decodes, because torchvision 0.29 announces the end of its own decoders.
     """
     reason = header_problem(encoded, height, width)
     if reason is not None:
@@ -88,8 +84,8 @@ def _decode(encoded: npt.NDArray[np.uint8], height: int, width: int) -> torch.Te
         return first_line(error)
 
 
-def warp(image: torch.Tensor, matrices: npt.NDArray[np.float32], size_px: int) -> torch.Tensor:
-    """See one image (1, H, W) through each of V matrices (V, 2, 3): (V, 1, size, size), in the image's units."""
+def warp(image: torch.Tensor, matrices: Float32, size_px: int) -> torch.Tensor:
+    """Warp one image (1, H, W) by each of V matrices (V, 2, 3): (V, 1, size, size), in the image's units."""
     _, height, width = image.shape
     # From pixels to affine_grid's coordinates, where -1 and 1 are the outer borders of view and image.
     to_unit = np.array([[2 / width], [2 / height]])
@@ -102,24 +98,26 @@ def warp(image: torch.Tensor, matrices: npt.NDArray[np.float32], size_px: int) -
     return F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def blur(pixels: torch.Tensor, sigma_px: npt.NDArray[np.float32]) -> torch.Tensor:
-    """Blur each of N images (N, 1, S, S) by its own sigma; sigma 0 leaves it as it is.
+def blur(pixels: torch.Tensor, sigma_px: Float32) -> torch.Tensor:
+    """Blur each of N images (N, 1, S, S) by its own sigma; sigma 0 leaves an image unchanged.
 
-    The kernel reaches to ceil(3 sigma) and the border is mirrored about its pixels, as DALI does it.
+    As in DALI, the kernel reaches to ceil(3 sigma) and the border is mirrored about its pixels.
     """
     chosen = np.flatnonzero(sigma_px > 0)
     if not len(chosen):
         return pixels
     sigma = sigma_px[chosen, None].astype(np.float64)
     reach = np.ceil(3 * sigma)
-    most = int(reach.max())
-    taps = np.arange(-most, most + 1)
-    kernel = np.exp(-0.5 * (taps / sigma) ** 2) * (np.abs(taps) <= reach)  # (n, 2 * most + 1)
+    radius = int(reach.max())
+    taps = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (taps / sigma) ** 2) * (np.abs(taps) <= reach)  # (n, 2 * radius + 1)
     kernel /= kernel.sum(axis=1, keepdims=True)
     weights = torch.from_numpy(kernel.astype(np.float32)).to(pixels.device)
     rows = torch.from_numpy(chosen).to(pixels.device)
     n = len(chosen)
-    x = F.pad(pixels[rows], (most, most, most, most), mode="reflect").transpose(0, 1)  # (1, n, S + 2 most, ...)
+    x = F.pad(pixels[rows], (radius, radius, radius, radius), mode="reflect").transpose(
+        0, 1
+    )  # (1, n, S + 2 radius, ...)
     x = F.conv2d(x, weights.view(n, 1, 1, -1), groups=n)
     x = F.conv2d(x, weights.view(n, 1, -1, 1), groups=n)
     return pixels.index_copy(0, rows, x.transpose(0, 1))

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Tests that need a GPU; skipped without one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +30,10 @@ _GPU_TOLERANCE = {"mean": PIXEL_TOLERANCE["mean"] + 0.5, "max": PIXEL_TOLERANCE[
 def test_views_made_on_the_gpu_equal_those_made_on_the_cpu(simulated_shards: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     shards = ShardSet([simulated_shards])
-    order = sample_order(shards, DataConfig([simulated_shards], global_batch=32, lanes=8), seed=0)
+    order = sample_order(shards, DataConfig([str(simulated_shards)], global_batch=32, lanes=8), seed=0)
     made = {}
     for device in ("cpu", "cuda"):
-        batches = training_batches(shards, order, ViewSpec(size_px=48), seed=0, kind="dali", device=device)
+        batches = training_batches(shards, order, ViewSpec(size_px=48), seed=0, view_executor="dali", device=device)
         made[device] = next(batches).views
         batches.close()
     for on_gpu, on_cpu in zip(made["cuda"], made["cpu"], strict=True):
@@ -48,7 +48,7 @@ def test_pretraining_on_the_gpu_follows_the_cpu(
 ) -> None:
     config = PretrainConfig(
         run_folder=tmp_path / "gpu",
-        data=DataConfig([simulated_shards], global_batch=16, lanes=4),
+        data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
         views=ViewSpec(size_px=32),
         model=ModelConfig("resnet18", projection_width=32, projection_size=16),
         train=TrainConfig(epochs=2, precision="fp32", log_every_steps=1, max_steps=3),

@@ -17,7 +17,7 @@ from infra.errors import RunFailed, UserError
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
 from ssl_core.model.encoder import ModelConfig, untrained_backbone
-from ssl_core.views.batches import image_batches
+from ssl_core.views.batches import WholeImage, image_batches
 from ssl_core.views.spec import ViewSpec
 
 KIND = "torchvision"
@@ -187,7 +187,9 @@ def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_
             return images.flatten(1) @ self.weight
 
     finetuned(Watched(), case, spec=UNCHANGED)
-    whole = torch.cat([batch.views[0] for batch in image_batches(case.shards, 32, mean=0.5, std=0.25, kind=KIND)])
+    whole = torch.cat(
+        [batch.views[0] for batch in image_batches(case.shards, WholeImage(32), mean=0.5, std=0.25, view_executor=KIND)]
+    )
 
     def rows_of(images: list[torch.Tensor]) -> NDArray[np.int64]:
         distance = torch.cdist(torch.cat(images).flatten(1), whole.flatten(1))

@@ -25,7 +25,7 @@ from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_batches, sample_order
 from sharding.simulation.datasets import write_cell
 from ssl_core.views import PIXEL_TOLERANCE
-from ssl_core.views.batches import Batch, augmented_batches, image_batches, training_batches
+from ssl_core.views.batches import Batch, RandomViews, WholeImage, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
 
 SPEC = ViewSpec(size_px=48)
@@ -46,7 +46,7 @@ def shards(packed: Path) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def order(packed: Path, shards: ShardSet) -> SampleOrder:
-    return sample_order(shards, DataConfig([packed], global_batch=8, lanes=4, shuffle_window=16), seed=3)
+    return sample_order(shards, DataConfig([str(packed)], global_batch=8, lanes=4, shuffle_window=16), seed=3)
 
 
 def identities(batch: Batch) -> list[tuple[int, int]]:
@@ -90,17 +90,19 @@ def test_views_are_normalised_by_the_shards_statistics(shards: ShardSet, order: 
 
 @pytest.mark.parametrize("kind", ["dali", "torchvision"])
 def test_image_batches_give_every_sample_once_in_packed_order(shards: ShardSet, kind: str) -> None:
-    batches = list(image_batches(shards, 48, local_batch=20, kind=kind))
+    batches = list(image_batches(shards, WholeImage(48), local_batch=20, view_executor=kind))
     assert [len(batch.views[0]) for batch in batches] == [20, 20, 12]
     packed = np.concatenate([batch.rows["sample"] for batch in packed_batches(shards, 7)])
     assert np.concatenate([batch.rows["sample"] for batch in batches]).tolist() == packed.tolist()
-    again = torch.cat([batch.views[0] for batch in image_batches(shards, 48, local_batch=9, kind=kind)])
+    again = torch.cat(
+        [batch.views[0] for batch in image_batches(shards, WholeImage(48), local_batch=9, view_executor=kind)]
+    )
     assert torch.equal(torch.cat([batch.views[0] for batch in batches]), again)
 
 
 def test_image_batches_use_the_backbones_statistics_when_given(shards: ShardSet) -> None:
-    ours = next(image_batches(shards, 48)).views[0]
-    theirs = next(image_batches(shards, 48, mean=0.0, std=1.0)).views[0]
+    ours = next(image_batches(shards, WholeImage(48))).views[0]
+    theirs = next(image_batches(shards, WholeImage(48), mean=0.0, std=1.0)).views[0]
     assert torch.allclose(ours * shards.pixel_std + shards.pixel_mean, theirs, atol=1e-5)
 
 
@@ -108,16 +110,12 @@ def augmented(
     shards: ShardSet, numbers: list[int], views_count: int, local_batch: int = 8, kind: str = "auto"
 ) -> list[Batch]:
     return list(
-        augmented_batches(
+        image_batches(
             shards,
-            np.array(numbers),
-            SPEC,
-            views_count,
-            seed=1,
+            RandomViews(SPEC, views_count, seed=1),
+            numbers=np.array(numbers),
             local_batch=local_batch,
-            mean=shards.pixel_mean,
-            std=shards.pixel_std,
-            kind=kind,
+            view_executor=kind,
             threads=1,
         )
     )
@@ -129,7 +127,7 @@ def test_augmented_views_of_chosen_samples_are_those_of_pretrainings_first_epoch
 ) -> None:
     trained: dict[tuple[int, int], list[torch.Tensor]] = {}
     steps = order.first_step_after_epoch(1)
-    for batch in islice(training_batches(shards, order, SPEC, seed=1, kind=kind, threads=1), steps):
+    for batch in islice(training_batches(shards, order, SPEC, seed=1, view_executor=kind, threads=1), steps):
         for place, identity in enumerate(identities(batch)):
             trained[identity] = [view[place] for view in batch.views]
     numbers = [3, 4, 17, 40, 51]
@@ -162,7 +160,7 @@ def test_waiting_is_measured(shards: ShardSet, order: SampleOrder) -> None:
 
 @pytest.mark.parametrize("kind", ["dali", "torchvision"])
 def test_closing_ends_the_threads(shards: ShardSet, order: SampleOrder, kind: str) -> None:
-    batches = training_batches(shards, order, SPEC, seed=1, kind=kind)
+    batches = training_batches(shards, order, SPEC, seed=1, view_executor=kind)
     next(batches)
     batches.close()
     running = [thread.name for thread in threading.enumerate()]
@@ -172,7 +170,7 @@ def test_closing_ends_the_threads(shards: ShardSet, order: SampleOrder, kind: st
 def copy_with(
     packed: Path, to: Path, shards: ShardSet, bad: Positions, change: Callable[[bytearray], None]
 ) -> ShardSet:
-    """Copy a packed folder with one image changed and repacked: size, checksums and manifest fit the new bytes."""
+    """Copy a packed folder with one image replaced; size, checksums and manifest match the new bytes."""
     shutil.copytree(packed, to)
     shard, row = int(bad.shard[0]), int(bad.row[0])
     manifest, entry = read_manifest(to), shards.shards[shard]
@@ -205,13 +203,13 @@ def without_end(image: bytearray) -> None:
     image[-2:] = b"\0\0"
 
 
-def without_quantisation(image: bytearray) -> None:
-    """Turn the marker of the quantisation table into that of an application's own data."""
+def without_quantization(image: bytearray) -> None:
+    """Turn the marker of the quantization table into that of application data."""
     image[image.index(b"\xff\xdb") + 1] = 0xEF
 
 
 @pytest.mark.parametrize("kind", ["dali", "torchvision"])
-@pytest.mark.parametrize("damage", [break_checksum, without_end, without_quantisation])
+@pytest.mark.parametrize("damage", [break_checksum, without_end, without_quantization])
 def test_damaged_sample_is_masked_and_named_and_costs_nothing_else(
     tmp_path: Path,
     shards: ShardSet,
@@ -228,8 +226,8 @@ def test_damaged_sample_is_masked_and_named_and_costs_nothing_else(
         copy = ShardSet([tmp_path / "copy"])
     else:
         copy = copy_with(packed, tmp_path / "copy", shards, bad, damage)
-    whole = list(islice(training_batches(shards, order, SPEC, seed=1, kind=kind), 6))
-    masked = list(islice(training_batches(copy, order, SPEC, seed=1, kind=kind), 6))
+    whole = list(islice(training_batches(shards, order, SPEC, seed=1, view_executor=kind), 6))
+    masked = list(islice(training_batches(copy, order, SPEC, seed=1, view_executor=kind), 6))
     assert [batch.step for batch in masked] == [0, 1, 2, 3, 4, 5]
     assert [batch.valid.all() for batch in masked] == [True] * 5 + [False]
     assert masked[5].valid.tolist() == [False] + [True] * 7
@@ -244,7 +242,7 @@ def test_damaged_sample_is_masked_and_named_and_costs_nothing_else(
 
 
 @pytest.mark.parametrize("kind", ["dali", "torchvision"])
-@pytest.mark.parametrize("damage", [without_end, without_quantisation])
+@pytest.mark.parametrize("damage", [without_end, without_quantization])
 def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
     tmp_path: Path,
     shards: ShardSet,
@@ -260,7 +258,7 @@ def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
     others = [other for other in range(0, shards.samples, 9) if other != number]
     assert len(augmented(copy, others, views_count=2, kind=kind)) == 1
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
-        list(image_batches(copy, 48, local_batch=5, kind=kind))
+        list(image_batches(copy, WholeImage(48), local_batch=5, view_executor=kind))
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
         augmented(copy, [*others, number], views_count=2, local_batch=3, kind=kind)
 
@@ -270,15 +268,17 @@ def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
 def test_dalis_views_of_a_step_do_not_depend_on_where_the_run_was_resumed(
     shards: ShardSet, order: SampleOrder, first_step: int, threads: int
 ) -> None:
-    (whole,) = islice(training_batches(shards, order, SPEC, seed=1, kind="dali"), first_step, first_step + 1)
-    resumed = next(training_batches(shards, order, SPEC, seed=1, kind="dali", first_step=first_step, threads=threads))
+    (whole,) = islice(training_batches(shards, order, SPEC, seed=1, view_executor="dali"), first_step, first_step + 1)
+    resumed = next(
+        training_batches(shards, order, SPEC, seed=1, view_executor="dali", first_step=first_step, threads=threads)
+    )
     assert identities(resumed) == identities(whole)
     assert all(torch.equal(one, other) for one, other in zip(resumed.views, whole.views, strict=True))
 
 
 def test_dali_and_torchvision_train_on_the_same_views(shards: ShardSet, order: SampleOrder) -> None:
     dali, torchvision = (
-        list(islice(training_batches(shards, order, SPEC, seed=1, first_step=4, kind=kind), 6))
+        list(islice(training_batches(shards, order, SPEC, seed=1, first_step=4, view_executor=kind), 6))
         for kind in ("dali", "torchvision")
     )
     for ours, theirs in zip(dali, torchvision, strict=True):
@@ -290,5 +290,5 @@ def test_dali_and_torchvision_train_on_the_same_views(shards: ShardSet, order: S
 
 
 def test_world_that_does_not_divide_the_lanes_is_refused(shards: ShardSet, order: SampleOrder) -> None:
-    with pytest.raises(UserError, match=r"world size 3 must divide lanes=4"):
+    with pytest.raises(UserError, match=r"world size 3 must divide data\.lanes=4"):
         training_batches(shards, order, SPEC, seed=1, rank=0, world=3)

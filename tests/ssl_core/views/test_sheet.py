@@ -20,32 +20,34 @@ def batch(simulated_shards: Path) -> EncodedBatch:
 
 
 def test_sheet_has_a_row_for_every_sample_and_depends_on_what_was_drawn(batch: EncodedBatch) -> None:
-    sheet = view_sheet(batch, SPEC, seed=0, kind="torchvision")
+    sheet = view_sheet(batch, SPEC, seed=0, view_executor="torchvision")
     assert sheet.dtype == np.uint8
     assert sheet.shape[2] == 3
     one = EncodedBatch(0, batch.encoded[:1], batch.rows[:1], batch.epochs[:1], batch.valid[:1])
-    row_px = (sheet.shape[0] - view_sheet(one, SPEC, seed=0, kind="torchvision").shape[0]) / 2
+    row_px = (sheet.shape[0] - view_sheet(one, SPEC, seed=0, view_executor="torchvision").shape[0]) / 2
     assert row_px > 250
-    assert np.array_equal(sheet, view_sheet(batch, SPEC, seed=0, kind="torchvision"))
+    assert np.array_equal(sheet, view_sheet(batch, SPEC, seed=0, view_executor="torchvision"))
     others = [
-        view_sheet(batch, SPEC, seed=1, kind="torchvision"),
-        view_sheet(batch._replace(epochs=batch.epochs + 1), SPEC, seed=0, kind="torchvision"),
+        view_sheet(batch, SPEC, seed=1, view_executor="torchvision"),
+        view_sheet(batch._replace(epochs=batch.epochs + 1), SPEC, seed=0, view_executor="torchvision"),
     ]
     assert all((sheet != other).mean() > 0.1 for other in others)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(to_png(sheet)))), sheet)
 
 
 def test_sheet_looks_the_same_by_either_executor(batch: EncodedBatch) -> None:
-    dali, torchvision = (view_sheet(batch, SPEC, seed=0, kind=kind).astype(int) for kind in ("dali", "torchvision"))
+    dali, torchvision = (
+        view_sheet(batch, SPEC, seed=0, view_executor=kind).astype(int) for kind in ("dali", "torchvision")
+    )
     assert np.abs(dali - torchvision).max() <= 2
 
 
 def test_samples_that_do_not_decode_leave_the_others_as_they_are(batch: EncodedBatch) -> None:
-    whole = view_sheet(batch, SPEC, seed=0, kind="torchvision")
+    whole = view_sheet(batch, SPEC, seed=0, view_executor="torchvision")
     damaged = batch._replace(
         encoded=[batch.encoded[0], batch.encoded[1][:-2].copy(), batch.encoded[2]], valid=np.array([True, True, False])
     )
-    sheet = view_sheet(damaged, SPEC, seed=0, kind="torchvision")
+    sheet = view_sheet(damaged, SPEC, seed=0, view_executor="torchvision")
     row_px = len(sheet) // 3
     assert np.array_equal(sheet[: row_px - 20], whole[: row_px - 20])
     assert (sheet[row_px + 40 :] != whole[row_px + 40 :]).mean() > 0.2
@@ -55,8 +57,8 @@ def test_caption_says_what_was_drawn() -> None:
     row = np.zeros(1, INDEX_ROW)
     row["height"], row["width"] = 200, 400
     drawn = DrawnView(
-        centre_x=np.array([0.0, 100.0]),
-        centre_y=np.array([0.0, 150.0]),
+        center_x=np.array([0.0, 100.0]),
+        center_y=np.array([0.0, 150.0]),
         crop_w=np.array([1.0, 200.0]),
         crop_h=np.array([1.0, 100.0]),
         mirrored=np.array([False, True]),

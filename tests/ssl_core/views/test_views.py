@@ -1,8 +1,9 @@
 import io
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from infra.errors import RunFailed, UserError
 from sharding.format.manifest import INDEX_ROW
-from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, executor
+from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.header_check import header_problem
 from ssl_core.views.spec import ViewParameters, ViewSpec, draw, draw_views, whole_image
 
@@ -47,7 +48,7 @@ EPOCHS = np.full(len(SIZES), 3)
 
 
 def task(views_count: int, size_px: int = 64, max_batch: int = 12, threads: int = 1) -> ViewTask:
-    """Gray levels from 0 to 255 come out."""
+    """The resulting pixels are gray levels from 0 to 255."""
     return ViewTask(size_px, views_count, mean=0.0, std=1 / 255, max_batch=max_batch, threads=threads)
 
 
@@ -55,7 +56,7 @@ def make(
     kind: str, views: Sequence[ViewParameters], *, size_px: int = 96, local_batch: int = 12, threads: int = 1
 ) -> list[torch.Tensor]:
     """Run the images through an executor, in gray levels from 0 to 255, in batches of `local_batch`."""
-    run = executor(kind, task(len(views), size_px, local_batch, threads)).run
+    run = build_view_executor(kind, task(len(views), size_px, local_batch, threads)).run
     parts = [slice(start, start + local_batch) for start in range(0, len(IMAGES), local_batch)]
     batches = [
         ViewInputs(IMAGES[part], ROWS[part], [ViewParameters(*(field[part] for field in view)) for view in views])
@@ -150,7 +151,7 @@ def test_jitter_and_normalisation_follow_their_formula(kind: str) -> None:
     identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (12, 2, 3))
     fields = [np.full(12, value, np.float32) for value in (0.0, 1.2, 0.7)]
     view = ViewParameters(identity, *fields)
-    run = executor(kind, ViewTask(64, 1, mean=0.4, std=0.2, max_batch=12)).run
+    run = build_view_executor(kind, ViewTask(64, 1, mean=0.4, std=0.2, max_batch=12)).run
     pixels = next(run(iter([ViewInputs(IMAGES, ROWS, [view])]))).views[0]
     gray = decoded(0)[:64, :64] / 255
     assert torch.allclose(pixels[0, 0], (1.2 * (0.5 + 0.7 * (gray - 0.5)) - 0.4) / 0.2, atol=1e-4)
@@ -174,8 +175,8 @@ def batch_of(images: Sequence[np.ndarray | None], sizes: Sequence[tuple[int, int
     return ViewInputs(images, rows, draw_views(ViewSpec(size_px=64), 1, rows, np.full(len(rows), 3)))
 
 
-def run(kind: str, batches: Iterable[ViewInputs], max_batch: int = 12) -> Iterator[ViewBatch]:
-    return executor(kind, task(2, max_batch=max_batch)).run(iter(batches))
+def run(kind: str, batches: Iterable[ViewInputs], max_batch: int = 12) -> Generator[ViewBatch, None, None]:
+    return build_view_executor(kind, task(2, max_batch=max_batch)).run(iter(batches))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,7 +187,7 @@ def test_tensors_keep_their_values_after_later_batches(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_batches_are_in_the_making_while_one_is_used(kind: str) -> None:
+def test_two_batches_are_in_flight_while_one_is_used(kind: str) -> None:
     taken = []
 
     def batches() -> Iterator[ViewInputs]:
@@ -224,8 +225,8 @@ def with_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return changed
 
 
-def without_quantisation(image: np.ndarray) -> np.ndarray:
-    """The JPEG without its quantisation table: its header is good, no decoder can decode it."""
+def without_quantization(image: np.ndarray) -> np.ndarray:
+    """The JPEG without its quantization table: its header is good, no decoder can decode it."""
     start = image.tobytes().index(b"\xff\xdb")
     return np.concatenate([image[:start], image[start + 69 :]])
 
@@ -241,24 +242,24 @@ HEIGHT, WIDTH = SIZES[0]
 BAD_IMAGES = {
     "cut": (IMAGES[0][: len(IMAGES[0]) // 2].copy(), "its end is missing"),
     "cut png": (encoded(HEIGHT, WIDTH, 0, "PNG")[:-12].copy(), "its end is missing"),
-    "text": (np.frombuffer(b"not an image " * 20, np.uint8), "neither a JPEG nor a PNG"),
-    "nothing": (np.zeros(0, np.uint8), "neither a JPEG nor a PNG"),
-    "one byte": (np.full(1, 255, np.uint8), "neither a JPEG nor a PNG"),
+    "text": (np.frombuffer(b"not an image " * 20, np.uint8), "not a JPEG or PNG file"),
+    "nothing": (np.zeros(0, np.uint8), "not a JPEG or PNG file"),
+    "one byte": (np.full(1, 255, np.uint8), "not a JPEG or PNG file"),
     "headless": (np.frombuffer(b"\xff\xd8\xff\xd9", np.uint8), "declares no size"),
-    "absurd size": (with_size(IMAGES[0], 60000, 60000), f"declares 60000 x 60000 px, its index {WIDTH} x {HEIGHT}"),
+    "absurd size": (with_size(IMAGES[0], 60000, 60000), f"declares 60000 x 60000 px, the index {WIDTH} x {HEIGHT}"),
     "another size": (IMAGES[1], "its header declares"),
     "16 bits": (encoded(HEIGHT, WIDTH, 0, "PNG", "I;16"), "neither 8-bit gray nor 8-bit RGB"),
     "alpha": (encoded(HEIGHT, WIDTH, 0, "PNG", "LA"), "neither 8-bit gray nor 8-bit RGB"),
     "palette": (encoded(HEIGHT, WIDTH, 0, "PNG", "P"), "neither 8-bit gray nor 8-bit RGB"),
     "cmyk": (encoded(HEIGHT, WIDTH, 0, "JPEG", "CMYK"), "neither 8-bit gray nor 8-bit RGB"),
-    "no table": (without_quantisation(IMAGES[0]), ""),
+    "no table": (without_quantization(IMAGES[0]), ""),
     "damaged png": (damaged_png(HEIGHT, WIDTH), ""),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", BAD_IMAGES)
-def test_image_that_does_not_decode_costs_itself_and_nothing_else(kind: str, what: str) -> None:
+def test_image_that_does_not_decode_affects_only_itself(kind: str, what: str) -> None:
     bad, message = BAD_IMAGES[what]
     (good,) = run(kind, [batch_of(IMAGES)])
     batches = list(run(kind, [batch_of(IMAGES), batch_of([bad, *IMAGES[1:]]), batch_of(IMAGES)]))
@@ -300,7 +301,7 @@ def test_png_and_rgb_are_decoded_as_gray_jpeg_is(kind: str) -> None:
     identity = np.broadcast_to(np.eye(2, 3), (3, 2, 3))
     images = [encoded(HEIGHT, WIDTH, 0), encoded(HEIGHT, WIDTH, 0, "PNG"), encoded(HEIGHT, WIDTH, 0, "JPEG", "RGB")]
     rows = index_rows([SIZES[0]] * 3)
-    made = next(executor(kind, task(1)).run(iter([ViewInputs(images, rows, [plain(identity)])])))
+    made = next(build_view_executor(kind, task(1)).run(iter([ViewInputs(images, rows, [plain(identity)])])))
     assert made.decoded.all()
     assert (made.views[0] - made.views[0][:1]).abs().mean() < 2
 
@@ -309,7 +310,7 @@ def test_png_and_rgb_are_decoded_as_gray_jpeg_is(kind: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_look_at_a_header_ends_well_whatever_the_bytes(image_format: str, data: st.DataObject) -> None:
-    """Any cut and any changed bytes give a reason or none, never an error; a cut always gives one."""
+    """Truncated or changed bytes give a reason or none, never an error; truncated ones always give a reason."""
     image = encoded(40, 30, 0, image_format)
     assert header_problem(image, 40, 30) is None
     cut = image[: data.draw(st.integers(0, len(image) - 1))].copy()
@@ -320,13 +321,13 @@ def test_look_at_a_header_ends_well_whatever_the_bytes(image_format: str, data: 
     assert header_problem(changed, 40, 30) is None or isinstance(header_problem(changed, 40, 30), str)
 
 
-def test_executor_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="executor='cuda' must be one of auto, dali, torchvision"):
-        executor("cuda", task(2))
+def test_unknown_executor_is_rejected() -> None:
+    with pytest.raises(UserError, match="executor=cuda must be one of auto, dali, torchvision"):
+        build_view_executor("cuda", task(2))
 
 
 def test_draw_is_this_one_for_good() -> None:
-    """A checkpoint resumed under a later version must go on with the same views: these values may not change."""
+    """A run resumed by a later version must get the same views, so these values must not change."""
     rows = index_rows([(320, 390)])
     rows["sample"] = 0x0123456789ABCDEF
     first, second = draw(ViewSpec(), 42, rows, np.array([7]))
@@ -340,10 +341,10 @@ def test_draw_is_this_one_for_good() -> None:
 def test_draw_depends_on_seed_epoch_sample_and_view_only() -> None:
     spec = ViewSpec()
     first, second = draw_views(spec, 5, ROWS, EPOCHS)
-    some = [7, 2, 9]
-    for whole, part in zip((first, second), draw_views(spec, 5, ROWS[some], EPOCHS[some]), strict=True):
-        for one, other in zip(whole, part, strict=True):
-            assert np.array_equal(one[some], other)
+    chosen = [7, 2, 9]
+    for whole, part in zip((first, second), draw_views(spec, 5, ROWS[chosen], EPOCHS[chosen]), strict=True):
+        for of_all, of_chosen in zip(whole, part, strict=True):
+            assert np.array_equal(of_all[chosen], of_chosen)
     others = [second, draw_views(spec, 6, ROWS, EPOCHS)[0], draw_views(spec, 5, ROWS, EPOCHS + 1)[0]]
     for other in others:
         assert not np.isclose(first.brightness, other.brightness).any()
@@ -400,15 +401,15 @@ def test_draws_follow_their_ranges_and_probabilities() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size_px": 8}, r"views\.size_px=8 must be from 16 to 4096; try 224"),
+        ({"size_px": 8}, r"views\.size_px=8 must be between 16 and 4096; try 224"),
         ({"crop_area": (0.8, 0.2)}, r"views\.crop_area=\[0\.8, 0\.2\] must be two numbers from 0\.01 to 1"),
         ({"crop_area": (0.5, 1.5)}, r"views\.crop_area=\[0\.5, 1\.5\]"),
-        ({"flip_probability": 1.5}, r"views\.flip_probability=1\.5 must be from 0 to 1; try 0\.5"),
-        ({"rotation_degrees": -1}, r"views\.rotation_degrees=-1 must be from 0 to 180"),
+        ({"flip_probability": 1.5}, r"views\.flip_probability=1\.5 must be between 0 and 1; try 0\.5"),
+        ({"rotation_degrees": -1}, r"views\.rotation_degrees=-1 must be between 0 and 180"),
         ({"blur_sigma_px": (0.1, 90)}, r"views\.blur_sigma_px=\[0\.1, 90\] must be two numbers from 0\.01 to 28"),
-        ({"brightness": 1.0}, r"views\.brightness=1\.0 must be from 0 to 0\.99; try 0\.3"),
+        ({"brightness": 1.0}, r"views\.brightness=1\.0 must be between 0 and 0\.99; try 0\.3"),
     ],
 )
-def test_spec_names_value_rule_and_fix_when_out_of_range(arguments: dict[str, object], message: str) -> None:
+def test_spec_names_value_rule_and_fix_when_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ViewSpec(**arguments)
