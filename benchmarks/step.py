@@ -20,7 +20,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,9 +39,12 @@ from sharding.simulation.datasets import write_cell
 from ssl_core.checkpoints.checkpoint import checkpoint_path
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import Engine, EngineConfig
+from ssl_core.loss.ntxent import LossReport
 from ssl_core.model.encoder import ModelConfig, build_encoder
-from ssl_core.pretraining import train
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.learning_step import learn
+from ssl_core.pretraining.train import pretrain
+from ssl_core.views.batches import Batch
 from ssl_core.views.spec import ViewSpec
 
 SHORTER_SIDE_PX: Final = 320
@@ -101,27 +104,27 @@ class Figures(NamedTuple):
 
 
 class Stopwatch:
-    """Stands around `train._learn`, which is forward, backward and update of a step; and measures the limit at last."""
+    """A learning step (forward, backward and update) that takes the time, and measures the limit at the end."""
 
-    def __init__(self, learn: Callable[..., Any], run: Path, turn: Turn) -> None:
-        self._learn, self._run, self._turn = learn, run, turn
+    def __init__(self, run: Path, turn: Turn) -> None:
+        self._run, self._turn = run, turn
         self._began_s: dict[int, float] = {}
         self._ended_s: dict[int, float] = {}
         self.limit_step_s = 0.0
 
-    def __call__(self, engine: Engine, batch: Any, rate: float) -> Any:
+    def __call__(self, engine: Engine, batch: Batch, rate: float) -> LossReport | None:
         """Learn from a batch as the loop does; after the last window, learn from it over and over."""
         window = self._turn.window_steps
         if batch.step in (window, 2 * window):
             _wait_for_gpu(engine)
         self._began_s[batch.step] = time.perf_counter()
-        contrast = self._learn(engine, batch, rate)
+        report = learn(engine, batch, rate)
         self._ended_s[batch.step] = time.perf_counter()
         if batch.step == 3 * window:
             self._measure_limit(engine, batch, rate)
-        return contrast
+        return report
 
-    def _measure_limit(self, engine: Engine, batch: Any, rate: float) -> None:
+    def _measure_limit(self, engine: Engine, batch: Batch, rate: float) -> None:
         while not checkpoint_path(self._run, self._turn.save_step).exists():
             time.sleep(0.05)  # a save in the background takes time from it
         for call in range(-1, self._turn.limit_calls):
@@ -129,7 +132,7 @@ class Stopwatch:
                 _wait_for_gpu(engine)
                 sum_over_ranks(0)
                 began_s = time.perf_counter()
-            self._learn(engine, batch, rate)
+            learn(engine, batch, rate)
         _wait_for_gpu(engine)
         self.limit_step_s = (time.perf_counter() - began_s) / self._turn.limit_calls
 
@@ -178,8 +181,8 @@ def take_part(rank: int, config: PretrainConfig, turn: Turn, port: int, answer: 
     """Be one rank of a case; the first one writes down what was measured."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(turn.threads)
-    watch = train._learn = Stopwatch(train._learn, config.run_folder, turn)
-    train.pretrain(config, Ranks(rank, turn.ranks, rank, turn.ranks))
+    watch = Stopwatch(config.run_folder, turn)
+    pretrain(config, Ranks(rank, turn.ranks, rank, turn.ranks), learning_step=watch)
     if rank == 0:
         answer.write_text(json.dumps([watch.step_s, watch.limit_step_s, watch.outside_share]))
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: metrics, checkpoints, and the samples that it consumed when that is asked for."""
+"""The files that a run writes into its folder: metrics, checkpoints and, on request, the log of samples."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +19,7 @@ from ssl_core.views.batches import Batch
 
 
 class RunOutputs:
-    """The open files of a run from a step on; metrics and checkpoints are the first rank's, who also speaks."""
+    """The open files of a run; only the first rank writes metrics and checkpoints and prints."""
 
     def __init__(
         self,
@@ -32,9 +32,19 @@ class RunOutputs:
         checkpoint_bytes: int,
         log_samples: bool,
     ) -> None:
-        """Open them; checkpoint_bytes: what one will have, so that memory for its copy is there before it is needed.
+        """Open the files. Collective.
 
-        Collective. Raises UserError on all ranks when the disk does not take what is the first one's.
+        Args:
+            run: the run folder
+            first_step: step from which this start continues
+            ranks: this process among all
+            device: device of the tensors to save
+            config: which checkpoints to keep
+            checkpoint_bytes: size of one checkpoint, to reserve memory for its copy in advance
+            log_samples: whether to record the samples of each step
+
+        Raises:
+            UserError: on all ranks, if the first rank cannot write its files
         """
         self._ranks = ranks
         self._metrics: MetricsWriter | None = None
@@ -46,7 +56,7 @@ class RunOutputs:
                 self._writer = stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes))
 
             on_first_rank(ranks, open_first)
-            self._consumed = stack.enter_context(SampleLog(run, ranks)) if log_samples else None
+            self._samples = stack.enter_context(SampleLog(run, ranks)) if log_samples else None
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "RunOutputs":
@@ -57,19 +67,19 @@ class RunOutputs:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def consume(self, batch: Batch) -> None:
-        """Note the samples of a step that is done."""
-        if self._consumed:
-            self._consumed.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid)
+    def log_samples(self, batch: Batch) -> None:
+        """Record the samples of a finished step, if requested."""
+        if self._samples:
+            self._samples.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write_metrics(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics."""
         if self._metrics and self._writer:
             saving = {name: float(getattr(self._writer, name)) for name in ("failures", "wait_s", "save_s")}
             self._metrics.write(step, {**values, **{f"checkpoint/{name}": value for name, value in saving.items()}})
 
-    def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
-        """Put an image (H, W, C) into TensorBoard."""
+    def show_image(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """Write an image (H, W, C) to TensorBoard."""
         if self._metrics:
             self._metrics.show(name, pixels)
 
@@ -79,10 +89,10 @@ class RunOutputs:
             self._writer.save(state, model, optimizer)
 
     def save_last(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
-        """Save the last checkpoint of this start; returns when it is durable, or raises, on all ranks."""
+        """Save the last checkpoint of this start; on all ranks, return once it is durable, or raise."""
         on_first_rank(self._ranks, lambda: self._writer and self._writer.save_now(state, model, optimizer))
 
     def say(self, message: str) -> None:
-        """Print a line, once."""
+        """Print a line on the first rank."""
         if self._ranks.is_first:
             say(message)

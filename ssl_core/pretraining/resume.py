@@ -1,20 +1,22 @@
-"""Going on with a run: what has to be as it was, and where it stands."""
+"""Resuming a run: the newest checkpoint, and which settings must not have changed since."""
 
 import json
 import re
 from dataclasses import asdict
 from typing import Any, Final
 
-from infra import config as configuration
 from infra.errors import UserError
+from infra.options import key
 from infra.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import Checkpoint
 from ssl_core.checkpoints.mirror import restore_from_mirror
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.engines.deepspeed_json import deepspeed_settings
+from ssl_core.pretraining.config import PretrainConfig
 
-# What may change between two starts of one run: its length and how it is executed, not what it computes. Where the
-# shards lie is free, since their content is compared; the length is not under a schedule that depends on it.
+# These settings may change between two starts of one run: its length and how it is executed, not its result. The
+# location of the shards may change, because their content is compared; the length may not under a schedule that depends
+# on it.
 _FREE_TO_CHANGE: Final = re.compile(
     r"run_folder|executor|data\.(shards|fetch\..*|max_masked_percent)|loss\.executor|checkpoints\..*"
     r"|engine\.(kind|zero_stage|deepspeed_config|compile)"
@@ -22,74 +24,70 @@ _FREE_TO_CHANGE: Final = re.compile(
 )
 
 
-def what_computes(config: Any) -> dict[str, Any]:
-    """Return what has to stay as it is while a run goes on: flat keys of its configuration, with JSON values.
+def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
+    """Return the settings that determine the result and must not change when a run resumes.
 
-    engine.max_gradient_norm is the one in force, which a DeepSpeed JSON may set. Raises UserError for such a file that
-    cannot be read.
+    Returns:
+        JSON values by flat key. engine.max_gradient_norm is the one in effect, which a DeepSpeed JSON may set.
+
+    Raises:
+        UserError: if that JSON cannot be read
     """
-    found = _not_free(config)
+    flat = {name: value for name, value in _flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(name)}
+    if config.optim.schedule == "constant":
+        del flat["train.epochs"]
+    settings = dict(json.loads(json.dumps(flat)))  # as a checkpoint returns them: lists instead of tuples
     if config.engine.kind == "deepspeed":
         engine, _ = deepspeed_settings(config.engine, config.train.precision, config.data.global_batch)
-        found["engine.max_gradient_norm"] = engine.max_gradient_norm
-    return found
+        settings["engine.max_gradient_norm"] = engine.max_gradient_norm
+    return settings
 
 
-def newest_checkpoint(config: Any, data_identity: str, ranks: Ranks) -> Checkpoint | None:
-    """Return the newest checkpoint of a run that is whole, here or in its mirror; None where there is none. Collective.
+def checkpoint_to_resume(config: PretrainConfig, data_identity: str, ranks: Ranks) -> Checkpoint | None:
+    """Return the newest whole checkpoint of the run, from its folder or its mirror; None for a new run. Collective.
 
-    Raises UserError when it was trained on other bytes than those of `data_identity`, or by a configuration that
-    computes something else.
+    Args:
+        config: the run
+        data_identity: identity of the shards' content
+        ranks: this process among all
+
+    Raises:
+        UserError: if the checkpoint comes from other data, or from other settings that determine the result
+        RunFailed: if there are checkpoints, but none is whole
     """
     run, mirror = config.run_folder, config.checkpoints.mirror
     if mirror:
         on_first_rank(ranks, lambda: restore_from_mirror(run, mirror))
-    # One rank of each machine reads it through, so that 64 ranks do not hash the same gigabyte.
+    # One rank of each machine verifies the bytes, so that 64 ranks do not hash the same gigabyte.
     checkpoint = newest_whole_checkpoint(run, speak=ranks.is_first, verify=ranks.local_rank == 0)
     if checkpoint is None:
         return None
-    if checkpoint.state.config is None:
-        on_first_rank(ranks, lambda: _require_same_as_written(config))
-    else:
-        _require_same(config, what_computes(config), checkpoint.state.config)
+    _require_same(config, fixed_settings(config), checkpoint.state.config)
     if checkpoint.state.data_identity != data_identity:
         raise UserError(
-            f"data.shards hold other bytes than those that the run in {run} was trained on; "
-            f"name the same shards to resume it, or {_elsewhere(config)}"
+            f"the content of {key(config.data, 'shards')} differs from the content that the run in {run} was trained "
+            f"on; use the same shards to resume it, or {_another_run(config)}"
         )
     return checkpoint
 
 
-def _not_free(config: Any) -> dict[str, Any]:
-    found = {key: value for key, value in _flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(key)}
-    if config.optim.schedule == "constant":
-        del found["train.epochs"]
-    return dict(json.loads(json.dumps(found)))  # a tuple would not be equal to the list that it is read back as
-
-
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
-def _require_same_as_written(config: Any) -> None:
-    """Compare with the run's config.yaml, for checkpoints that are too old to hold a configuration."""
-    path = config.run_folder / "config.yaml"
-    if path.exists():
-        _require_same(config, _not_free(config), _not_free(configuration.load(type(config), path)))
-
-
-def _require_same(config: Any, now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Raise UserError for the first key that differs; one that only one side has is of another version of Sternum."""
-    for key, value in now.items():
-        if key in before and value != before[key]:
+def _require_same(config: PretrainConfig, now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Raise UserError for the first key that differs; a key that only one side has belongs to another version."""
+    for name, value in now.items():
+        if name in before and value != before[name]:
             raise UserError(
-                f"{key}={value} differs from {before[key]} of the run in {config.run_folder}; "
-                f"take {key}={before[key]} to resume it, or {_elsewhere(config)}"
+                f"{name}={value} differs from {before[name]} of the run in {config.run_folder}; "
+                f"use {name}={before[name]} to resume it, or {_another_run(config)}"
             )
 
 
-def _elsewhere(config: Any) -> str:
-    return "another run folder" + (" and another checkpoints.mirror" if config.checkpoints.mirror else "")
+def _another_run(config: PretrainConfig) -> str:
+    mirror = key(config.checkpoints, "mirror")
+    return "another run folder" + (f" and another {mirror}" if config.checkpoints.mirror else "")

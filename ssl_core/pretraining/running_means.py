@@ -1,4 +1,4 @@
-"""What the loop reports of its last steps: the loss and its health, speed, and what the stream went through."""
+"""Means of metrics over the steps since the last line: loss and its health, speed, and downloads."""
 
 import time
 from typing import Final
@@ -13,35 +13,52 @@ _NAMES: Final = ("loss", *(f"contrast/{name}" for name in LossReport._fields[1:]
 
 
 class RunningMeans:
-    """Means over the steps since they were last asked for; the numbers stay on their device until then."""
+    """Means over the steps since the last call of `means`; until then the numbers stay on their device.
+
+    Attributes:
+        summary: the latest means in one line
+    """
 
     def __init__(self, global_batch: int, stream: StreamStats) -> None:
+        """Start the first window.
+
+        Args:
+            global_batch: samples of a step on all ranks
+            stream: this process's totals so far
+        """
         self._global_batch = global_batch
-        self._stream = stream  # totals of this process when the means were last asked for
+        self._stream = stream  # this process's totals at the start of the window
         self.summary = ""
         self._start()
 
     def _start(self) -> None:
         self._steps = 0
-        self._contrasts: list[LossReport] = []
+        self._reports: list[LossReport] = []
         self._wait_s = self._learn_s = 0.0
         self._since_s = time.perf_counter()
 
-    def add(self, contrast: LossReport | None, wait_s: float, learn_s: float) -> None:
-        """Take in a step: what it contrasted (None: it was left out), seconds of waiting for data and of learning."""
+    def add(self, report: LossReport | None, wait_s: float, learn_s: float) -> None:
+        """Add a step.
+
+        Args:
+            report: the loss and its health; None for a skipped step
+            wait_s: seconds of waiting for data
+            learn_s: seconds of learning
+        """
         self._steps += 1
-        if contrast is not None:
-            self._contrasts.append(contrast)
+        if report is not None:
+            self._reports.append(report)
         self._wait_s += wait_s
         self._learn_s += learn_s
 
     def means(self, stream: StreamStats) -> dict[str, float]:
-        """Return the means by name and start anew. Collective: what ranks fetched is summed over all of them.
+        """Return the means by name and start a new window. Collective: downloads are summed over all ranks.
 
-        stream: this process's totals by now.
+        Args:
+            stream: this process's totals so far
         """
         elapsed_s = time.perf_counter() - self._since_s
-        values = dict(zip(_NAMES, _mean(self._contrasts), strict=True))
+        values = dict(zip(_NAMES, _mean(self._reports), strict=True))
         fetched = [now - before for now, before in zip(stream, self._stream, strict=True)]
         values |= {
             "speed/images_per_s": self._steps * self._global_batch / elapsed_s,
@@ -56,8 +73,8 @@ class RunningMeans:
         return values
 
 
-def _mean(contrasts: list[LossReport]) -> list[float]:
-    if not contrasts:  # every step was skipped
+def _mean(reports: list[LossReport]) -> list[float]:
+    if not reports:  # every step was skipped
         return [float("nan")] * len(_NAMES)
-    means: list[float] = torch.stack([torch.stack(list(contrast)) for contrast in contrasts]).mean(0).tolist()
+    means: list[float] = torch.stack([torch.stack(list(report)) for report in reports]).mean(0).tolist()
     return means

@@ -1,8 +1,8 @@
-"""`samples/rank-R.jsonl`: which samples every rank consumed in every step, for whoever wants to check the order.
+"""The log of samples, `samples/rank-R.jsonl`: which samples each rank used in each step, to check the order.
 
-A line a step: the step, the world size, the samples' 64-bit identities in hexadecimal (JSON's numbers end at 53 bits),
-their epochs, and the places in these lists that were masked. Each rank writes its own file, so a step of the run is
-the lines of all ranks that took part in it, whatever their number was at the time.
+One line a step: the step, the world size, the samples' 64-bit identities in hexadecimal (JSON's numbers end at 53
+bits), their epochs, and the positions of masked samples in these lists. Each rank writes its own file, so a step of
+the run is the lines of all ranks that took part in it, whatever the world size was at the time.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ FOLDER: Final = "samples"
 L = TypeVar("L")
 
 
-class ConsumedSamples(NamedTuple):
-    """What all ranks consumed in one step, in rank order: epochs, samples (uint64) and valid, each (global_batch,)."""
+class LoggedStep(NamedTuple):
+    """The samples of one step on all ranks, in rank order: epochs, samples (uint64) and valid, each (global_batch,)."""
 
     step: int
     epochs: npt.NDArray[np.int64]
@@ -44,20 +44,24 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """What is read of a line where no more is needed."""
+class _StepOnly:
+    """The only field that truncation reads of a line."""
 
     step: int
 
 
 class SampleLog:
-    """One rank's file, to which a line a step is appended.
+    """One rank's file, which gets one line for each step.
 
-    Let the first rank call `truncate_sample_log` before any rank opens its file.
+    The first rank calls `truncate_sample_log` before any rank opens its file.
     """
 
     def __init__(self, run_folder: Path, ranks: Ranks) -> None:
-        """Open the file; raises UserError when the disk does not take it."""
+        """Open the file.
+
+        Raises:
+            UserError: if the file cannot be written
+        """
         self._file, self._world = AppendFile(_path(run_folder, ranks.rank)), ranks.world
 
     def write(
@@ -87,13 +91,16 @@ class SampleLog:
 
 
 def truncate_sample_log(run_folder: Path, first_step: int) -> None:
-    """Drop, from the files of all ranks that ever wrote one, the steps that will be run again: `first_step` and later.
+    """Drop `first_step` and all later steps, which will be made again, from the files of all ranks.
 
-    A last line that a power cut left unfinished goes too. Raises UserError for a file that is damaged elsewhere.
+    This also drops a last line that a power cut left unfinished.
+
+    Raises:
+        UserError: if any other line of a file is damaged
     """
     for path in _paths(run_folder):
         kept_bytes = 0
-        for content, line in _lines(path, _Step):
+        for content, line in _lines(path, _StepOnly):
             if line.step >= first_step:
                 break
             kept_bytes += len(content)
@@ -104,19 +111,21 @@ def truncate_sample_log(run_folder: Path, first_step: int) -> None:
                 fsync_path(path)
 
 
-def read_sample_log(run_folder: Path) -> list[ConsumedSamples]:
-    """Return every step of the log in order, from the first that was logged.
+def read_sample_log(run_folder: Path) -> list[LoggedStep]:
+    """Return all logged steps in order.
 
-    A run that was killed may have written its last step for some ranks only; that step is left out. Raises UserError
-    when any other step is missing or doubled, on any rank, or a file is damaged.
+    A killed run may have logged its last step on some ranks only; that step is left out.
+
+    Raises:
+        UserError: if any other step is missing or logged twice on any rank, or a file is damaged
     """
-    steps: dict[int, dict[int, _Line]] = {}  # by step, then rank
+    steps: dict[int, dict[int, _Line]] = {}  # by step and rank
     for path in _paths(run_folder):
         rank = int(path.stem.removeprefix("rank-"))
         for _, line in _lines(path, _Line):
             ranks = steps.setdefault(line.step, {})
             if rank in ranks:
-                raise UserError(f"{path} holds step {line.step} twice; the log of this run cannot be relied on")
+                raise UserError(f"{path} has step {line.step} twice; the log of this run is not reliable")
             ranks[rank] = line
     whole = sorted(steps)
     if whole and not _is_whole(steps[whole[-1]]):
@@ -124,22 +133,22 @@ def read_sample_log(run_folder: Path) -> list[ConsumedSamples]:
     for number, step in enumerate(whole, start=whole[0] if whole else 0):
         if number != step or not _is_whole(steps[step]):
             raise UserError(
-                f"{run_folder / FOLDER} lacks step {number} of some rank; the log of this run cannot be relied on"
+                f"{run_folder / FOLDER} lacks step {number} of some rank; the log of this run is not reliable"
             )
     return [_merge(step, [steps[step][rank] for rank in sorted(steps[step])]) for step in whole]
 
 
 def _is_whole(ranks: dict[int, _Line]) -> bool:
-    """Say whether each rank of the world that took this step is there, and no other."""
+    """Return whether exactly the ranks of this step's world logged it."""
     return all(line.world == len(ranks) for line in ranks.values()) and max(ranks) < len(ranks)
 
 
-def _merge(step: int, lines: list[_Line]) -> ConsumedSamples:
+def _merge(step: int, lines: list[_Line]) -> LoggedStep:
     valid = []
     for line in lines:
         valid.append(np.ones(len(line.samples), np.bool_))
         valid[-1][line.masked] = False
-    return ConsumedSamples(
+    return LoggedStep(
         step,
         np.array([epoch for line in lines for epoch in line.epochs], np.int64),
         np.array([int(sample, 16) for line in lines for sample in line.samples], np.uint64),
@@ -155,13 +164,13 @@ def _paths(run_folder: Path) -> list[Path]:
     return sorted((run_folder / FOLDER).glob("rank-*.jsonl"))
 
 
-def _lines(path: Path, kind: type[L]) -> Iterator[tuple[bytes, L]]:
-    """Yield the lines of a file, as bytes and decoded, up to one that was not finished."""
+def _lines(path: Path, line_type: type[L]) -> Iterator[tuple[bytes, L]]:
+    """Yield the lines of a file, as bytes and decoded, up to an unfinished one."""
     with path.open("rb") as file:
         for number, content in enumerate(file, start=1):
             if not content.endswith(b"\n"):
                 return
             try:
-                yield content, msgspec.json.decode(content, type=kind)
+                yield content, msgspec.json.decode(content, type=line_type)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{path} is damaged in line {number}: {error}; delete {path.parent}") from error

@@ -1,9 +1,9 @@
-"""The frame around a pretraining: its processes, its folder, what it leaves for whoever starts it again."""
+"""The frame of a pretraining: joining the ranks, locking the run folder, and writing `status.json`."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -14,12 +14,22 @@ from infra.log import say
 from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
 from infra.signals import StopRequest
 from infra.status import State, Status, write_status
+from ssl_core.pretraining.config import PretrainConfig
 
-_WARN_OF_SKEW_S: Final = 2.0
+_LARGEST_SKEW_S: Final = 2.0
 
 
 class Session:
-    """A run that this process takes part in; `state`, `step` and `message` become `status.json` when it is written."""
+    """This process's part in a run.
+
+    Attributes:
+        run: the run folder
+        ranks: this process among all
+        stop: whether a signal asked the run to stop
+        state: the state for `status.json`
+        step: steps done
+        message: one line for people, for `status.json`
+    """
 
     def __init__(self, run: Path, ranks: Ranks, stop: StopRequest) -> None:
         self.run, self.ranks, self.stop = run, ranks, stop
@@ -27,29 +37,30 @@ class Session:
         self.step = 0
         self.message = ""
 
-    def ends(self, state: State, message: str) -> None:
-        """Say how the run stands now that its last step for this time is done."""
+    def finish(self, state: State, message: str) -> None:
+        """Set the final state of this start, after its last step."""
         self.state, self.message = state, message
 
-    def write(self) -> None:
-        """Write how the run stands; only the first rank does.
+    def write_status(self) -> None:
+        """Write `status.json`; only the first rank does.
 
-        When the disk does not take it, that is said: it neither ends a training nor hides the error that did.
+        A full disk raises an alarm only: it neither ends the training nor hides the error that did.
         """
         if not self.ranks.is_first:
             return
         try:
             write_status(self.run, Status(self.state, self.step, self.message))
         except (UserError, RunFailed, OSError) as error:
-            say(f"ALARM: the run is {self.state} at step {self.step}, but its status.json does not say so: {error}")
+            say(f"ALARM: the run is {self.state} at step {self.step}, but status.json could not be written: {error}")
 
 
 @contextmanager
-def session(config: Any, ranks: Ranks, device: torch.device) -> Iterator[Session]:
-    """Join the other ranks and hold `config.run_folder` until the block ends; says in `status.json` how it ended.
+def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Iterator[Session]:
+    """Join the other ranks and lock `config.run_folder` within the block; at its end, write `status.json`.
 
-    config: a PretrainConfig. Raises UserError on every rank when they were given different configurations, another
-    number of them came than was promised, or the folder is in use.
+    Raises:
+        UserError: on every rank, if their configurations differ, their number is not train.world_size, or the folder
+            is in use
     """
     require_world(config.train.world_size, ranks.world)
     with ExitStack() as stack:
@@ -57,15 +68,17 @@ def session(config: Any, ranks: Ranks, device: torch.device) -> Iterator[Session
         stack.enter_context(process_group(ranks, device, config.train.timeout_s))
         require_same(configuration.to_yaml(config), "the configuration")
         skew_s = clock_skew_s()
-        if skew_s > _WARN_OF_SKEW_S and ranks.is_first:
-            say(f"warning: the ranks' clocks are {skew_s:.1f} s apart; synchronise them, or launchers lose machines")
+        if skew_s > _LARGEST_SKEW_S and ranks.is_first:
+            say(
+                f"warning: the ranks' clocks differ by {skew_s:.1f} s; synchronize them, or launchers may lose machines"
+            )
         on_first_rank(ranks, lambda: stack.enter_context(locked(config.run_folder, "pretraining")))
-        held = Session(config.run_folder, ranks, stop)
+        session = Session(config.run_folder, ranks, stop)
         try:
-            yield held
+            yield session
         except BaseException as error:
-            held.state = "refused" if isinstance(error, UserError) else "failed"
-            held.message = " ".join(str(error).split()) or type(error).__name__
+            session.state = "refused" if isinstance(error, UserError) else "failed"
+            session.message = " ".join(str(error).split()) or type(error).__name__
             raise
         finally:
-            held.write()
+            session.write_status()

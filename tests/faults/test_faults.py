@@ -111,7 +111,7 @@ def test_nan_that_stays_for_a_while_rolls_back_and_ends_in_the_same_bits(
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards, skips=1)
     assert train_through(config, WORLD, [Fault("nan", 1, first), Fault("nan", 1, first + 1)]) == 1
-    assert "going back to the last checkpoint" in log_of(config.run_folder, 0)
+    assert "returning to the last checkpoint" in log_of(config.run_folder, 0)
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
@@ -124,7 +124,7 @@ def test_deepspeed_rolls_back_too(tmp_path: Path, simulated_shards: Path) -> Non
         config = replace(config, engine=replace(config.engine, kind="deepspeed"))
         assert train_through(config, WORLD, faults) == 1
         ends.append(read_outcome(config.run_folder))
-    assert "going back to the last checkpoint" in log_of(config.run_folder, 0)
+    assert "returning to the last checkpoint" in log_of(config.run_folder, 0)
     assert_same_bits(*ends)
 
 
@@ -198,7 +198,7 @@ def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_
     faults = [Fault("fill", 0, 4), Fault("free", 0, total_steps(config) - 1)]
     assert train_through(config, WORLD, faults) == 1
     log = log_of(config.run_folder, 0)
-    assert "ALARM: the checkpoint of step 6 is not saved, the older ones stand" in log
+    assert "ALARM: the checkpoint of step 6 was not saved, the older ones stay" in log
     assert "takes nothing more: No space left on device" in log
     assert "has all its lines again" in log
     assert [checkpoint.step for checkpoint in find_checkpoints(config.run_folder)] == [3, total_steps(config)]

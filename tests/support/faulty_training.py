@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from safetensors.torch import load_file
 from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
-from infra.options import registered
 from infra.processes import Ranks
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.engines import Engine
+from ssl_core.loss.ntxent import LossReport
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.pretraining import train
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
-from ssl_core.pretraining.sample_log import ConsumedSamples, read_sample_log
+from ssl_core.pretraining.learning_step import LearningStep, learn
+from ssl_core.pretraining.sample_log import LoggedStep, read_sample_log
 from ssl_core.pretraining.train import pretrain
+from ssl_core.views.batches import Batch
 from ssl_core.views.spec import ViewSpec
 from tests.support.disk_faults import FILLER, fill, on_disk_events
 from tests.support.fork_server import fork_context
@@ -136,7 +138,7 @@ class Outcome:
 
     weights: dict[str, torch.Tensor]
     losses: dict[int, float]
-    consumed: list[ConsumedSamples]
+    consumed: list[LoggedStep]
 
 
 def read_outcome(run: Path) -> Outcome:
@@ -180,13 +182,11 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
     sys.stdout = sys.stderr = log
     mine = {counter(config.run_folder, fault, number): fault for number, fault in enumerate(faults)}
     mine = {path: fault for path, fault in mine.items() if fault.rank == ranks.rank}
-    train._learn = _hurt(train._learn, config.run_folder, mine)
     for path, fault in mine.items():
         if fault.kind == "save":
             on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, path))
     try:
-        with registered(PretrainConfig):  # errors name options as the command does
-            pretrain(config, ranks)
+        pretrain(config, ranks, learning_step=_hurt(config.run_folder, mine))
     except (UserError, RunFailed) as error:
         log.write(f"error: {error}\n")
         log.close()
@@ -199,8 +199,8 @@ def counter(run: Path, fault: Fault, number: int) -> Path:
     return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
 
 
-def _hurt(learn: Callable[..., Any], run: Path, faults: dict[Path, Fault]) -> Callable[..., Any]:
-    def hurt(engine: Any, batch: Any, rate: float) -> Any:
+def _hurt(run: Path, faults: dict[Path, Fault]) -> LearningStep:
+    def hurt(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
         for path, fault in faults.items():
             if fault.kind != "save" and batch.step == fault.step and _once_more(path, fault.times):
                 _strike(fault.kind, batch, run)
@@ -256,7 +256,7 @@ def _once_more(counter: Path, times: int) -> bool:
     return done < times
 
 
-def _strike(kind: str, batch: Any, disk: Path) -> None:
+def _strike(kind: str, batch: Batch, disk: Path) -> None:
     if kind == "nan":
         batch.views[0][0] = float("nan")
     elif kind == "fill":

@@ -1,4 +1,4 @@
-"""A run that stops and continues on another number of real processes consumes, and makes, what one process would."""
+"""A run that resumes on another number of real processes uses the same samples and views as one process."""
 
 import shutil
 from contextlib import closing
@@ -34,7 +34,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def take_part(rank: int, world: int, packed: str, run: str, first_step: int, end: int) -> Digests:
-    """Be one rank of a start of the run in `run`: log what is consumed, return what was made of it."""
+    """Act as one rank of a start of the run in `run`: log the samples, return their views."""
     if rank == 0:
         truncate_sample_log(Path(run), first_step)
     if world > 1:
@@ -43,7 +43,7 @@ def take_part(rank: int, world: int, packed: str, run: str, first_step: int, end
     order = sample_order(shards, DataConfig([packed], global_batch=12, lanes=12, shuffle_window=16), seed=3)
     digests = {}
     batches = training_batches(
-        shards, order, ViewSpec(size_px=48), seed=1, first_step=first_step, rank=rank, world=world, kind="dali"
+        shards, order, ViewSpec(size_px=48), seed=1, first_step=first_step, rank=rank, world=world, view_executor="dali"
     )
     with closing(batches), SampleLog(Path(run), Ranks(rank, world)) as log:
         for batch in islice(batches, end - first_step):
@@ -68,7 +68,7 @@ def require_as_undisturbed(packed: Path, run: Path, digests: Digests) -> None:
 
 
 def starts(packed: Path, run: Path, *starts: tuple[int, int, int]) -> Digests:
-    """Start the run anew for each (world, first step, end), in real processes; what a later start makes counts."""
+    """Start the run again for each (world, first step, end), in real processes; later starts replace earlier steps."""
     digests: Digests = {}
     for world, first_step, end in starts:
         for made in on_ranks(world, take_part, str(packed), str(run), first_step, end):
@@ -77,7 +77,7 @@ def starts(packed: Path, run: Path, *starts: tuple[int, int, int]) -> Digests:
 
 
 def test_run_of_two_ranks_continues_on_one_and_on_four_as_if_undisturbed(tmp_path: Path, packed: Path) -> None:
-    """The two ranks were 2 steps beyond their last checkpoint, at step 5, when they ended."""
+    """The two ranks ended 2 steps after their last checkpoint, at step 5."""
     run = tmp_path / "on-four"
     before = starts(packed, run, (2, 0, 7))
     shutil.copytree(run, tmp_path / "on-one")

@@ -15,7 +15,7 @@ GLOBAL_BATCH = 12
 
 
 def consumed_in(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Epochs, samples and valid of a step, by an arbitrary rule."""
+    """Return epochs, samples and valid of a step by an arbitrary rule."""
     numbers = np.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
     return numbers // 30, (numbers + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15), numbers % 7 != 3
 
@@ -48,7 +48,7 @@ def require_steps(run: Path, count: int) -> None:
 def test_log_reads_as_one_run_whatever_its_starts_were(
     starts: list[tuple[int, int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Each start goes back to some step before where the one before it ended, on another number of ranks."""
+    """Each start resumes before the end of the previous one, on another number of ranks."""
     run, end = tmp_path_factory.mktemp("run"), 0
     for back, count, world in starts:
         first_step = max(0, end - back)
@@ -95,10 +95,10 @@ def test_file_of_a_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
         read_sample_log(tmp_path)
 
 
-def test_step_that_stands_twice_is_named(tmp_path: Path) -> None:
+def test_step_that_occurs_twice_is_named(tmp_path: Path) -> None:
     start(tmp_path, 0, 3, world=2)
     log_steps(tmp_path, [2], 2, 1)
-    with pytest.raises(UserError, match=r"rank-1\.jsonl holds step 2 twice"):
+    with pytest.raises(UserError, match=r"rank-1\.jsonl has step 2 twice"):
         read_sample_log(tmp_path)
 
 
