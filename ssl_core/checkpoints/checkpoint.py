@@ -12,7 +12,7 @@ and loads, `newest` chooses the checkpoint that all ranks resume from.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from infra.errors import RunFailed
 from infra.files import sha256_file
 
 MANIFEST: Final = "manifest.json"
-FILES: Final = ("model.safetensors", "optimizer.safetensors", "state.json")  # all others that are read
+FILES: Final = ("model.safetensors", "optimizer.safetensors", "state.json")  # the manifest lists them
 MODEL, OPTIMIZER, STATE = FILES
 _NAME: Final = re.compile(r"step-([0-9]+)")
 FORMAT: Final = 1
@@ -32,11 +32,21 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """Where a run stands. `step` steps are done; the next sample is number step x global batch of the order.
+    """The position of a run.
 
-    pixel_mean and pixel_std are the normalisation that the backbone was trained with, on the scale 0 to 1.
-    samples_masked counts those left out as damaged, masked_in_epoch those of the epoch under way. config is what
-    determines the result (`pretraining.resume.what_computes`), None in checkpoints that are older than this field.
+    Attributes:
+        step: steps done; the next sample is number step x global batch of the order
+        epoch: epochs done
+        backbone: name of the torchvision ResNet
+        data_identity: identity of the shards' content
+        pixel_mean: pixel mean of the normalization that the backbone was trained with, on the scale 0 to 1
+        pixel_std: standard deviation, likewise
+        world_size: ranks
+        sternum_version: version that wrote the checkpoint
+        torch_version: of torch, likewise
+        samples_masked: damaged samples left out so far
+        masked_in_epoch: damaged samples left out in the current epoch
+        config: settings that determine the result (`pretraining.resume.fixed_settings`)
     """
 
     step: int
@@ -50,7 +60,7 @@ class CheckpointState:
     torch_version: str
     samples_masked: int = 0
     masked_in_epoch: int = 0
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,14 +85,14 @@ class Manifest(_Version):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, after `step` optimisation steps; whether its bytes are whole, `find_damage` tells."""
+    """A checkpoint on disk after `step` optimization steps; `find_damage` verifies its bytes."""
 
     path: Path
     step: int
 
     @cached_property
     def state(self) -> CheckpointState:
-        """The position of the run; raises RunFailed when it cannot be read."""
+        """The position of the run; RunFailed if the file cannot be read."""
         try:
             return msgspec.json.decode((self.path / STATE).read_bytes(), type=CheckpointState)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -90,52 +100,58 @@ class Checkpoint:
 
     @property
     def epoch(self) -> float:
-        """Epochs done: a whole number, up to the part of a global batch that belongs to the next."""
+        """Epochs done; at the end of an epoch a whole number, plus the part of a global batch in the next epoch."""
         return self.state.epoch
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Return the folder that a run's checkpoint after `step` steps has."""
+    """Return the folder of a run's checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step}"
 
 
 def step_of(name: str) -> int | None:
-    """Return the step of a checkpoint's folder by its name, None for other names."""
+    """Return the step in the name of a checkpoint's folder; None for other names."""
     match = _NAME.fullmatch(name)
     return int(match.group(1)) if match else None
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
-    """Return the finished checkpoints of a run, oldest first. Their bytes are checked when they are read."""
+    """Return the finished checkpoints of a run, oldest first, without checking their bytes."""
     return [checkpoint for checkpoint in named_checkpoints(run) if (checkpoint.path / MANIFEST).exists()]
 
 
 def named_checkpoints(run: Path) -> list[Checkpoint]:
-    """Return all that stands under the name of a checkpoint, oldest first; raises RunFailed when that is unreadable."""
+    """Return everything with the name of a checkpoint, finished or not, oldest first.
+
+    Raises:
+        RunFailed: if the folder cannot be read
+    """
     folder = run / "checkpoints"
     try:
         steps = [(step_of(path.name), path) for path in folder.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunFailed(f"{folder} cannot be read: {error}; without it the run cannot go on") from error
+        raise RunFailed(f"{folder} cannot be read: {error}; the run needs it to resume") from error
     return sorted(
         (Checkpoint(path, step) for step, path in steps if step is not None), key=lambda checkpoint: checkpoint.step
     )
 
 
 def other_version(checkpoint: Checkpoint) -> str | None:
-    """Return of which version a checkpoint is when this Sternum cannot read it; None also when nothing says so."""
+    """Return the format of a checkpoint that this Sternum cannot read; None if it can, or if the format is unknown."""
     path = checkpoint.path / MANIFEST
     try:
         version = msgspec.json.decode(path.read_bytes(), type=_Version).version if path.is_file() else FORMAT
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None  # it is damaged
-    return None if version == FORMAT else f"of format {version}, written by another Sternum; this one reads {FORMAT}"
+        return None  # damaged: see `find_damage`
+    return (
+        None if version == FORMAT else f"in format {version} of another Sternum version; this one reads format {FORMAT}"
+    )
 
 
 def find_damage(checkpoint: Checkpoint) -> str | None:
-    """Compare a checkpoint's files with its manifest; returns what differs, or None when all is as it was written."""
+    """Compare a checkpoint's files with its manifest; return what differs, or None if it is whole."""
     try:
         return _difference(checkpoint)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, SafetensorError, RunFailed) as error:
@@ -148,17 +164,17 @@ def _difference(checkpoint: Checkpoint) -> str | None:
             return f"{name} is missing"
     manifest = msgspec.json.decode((checkpoint.path / MANIFEST).read_bytes(), type=Manifest)
     if manifest.version != FORMAT:
-        return f"it is of format {manifest.version}, this Sternum reads {FORMAT}"
+        return f"its format is {manifest.version}, this Sternum reads {FORMAT}"
     for name in FILES:
         file, record = checkpoint.path / name, manifest.files.get(name)
         if record is None:
-            return f"{MANIFEST} says nothing about {name}"
+            return f"{MANIFEST} does not list {name}"
         if file.stat().st_size != record.size_bytes:
-            return f"{name} has {file.stat().st_size} bytes, {record.size_bytes} were written"
+            return f"{name} has {file.stat().st_size} bytes instead of {record.size_bytes}"
         if sha256_file(file) != record.sha256:
-            return f"{name} is not what was written (its SHA-256 differs)"
+            return f"the SHA-256 of {name} differs"
     for name in (MODEL, OPTIMIZER):
         with safe_open(checkpoint.path / name, framework="numpy"):
-            pass  # its header is one
-    step = Checkpoint(checkpoint.path, checkpoint.step).state.step
-    return None if step == checkpoint.step else f"its {STATE} is of step {step}"
+            pass  # the header is valid
+    step = Checkpoint(checkpoint.path, checkpoint.step).state.step  # not the cached one
+    return None if step == checkpoint.step else f"its {STATE} belongs to step {step}"

@@ -1,4 +1,4 @@
-"""Copies of a run's checkpoints in an object store, kept in line with its folder beside the training."""
+"""Background copies of a run's checkpoints to an object store, kept in line with the run folder."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +14,9 @@ from ssl_core.checkpoints.retention import CheckpointConfig, superseded
 
 
 class CheckpointCopier:
-    """Keeps a mirror in line with a run's folder, in a thread of its own, so that a slow store holds up no save.
+    """Keeps a mirror in line with a run's folder, in a separate thread, so that a slow store delays no save.
 
-    What the store does to it in the background is an alarm; the next update does what was missed.
+    A failure in the background raises an alarm; the next update catches up.
     """
 
     def __init__(
@@ -27,34 +27,39 @@ class CheckpointCopier:
         is_whole: Callable[[Checkpoint], bool],
         alarm: Callable[[str], None],
     ) -> None:
-        """Begin to bring the mirror in line: an earlier process may have been killed before it had.
+        """Start a first update: an earlier process may have been killed before its last one.
 
-        is_whole: says whether a checkpoint is worth a copy. alarm: told of failures in the background.
+        Args:
+            run: the run folder
+            config: which checkpoints to keep
+            mirror: the object store
+            is_whole: whether a checkpoint is whole; only whole ones are copied
+            alarm: called with failures in the background
         """
         self._run, self._config, self._mirror, self._is_whole, self._alarm = run, config, mirror, is_whole, alarm
         self._lock = Lock()
-        self._held: Checkpoint | None = None  # the one that is being copied
-        self._unwanted = False  # to be removed behind that
-        self._written: set[int] = set()  # and not copied yet
+        self._held: Checkpoint | None = None  # being copied now
+        self._unwanted = False  # remove it after the copy
+        self._written: set[int] = set()  # new or rewritten, and not copied yet
         self._thread = ThreadPoolExecutor(1, "mirror")
         self.update()
 
     def update(self, written: int | None = None) -> None:
-        """Bring the mirror in line in the background; written: the step of a checkpoint that is new."""
+        """Update the mirror in the background; written: step of a new checkpoint."""
         if written is not None:
             self._written.add(written)
         self._newest: Future[None] = self._thread.submit(self._reconcile_in_background)
 
     def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the running update."""
         self._thread.shutdown()
 
     def require_done(self) -> None:
-        """Raise RunFailed when the newest update failed."""
+        """Raise RunFailed if the newest update failed."""
         self._newest.result()
 
     def remove(self, checkpoint: Checkpoint) -> None:
-        """Remove a checkpoint from the run's folder; one that is being copied, once it is."""
+        """Remove a checkpoint from the run folder, after its copy if that is running."""
         with self._lock:
             if checkpoint == self._held:
                 self._unwanted = True
@@ -62,18 +67,22 @@ class CheckpointCopier:
                 remove_folder(checkpoint.path)
 
     def reconcile(self) -> None:
-        """Make the store hold every whole checkpoint of the folder, the newest first, and drop what nobody needs.
+        """Copy every whole checkpoint of the folder, the newest first, and remove superseded and unfinished copies.
 
-        That is: copies that retention drops when it looks at those in the store, and what is left of unfinished ones;
-        neither if the folder has that checkpoint. So a folder that has only the newest, on a fresh machine, takes
-        nothing away, nor does one that keeps all; and copies that are newer than the folder stay until they are old.
-        Raises RunFailed.
+        Retention judges the copies in the store, and never removes the copy of a checkpoint in the folder. So a folder
+        that has only the newest, on a fresh machine, removes nothing, nor does a run that keeps all; and copies newer
+        than the folder stay until they are superseded.
+
+        Raises:
+            RunFailed: if the store or the disk fails
         """
         try:
             while any(self._copy(checkpoint) for checkpoint in reversed(find_checkpoints(self._run))):
-                pass  # by now there may be a newer one
+                pass  # a newer one may have appeared
         except OSError as error:
-            raise RunFailed(f"a checkpoint in {self._run} cannot be mirrored: {error}; look after the disk") from error
+            raise RunFailed(
+                f"a checkpoint in {self._run} cannot be copied to the mirror: {error}; check the disk"
+            ) from error
         here = {checkpoint.step for checkpoint in find_checkpoints(self._run)}
         copies, unfinished = self._mirror.copies()
         old = superseded(self._config, copies, is_whole=lambda _: True, epoch_of=self._mirror.epoch_of)
@@ -84,13 +93,13 @@ class CheckpointCopier:
         try:
             self.reconcile()
         except RunFailed as error:
-            self._alarm(f"the mirror lacks what was saved, or holds what was removed: {error}")
+            self._alarm(f"the mirror is out of date: {error}")
             raise
 
     def _copy(self, checkpoint: Checkpoint) -> bool:
-        """Copy a checkpoint, unless the store has it or it is not worth it; returns whether it was."""
+        """Copy a checkpoint unless the store has it or it is damaged; return whether it was copied."""
         with self._holding(checkpoint) as exists:
-            # What was written anew has a copy of before replaced, which may be damaged though its manifest is the same.
+            # Copy a rewritten step again: the old copy may be damaged even if its manifest matches.
             new = exists and (checkpoint.step in self._written or not self._mirror.holds(checkpoint))
             if not new or not self._is_whole(checkpoint):
                 return False
@@ -100,7 +109,7 @@ class CheckpointCopier:
 
     @contextmanager
     def _holding(self, checkpoint: Checkpoint) -> Iterator[bool]:
-        """Keep `remove` from a checkpoint meanwhile; gives whether it is still there."""
+        """Postpone `remove` of a checkpoint within the block; yield whether the checkpoint still exists."""
         with self._lock:
             self._held = checkpoint
             exists = checkpoint.path.exists()

@@ -1,20 +1,21 @@
-"""Which checkpoints of a run are kept, and where else."""
+"""The rule that decides which checkpoints of a run to keep."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from infra.errors import require
+from infra.options import key, require_at_least, setting
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Which checkpoints of a run are kept, and where else.
+    """Which checkpoints of a run to keep, and where to copy them; train.checkpoint_every_* sets how often to save.
 
     Args:
-        keep_last: so many of the newest whole checkpoints; all without it
-        keep_every_epochs: beside them, the first checkpoint after each multiple of so many epochs
-        mirror: URL of a folder in an object store, such as s3://BUCKET/RUN, that gets a copy of what is kept, and from
-            which a run goes on whose own folder has nothing as new
+        keep_last: number of newest whole checkpoints to keep; all if not given
+        keep_every_epochs: also keep the first checkpoint after each multiple of this many epochs
+        mirror: URL of a folder in an object store, such as s3://BUCKET/RUN, for copies of the kept checkpoints; a run
+            resumes from it if its own folder has no checkpoint as new
     """
 
     keep_last: int | None = None
@@ -23,12 +24,11 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         for name in ("keep_last", "keep_every_epochs"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"checkpoints.{name}={value} must be at least 1; leave it out for all")
+            require_at_least(self, name, 1, "leave it out for all")
         require(
             self.keep_every_epochs is None or self.keep_last is not None,
-            f"checkpoints.keep_every_epochs={self.keep_every_epochs} has no effect while all are kept; "
-            "give checkpoints.keep_last too",
+            f"{setting(self, 'keep_every_epochs')} has no effect if all checkpoints are kept; "
+            f"set {key(self, 'keep_last')} too",
         )
 
 
@@ -39,22 +39,25 @@ def superseded(
     is_whole: Callable[[int], bool],
     epoch_of: Callable[[int], float | None],
 ) -> list[int]:
-    """Return the steps whose checkpoints need not be kept.
+    """Return the steps of the checkpoints to remove.
 
-    steps: those of all checkpoints, ascending. is_whole: asked of the newest; damaged ones do not count among those to
-    keep. epoch_of: None where it cannot be read; the next checkpoint then stands in.
+    Args:
+        config: the rule
+        steps: steps of all checkpoints, ascending
+        is_whole: whether a step's checkpoint is whole; called for the newest, because damaged ones do not count
+        epoch_of: epoch of a step's checkpoint; None if it cannot be read, and the next checkpoint replaces it
     """
     if config.keep_last is None:
         return []
     milestones = set(_milestones(config.keep_every_epochs, steps, epoch_of))
     missing = config.keep_last
-    found = []
+    removable = []
     for step in reversed(steps):
         if missing:
             missing -= is_whole(step)
         elif step not in milestones:
-            found.append(step)
-    return found
+            removable.append(step)
+    return removable
 
 
 def _milestones(every: int | None, steps: Sequence[int], epoch_of: Callable[[int], float | None]) -> Iterator[int]:

@@ -1,8 +1,8 @@
-"""Tensors into a safetensors file, hashed on the way.
+"""A writer of safetensors files that computes the hash on the way.
 
-safetensors' own writers either need a second copy of everything in memory and hold the interpreter's lock meanwhile
-(`save`), or hide a full disk behind an error of their own and leave the hash to a second reading (`save_file`). The
-format is a header in JSON and the bytes behind it; the bytes written here are those of `save`.
+safetensors' own writers either need a second copy of all tensors in memory and hold the interpreter's lock (`save`), or
+hide a full disk behind an error of their own and need a second reading for the hash (`save_file`). The format is a JSON
+header followed by the bytes; the bytes written here are those of `save`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_core.checkpoints.checkpoint import FileRecord
 
-# Wide types first, so that every tensor is aligned; the order among them is safetensors' own.
+# Wide types first, so that every tensor is aligned; otherwise in safetensors' order.
 _DTYPES: Final = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -32,7 +32,7 @@ _ALIGNMENT: Final = 8  # bytes
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
-    """Write tensors of any device and memory format, one at a time, in row-major order."""
+    """Write tensors of any device and memory format, one at a time, in row-major order; return size and hash."""
     names = sorted(tensors, key=lambda name: (_ORDER.index(tensors[name].dtype), name))
     digest, size_bytes = hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
 
 
 def _header(names: list[str], tensors: dict[str, Tensor]) -> memoryview:
-    """Return the header's length in 8 bytes, little-endian, and the header, padded with blanks."""
+    """Return the header's length in 8 bytes, little-endian, followed by the header, padded with blanks."""
     entries, start = {}, 0
     for name in names:
         tensor = tensors[name]

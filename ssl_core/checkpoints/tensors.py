@@ -35,9 +35,17 @@ _OVERHEAD_BYTES: Final = 1 << 20  # room for state, manifest and headers
 def save_checkpoint(
     run: Path, state: CheckpointState, model: dict[str, Tensor], optimizer: dict[str, Tensor]
 ) -> Checkpoint:
-    """Write `checkpoints/step-N` into a run folder, durably; one that has this name is replaced.
+    """Write `checkpoints/step-N` into a run folder, durably, and replace an existing one.
 
-    Raises UserError when the disk is full or not writable, RunFailed when it is broken, and leaves nothing then.
+    Args:
+        run: the run folder
+        state: position of the run
+        model: parameters and buffers by name
+        optimizer: the optimizer's state, as `PARAMETER/KIND`
+
+    Raises:
+        UserError: if the disk is full or not writable; nothing is left behind
+        RunFailed: if the disk is broken; nothing is left behind
     """
     path = checkpoint_path(run, state.step)
     tensors = [*model.values(), *optimizer.values()]
@@ -55,7 +63,11 @@ def save_checkpoint(
 
 
 def load_state(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the model's and the optimiser's tensors, on the CPU."""
+    """Return the model's and the optimizer's tensors, on the CPU.
+
+    Raises:
+        RunFailed: if a file cannot be read
+    """
     return _read(checkpoint.path / MODEL), _read(checkpoint.path / OPTIMIZER)
 
 
@@ -69,13 +81,15 @@ def _read(path: Path) -> dict[str, Tensor]:
 def load_backbone(checkpoint: Checkpoint) -> Backbone:
     """Return a checkpoint's backbone on the CPU, in evaluation mode, after verifying its bytes.
 
-    Raises RunFailed when the checkpoint is damaged, UserError when it is of another version.
+    Raises:
+        RunFailed: if the checkpoint is damaged
+        UserError: if it belongs to another version
     """
     version = other_version(checkpoint)
-    require(version is None, f"{checkpoint.path} is {version}; take that Sternum to probe it")
-    found = find_damage(checkpoint)
-    if found:
-        raise RunFailed(f"{checkpoint.path} is damaged: {found}; delete it, or resume the run to write it again")
+    require(version is None, f"{checkpoint.path} is {version}; use that version to probe it")
+    damage = find_damage(checkpoint)
+    if damage:
+        raise RunFailed(f"{checkpoint.path} is damaged: {damage}; delete it, or resume the run to write it again")
     backbone = Backbone(checkpoint.state.backbone)
     tensors = _read(checkpoint.path / MODEL)
     prefix = "backbone."

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: a step waits for a copy in memory, not for the disk."""
+"""The background writer of checkpoints: a step waits for a copy in memory, not for the disk."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +20,7 @@ from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.retention import CheckpointConfig, superseded
 from ssl_core.checkpoints.tensors import save_checkpoint
 
-_TROUBLE: Final = (OSError, UserError, RunFailed)  # what a disk or a network may do; all else is an error of ours
+_TROUBLE: Final = (OSError, UserError, RunFailed)  # failures of disk or network; anything else is a bug
 _ALIGNMENT: Final = 64  # bytes
 _COPY_THREADS: Final = 2
 
@@ -28,23 +28,26 @@ Tensors = dict[str, Tensor]
 
 
 class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
-    """Saves a run's checkpoints and removes those that are superseded; on the rank that holds the run's lock.
+    """Saves a run's checkpoints and removes superseded ones, on the rank that holds the run's lock.
 
-    What disk or network do to a save in the background does not end the training: an alarm is said, the older
-    checkpoints stand, and `failures` counts it. Leaving the context waits for the save and the copies under way, and
-    raises RunFailed when the mirror, if there is one, is not in line then.
+    A failure of disk or network in the background does not end the training: it prints an alarm, the older checkpoints
+    stay, and `failures` counts it. Leaving the context waits for the running save and copies, and raises RunFailed if
+    the mirror, if any, is not up to date then.
 
     Attributes:
-        failures: saves in the background, and updates of the mirror, that failed
-        wait_s: how long the newest call of `save` held up its caller
-        save_s: how long the newest finished save took, from that call on
+        failures: number of failed saves in the background and failed updates of the mirror
+        wait_s: seconds that the newest call of `save` took
+        save_s: seconds that the newest finished save took, from its call on
     """
 
     def __init__(self, run: Path, config: CheckpointConfig, device: torch.device, expected_bytes: int = 0) -> None:
-        """Remove what a killed process left of a save, and set memory aside in the background.
+        """Remove the remains of a killed process, and reserve memory in the background.
 
-        device: where the tensors will come from. expected_bytes: what one save will hold; what is missing of it, the
-        first save has to wait for.
+        Args:
+            run: the run folder
+            config: which checkpoints to keep
+            device: device of the tensors to save
+            expected_bytes: size of one save; the first save waits for any memory beyond it
         """
         remove_remains(run / "checkpoints")
         self.failures = 0
@@ -62,7 +65,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self._pending: Future[None] = self._thread.submit(self._memory.reserve, expected_bytes)
 
     def save(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
-        """Copy the tensors and write the checkpoint in the background; waits for an earlier save that is under way."""
+        """Copy the tensors and write the checkpoint in the background, after a running save has finished."""
         started = time.perf_counter()
         self._join(state.step)
         model, optimizer = self._memory.copy(model, optimizer)
@@ -70,9 +73,10 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self.wait_s = time.perf_counter() - started
 
     def save_now(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
-        """Return when the checkpoint is durable: the last one of a process. For its copy, leaving the context waits.
+        """Save the last checkpoint of a process; return once it is durable. Leaving the context waits for its copy.
 
-        Raises RunFailed when it cannot be, also for a full disk: with room again, the same command goes on.
+        Raises:
+            RunFailed: if it cannot be saved, also on a full disk: once there is room, the same command resumes the run
         """
         started = time.perf_counter()
         self._join(state.step)
@@ -87,7 +91,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         return checkpoint
 
     def close(self) -> None:
-        """Wait for the save under way, and for the copies."""
+        """Wait for the running save and copies."""
         try:
             self._pending.result()
         finally:
@@ -100,13 +104,13 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if self._copier and kind is None:  # a run with nothing left to do but this must not count as finished
+        if self._copier and kind is None:  # a run is finished only if its mirror is up to date
             self._copier.require_done()
 
     def _join(self, step: int) -> None:
-        """Wait for the save under way, or at first for the memory."""
+        """Wait for the running save, or before the first save for the memory."""
         if self._writing is not None and not self._pending.done():
-            say(f"the checkpoint of step {step} waits for that of step {self._writing}, which is still being written")
+            say(f"the checkpoint of step {step} waits for step {self._writing}, which is still being written")
         self._pending.result()
         self._writing = step
 
@@ -115,20 +119,20 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
             self._memory.wait()
             checkpoint = self._write(state, model, optimizer)
         except _TROUBLE as error:
-            self._alarm(f"the checkpoint of step {state.step} is not saved, the older ones stand: {error}")
+            self._alarm(f"the checkpoint of step {state.step} was not saved, the older ones stay: {error}")
             return
         try:
             self._remove_superseded(checkpoint)
         except _TROUBLE as error:
-            self._alarm(f"{checkpoint.path} is saved, but what it supersedes is not removed: {error}")
+            self._alarm(f"{checkpoint.path} is saved, but superseded checkpoints could not be removed: {error}")
         if self._copier:
             self._copier.update(state.step)
         self.save_s = time.perf_counter() - started
 
-    def _alarm(self, what: str) -> None:
+    def _alarm(self, problem: str) -> None:
         with self._counting:
             self.failures += 1
-        say(f"ALARM: {what}; training goes on")
+        say(f"ALARM: {problem}; training continues")
 
     def _write(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
         self._whole.pop(checkpoint_path(self._run, state.step), None)
@@ -137,30 +141,33 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         return checkpoint
 
     def _remove_superseded(self, newest: Checkpoint) -> None:
-        """Remove what the newest checkpoint supersedes, now that it is durable."""
-        found = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(self._run)}
+        """Remove the checkpoints that the newest one supersedes, now that it is durable."""
+        by_step = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(self._run)}
         steps = superseded(
             self._config,
-            list(found),
-            is_whole=lambda step: self._is_whole(found[step]),
-            epoch_of=lambda step: _epoch(found[step]),
+            list(by_step),
+            is_whole=lambda step: self._is_whole(by_step[step]),
+            epoch_of=lambda step: _epoch(by_step[step]),
         )
         for step in steps:
             if step == newest.step:
-                continue  # though it was saved after going back from others that are whole for this rank alone
+                # The ranks fell back from newer checkpoints that are whole on this rank but not on all.
+                continue
             if self._copier:
-                self._copier.remove(found[step])
+                self._copier.remove(by_step[step])
             else:
-                remove_folder(found[step].path)
+                remove_folder(by_step[step].path)
 
     def _is_whole(self, checkpoint: Checkpoint) -> bool:
-        """Say whether a checkpoint is whole, reading each once that this process did not write."""
+        """Return whether a checkpoint is whole; read each one at most once, and none that this process wrote."""
         whole = self._whole.get(checkpoint.path)
         if whole is None:
-            found = find_damage(checkpoint)
-            whole = self._whole.setdefault(checkpoint.path, found is None)  # the copier asks too
-            if found:
-                say(f"warning: {checkpoint.path} is damaged ({found}) and does not count among those to keep")
+            damage = find_damage(checkpoint)
+            whole = self._whole.setdefault(checkpoint.path, damage is None)  # the copier's thread calls this too
+            if damage:
+                say(
+                    f"warning: {checkpoint.path} is damaged ({damage}) and does not count among the checkpoints to keep"
+                )
         return whole
 
 
@@ -172,25 +179,25 @@ def _epoch(checkpoint: Checkpoint) -> float | None:
 
 
 class _Memory:
-    """Room for one copy of a run's tensors, used again for each save, and page-locked where a GPU writes into it."""
+    """Memory for one copy of a run's tensors, reused by each save, and page-locked if a GPU writes into it."""
 
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
-        # One thread does not fill the memory bus, and the other ranks wait meanwhile.
+        # One thread does not use the full memory bandwidth, and the other ranks wait meanwhile.
         self._threads = ThreadPoolExecutor(_COPY_THREADS, "checkpoint-copy")
         self._room = torch.empty(0, dtype=torch.uint8)
         self._copied: torch.cuda.Event | None = None
 
     def reserve(self, size_bytes: int) -> None:
-        """Get room; the pages are touched, since the first touch costs several times what a copy does."""
+        """Allocate memory and touch its pages, because the first touch costs several times as much as a copy."""
         if size_bytes > len(self._room):
-            self._room = torch.empty(0, dtype=torch.uint8)  # give the old room back first
+            self._room = torch.empty(0, dtype=torch.uint8)  # free the old memory first
             self._room = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self._pinned).fill_(0)
 
     def copy(self, *groups: Tensors) -> list[Tensors]:
-        """Start copying; from a GPU the copies are complete after `wait`, and its next steps come behind them.
+        """Start copying; from a GPU, the copies are complete after `wait`, and the GPU's next steps run after them.
 
-        The copies have the memory formats of the tensors, so that none is rearranged while a step waits.
+        The copies keep the tensors' memory formats, so that none is rearranged while a step waits.
         """
         self.reserve(sum(_aligned(tensor.nbytes) for group in groups for tensor in group.values()))
         start = 0
@@ -200,13 +207,13 @@ class _Memory:
             copies.append({})
             for name, tensor in group.items():
                 shape = torch.empty_like(tensor, device="meta")
-                place = self._room[start : start + tensor.nbytes].view(tensor.dtype)
-                copies[-1][name] = place.as_strided(shape.shape, shape.stride())
+                slot = self._room[start : start + tensor.nbytes].view(tensor.dtype)
+                copies[-1][name] = slot.as_strided(shape.shape, shape.stride())
                 pairs.append((copies[-1][name], tensor.detach()))
                 start += _aligned(tensor.nbytes)
-        if self._pinned:  # from this thread, whose stream the training's kernels are in
-            for place, tensor in pairs:
-                place.copy_(tensor, non_blocking=True)
+        if self._pinned:  # in this thread, whose stream runs the training's kernels
+            for copied, tensor in pairs:
+                copied.copy_(tensor, non_blocking=True)
             self._copied = torch.cuda.current_stream().record_event()
         else:
             list(self._threads.map(lambda pair: pair[0].copy_(pair[1]), pairs))

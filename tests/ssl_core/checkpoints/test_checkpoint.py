@@ -50,7 +50,7 @@ def harm(path: Path, how: str) -> None:
     content[len(content) // 2] ^= 1
     path.unlink()
     if how in ("flip", "cut", "empty"):
-        path.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[how])
+        path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-1]), "empty": b""}[how])
     elif how == "folder":
         path.mkdir()
     elif how == "pipe":
@@ -72,7 +72,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert found.step == 10
     said = capsys.readouterr().err
     assert "step-20 is damaged" in said
-    assert "falling back to the checkpoint before it" in said
+    assert "falling back to the previous checkpoint" in said
     assert len(said.splitlines()) == 1
 
 
@@ -84,11 +84,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
     harm(tmp_path / "checkpoints" / "step-10" / "state.json", "missing")
     harm(tmp_path / "checkpoints" / "step-20" / "model.safetensors", "flip")
     expected = (
-        r"no checkpoint in .*/checkpoints is whole: .*/step-10 is damaged \(state\.json is missing\); mend the disk, "
+        r"no checkpoint in .*/checkpoints is whole: .*/step-10 is damaged \(state\.json is missing\); repair the disk, "
     )
-    with pytest.raises(RunFailed, match=expected + "or remove that folder to begin anew"):
+    with pytest.raises(RunFailed, match=expected + "or remove that folder to start from scratch"):
         newest_whole_checkpoint(tmp_path)
-    assert "step-10 is damaged (state.json is missing); none is left" in capsys.readouterr().err
+    assert "step-10 is damaged (state.json is missing); no checkpoint is left" in capsys.readouterr().err
 
 
 def test_a_disk_that_cannot_be_read_is_no_reason_to_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_disk_that_cannot_be_read_is_no_reason_to_begin_anew(tmp_path: Path, m
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(ssl_core.checkpoints.checkpoint, "sha256_file", unreadable)
-    with pytest.raises(RunFailed, match=r"is whole: .*/step-10 is damaged \(OSError: .*Stale file handle\); mend"):
+    with pytest.raises(RunFailed, match=r"is whole: .*/step-10 is damaged \(OSError: .*Stale file handle\); repair"):
         newest_whole_checkpoint(tmp_path)
 
 
@@ -107,9 +107,11 @@ def test_a_checkpoint_of_another_version_is_refused_not_passed_over(tmp_path: Pa
     save(tmp_path, 20)
     manifest = tmp_path / "checkpoints" / "step-20" / "manifest.json"
     manifest.write_text('{"version": 2, "parts": []}')
-    with pytest.raises(UserError, match=r"step-20 is of format 2, .*; this one reads 1; take that Sternum, or another"):
+    with pytest.raises(
+        UserError, match=r"step-20 is in format 2 .*; this one reads format 1; use that version, or another"
+    ):
         newest_whole_checkpoint(tmp_path)
-    with pytest.raises(UserError, match=r"step-20 is of format 2, .*; take that Sternum to probe it"):
+    with pytest.raises(UserError, match=r"step-20 is in format 2 .*; use that version to probe it"):
         load_backbone(Checkpoint(manifest.parent, 20))
 
 
@@ -131,7 +133,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) 
     folder = tmp_path / "checkpoints"
     (folder / "step-10").rename(folder / "step-30")
     (checkpoint,) = find_checkpoints(tmp_path)
-    assert find_damage(checkpoint) == "its state.json is of step 10"
+    assert find_damage(checkpoint) == "its state.json belongs to step 10"
 
 
 def test_other_files_and_links_to_the_right_ones_do_no_harm(tmp_path: Path) -> None:
@@ -150,17 +152,16 @@ def test_a_state_without_the_newer_fields_is_read(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "step-10"
     path.mkdir(parents=True)
     newer = {"samples_masked", "masked_in_epoch", "config"}
-    old = {name: value for name, value in asdict(state(10)).items() if name not in newer} | {
-        "lanes": 8
-    }  # as it was once
+    old = {name: value for name, value in asdict(state(10)).items() if name not in newer}
+    old["lanes"] = 8  # a field of the past
     (path / "state.json").write_text(json.dumps(old))
     found = Checkpoint(path, 10).state
     assert found == state(10)
-    assert (found.samples_masked, found.masked_in_epoch, found.config) == (0, 0, None)
+    assert (found.samples_masked, found.masked_in_epoch, found.config) == (0, 0, {})
 
 
 class Planted:
-    """Whoever unpickles it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -169,10 +170,10 @@ class Planted:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["", "in the manifest too"])
+@pytest.mark.parametrize("in_manifest", [False, True], ids=["", "in the manifest too"])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("how", ["pickle", "torch"])
-def test_a_planted_pickle_is_never_executed(tmp_path: Path, name: str, told: bool, how: str) -> None:
+def test_a_planted_pickle_is_never_executed(tmp_path: Path, name: str, in_manifest: bool, how: str) -> None:
     save(tmp_path, 10)
     save(tmp_path, 20)
     folder, bait = tmp_path / "checkpoints" / "step-20", tmp_path / "executed"
@@ -181,7 +182,7 @@ def test_a_planted_pickle_is_never_executed(tmp_path: Path, name: str, told: boo
         torch.save(Planted(bait), tmp_path / "planted")
         content = (tmp_path / "planted").read_bytes()
     (folder / name).write_bytes(content)
-    if told and name != "manifest.json":
+    if in_manifest and name != "manifest.json":
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -208,7 +209,7 @@ def test_a_damaged_checkpoint_is_not_probed(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-5] ^= 4
     file.write_bytes(content)
-    with pytest.raises(RunFailed, match=r"step-10 is damaged: model\.safetensors is not what was written"):
+    with pytest.raises(RunFailed, match=r"step-10 is damaged: the SHA-256 of model\.safetensors differs"):
         load_backbone(checkpoint)
 
 
@@ -298,4 +299,7 @@ def test_ranks_take_over_the_verdict_of_the_one_that_looks(tmp_path: Path, capfd
     harm(tmp_path / "checkpoints" / "step-30" / "model.safetensors", "flip")
     assert on_ranks(2, newest_where_one_rank_looks, str(tmp_path)) == [(20, 20), (20, 20)]
     said = capfd.readouterr().err
-    assert said.count("step-30 is damaged (rank 1: ") + said.count("step-30 is damaged (model.safetensors is not") == 2
+    assert (
+        said.count("step-30 is damaged (rank 1: ") + said.count("step-30 is damaged (the SHA-256 of model.safetensors")
+        == 2
+    )

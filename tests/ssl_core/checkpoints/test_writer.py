@@ -39,7 +39,7 @@ def steps(run: Path) -> list[int]:
 
 
 def hold(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Let saves begin to write only once the event is set."""
+    """Make saves wait for the event before they write."""
     go = threading.Event()
 
     def held(*arguments: Any) -> Checkpoint:
@@ -102,7 +102,7 @@ def test_a_save_waits_for_the_one_before_it_and_says_so(
         threading.Timer(0.2, go.set).start()
         saving.save(state(2), model(2), {})
         assert 1 in steps(tmp_path)
-    assert "the checkpoint of step 2 waits for that of step 1" in capsys.readouterr().err
+    assert "the checkpoint of step 2 waits for step 1" in capsys.readouterr().err
     for checkpoint, step in zip(find_checkpoints(tmp_path), (1, 2), strict=True):
         assert torch.equal(load_state(checkpoint)[0]["bias"], model(step)["bias"])
 
@@ -123,7 +123,7 @@ def test_a_save_that_fails_in_the_background_is_an_alarm_and_the_next_one_works(
     assert saving.failures == 1
     assert steps(tmp_path) == [1, 3]
     said = capsys.readouterr().err
-    assert f"ALARM: the checkpoint of step 2 is not saved, the older ones stand: {error}; training goes on" in said
+    assert f"ALARM: the checkpoint of step 2 was not saved, the older ones stay: {error}; training continues" in said
 
 
 def test_the_last_save_raises_what_the_disk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_to_keep(
     assert capsys.readouterr().err.count("step-3 is damaged (state.json has 2 bytes") == 1
 
 
-def test_a_checkpoint_that_stands_behind_a_link_is_removed_as_a_link(tmp_path: Path) -> None:
+def test_a_checkpoint_behind_a_link_is_removed_as_a_link(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "elsewhere", state(1), model(1), {})
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-1").symlink_to(tmp_path / "elsewhere" / "checkpoints" / "step-1")
