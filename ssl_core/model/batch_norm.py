@@ -1,6 +1,6 @@
-"""Batch normalisation over the global batch, on GPUs and on CPUs.
+"""Batch normalization over the global batch, on GPUs and CPUs.
 
-torch's SyncBatchNorm refuses CPU tensors; `GlobalBatchNorm` is the same layer over gloo, with the same state keys.
+torch's SyncBatchNorm rejects CPU tensors; `GlobalBatchNorm` is the same layer over gloo, with the same state keys.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from torch.autograd.function import once_differentiable
 _REDUCED: Final = (torch.bfloat16, torch.float16)
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalise by the statistics of all ranks' rows (Ioffe and Szegedy 2015), gradients through the statistics.
+class _Normalize(torch.autograd.Function):
+    """Normalization by the statistics of all ranks' rows (Ioffe and Szegedy 2015), with gradients through them.
 
-    A rank without rows takes part in the collectives and adds nothing; at least one rank has rows.
+    A rank without rows joins the collectives and adds nothing; at least one rank has rows.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normalised input, the global mean and variance (C,), and the number of values a channel."""
+        """Return the normalized input, the global mean and variance (C,), and the number of values of a channel."""
         mean, variance = _moments(x)
         local = torch.stack([mean, variance, torch.full_like(mean, x.numel() // x.shape[1])])
         ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(ranks, local)
         means, variances, counts = torch.stack(ranks).unbind(1)  # each (W, C)
-        # Moments merge as in Chan et al. 1979; E[x^2] - E[x]^2 would cancel in fp32.
+        # Merge the moments as in Chan et al. 1979; E[x^2] - E[x]^2 would cancel in fp32.
         count = counts.sum(0)
         mean = (means * counts).sum(0) / count
         variance = ((variances + (means - mean) ** 2) * counts).sum(0) / count
@@ -49,7 +49,7 @@ class _Normalise(torch.autograd.Function):
         sums = torch.stack([dbias, dweight])
         dist.all_reduce(sums)
         dbias_mean, dweight_mean = sums / count
-        # What flows through the statistics: -scale (mean(dy) + xhat mean(dy xhat)), itself an affine map of x.
+        # The gradient through the statistics, -scale (mean(dy) + xhat mean(dy xhat)), is an affine map of x.
         slope = -weight * inverse_std * dweight_mean
         shift = -weight * inverse_std * dbias_mean
         through = torch.native_batch_norm(x, slope, shift, mean, variance, False, 0.0, ctx.eps)[0]
@@ -61,13 +61,13 @@ def _axes(x: Tensor) -> list[int]:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance over all but the channels, (C,) each, in at least fp32; zeros without rows."""
+    """Return mean and biased variance of each channel, (C,) each, in at least fp32; zeros without rows."""
     if len(x) == 0:
         zeros = torch.zeros(x.shape[1], dtype=torch.float32 if x.dtype in _REDUCED else x.dtype, device=x.device)
         return zeros, zeros
     if x.dtype in _REDUCED:
-        # torch's fused kernel reads x once; its error (measured up to 4e-4 of the variance) is below bf16's own
-        # resolution (4e-3), about fp16's (5e-4), but not below fp32's.
+        # torch's fused kernel reads x once. Its error (measured up to 4e-4 of the variance) is below the resolution of
+        # bf16 (4e-3), near that of fp16 (5e-4), but above that of fp32.
         unused = torch.zeros(2, x.shape[1])
         mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         return mean, variance
@@ -78,7 +78,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _fixed_statistics_backward(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dx, dweight and dbias of batch norm as if its statistics were constants."""
+    """Return dx, dweight and dbias of batch norm with constant statistics."""
     if x.dtype in _REDUCED and len(x) > 0:  # torch 2.15's kernel divides by the number of rows
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
             dy, x, weight, mean, variance, None, None, False, eps, [True, True, True]
@@ -90,23 +90,23 @@ def _fixed_statistics_backward(
 
 
 def _rows(values: Tensor, x: Tensor) -> Tensor:
-    """Shape one value a channel (C,) so that it broadcasts over x (N, C, ...)."""
+    """Reshape one value for each channel (C,) to broadcast over x (N, C, ...)."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over all ranks' rows, which may be unequal in number; one rank's own where there is one rank."""
+    """Batch norm over all ranks' rows, which may differ in number; the ordinary layer if there is one rank."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.dim() >= 2, f"batch norm takes (N, C, ...), not {tuple(input.shape)}"
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, ...) and update the running statistics as torch's batch norm does."""
+        """Normalize (N, C, ...) and update the running statistics like torch's batch norm."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
-            normalised: Tensor = super().forward(input)
-            return normalised
+            normalized: Tensor = super().forward(input)
+            return normalized
         y: Tensor
-        y, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        y, mean, variance, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
         if not self.track_running_stats:
             return y
         with torch.no_grad():
@@ -120,7 +120,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Normalise by the batch, as in training, without it entering the running statistics."""
+    """Within the block, normalize by the batch, as in training, but keep the running statistics unchanged."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:
         layer.track_running_stats = False
@@ -132,7 +132,7 @@ def running_statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every batch norm in `module` by one over the global batch; parameters, buffers and keys stay."""
+    """Replace every batch norm in `module` by one over the global batch, with the same parameters, buffers and keys."""
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted

@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from infra.errors import UserError, require
+from infra.options import require_at_least, setting
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class ModelConfig:
     """Backbone and projection head.
 
     Args:
-        backbone: a torchvision ResNet by name; the paper's is wide_resnet50_2, resnet18 suits two CPU cores
+        backbone: name of a torchvision ResNet; wide_resnet50_2 in the paper, resnet18 suits two CPU cores
         projection_width: units of the head's hidden layer (Table I: 2048)
         projection_size: d, the size of the vectors that the loss compares (Table I: 128)
     """
@@ -26,13 +27,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         names = backbone_names()
-        require(self.backbone in names, f"model.backbone={self.backbone!r} must be one of {', '.join(names)}")
-        require(self.projection_width > 0, f"model.projection_width={self.projection_width} must be positive; use 2048")
-        require(self.projection_size > 1, f"model.projection_size={self.projection_size} must exceed 1; use 128")
+        require(self.backbone in names, f"{setting(self, 'backbone')} must be one of {', '.join(names)}")
+        require_at_least(self, "projection_width", 1, "use 2048")
+        require_at_least(self, "projection_size", 2, "use 128")
 
 
 def backbone_names() -> list[str]:
-    """Return the names that `build_backbone` knows: torchvision's ResNets, wide and grouped ones too."""
+    """Return the names of torchvision's ResNets, including wide and grouped ones."""
     models = torchvision.models
     return [name for name in models.list_models(module=models) if _is_resnet(models.get_model_builder(name))]
 
@@ -44,8 +45,8 @@ def _is_resnet(builder: Callable[..., nn.Module]) -> bool:
 class Backbone(nn.Module):
     """A torchvision ResNet for one-channel images, without its classifier: (N, 1, H, W) -> (N, feature_size).
 
-    The features are those after global average pooling, the "last layer of the backbone" that the paper probes; the
-    pooling is Table I's first row. Parameter names are torchvision's.
+    The features are the output of global average pooling: the "last layer of the backbone" that the paper probes, and
+    the first row of Table I. Parameter names are torchvision's.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,8 +61,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of a batch of images."""
-        features: Tensor = self.resnet(images)
-        return features
+        return self.resnet(images)
 
 
 def _one_channel_stem(stem: nn.Conv2d) -> nn.Conv2d:
@@ -72,23 +72,15 @@ def _one_channel_stem(stem: nn.Conv2d) -> nn.Conv2d:
 
 
 def one_channel(weight: Tensor) -> Tensor:
-    """Turn a stem's weight (out, 3, k, k) into (out, 1, k, k): the sum over the input channels.
+    """Sum a stem's weight (out, 3, k, k) over its input channels: (out, 1, k, k).
 
-    It answers to a gray image as the former does to the same image in all three channels.
+    The result responds to a gray image as the original does to the same image in all three channels.
     """
     return weight.sum(dim=1, keepdim=True)
 
 
-def three_channels(weight: Tensor) -> Tensor:
-    """Turn a stem's weight (out, 1, k, k) into (out, 3, k, k), whose answer to an image is that to its gray mean.
-
-    `one_channel` undoes it; a gray image in all three channels gives the features that it gave in one.
-    """
-    return weight.repeat(1, 3, 1, 1) / 3
-
-
 class ProjectionHead(nn.Module):
-    """Table I after its pooling: dense with bias, batch norm, ReLU, dense without bias: (N, features) -> (N, d)."""
+    """Table I after the pooling: dense with bias, batch norm, ReLU, dense without bias; (N, features) -> (N, d)."""
 
     def __init__(self, feature_size: int, width: int, size: int) -> None:
         super().__init__()
@@ -98,12 +90,11 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the projections z that the loss compares."""
-        projections: Tensor = self.output(torch.relu(self.norm(self.hidden(features))))
-        return projections
+        return self.output(torch.relu(self.norm(self.hidden(features))))
 
 
 class Encoder(nn.Module):
-    """What pretraining trains, n(m(x)): (N, 1, H, W) -> (N, d)."""
+    """The network that pretraining trains, n(m(x)): (N, 1, H, W) -> (N, d)."""
 
     def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
         super().__init__()
@@ -112,12 +103,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the projections of a batch of images."""
-        projections: Tensor = self.head(self.backbone(images))
-        return projections
+        return self.head(self.backbone(images))
 
 
 def build_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """Build the untrained encoder that `seed` determines, without touching the global random state."""
+    """Build the untrained encoder that `seed` determines, without changing the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Backbone(config.backbone)
@@ -125,5 +115,5 @@ def build_encoder(config: ModelConfig, seed: int) -> Encoder:
 
 
 def untrained_backbone(config: ModelConfig, seed: int) -> Backbone:
-    """Return the backbone with which a run of this seed began: the control that every probe needs."""
+    """Return the initial backbone of a run with this seed: the control for every probe."""
     return build_encoder(config, seed).backbone.eval()

@@ -1,4 +1,7 @@
-"""LARS: momentum whose step is in proportion to the size of what it changes, for global batches of thousands."""
+"""LARS, for global batches of thousands: SGD with momentum whose step is proportional to the size of each weight.
+
+No dependency has it: torch.optim does not, and timm would come only for this.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,9 +16,9 @@ class LARS(torch.optim.Optimizer):
     For a weight w with gradient g:  g' = g + weight_decay w;  r = trust |w| / |g'|, or 1 where either norm is 0;
     v <- momentum v + learning rate r g';  w <- w - v.  In a parameter group with `adapted` False, r is 1.
 
-    It needs each weight as a whole: an engine that cuts optimiser states into flat pieces cannot run it.
+    It needs each weight as a whole, so an engine that cuts optimizer states into flat pieces cannot run it.
 
-    State by parameter: `momentum_buffer`, v.
+    State of each parameter: `momentum_buffer`, v.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Make one step with the gradients at hand; parameters without one stay."""
+        """Make one step; parameters without a gradient stay unchanged."""
         assert closure is None, "LARS takes no closure"
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -41,8 +44,8 @@ class LARS(torch.optim.Optimizer):
                 self._step(group, weights)
 
     def _step(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        """Step all weights of a group at once, without waiting for the device."""
-        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all of them have one
+        """Step all weights of a group together, without waiting for the device."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all have one
         if group["weight_decay"]:
             gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
         rates = torch.full((len(weights),), group["lr"], dtype=weights[0].dtype, device=weights[0].device)
@@ -62,7 +65,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def _trust_ratios(weights: list[Tensor], gradients: list[Tensor], trust: float) -> Tensor:
-    """Return trust |w| / |g| for each of n weights, 1 where either norm is 0: (n,)."""
+    """Return trust |w| / |g| of each of n weights, 1 if either norm is 0: (n,)."""
     weight_norms = torch.stack(torch._foreach_norm(weights))
     gradient_norms = torch.stack(torch._foreach_norm(gradients))
     usable = (weight_norms > 0) & (gradient_norms > 0)

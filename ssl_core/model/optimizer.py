@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate over the run (Gazda et al. 2021, section V A: Adam, 0.0005)."""
+"""The optimizer and its learning rate schedule (Gazda et al. 2021, section V A: Adam, 0.0005)."""
 
 import math
 from dataclasses import dataclass
@@ -8,24 +8,26 @@ import torch
 from torch import nn
 
 from infra.errors import require
+from infra.options import key, require_at_least, setting
 from ssl_core.model.lars import LARS
+from ssl_core.train_config import TrainConfig
 
-REFERENCE_BATCH: Final = 256  # samples; the global batch that a scaled learning rate is stated for (Goyal et al. 2017)
+REFERENCE_BATCH: Final = 256  # samples; global batch for which a scaled learning rate is given (Goyal et al. 2017)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its schedule.
+    """The optimizer and its learning rate schedule.
 
     Args:
-        name: adam as in the paper; adamw, whose decay is not part of the gradient; lars, for batches of thousands
-        learning_rate: the highest learning rate of the run; the paper's is 0.0005
-        batch_scaling: none; or learning_rate is stated for a global batch B of 256, and multiplied by B / 256 (linear)
-            or its square root (sqrt)
-        weight_decay: L2 penalty of adam, for all parameters, or the decay of adamw and lars, which leave biases and
-            norms out; the paper names none
+        name: adam as in the paper; adamw, with decay separate from the gradient; lars, for batches of thousands
+        learning_rate: highest learning rate of the run; 0.0005 in the paper
+        batch_scaling: none; or multiply learning_rate by B / 256 (linear) or its square root (sqrt) for a global batch
+            of B
+        weight_decay: L2 penalty of adam for all parameters, or decay of adamw and lars without biases and norms; not
+            given in the paper
         schedule: constant as in the paper, or cosine, which falls to zero at the end of the run
-        warmup_steps: steps over which the learning rate rises linearly from zero
+        warmup_steps: steps during which the learning rate rises linearly from zero
     """
 
     name: Literal["adam", "adamw", "lars"] = "adam"
@@ -38,13 +40,13 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(
             0 < self.learning_rate < math.inf,
-            f"optim.learning_rate={self.learning_rate} must be positive and finite; the paper uses 0.0005",
+            f"{setting(self, 'learning_rate')} must be positive and finite; the paper uses 0.0005",
         )
         require(
             0 <= self.weight_decay < math.inf,
-            f"optim.weight_decay={self.weight_decay} must be finite and not negative; use 0",
+            f"{setting(self, 'weight_decay')} must be finite and not negative; use 0",
         )
-        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative; use 0")
+        require_at_least(self, "warmup_steps", 0, "use 0")
 
 
 def base_rate(config: OptimConfig, global_batch: int) -> float:
@@ -55,14 +57,21 @@ def base_rate(config: OptimConfig, global_batch: int) -> float:
 
 
 def learning_rate_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:
-    """Return the learning rate of a step (0 is the first) in a run of `total_steps`.
+    """Return the learning rate of a step.
 
-    Raises UserError when the warm-up does not end within the run.
+    Args:
+        config: the schedule
+        step: number of the step; 0 is the first
+        total_steps: steps of the run
+        global_batch: samples of a step on all ranks
+
+    Raises:
+        UserError: if the warm-up is not shorter than the run
     """
     require(
         config.warmup_steps < total_steps,
-        f"optim.warmup_steps={config.warmup_steps} must be below the {total_steps} steps of the run; "
-        f"try {total_steps // 10}, or raise train.epochs",
+        f"{setting(config, 'warmup_steps')} must be below the {total_steps} steps of the run; "
+        f"try {total_steps // 10}, or raise {key(TrainConfig, 'epochs')}",
     )
     highest = base_rate(config, global_batch)
     if step < config.warmup_steps:
@@ -74,10 +83,10 @@ def learning_rate_at(config: OptimConfig, step: int, total_steps: int, global_ba
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser over all parameters of `model`; its learning rate is set anew at every step.
+    """Build the optimizer over all parameters of `model`; the caller sets its learning rate at every step.
 
-    Its state is tensors only, by parameter: Adam's and AdamW's `step`, `exp_avg`, `exp_avg_sq`, LARS's
-    `momentum_buffer`.
+    The state of each parameter consists of tensors: `step`, `exp_avg`, `exp_avg_sq` of Adam and AdamW,
+    `momentum_buffer` of LARS.
     """
     rate, decay = config.learning_rate, config.weight_decay
     if config.name == "adam":
@@ -87,12 +96,15 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     return LARS(_groups(model, decay, {"adapted": False}), lr=rate)
 
 
-def _groups(model: nn.Module, weight_decay: float, spared: dict[str, Any]) -> list[dict[str, Any]]:
-    """Part the weights, which decay, from biases and norms, which do not and get the options in `spared`.
+def _groups(model: nn.Module, weight_decay: float, without_decay: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split the parameters into weights, which decay, and biases and norms, which get the options in `without_decay`.
 
-    Biases and norms are the parameters with one dimension, in the order in which the model names them.
+    Biases and norms are the parameters with one dimension. Both groups keep the model's order.
     """
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0, **spared}]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0, **without_decay},
+    ]
     return [group for group in groups if group["params"]]

@@ -35,6 +35,11 @@ def results(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     return {"y": y.detach(), "dx": x.grad, **gradients, **dict(norm.named_buffers())}
 
 
+def synchronized(norm: nn.Module) -> nn.Module:
+    model = synchronize_batch_norm(nn.Sequential(norm), torch.device("cpu"))
+    return model.get_submodule("0")
+
+
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.004}
 
 
@@ -44,8 +49,7 @@ def on_one_rank(rank: int, world: int, shares: list[int]) -> dict[torch.dtype, d
     found = {}
     for dtype in TOLERANCES:
         x, dy = batch(dtype)
-        model = synchronize_batch_norm(nn.Sequential(layer(parameters_of(dtype))), torch.device("cpu"))
-        found[dtype] = results(model[0], x[rows], dy[rows])
+        found[dtype] = results(synchronized(layer(parameters_of(dtype))), x[rows], dy[rows])
     return found
 
 
@@ -74,7 +78,7 @@ def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
 def test_is_plain_batch_norm_in_one_process() -> None:
     x, dy = batch(torch.float32)
     expected = results(layer(torch.float32), x, dy)
-    found = results(synchronize_batch_norm(nn.Sequential(layer(torch.float32)), torch.device("cpu"))[0], x, dy)
+    found = results(synchronized(layer(torch.float32)), x, dy)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

@@ -1,6 +1,7 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +104,7 @@ def test_warmup_beyond_the_run_is_refused() -> None:
         ("warmup_steps", -1),
     ],
 )
-def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
+def test_a_value_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"optim\.{name}={value} must"):
         OptimConfig(**{name: value})
 
