@@ -8,7 +8,7 @@ PACKAGES := infra sharding ssl_core evaluation launch
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sternum needs Python 3.11 or newer; run make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
@@ -29,7 +29,8 @@ check: install ## check lint rules, formatting, types and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/deptry $(PACKAGES)
+	$(BIN)/python -m tests.requirements > .venv/requirements.txt
+	$(BIN)/deptry $(PACKAGES) --requirements-files .venv/requirements.txt
 
 format: install ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .

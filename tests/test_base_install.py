@@ -58,7 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder = tmp_path_factory.mktemp("base")
     for name in ("infra", "sharding", "ssl_core", "evaluation", "launch"):
         shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "tree" / name)
     venv.create(folder / "venv", with_pip=True)
     base = Base(folder / "venv" / "bin", folder)
