@@ -33,7 +33,7 @@ def fail() -> None:
 
 
 def test_a_measurement_runs_in_a_process_of_its_own_whose_failure_is_one_line() -> None:
-    with pytest.raises(RuntimeError, match="^ValueError: no such thing$"):
+    with pytest.raises(RuntimeError, match=r"^ValueError: no such thing$"):
         loss.apart(fail)
 
 
