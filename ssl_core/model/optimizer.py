@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from infra.errors import require
-from infra.options import key, require_at_least, setting
+from infra.options import require_at_least, setting
 from ssl_core.model.lars import LARS
-from ssl_core.train_config import TrainConfig
 
 REFERENCE_BATCH: Final = 256  # samples; global batch for which a scaled learning rate is given (Goyal et al. 2017)
 
@@ -71,7 +70,7 @@ def learning_rate_at(config: OptimConfig, step: int, total_steps: int, global_ba
     require(
         config.warmup_steps < total_steps,
         f"{setting(config, 'warmup_steps')} must be below the {total_steps} steps of the run; "
-        f"try {total_steps // 10}, or raise {key(TrainConfig, 'epochs')}",
+        f"try {total_steps // 10}, or more epochs",
     )
     highest = base_rate(config, global_batch)
     if step < config.warmup_steps:
