@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ssl_core.model.encoder import ModelConfig, build_encoder
 MakeRun = Callable[..., Path]
 
 
-def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
+def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
     small = ProbeConfig(
         run_folder,
         ProbeData([str(folder)]),
@@ -34,7 +35,7 @@ def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
         folds=3,
         bootstrap_resamples=100,
     )
-    return replace(small, **changes)  # type: ignore[arg-type]
+    return replace(small, **changes)
 
 
 def rows_of(results: Results, preset: str) -> dict[str, ProbeResult]:
@@ -109,7 +110,7 @@ def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, s
     told = rows["view, sex and age"].scores.auc.value
     assert told > 0.65
     assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < told
-    assert rows["epoch 2, this data set or another"].kind == "source"
+    assert rows["epoch 2, this dataset or another"].kind == "source"
     assert not any(row.kind == "source" for row in results.rows_of(by_view))
     assert {one.attribute for one in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
 
@@ -165,12 +166,12 @@ def test_test_images_seen_in_pretraining_are_refused_or_allowed_and_marked(
     tmp_path: Path, shards: Path, make_run: MakeRun
 ) -> None:
     run = make_run(tmp_path / "run", shards, steps=(5,), splits=())
-    with pytest.raises(UserError, match="32 test images and 32 test patients were in the pretraining"):
+    with pytest.raises(UserError, match="pretraining saw 32 test images and 32 test patients"):
         probe(config_of(run, shards, controls=False))
     assert not (run / "results.json").exists()
     results = probe(config_of(run, shards, controls=False, allow_overlap=True))
     assert results.datasets[0].pretrained_images == 32
-    assert any("32 test images" in note and "were in the pretraining" in note for note in results.notes)
+    assert any("pretraining saw 32 test images" in note for note in results.notes)
 
 
 def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_preset(
@@ -199,7 +200,7 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"checkpoints": [7]}, "has none of epoch 7; its checkpoints are of 1, 2"),
+        ({"checkpoints": [7]}, "has none of epoch 7; it has checkpoints of epochs 1, 2"),
         ({"folds": 60}, "fewer than the 60 parts"),
     ],
 )

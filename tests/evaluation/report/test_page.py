@@ -90,12 +90,12 @@ def test_report_of_a_real_probe_shows_its_rows_beside_the_paper(run: Path, shard
 
 
 def test_report_has_every_section_and_figure_when_everything_was_measured(full_page: Page) -> None:
-    sections = ["scores", "selection", "training", "data", "configuration", "places"]
+    sections = ["scores", "selection", "training", "data", "configuration", "files"]
     assert full_page.attributes("section", "aria-labelledby") == full_page.attributes("h2", "id") == sections
     described = [words.partition(" ")[0] for words in full_page.attributes("img", "alt")]
     assert described == ["AUC", "Accuracy", "Reliability", "AUC", "Line:"]
     assert all(len(words) > 60 for words in full_page.attributes("img", "alt"))
-    for words in ("Brier score", "widest gap between two subgroups", "some development patients only", "regret"):
+    for words in ("Brier score", "widest gap between two subgroups", "only some development patients", "regret"):
         assert words in full_page.text
     assert "Chosen: epoch 20; its LiDAR of 7.7 is the highest of 6 checkpoints." in full_page.text
 
