@@ -234,7 +234,8 @@ def test_markdown_has_one_line_a_row_and_columns_of_one_width(table: Table) -> N
     lines = markdown(table).split("\n")
     assert len(lines) == len(table.cells) + 2
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].count("-:") == len(table.header) - table.text_columns
+    if table.cells:  # tabulate aligns no column that is empty
+        assert lines[1].count("-:") == len(table.header) - table.text_columns
 
 
 @given(tables)
