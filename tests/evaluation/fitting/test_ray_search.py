@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from evaluation.fitting.ray_search import search_with_ray
-from evaluation.fitting.search import FittedProbe, Float32, SearchProblem, search_serially
+from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
+from infra.arrays import Float32
 from infra.errors import RunFailed
 
 FOLDS = 3

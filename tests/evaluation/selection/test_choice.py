@@ -57,9 +57,11 @@ def test_last_and_random_are_judged_beside_the_measures() -> None:
     found = by_measure({"good": list(AUCS)})
     assert list(found) == ["good", LAST, RANDOM]
     assert found[LAST].chosen == "epoch 4"
-    assert values_of(found[LAST].regret) == (pytest.approx(0.02), None, None)
+    assert found[LAST].regret == Estimate(found[LAST].regret.value)
+    assert found[LAST].regret.value == pytest.approx(0.02)
     assert (found[RANDOM].chosen, found[RANDOM].rank_correlation) == ("-", None)
-    assert values_of(found[RANDOM].regret) == (pytest.approx((0.10 + 0.05 + 0.02) / 4), None, None)
+    assert found[RANDOM].regret == Estimate(found[RANDOM].regret.value)
+    assert found[RANDOM].regret.value == pytest.approx((0.10 + 0.05 + 0.02) / 4)
     assert {(verdict.dataset, verdict.preset) for verdict in found.values()} == {("cell", "rigorous")}
 
 
