@@ -26,7 +26,7 @@ def divided(data: Samples, dataset: str = "cell", preset: PresetName = "gazda202
     preset=st.sampled_from(list(PRESETS)),
     seed=st.integers(0, 2**31),
 )
-def test_no_patient_stands_on_both_sides_when_patients_have_many_images_of_both_classes_and_splits(
+def test_no_patient_is_in_two_parts_when_patients_have_many_images_of_both_classes_and_splits(
     sizes: list[int], sick: list[float], giant: bool, official: bool, preset: PresetName, seed: int
 ) -> None:
     if giant:

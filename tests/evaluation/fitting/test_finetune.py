@@ -170,8 +170,8 @@ def test_epoch_of_the_best_validation_auc_is_the_one_whose_network_scores(backbo
     )
     assert best.epoch != worst.epoch
     assert best.validation_auc > 1 - worst.validation_auc
-    for one in (best, worst):
-        assert np.array_equal(one.probabilities, one.validation)
+    for item in (best, worst):
+        assert np.array_equal(item.probabilities, item.validation)
 
 
 def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_seen_once_at_the_end(

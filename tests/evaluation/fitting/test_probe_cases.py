@@ -43,7 +43,7 @@ def made(images: int = 600, rounds: int = 1, sick: float = 0.4) -> ProbeCase:
     )  # fmt: skip
 
 
-def test_shuffled_labels_keep_shares_and_patients_but_tell_nothing() -> None:
+def test_shuffled_labels_keep_shares_and_patients_but_carry_no_information() -> None:
     case = made(rounds=2)
     dealt = shuffled_case(case, seed=3)
     for before, after, fold in zip(case.classes, dealt.classes, case.folds, strict=True):
@@ -57,7 +57,7 @@ def test_shuffled_labels_keep_shares_and_patients_but_tell_nothing() -> None:
     assert np.array_equal(dealt.classes, shuffled_case(case, seed=3).classes)
 
 
-def test_auc_of_shuffled_labels_is_one_half_when_the_features_tell_the_class() -> None:
+def test_auc_of_shuffled_labels_is_one_half_when_the_features_reveal_the_class() -> None:
     case = replace(made(images=300), task=task(replace(PRESETS["gazda2021"], c_grid=(0.1, 1.0))))
     values = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     values[case.rows] += 3 * case.classes[0][:, None]

@@ -51,7 +51,7 @@ def test_search_finds_what_scikit_learns_grid_search_finds(standardize: bool) ->
     assert found.probabilities == pytest.approx(peer.predict_proba(tested)[:, 1], abs=1e-6)
 
 
-def test_out_of_fold_probabilities_stand_in_the_order_of_the_development_rows() -> None:
+def test_out_of_fold_probabilities_are_in_the_order_of_the_development_rows() -> None:
     values, task = features(1), problem(rows=np.random.default_rng(0).permutation(120))
     task = replace(task, classes=task.rows % 2)
     found = search_serially({"x": values}, {"probe": task})["probe"]

@@ -136,7 +136,7 @@ def test_report_of_controls_alone_says_that_no_checkpoint_was_probed(run: Path) 
     assert "cell, rigorous: no checkpoint was probed." in page_of(run, only).text
 
 
-def test_report_asks_nothing_of_the_network_and_names_each_id_once(full_run: Path, full_page: Page) -> None:
+def test_report_loads_nothing_from_the_network_and_uses_each_id_once(full_run: Path, full_page: Page) -> None:
     assert ("html", {"lang": "en"}) in full_page.tags
     links = [values.get(name) for _, values in full_page.tags for name in ("src", "href") if values.get(name)]
     assert links
@@ -196,7 +196,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["results.json", "selection.json"])
-def test_files_that_are_not_ours_are_refused(run: Path, name: str) -> None:
+def test_invalid_files_are_refused(run: Path, name: str) -> None:
     (run / name).write_text("{}")
     with pytest.raises(UserError, match=rf"{name} cannot be read.*probe the run again"):
         report(run)

@@ -61,7 +61,7 @@ def test_f1_of_the_paper_is_that_of_the_healthy_class() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "auc"), [(1, "96.6"), (10, "96.9"), (100, "97.7")])
-def test_paper_stands_under_our_rows_with_the_fraction_of_the_run(fraction: int, auc: str) -> None:
+def test_paper_row_follows_our_rows_with_the_fraction_of_the_run(fraction: int, auc: str) -> None:
     *ours, paper = cells_of(made_results(fraction_percent=fraction))
     assert [row[1] for row in ours][:2] == ["32 x 32 raw pixels", "border of the image"]
     assert (paper[1], paper[HEADER.index("AUC")]) == (f"paper, {fraction} % of CheXpert", auc)
@@ -79,7 +79,7 @@ def test_paper_stands_under_our_rows_with_the_fraction_of_the_run(fraction: int,
     ],
     ids=["another protocol", "simulated", "another dataset", "balanced otherwise"],
 )
-def test_paper_does_not_stand_beside_what_does_not_compare(dataset: Dataset) -> None:
+def test_paper_row_is_absent_if_it_does_not_compare(dataset: Dataset) -> None:
     results = made_results([dataset])
     assert "paper" not in {row.style for row in score_rows(results, dataset, results.rows)}
     assert PAPER_NOTE not in results.notes
@@ -141,14 +141,14 @@ def test_note_says_how_shuffled_labels_score(auc: Estimate, words: str) -> None:
     assert words in note
 
 
-def test_notes_speak_of_convergence_and_edges_where_there_are_such() -> None:
+def test_notes_mention_convergence_and_edges_only_if_they_occur() -> None:
     by_paper, strict = made_results([made_dataset("gazda2021")]), made_results([made_dataset("rigorous")])
     for words in ("Some fits reached the iteration limit", "* C is an end of the grid"):
         assert any(words in note for note in by_paper.notes)
         assert not any(words in note for note in strict.notes)
 
 
-def test_description_counts_both_parts_or_the_whole_when_all_is_tested_in_turn() -> None:
+def test_description_counts_both_parts_or_the_whole_in_cross_validation() -> None:
     official = describe(made_dataset("gazda2021", excluded={"label uncertain": 3, "both labels": 0}))
     assert official.startswith("cell, gazda2021: official split; development 5232 images of 2790 patients (3883 PNEUM")
     assert official.endswith("; left out: 3 label uncertain")
@@ -157,7 +157,7 @@ def test_description_counts_both_parts_or_the_whole_when_all_is_tested_in_turn()
     assert "development" not in crossed
 
 
-def test_details_are_those_that_were_measured() -> None:
+def test_detail_tables_show_only_what_was_measured() -> None:
     results = made_results()
     by_paper, strict = results.datasets
     assert detail_tables(results, by_paper) == []

@@ -195,7 +195,7 @@ def test_difference_of_equal_probes_is_nothing() -> None:
     assert auc_difference(predictions, predictions, resamples=0, seed=0) == Estimate(0.0)
 
 
-def test_difference_is_told_more_sharply_when_patients_are_drawn_in_pairs() -> None:
+def test_difference_is_more_precise_when_patients_are_drawn_in_pairs() -> None:
     one = _clustered(5, patients=60, images=2)
     noise = 0.5 * np.random.default_rng(5).normal(size=120)
     other = replace(one, probabilities=expit(np.log(one.probabilities / (1 - one.probabilities)) + noise))
@@ -210,12 +210,12 @@ def test_difference_is_told_more_sharply_when_patients_are_drawn_in_pairs() -> N
 
 
 def _coverage(
-    data_sets: int, resamples: int, *, patients: int = 60, auc: float = 0.85, by_image: bool = False
+    datasets: int, resamples: int, *, patients: int = 60, auc: float = 0.85, by_image: bool = False
 ) -> dict[str, float]:
-    """What share of the intervals hold the truth, over data sets of patients with 4 images each."""
+    """What share of the intervals hold the truth, over datasets of patients with 4 images each."""
     rate = norm.cdf(_shift(auc) / 2)  # both rates, as the threshold lies halfway between the classes
     covers: dict[str, list[bool]] = {"auc": [], "sen": [], "spe": []}
-    for seed in range(data_sets):
+    for seed in range(datasets):
         said = _clustered(seed, patients, 4, auc)
         if by_image:
             said = replace(said, patients=np.arange(4 * patients))

@@ -114,7 +114,7 @@ def test_resamples_without_an_auc_are_left_out() -> None:
     assert (alone.regret.low, alone.regret.high) == (None, None)
 
 
-def test_correlation_is_none_where_there_is_none() -> None:
+def test_correlation_is_none_if_it_is_undefined() -> None:
     assert by_measure({"constant": [1.0, 1.0, 1.0, 1.0]})["constant"].rank_correlation is None
     assert by_measure({"constant": [1.0, 1.0, 1.0, 1.0]})["constant"].chosen == "epoch 4"
     assert by_measure({"measure": [1.0, 2.0]}, np.array([0.7, 0.8]))["measure"].rank_correlation is None
@@ -148,7 +148,7 @@ def test_choice_among_nearly_equal_ones_is_the_last() -> None:
     assert choose_checkpoint({"epoch 1": healthy(-3), "epoch 2": healthy(-2.96)})[0] == "epoch 1"
 
 
-def test_choice_is_none_that_has_collapsed() -> None:
+def test_choice_skips_collapsed_checkpoints() -> None:
     dead = healthy(-3) | {"constant dimensions": 0.95}
     chosen, why = choose_checkpoint(
         {"epoch 1": healthy(-2), "epoch 2": healthy(-1), "epoch 3": collapsed(-4), "epoch 4": dead}

@@ -66,7 +66,7 @@ def test_alpha_of_few_directions_is_far_above_one() -> None:
 
 
 @pytest.mark.parametrize("directions", [1, 4, 16])
-def test_lidar_is_the_number_of_directions_that_tell_samples_apart(directions: int) -> None:
+def test_lidar_is_the_number_of_directions_that_separate_samples(directions: int) -> None:
     """The other dimensions vary as much, but by the view: RankMe counts them and LiDAR does not."""
     tells = np.arange(32) < directions
     views = samples_and_noise(np.random.default_rng(0), np.where(tells, 10.0, 0.0), np.where(tells, 0.1, 10.0))

@@ -23,7 +23,7 @@ def seen_but(labeled_set: LabeledSet, patients: int) -> PretrainingSamples:
     return PretrainingSamples(np.empty(0, np.uint64), np.setdiff1d(ids, unseen))
 
 
-def test_held_out_images_are_of_unseen_patients_or_said_to_be_all(shards: Path) -> None:
+def test_measured_images_are_of_unseen_patients_or_described_as_all(shards: Path) -> None:
     [labeled_set] = open_labeled_sets(ProbeData([str(shards)]))
     images = unseen_images([labeled_set], seen_but(labeled_set, 110))
     assert (
