@@ -32,8 +32,9 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGro
 
 from benchmarks.common import machine, table
 from evaluation.fitting.ray_search import ray_session, search_with_ray
-from evaluation.fitting.search import Floats, Floats32, SearchProblem, search_serially
+from evaluation.fitting.search import SearchProblem, search_serially
 from evaluation.results.presets import PRESETS
+from infra.arrays import Float32, Float64
 from infra.files import write_atomic
 from infra.rng import uniform
 
@@ -54,7 +55,7 @@ class Found(NamedTuple):
     auc: float
 
 
-Case = tuple[dict[str, Floats32], dict[str, SearchProblem]]
+Case = tuple[dict[str, Float32], dict[str, SearchProblem]]
 
 
 def make_case(images: list[int], size: int) -> Case:
@@ -81,13 +82,13 @@ def patients(count: int) -> Any:
     return np.arange(count) // 2
 
 
-def normal(stream: str, epoch: int, count: int, width: int) -> Floats:
+def normal(stream: str, epoch: int, count: int, width: int) -> Float64:
     """Draw standard normal numbers (count, width)."""
-    values: Floats = ndtri(uniform(0, f"benchmark-{stream}", np.arange(count, dtype=np.uint64), epoch, width))
+    values: Float64 = ndtri(uniform(0, f"benchmark-{stream}", np.arange(count, dtype=np.uint64), epoch, width))
     return values
 
 
-def make_features(classes: Any, size: int, number: int, distance: float) -> Floats32:
+def make_features(classes: Any, size: int, number: int, distance: float) -> Float32:
     """Return what a pooled ReLU layer looks like: not negative, correlated, the class in a few directions of many."""
     latents = normal("latents", number, len(classes), _LATENTS)
     latents[:, :8] += distance * classes[:, None]

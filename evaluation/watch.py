@@ -1,4 +1,4 @@
-"""Probing a live pretraining: each new checkpoint as it appears, so that TensorBoard shows what the backbone learns."""
+"""Probes a live pretraining: each new checkpoint as it appears, so that TensorBoard shows what the backbone learns."""
 
 import fcntl
 import time
@@ -12,69 +12,83 @@ from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
 from infra.files import locked
 from infra.log import say
+from infra.options import setting
 from infra.status import Status, read_status
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 
 POLL_S: Final = 5.0
-RESTART_S: Final = 600.0  # in which a run that failed or was killed may be started again; supervise takes seconds
+RESTART_S: Final = 600.0  # time to restart a run that failed or was killed; supervise takes seconds
 
 
 def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None] = lambda _: None) -> Results:
-    """Probe as checkpoints appear, until the run has ended; then once more with all that only the last one is asked.
+    """Probe checkpoints as they appear until the run has ended, then once more with everything for the last one.
 
-    `each` gets the results after every round. A run ends when its status says finished or refused. One that failed, or
-    was killed, has ended when nobody takes it up for `RESTART_S`; one that is paused or preempted is waited for, since
-    the same command goes on with it. Raises what `probe` raises, UserError when there is no such folder, and RunFailed
-    when the run ended without a checkpoint.
+    A run ends when its status says finished or refused. A run that failed or was killed has ended if it is not
+    restarted within `RESTART_S`. A paused or preempted run is waited for, because the same command resumes it.
+
+    Args:
+        config: the options
+        command: the command line, recorded in the results
+        each: called with the results after every round
+
+    Returns:
+        The final results.
+
+    Raises:
+        UserError: if the folder does not exist, or as `probe` raises it.
+        RunFailed: if the run ended without a checkpoint, or as `probe` raises it.
     """
     run = config.run_folder
-    require(run.is_dir(), f"run_folder={run} does not exist; name the folder of a pretraining that has been started")
+    require(
+        run.is_dir(),
+        f"{setting(config, 'run_folder')} does not exist; name the folder of a pretraining that has started",
+    )
     prober: Prober | None = None
     probed = -1
-    held_s, looking_s = 0.0, time.time()  # when the run was last seen to be held, since when it is being looked at
+    held_s, watching_s = 0.0, time.time()  # when the run last held its lock, and since when it is watched
     with locked(run / "features", "probing"):
         while True:
             status = read_status(run)
-            if _is_held(run):
+            if _is_locked(run):
                 held_s = time.time()
-            ended = status is not None and _is_over(status, held_s, looking_s)
-            there = find_checkpoints(run)
-            newest = max((checkpoint.step for checkpoint in there), default=-1)
+            ended = status is not None and _is_over(status, held_s, watching_s)
+            checkpoints = find_checkpoints(run)
+            newest = max((checkpoint.step for checkpoint in checkpoints), default=-1)
             if newest < 0 and ended:
                 raise RunFailed(f"the run in {run} has ended without a checkpoint; {status.message if status else ''}")
             if newest > probed or (ended and prober is not None):
                 prober = prober or Prober(config, command)
                 say(f"probing the checkpoints up to step {newest}")
                 try:
-                    found = prober.probe(whole=ended)
+                    results = prober.probe(final=ended)
                 except (RunFailed, UserError):
-                    # Retention may have removed a checkpoint between its discovery and its reading: look again.
-                    if set(there) <= set(find_checkpoints(run)):
+                    # Retention may have removed a checkpoint after it was found: look again.
+                    if set(checkpoints) <= set(find_checkpoints(run)):
                         raise
                     continue
                 probed = newest
-                each(found)
+                each(results)
                 if ended:
-                    return found
-                looking_s = time.time()
+                    return results
+                watching_s = time.time()
             time.sleep(POLL_S)
 
 
-def _is_over(status: Status, held_s: float, looking_s: float) -> bool:
-    """Tell whether a run has ended; held_s: when it last was in use, looking_s: since when that is being looked at."""
+def _is_over(status: Status, held_s: float, watching_s: float) -> bool:
+    """Return whether a run has ended, given when it last held its lock and since when it is watched."""
     if status.state in ("finished", "refused"):
         return True
     if status.state not in ("failed", "running"):
         return False
-    since_s = status.time_s if status.state == "failed" else looking_s  # a run that is killed leaves `running`
+    since_s = status.time_s if status.state == "failed" else watching_s  # a killed run leaves the status `running`
     return time.time() - max(since_s, held_s) > RESTART_S
 
 
-def _is_held(run: Path) -> bool:
-    """Tell whether a pretraining holds the lock of its folder (`infra.files.locked`).
+def _is_locked(run: Path) -> bool:
+    """Return whether a pretraining holds the lock of its folder (`infra.files.locked`).
 
-    The lock is taken for microseconds only, since a run that starts in them would be refused. A lock that cannot be
-    looked at counts as held.
+    The check holds the lock for microseconds only, because a run that starts in the meantime would be refused. A lock
+    that cannot be read counts as held.
     """
     try:
         with (run / ".lock").open("rb") as lock:

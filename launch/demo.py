@@ -101,17 +101,19 @@ def _pretrain(*arguments: str) -> None:
     gpus = min(torch.cuda.device_count(), 16)
     processes = 2 ** (gpus.bit_length() - 1) if gpus else 2  # the configuration's 16 lanes are shared evenly
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "launch.pretrain"]
-    _run(["torchrun", *torchrun[1:], *arguments], [sys.executable, "-m", *torchrun, *arguments])
+    words = [*torchrun, *arguments]
+    _run(
+        ["torchrun", *words[1:]], [sys.executable, "-m", *words], OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")
+    )
 
 
 def _command(*words: str) -> None:
     _run(["sternum", *words], [sys.executable, "-m", "launch", *words])
 
 
-def _run(shown: list[str], command: list[str]) -> None:
+def _run(shown: list[str], command: list[str], **environment: str) -> None:
     say(f"\n$ {shlex.join(shown)}")
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    code = subprocess.run(command, env=environment, check=False).returncode
+    code = subprocess.run(command, env=os.environ | environment, check=False).returncode
     if code:
         raise RunFailed(f"the demo stopped, since `{shlex.join(shown)}` ended with exit code {code}; see above why")
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
-from evaluation.report.details import detail_tables
-from evaluation.report.selected import selection_tables
-from evaluation.report.tables import HEADER, Table, markdown, score_table
+from evaluation.report.detail_tables import detail_tables
+from evaluation.report.score_table import score_rows, score_table
+from evaluation.report.selection_tables import selection_tables
+from evaluation.report.tables import Table, markdown
 from evaluation.results.notes import describe
 from evaluation.results.results import Results
 from evaluation.results.selection import read_selection
@@ -48,14 +49,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print_scores(results: Results) -> None:
     for dataset in results.datasets:
-        cells = score_table(results, dataset, results.rows_of(dataset))
-        sys.stdout.write(f"\n{describe(dataset)}\n\n{markdown(HEADER, cells)}\n")
+        table = score_table(describe(dataset), score_rows(results, dataset, results.rows_of(dataset)))
+        sys.stdout.write(f"\n{table.caption}\n\n{markdown(table)}\n")
     sys.stdout.flush()
 
 
 def _print_tables(tables: Sequence[Table]) -> None:
     for table in tables:
-        sys.stdout.write(f"\n{table.caption}\n\n{markdown(table.header, table.cells, table.text_columns)}\n")
+        sys.stdout.write(f"\n{table.caption}\n\n{markdown(table)}\n")
         sys.stdout.write("".join(f"{note}\n" for note in table.notes))
 
 

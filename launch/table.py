@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.report.table_iii import table_iii
-from evaluation.report.tables import csv, latex, markdown
+from evaluation.report.tables import csv_text, latex, markdown
 from evaluation.results.presets import PresetName
 from evaluation.results.results import Results, read_results
 from infra.config import parse
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     table = table_iii(_read(config.runs, config.preset), config.preset)
     notes = [f"- {note}" for note in table.notes]
-    text = "\n".join([markdown(table.header, table.cells, table.text_columns), "", table.caption, "", *notes]) + "\n"
+    text = "\n".join([markdown(table), "", table.caption, "", *notes]) + "\n"
     out = config.out or config.runs[0]
     write_atomic(out / "table3.md", text)
-    write_atomic(out / "table3.csv", csv(table.header, table.cells))
+    write_atomic(out / "table3.csv", csv_text(table))
     write_atomic(out / "table3.tex", latex(table))
     sys.stdout.write(text)
     say(f"wrote {out / 'table3.md'}, table3.csv and table3.tex")

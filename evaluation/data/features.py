@@ -1,4 +1,4 @@
-"""Frozen features of every sample of a dataset, extracted once and kept under a hash of all they depend on."""
+"""Frozen features: their extraction by a backbone, and their files, named by a hash of all inputs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,20 +13,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from infra.arrays import Float32, UInt64
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.log import say
 
-Floats = npt.NDArray[np.float32]
-Hashes = npt.NDArray[np.uint64]
-
 RAW_PIXELS_PX: Final = 32
-_VERSION: Final = 1  # of what is hashed and stored; raise it when extraction changes what it computes
+_VERSION: Final = 1  # of the hash and the files; raise it when extraction computes something else
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a backbone's input: whole, size_px square, (gray level / 255 - mean) / std."""
+    """Input of a backbone: the whole image, size_px square, (gray level / 255 - mean) / std.
+
+    The hash of the features covers the text of this record, so renaming a field extracts everything again.
+    """
 
     size_px: int
     mean: float
@@ -35,7 +36,7 @@ class Preprocessing:
 
 
 class RawPixels(nn.Module):
-    """The control without a network: the input, averaged down to 32 x 32 pixels: (N, 1, H, W) -> (N, 1024)."""
+    """The control without a network: the input averaged down to 32 x 32 pixels, (N, 1, H, W) -> (N, 1024)."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the pixels of a batch of images."""
@@ -43,8 +44,17 @@ class RawPixels(nn.Module):
 
 
 @torch.inference_mode()
-def extract(backbone: nn.Module, batches: Iterable[Tensor], device: torch.device) -> Floats:
-    """Return a frozen backbone's features (N, D) of batches of images (n, 1, size, size), in evaluation mode."""
+def extract(backbone: nn.Module, batches: Iterable[Tensor], device: torch.device) -> Float32:
+    """Run a frozen backbone in evaluation mode.
+
+    Args:
+        backbone: maps images (n, 1, size, size) to features (n, D)
+        batches: batches of images
+        device: where the backbone runs
+
+    Returns:
+        Features (N, D) of all images.
+    """
     backbone = backbone.to(device).eval()
     parts = [backbone(images.to(device)).float().cpu().numpy() for images in batches]
     return np.concatenate(parts)
@@ -60,33 +70,34 @@ def fingerprint(backbone: nn.Module, data_identity: str, preprocessing: Preproce
     return digest.hexdigest()
 
 
-def store(path: Path, values: npt.NDArray[Any], ids: Hashes) -> None:
-    """Write features (N, D), or other values (N,), with the samples' ids (N,) as safetensors, atomically."""
-    content: bytes = safetensors.numpy.save({"features": values, "sample": ids})
-    write_atomic(path, content)
+def store(path: Path, values: npt.NDArray[Any], ids: UInt64) -> None:
+    """Write values (N, ...) with the ids (N,) of their samples as safetensors, atomically."""
+    write_atomic(path, safetensors.numpy.save({"features": values, "sample": ids}))
 
 
-def load_stored(path: Path, ids: Hashes) -> npt.NDArray[Any] | None:
-    """Return what is stored for exactly these samples, None where there is nothing.
+def load_stored(path: Path, ids: UInt64) -> npt.NDArray[Any] | None:
+    """Return the stored values of exactly these samples.
 
-    A damaged file is named and counts as none, so that it is made again.
+    Returns:
+        The values (N, ...), None if there is no such file or it belongs to other samples. A damaged file counts as
+        missing, with a warning, so that the caller writes it again.
     """
     try:
         tensors = safetensors.numpy.load(path.read_bytes())
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError) as error:
-        say(f"warning: {path} cannot be read ({error}); making it again")
+        say(f"warning: {path} cannot be read ({error}); computing its content again")
         return None
     values = tensors["features"]
     return values if np.array_equal(tensors["sample"], ids) else None
 
 
-def require_finite(values: Floats, what: str) -> None:
-    """Raise UserError when a feature is not a finite number."""
-    bad = int((~np.isfinite(values)).any(axis=1).sum())
-    if bad:
+def require_finite(values: Float32, name: str) -> None:
+    """Raise UserError unless all features (N, D) are finite; `name` says whose they are."""
+    damaged = int((~np.isfinite(values)).any(axis=1).sum())
+    if damaged:
         raise UserError(
-            f"the features of {what} are not finite for {bad} of {len(values)} images; its training diverged or its "
-            "weights are damaged: choose other checkpoints"
+            f"the features of {name} are not finite for {damaged} of {len(values)} images; its training diverged or "
+            "its weights are damaged: choose other checkpoints"
         )

@@ -1,24 +1,27 @@
-"""What shards say about the samples of a labeled dataset."""
+"""Metadata of the samples of a labeled dataset."""
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Hashes = npt.NDArray[np.uint64]
+from infra.arrays import UInt64
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What the shards say of a dataset's N samples, in their order.
+    """Metadata of a dataset's N samples, in packed order; None means that the dataset does not say.
 
-    ids, patient_ids: (N,) the hashes of the index, unique across datasets. splits: the official one, or None.
-    labels: upstream's names -> 1 present, 0 absent, -1 uncertain, None not mentioned. views, sexes, ages (in years):
-    None where the dataset does not tell.
+    Attributes:
+        ids: (N,) hashes of the samples, unique across datasets
+        patient_ids: (N,) hashes of the patients, unique across datasets
+        patients: patient names
+        splits: official split
+        labels: upstream label -> 1 present, 0 absent, -1 uncertain, None not mentioned
+        views: projection
+        sexes: "F" or "M"
+        ages: in years
     """
 
-    ids: Hashes
-    patient_ids: Hashes
+    ids: UInt64
+    patient_ids: UInt64
     patients: list[str]
     splits: list[str | None]
     labels: list[dict[str, int | None]]

@@ -1,60 +1,89 @@
-"""What becomes a row of the table: features, with the classes and parts on which they are probed, round by round."""
+"""Probe cases: features with the classes and parts on which they are probed, round by round; each becomes a row."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import sklearn
 
-from evaluation.data.feature_sources import FeatureMatrix, FeatureSource
-from evaluation.data.labeled_sets import ProbeTask
-from evaluation.data.protocol import Bools, Ints, divide
+from evaluation.data.cohort import divide
+from evaluation.data.feature_matrix import FeatureMatrix
+from evaluation.data.feature_sources import FeatureSource
+from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.search import SearchProblem
 from evaluation.results.presets import Preset
-from evaluation.results.results import Kind
+from evaluation.results.results import ProbeKind, TaskKey
+from infra.arrays import Bool, Int64
 from infra.rng import permutation
 
-UNUSED: Final = -2  # the fold of an image that takes no part in a round
+UNUSED: Final = -2  # fold of an image that takes no part in a round
 FEW_PERCENT: Final = (1, 5, 10, 25)
 _FEW_DRAWS: Final = 5
 _FEW_FOLDS: Final = 3
-_VERSION: Final = 1  # of how classifiers are fitted; raise it when that changes, so that kept ones are fitted again
+_VERSION: Final = 1  # of how classifiers are fitted; raise it when that changes, so that cached ones are fitted again
 
 
-@dataclass(frozen=True)
-class ProbeCase:
-    """One feature set on one dataset and preset.
+class Round(NamedTuple):
+    """One round of a probe case.
 
-    dataset, name: as in the row. rows: (n,) rows of the features. classes, folds: (rounds, n); folds are from 0 in the
-    development part, -1 in the test part, UNUSED elsewhere. patients: (n,).
+    Attributes:
+        name: name in messages and in the search, unique within a probe
+        identity: hash of everything that the fitted probe depends on
+        problem: the problem to solve
     """
 
-    dataset: str
-    preset_name: str
-    preset: Preset
     name: str
-    kind: Kind
+    identity: str
+    problem: SearchProblem
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeCase:
+    """One feature set on one task; compared by identity.
+
+    Attributes:
+        task: the task
+        name: name of the features, as in the tables
+        kind: what the case scores
+        epoch: epoch of a checkpoint
+        step: step of a checkpoint
+        matrix: the features
+        rows: (n,) rows of the matrix
+        patients: (n,) codes
+        classes: (rounds, n) 0 or 1
+        folds: (rounds, n) from 0 in the development part, -1 in the test part, UNUSED elsewhere
+    """
+
+    task: ProbeTask
+    name: str
+    kind: ProbeKind
     epoch: float | None
     step: int | None
-    stored: FeatureMatrix
-    rows: Ints
-    patients: Ints
-    classes: Ints
-    folds: Ints
+    matrix: FeatureMatrix
+    rows: Int64
+    patients: Int64
+    classes: Int64
+    folds: Int64
 
     @property
-    def key(self) -> str:
-        """What tells it from all other entries of a probe."""
-        return f"{self.name} on {self.dataset} ({self.preset_name})"
+    def key(self) -> TaskKey:
+        """Label of the dataset and name of the preset."""
+        return self.task.key
 
-    def problems(self) -> Iterator[tuple[str, str, SearchProblem]]:
-        """Yield for each round what it is called, a hash of all its outcome depends on, and the problem."""
+    @property
+    def preset(self) -> Preset:
+        """The protocol of the task."""
+        return self.task.preset
+
+    def rounds(self) -> Iterator[Round]:
+        """Yield the problem of each round."""
+        case = f"{self.name} on {self.key.dataset} ({self.key.preset})"
         for number, (classes, fold) in enumerate(zip(self.classes, self.folds, strict=True), start=1):
             used = fold != UNUSED
             problem = SearchProblem(
-                features=self.stored.identity,
+                features=self.matrix.identity,
                 rows=self.rows[used],
                 classes=classes[used],
                 fold=fold[used],
@@ -62,7 +91,7 @@ class ProbeCase:
                 c_grid=self.preset.c_grid,
                 max_iterations=self.preset.max_iterations,
             )
-            yield f"{self.key}, round {number} of {len(self.folds)}", _identity(problem), problem
+            yield Round(f"{case}, round {number} of {len(self.folds)}", _identity(problem), problem)
 
 
 def _identity(problem: SearchProblem) -> str:
@@ -73,18 +102,16 @@ def _identity(problem: SearchProblem) -> str:
     return digest.hexdigest()
 
 
-def probe_case(target: ProbeTask, source: FeatureSource, stored: FeatureMatrix) -> ProbeCase:
-    """Return the entry of features on a target's own classes and parts."""
-    cohort = target.cohort
+def probe_case(task: ProbeTask, source: FeatureSource, matrix: FeatureMatrix) -> ProbeCase:
+    """Return the case of a source's features on the classes and parts of a task."""
+    cohort = task.cohort
     return ProbeCase(
-        dataset=target.facts.label,
-        preset_name=target.facts.preset,
-        preset=target.preset,
+        task=task,
         name=source.name,
         kind=source.kind,
         epoch=source.epoch,
         step=source.step,
-        stored=stored,
+        matrix=matrix,
         rows=cohort.rows,
         patients=cohort.patients,
         classes=np.tile(cohort.classes, (len(cohort.folds), 1)),
@@ -92,34 +119,36 @@ def probe_case(target: ProbeTask, source: FeatureSource, stored: FeatureMatrix) 
     )
 
 
-def derived_case(of: ProbeCase, name: str, kind: Kind, stored: FeatureMatrix | None = None) -> ProbeCase:
-    """Return a control on the same classes and parts, with other features if any are given."""
-    return replace(of, name=name, kind=kind, epoch=None, step=None, stored=stored or of.stored)
+def derived_case(case: ProbeCase, name: str, kind: ProbeKind, matrix: FeatureMatrix | None = None) -> ProbeCase:
+    """Return a control on the same classes and parts, with other features if given."""
+    return replace(case, name=name, kind=kind, epoch=None, step=None, matrix=matrix or case.matrix)
 
 
-def shuffled_case(of: ProbeCase, seed: int) -> ProbeCase:
-    """Return the entry with the patients' classes dealt out anew: its AUC must be about 0.5, else something leaks.
+def shuffled_case(case: ProbeCase, seed: int) -> ProbeCase:
+    """Return the case with the classes dealt to other patients: its AUC must be about 0.5, otherwise something leaks.
 
-    Within every fold and the test part a patient gets the classes of another one's images, so parts keep their shares
-    and the images of a patient stay alike.
+    Within each fold and the test part, a patient gets the classes of another patient's images. So parts keep their
+    shares of the classes, and the images of a patient stay alike.
     """
-    classes = np.stack([_dealt(*pair, of.patients, seed, number) for number, pair in enumerate(_pairs(of))])
-    return replace(derived_case(of, f"{of.name}, shuffled labels", "shuffled"), classes=classes)
+    classes = np.stack(
+        [_shuffle(*pair, case.patients, seed, number) for number, pair in enumerate(_classes_and_folds(case))]
+    )
+    return replace(derived_case(case, f"{case.name}, shuffled labels", "shuffled"), classes=classes)
 
 
-def _pairs(of: ProbeCase) -> Iterator[tuple[Ints, Ints]]:
-    yield from zip(of.classes, of.folds, strict=True)
+def _classes_and_folds(case: ProbeCase) -> Iterator[tuple[Int64, Int64]]:
+    yield from zip(case.classes, case.folds, strict=True)
 
 
-def _dealt(classes: Ints, fold: Ints, patients: Ints, seed: int, number: int) -> Ints:
+def _shuffle(classes: Int64, fold: Int64, patients: Int64, seed: int, number: int) -> Int64:
     dealt = classes.copy()
     for part in np.unique(fold):
         inside = np.flatnonzero(fold == part)
         images = [inside[patients[inside] == code] for code in np.unique(patients[inside])]
         for attempt in range(100):  # a part in which one patient has most images may come out with one class
             order = permutation(len(images), seed, f"probe-shuffle-{part}", number, attempt)
-            for own, other in zip(images, order, strict=True):
-                dealt[own] = np.resize(classes[images[other]], len(own))
+            for receiver, giver in zip(images, order, strict=True):
+                dealt[receiver] = np.resize(classes[images[giver]], len(receiver))
             if len(np.unique(dealt[inside])) == 2:
                 break
         else:
@@ -128,22 +157,26 @@ def _dealt(classes: Ints, fold: Ints, patients: Ints, seed: int, number: int) ->
 
 
 def dataset_source_case(
-    targets: Sequence[ProbeTask], stored: Mapping[str, FeatureMatrix], of: ProbeCase, both: FeatureMatrix
+    case: ProbeCase, tasks: Sequence[ProbeTask], matrices: Mapping[str, FeatureMatrix], stacked: FeatureMatrix
 ) -> ProbeCase:
-    """Return the entry that tells a dataset's images from those of the other datasets, with the features `of` has.
+    """Return the case that tells the images of a dataset from those of other datasets.
 
-    stored: the features of each dataset, by the label of its folder; both: these below each other, in that order.
+    Args:
+        case: names the features and the dataset
+        tasks: one task of each dataset
+        matrices: these features of each dataset, by its label
+        stacked: the same features stacked in that order
     """
-    first = dict(zip(stored, _starts(stored), strict=True))
+    starts = _starts(matrices)
     rows, patients, classes, folds = [], [], [], []
-    for number, target in enumerate(targets):
-        cohort = target.cohort
-        rows.append(cohort.rows + first[target.packed.label])
-        patients.append(cohort.patients * len(targets) + number)
-        classes.append(np.full(len(cohort.rows), int(target.facts.label == of.dataset)))
+    for number, task in enumerate(tasks):
+        cohort = task.cohort
+        rows.append(cohort.rows + starts[task.labeled_set.label])
+        patients.append(cohort.patients * len(tasks) + number)
+        classes.append(np.full(len(cohort.rows), int(task is case.task)))
         folds.append(cohort.folds[0])
     return replace(
-        derived_case(of, f"{of.name}, this data set or another", "source", both),
+        derived_case(case, f"{case.name}, this dataset or another", "source", stacked),
         rows=np.concatenate(rows),
         patients=np.concatenate(patients),
         classes=np.concatenate(classes)[None],
@@ -151,39 +184,41 @@ def dataset_source_case(
     )
 
 
-def _starts(stored: Mapping[str, FeatureMatrix]) -> list[int]:
-    sizes = [len(one.values) for one in stored.values()]
-    return [sum(sizes[:number]) for number in range(len(sizes))]
+def _starts(matrices: Mapping[str, FeatureMatrix]) -> dict[str, int]:
+    """Return the first row of each dataset when their matrices are stacked."""
+    sizes = [len(matrix.values) for matrix in matrices.values()]
+    return {label: sum(sizes[:number]) for number, label in enumerate(matrices)}
 
 
-def few_labels_case(of: ProbeCase, percent: int, seed: int) -> ProbeCase | None:
-    """Return the entry fitted to the labels of some development patients only, one draw of them a round.
+def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | None:
+    """Return the case fitted to the labels of only some development patients, one draw of patients per round.
 
-    So many percent of the patients of each class, at least three, the same ones among more; C is chosen among them
-    alone. With one test part there are five draws, else one for each part. None where so few patients cannot be
-    divided into three folds that hold both classes.
+    A draw takes `percent` of the patients of each class, at least three; a larger draw contains the smaller ones. C is
+    chosen among them alone. A task with one test part has five draws, otherwise each part has one.
+
+    Returns:
+        The case, None if so few patients cannot form three folds with both classes.
     """
-    rounds = [
-        (pair[0], pair[1], draw) for pair in _pairs(of) for draw in range(_FEW_DRAWS if len(of.folds) == 1 else 1)
-    ]
+    draws = range(_FEW_DRAWS if len(case.folds) == 1 else 1)
+    rounds = [(classes, fold, draw) for classes, fold in _classes_and_folds(case) for draw in draws]
     folds = [
-        _few(classes, fold, of.patients, percent, seed, f"probe-few-{number}-{draw}")
+        _few_folds(classes, fold, case.patients, percent, seed, f"probe-few-{number}-{draw}")
         for number, (classes, fold, draw) in enumerate(rounds)
     ]
     if any(fold is None for fold in folds):
         return None
     return replace(
-        of,
-        name=f"{of.name}, {percent} % of the labels",
+        case,
+        name=f"{case.name}, {percent} % of the labels",
         classes=np.stack([classes for classes, _, _ in rounds]),
         folds=np.stack([fold for fold in folds if fold is not None]),
     )
 
 
-def _few(classes: Ints, fold: Ints, patients: Ints, percent: int, seed: int, stream: str) -> Ints | None:
-    """(n,) new folds: -1 in the test part, from 0 among the patients drawn, UNUSED elsewhere."""
+def _few_folds(classes: Int64, fold: Int64, patients: Int64, percent: int, seed: int, stream: str) -> Int64 | None:
+    """Return (n,) new folds: -1 in the test part, from 0 among the patients drawn, UNUSED elsewhere."""
     develops = fold >= 0
-    drawn: Bools = np.zeros(len(fold), np.bool_)
+    drawn: Bool = np.zeros(len(fold), np.bool_)
     positive = np.unique(patients[develops & (classes == 1)])
     for of_class in (positive, np.setdiff1d(patients[develops], positive)):
         count = max(_FEW_FOLDS, round(percent / 100 * len(of_class)))

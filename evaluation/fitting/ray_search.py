@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from evaluation.fitting.search import FittedProbe, Floats32, FoldFit, SearchProblem, fitted_probe, fold_fits
+from evaluation.fitting.search import FittedProbe, FoldFit, SearchProblem, fitted_probe, fold_fits
+from infra.arrays import Float32
 from infra.errors import RunFailed, UserError
 from infra.log import say
 
@@ -41,7 +42,7 @@ _RETRIES: Final = 2
 
 
 def search_with_ray(
-    features: Mapping[str, Floats32], problems: Mapping[str, SearchProblem], *, storage: Path | str, name: str
+    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], *, storage: Path | str, name: str
 ) -> dict[str, FittedProbe]:
     """Solve every problem, each task a Ray Tune trial on one core; to the last bit what `search_serially` finds.
 
@@ -63,7 +64,7 @@ def search_with_ray(
 
 
 def _outcomes(
-    features: Mapping[str, Floats32], problems: Mapping[str, SearchProblem], folds: Sequence[FoldFit], folder: str
+    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], folds: Sequence[FoldFit], folder: str
 ) -> dict[int, Any]:
     """Return the outcome of every trial: of the folds, then of the last fits, by their numbers."""
     from evaluation.fitting.ray_trials import from_text  # noqa: PLC0415
@@ -93,7 +94,7 @@ def _outcomes(
 
 
 def _tuner(
-    features: Mapping[str, Floats32], problems: Mapping[str, SearchProblem], folds: Sequence[FoldFit], folder: str
+    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], folds: Sequence[FoldFit], folder: str
 ) -> tuple[Any, bool]:
     """Return a search, and whether it is one that was broken off in the folder."""
     import ray  # noqa: PLC0415 (Ray reads its environment on import: see ray_session)

@@ -1,4 +1,4 @@
-"""`report.html`: one page about a run that holds all it shows, so that it can be mailed, printed and kept."""
+"""`report.html`: one self-contained page about a run, to mail, print and keep."""
 
 import json
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from typing import Final
 import jinja2
 
 from evaluation.data.labeled_sets import display_name
-from evaluation.report.findings import by_presets, on_datasets
+from evaluation.report.findings import dataset_sections, preset_sections
 from evaluation.report.pictures import loss_picture
-from evaluation.report.selected import selection_tables
+from evaluation.report.selection_tables import selection_tables
 from evaluation.results import paper
 from evaluation.results.results import read_results
 from evaluation.results.selection import read_selection
@@ -26,26 +26,26 @@ from sharding.reading.manifests import read_manifest
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 
-NAME: Final = "report.html"
+REPORT_NAME: Final = "report.html"
 
-_IMPATIENT: Final = FetchConfig(attempts=2, stall_s=10, total_s=20)  # a page can do without a manifest
+_QUICK_FETCH: Final = FetchConfig(attempts=2, stall_s=10, total_s=20)  # a page can do without a manifest
 
-# What a run folder may hold, in the order in which a reader wants it.
-_PLACES: Final = (
+# Files and folders of a run, in the order in which a reader needs them.
+_FILES: Final = (
     ("config.yaml", "the whole configuration; --config reads it back"),
-    ("metrics.jsonl", "loss, speed and learning rate, one line of JSON for each logged step"),
+    ("metrics.jsonl", "loss, speed and learning rate, one JSON line for each logged step"),
     ("events", "the same for TensorBoard: tensorboard --logdir RUN"),
     ("checkpoints", "weights and state, one folder for each step kept"),
-    ("features", "frozen features by a hash of weights, images and preprocessing; may be deleted"),
+    ("features", "frozen features, named by a hash of weights, images and preprocessing; may be deleted"),
     ("results.json", "every score of this page, in full precision"),
     ("selection.json", "the choice of a checkpoint without labels"),
-    ("table3.md", "the paper's Table III with this run in it, also as table3.csv and table3.tex"),
+    ("table3.md", "the paper's Table III next to this run, also as table3.csv and table3.tex"),
 )
 
 
 @dataclass(frozen=True)
-class Data:
-    """What the page says of one folder of pretraining shards; without a manifest it is no longer there."""
+class ShardFolder:
+    """One folder of pretraining shards; the manifest is None if it cannot be read any more."""
 
     folder: str
     label: str
@@ -53,16 +53,20 @@ class Data:
 
 
 def report(run: Path) -> Path:
-    """Write `run/report.html` and return its path.
+    """Write `run/report.html`; the page says what the run does not have yet.
 
-    What the run does not have yet is said in the page. Raises UserError when `run` is not a run folder.
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: if `run` is not a run folder.
     """
     config = configuration.load(PretrainConfig, run / "config.yaml")
     results, selection = read_results(run), read_selection(run)
     try:
         metrics = [line for line in read_metrics(run) if "loss" in line]
     except json.JSONDecodeError as error:
-        raise UserError(f"{run / 'metrics.jsonl'} is damaged: {error}; delete its broken line") from error
+        raise UserError(f"{run / 'metrics.jsonl'} is damaged: {error}; delete the broken line") from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -82,21 +86,21 @@ def report(run: Path) -> Path:
         checkpoints=find_checkpoints(run),
         loss=loss_picture(metrics) if metrics else None,
         results=results,
-        presets=by_presets(results) if results else [],
-        datasets=on_datasets(results) if results else [],
+        presets=preset_sections(results) if results else [],
+        datasets=dataset_sections(results) if results else [],
         paper=paper.PAPER if results and any(paper.in_paper(dataset) for dataset in results.datasets) else None,
         selection=selection,
         selection_tables=selection_tables(selection) if selection else [],
-        data=[_data(folder) for folder in config.data.shards],
-        places=[(name, what, (run / name).exists()) for name, what in _PLACES],
+        data=[_shard_folder(folder) for folder in config.data.shards],
+        files=[(name, content, (run / name).exists()) for name, content in _FILES],
     )
-    write_atomic(run / NAME, page)
-    return run / NAME
+    write_atomic(run / REPORT_NAME, page)
+    return run / REPORT_NAME
 
 
-def _data(folder: Location) -> Data:
+def _shard_folder(folder: Location) -> ShardFolder:
     try:
-        manifest = read_manifest(folder, _IMPATIENT)
+        manifest = read_manifest(folder, _QUICK_FETCH)
     except (UserError, RunFailed):
-        return Data(without_credentials(folder), "", None)
-    return Data(without_credentials(folder), display_name(manifest), manifest)
+        return ShardFolder(without_credentials(folder), "", None)
+    return ShardFolder(without_credentials(folder), display_name(manifest), manifest)

@@ -1,4 +1,4 @@
-"""The figures of the report: scores by epoch, reliability, few labels, and the loss, each as a data URI."""
+"""Figures of the report, as data URIs: scores by epoch, reliability, few labels, and the loss."""
 
 import base64
 import io
@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.report.tables import label, percent
+from evaluation.report.tables import marked_label, percent
 from evaluation.results import paper
 from evaluation.results.results import Bin, Dataset, Estimate, ProbeResult, Results, last_checkpoint
 
-# Dark enough on white for text and lines alike (4.5 : 1 and more), told apart without colour by dash and label too.
+# Dark enough on white for text and lines (at least 4.5 : 1); dashes and labels distinguish them without color.
 _INK, _QUIET, _TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
-_LINES: Final = {  # colour and dash of what stands beside the checkpoints, by kind
+_LINES: Final = {  # kind of a row without epochs -> color and dash
     "finetuned": ("#a3195b", (0, (8, 2))),
     "untrained": ("#9a4d00", "--"),
     "pixels": ("#6b3fa0", ":"),
@@ -27,7 +27,7 @@ _LINES: Final = {  # colour and dash of what stands beside the checkpoints, by k
     "attributes": ("#00656b", (0, (3, 1, 1, 1, 1, 1))),
 }
 _STYLE: Final[dict[Any, Any]] = {
-    "svg.hashsalt": "sternum",  # the same numbers give the same bytes
+    "svg.hashsalt": "sternum",  # equal numbers give equal bytes
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -43,7 +43,7 @@ _STYLE: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in the page: a data URI, what it shows in words, and its caption."""
+    """A figure of the page: a data URI, its content in words, and its caption."""
 
     uri: str
     description: str
@@ -51,7 +51,7 @@ class Picture:
 
 
 def loss_picture(metrics: Sequence[dict[str, float]]) -> Picture:
-    """Draw the loss of the logged steps, at least one, over the epochs."""
+    """Draw the loss of the logged steps (at least one) over the epochs."""
     epochs = [line.get("epoch", line["step"]) for line in metrics]
     losses = [line["loss"] for line in metrics]
     with mpl.rc_context(_STYLE):
@@ -62,51 +62,51 @@ def loss_picture(metrics: Sequence[dict[str, float]]) -> Picture:
         uri,
         f"Line: the loss goes from {losses[0]:.3f} at epoch {epochs[0]:.2f} to {losses[-1]:.3f} at epoch "
         f"{epochs[-1]:.2f}; its lowest value is {min(losses):.3f}.",
-        "Loss of the pretext task; each point is the mean since the one before it.",
+        "Loss of the pretext task; each point is the mean since the previous one.",
     )
 
 
 def auc_picture(results: Results, dataset: Dataset) -> Picture:
-    """Draw the AUC of every checkpoint with its interval between those of the controls."""
+    """Draw the AUC of each checkpoint with its interval, and the AUCs of the controls."""
     rows = results.rows_of(dataset)
-    said: list[str] = []
+    words: list[str] = []
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("epoch of the checkpoint", "AUC on the test part, %")
-        said += _draw_checkpoints(axes, [(row, row.scores.auc) for row in rows if row.kind == "checkpoint"])
+        words += _draw_checkpoints(axes, [(row, row.scores.auc) for row in rows if row.kind == "checkpoint"])
         for row in rows:
             if row.kind in _LINES:
-                colour, dash = _LINES[row.kind]
-                axes.axhline(100 * row.scores.auc.value, color=colour, linestyle=dash, label=row.features)
-                said.append(f"{row.features} {percent(row.scores.auc.value)} %")
-        said += _draw_paper(axes, results, dataset, 1)
+                color, dash = _LINES[row.kind]
+                axes.axhline(100 * row.scores.auc.value, color=color, linestyle=dash, label=row.features)
+                words.append(f"{row.features} {percent(row.scores.auc.value)} %")
+        words += _draw_paper(axes, results, dataset, 1)
         uri = _data_uri(figure)
     return Picture(
         uri,
-        f"AUC on {dataset.label}, {dataset.preset}: {'; '.join(said)}.",
-        f"{label(dataset)}, {dataset.preset}: {dataset.positive} against {dataset.negative}. "
+        f"AUC on {dataset.label}, {dataset.preset}: {'; '.join(words)}.",
+        f"{marked_label(dataset)}, {dataset.preset}: {dataset.positive} against {dataset.negative}. "
         "Bars: 95 % interval over patients.",
     )
 
 
 def accuracy_picture(results: Results, dataset: Dataset) -> Picture | None:
-    """Draw the accuracy of every checkpoint, as the paper's Figure 2 (b) and (c); None for fewer than two."""
+    """Draw the accuracy of each checkpoint, like the paper's Figure 2 (b) and (c); None for fewer than two."""
     trained = [(row, row.scores.acc) for row in results.rows_of(dataset) if row.kind == "checkpoint"]
     if len(trained) < 2:
         return None
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("epoch of the checkpoint", "accuracy on the test part, %")
-        said = [*_draw_checkpoints(axes, trained), *_draw_paper(axes, results, dataset, 0)]
+        words = [*_draw_checkpoints(axes, trained), *_draw_paper(axes, results, dataset, 0)]
         uri = _data_uri(figure)
     return Picture(
         uri,
-        f"Accuracy on {dataset.label}, {dataset.preset}: {'; '.join(said)}.",
-        f"{label(dataset)}, {dataset.preset}: accuracy by epoch, as in Figure 2 (b) and (c) of the paper. "
+        f"Accuracy on {dataset.label}, {dataset.preset}: {'; '.join(words)}.",
+        f"{marked_label(dataset)}, {dataset.preset}: accuracy by epoch, as in Figure 2 (b) and (c) of the paper. "
         "Bars: 95 % interval over patients.",
     )
 
 
 def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[ProbeResult, Estimate]]) -> list[str]:
-    """Draw one score of the checkpoints over their epochs, and return it in words."""
+    """Draw one score of the checkpoints over their epochs; return it in words."""
     if not trained:
         return []
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -126,34 +126,34 @@ def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[ProbeResult, Estimate]
 
 
 def _draw_paper(axes: Axes, results: Results, dataset: Dataset, column: int) -> list[str]:
-    """Draw the paper's figure of that column of Table III where it comes from the same protocol; add the legend."""
-    said = []
+    """Draw a column of Table III if its protocol is the same, and add the legend; return it in words."""
+    words = []
     if dataset.preset == paper.PRESET and paper.in_paper(dataset):
         fraction = results.run.fraction_percent
         value = paper.TABLE_III[dataset.name][fraction][column]
         axes.axhline(value, color=_PAPER, linestyle="-.", label=f"paper, {fraction} % of CheXpert")
-        said.append(f"the paper {value:.1f} %")
+        words.append(f"the paper {value:.1f} %")
     _legend(axes)
-    return said
+    return words
 
 
 def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
-    """Draw the reliability curve of the last checkpoint before and after Platt scaling; None without one."""
+    """Draw the reliability curve of the last checkpoint before and after Platt scaling; None without calibration."""
     last = last_checkpoint(results.rows_of(dataset))
     if last is None or last.calibration is None:
         return None
-    found = last.calibration
+    calibration = last.calibration
     curves = (
-        ("as predicted", found.bins, found.brier, _TRAINED, "-", "o"),
-        ("recalibrated", found.bins_recalibrated, found.brier_recalibrated, "#9a4d00", "--", "s"),
+        ("as predicted", calibration.bins, calibration.brier, _TRAINED, "-", "o"),
+        ("recalibrated", calibration.bins_recalibrated, calibration.brier_recalibrated, "#9a4d00", "--", "s"),
     )
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes("probability said, %", "share of positives, %", size=(6.0, 3.6))
-        axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, label="what is said comes true")
-        for name, bins, brier, colour, dash, marker in curves:
-            said, true = [100 * item.predicted for item in bins], [100 * item.observed for item in bins]
+        figure, axes = _axes("predicted probability, %", "share of positives, %", size=(6.0, 3.6))
+        axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, label="perfect calibration")
+        for name, bins, brier, color, dash, marker in curves:
+            predicted, observed = [100 * item.predicted for item in bins], [100 * item.observed for item in bins]
             words = f"{name}, Brier {brier:.3f}"
-            axes.plot(said, true, color=colour, linestyle=dash, marker=marker, markersize=4, label=words)
+            axes.plot(predicted, observed, color=color, linestyle=dash, marker=marker, markersize=4, label=words)
         axes.set_aspect("equal")
         _legend(axes)
         uri = _data_uri(figure)
@@ -161,44 +161,44 @@ def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
         uri,
         f"Reliability on {dataset.label}, {last.features}. "
         + " ".join(f"{name}: {_bins_in_words(bins)}." for name, bins, *_ in curves),
-        f"{label(dataset)}, {dataset.preset}, {last.features}: whether probabilities mean what they say. Each point: "
-        "test images of like probability. Recalibrated: Platt scaling on validation.",
+        f"{marked_label(dataset)}, {dataset.preset}, {last.features}: predicted probabilities and observed shares. "
+        "Each point: test images of similar probability. Recalibrated: Platt scaling on validation.",
     )
 
 
 def _bins_in_words(bins: Sequence[Bin]) -> str:
-    return ", ".join(f"{percent(item.observed)} % where {percent(item.predicted)} % was said" for item in bins)
+    return ", ".join(f"{percent(item.observed)} % where {percent(item.predicted)} % was predicted" for item in bins)
 
 
 def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
-    """Draw the AUC over the share of labels seen, up to all of them; None where it was not measured."""
-    found = [item for item in results.few_labels if (item.dataset, item.preset) == (dataset.label, dataset.preset)]
-    if not found:
+    """Draw the AUC over the share of labels seen, up to all of them; None if it was not measured."""
+    few_labels = results.few_labels_of(dataset)
+    if not few_labels:
         return None
     whole = {row.features: row.scores.auc.value for row in results.rows_of(dataset)}
-    said = []
+    words = []
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("development patients whose labels are seen, %", "AUC on the test part, %")
         styles = cycle([(_TRAINED, "-", "o"), ("#9a4d00", "--", "s"), ("#6b3fa0", ":", "^"), (_PAPER, "-.", "D")])
-        for features in dict.fromkeys(item.features for item in found):
-            draws = {item.percent: item.aucs for item in found if item.features == features}
+        for features in dict.fromkeys(item.features for item in few_labels):
+            draws = {item.percent: item.aucs for item in few_labels if item.features == features}
             draws |= {100: [whole[features]]} if features in whole else {}
-            said.append(_draw_curve(axes, features, draws, *next(styles)))
+            words.append(_draw_curve(axes, features, draws, *next(styles)))
         axes.set_xscale("log")
-        ticks = sorted({item.percent for item in found} | {100})
+        ticks = sorted({item.percent for item in few_labels} | {100})
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         _legend(axes)
         uri = _data_uri(figure)
     return Picture(
         uri,
-        f"AUC with few labels on {dataset.label}, {dataset.preset}: {'; '.join(said)}.",
-        f"{label(dataset)}, {dataset.preset}: the same probe with the labels of some patients only. "
-        f"Bars: lowest and highest of {max(len(item.aucs) for item in found)} draws of the patients.",
+        f"AUC with few labels on {dataset.label}, {dataset.preset}: {'; '.join(words)}.",
+        f"{marked_label(dataset)}, {dataset.preset}: the same probe with the labels of only some patients. "
+        f"Bars: lowest and highest of {max(len(item.aucs) for item in few_labels)} draws of the patients.",
     )
 
 
-def _draw_curve(axes: Axes, features: str, draws: dict[int, list[float]], colour: str, dash: str, marker: str) -> str:
+def _draw_curve(axes: Axes, features: str, draws: dict[int, list[float]], color: str, dash: str, marker: str) -> str:
     means = {share: fmean(aucs) for share, aucs in sorted(draws.items())}
     below = [100 * (mean - min(draws[share])) for share, mean in means.items()]
     above = [100 * (max(draws[share]) - mean) for share, mean in means.items()]
@@ -206,7 +206,7 @@ def _draw_curve(axes: Axes, features: str, draws: dict[int, list[float]], colour
         list(means),
         [100 * mean for mean in means.values()],
         yerr=[below, above],
-        color=colour,
+        color=color,
         linestyle=dash,
         marker=marker,
         markersize=4,
@@ -230,7 +230,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _data_uri(figure: Figure) -> str:
-    """Return a figure as a data URI: unlike inlined SVGs, two of them in a page share no identifiers."""
+    """Return a figure as a data URI; inlined SVGs would share identifiers on a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,9 +1,9 @@
-"""The paper's Table III with ours in it: one run for each fraction of the pretraining set."""
+"""The paper's Table III next to our results: one run for each fraction of the pretraining set."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from evaluation.report.tables import Table, interval, label, percent
+from evaluation.report.tables import Table, interval, marked_label, percent
 from evaluation.results import paper
 from evaluation.results.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
 from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
@@ -15,44 +15,49 @@ Cells = tuple[str, ...]
 
 
 def table_iii(results: Sequence[Results], preset: str) -> Table:
-    """Set the last checkpoint of each run beside the paper's figures.
+    """Compare the last checkpoint of each run with the paper's figures.
 
-    results: at most one for each fraction. For every dataset and fraction our row, if a run has one, then the paper's;
-    then the result published before. Simulated datasets, and tasks that are not the paper's, stand alone.
+    Each dataset and fraction has our row, if a run has one, then the paper's; the previously published result follows.
+    Simulated datasets, and tasks that the paper does not have, are listed without the paper.
+
+    Args:
+        results: at most one for each fraction
+        preset: name of the preset
     """
-    by_fraction = {found.run.fraction_percent: found for found in results}
+    by_fraction = {item.run.fraction_percent: item for item in results}
     assert len(by_fraction) == len(results), "one run for each fraction"
-    datasets = {dataset.label: dataset for found in results for dataset in found.datasets if dataset.preset == preset}
+    datasets = {dataset.label: dataset for item in results for dataset in item.datasets if dataset.preset == preset}
     cells = [row for dataset in datasets.values() for row in _rows(by_fraction, dataset)]
     return Table(_caption(preset), HEADER, cells, text_columns=3, notes=list(_notes(by_fraction, preset)))
 
 
-def _rows(by_fraction: dict[int, Results], of_any: Dataset) -> Iterator[Cells]:
-    """Yield all rows of one dataset; each run's own account of it says whether pretraining saw its test part."""
-    in_paper = paper.in_paper(of_any)
+def _rows(by_fraction: dict[int, Results], example: Dataset) -> Iterator[Cells]:
+    """Yield all rows of one dataset. Each run's own record says whether its pretraining saw the test part."""
+    in_paper = paper.in_paper(example)
     for fraction in FRACTIONS_PERCENT:
-        for dataset, last in _probed(by_fraction.get(fraction), of_any):
+        for dataset, last in _probed(by_fraction.get(fraction), example):
             yield _our_row(dataset, last, fraction)
         if in_paper:
-            figures = (f"{value:.1f}" for value in paper.TABLE_III[of_any.name][fraction])
+            figures = (f"{value:.1f}" for value in paper.TABLE_III[example.name][fraction])
             acc, auc, sen, spe, f1 = figures
-            yield (of_any.label, "paper", f"{fraction} %", acc, auc, "", sen, spe, f1)
+            yield (example.label, "paper", f"{fraction} %", acc, auc, "", sen, spe, f1)
     if in_paper:
-        yield _published_row(of_any)
+        yield _published_row(example)
 
 
-def _probed(found: Results | None, of_any: Dataset) -> list[tuple[Dataset, ProbeResult]]:
-    """Return a run's dataset of this label and preset with its last checkpoint, or nothing."""
-    datasets = found.datasets if found else []
-    same = [item for item in datasets if (item.label, item.preset) == (of_any.label, of_any.preset)]
-    lasts = [(item, last_checkpoint(found.rows_of(item))) for item in same] if found else []
-    return [(item, last) for item, last in lasts if last]
+def _probed(results: Results | None, example: Dataset) -> list[tuple[Dataset, ProbeResult]]:
+    """Return a run's record of the same task with its last checkpoint; empty if it has none."""
+    if results is None:
+        return []
+    same = [dataset for dataset in results.datasets if dataset.key == example.key]
+    lasts = [(dataset, last_checkpoint(results.rows_of(dataset))) for dataset in same]
+    return [(dataset, last) for dataset, last in lasts if last]
 
 
 def _our_row(dataset: Dataset, last: ProbeResult, fraction: int) -> Cells:
     scores = last.scores
     return (
-        label(dataset),
+        marked_label(dataset),
         f"ours, {last.features}",
         f"{fraction} %",
         percent(scores.acc.value),
@@ -73,16 +78,16 @@ def _published_row(dataset: Dataset) -> Cells:
 
 def _caption(preset: str) -> str:
     return (
-        f"Table III of Gazda et al. 2021 beside ours, in percent: logistic regression on frozen features of the last "
-        f"checkpoint, by the preset {preset}. Fraction: of the pretraining set, in the paper CheXpert. "
-        "F1 is that of the healthy class, as the paper's is."
+        f"Table III of Gazda et al. 2021 next to our results, in percent: logistic regression on frozen features of "
+        f"the last checkpoint, by the preset {preset}. Fraction: of the pretraining set, in the paper CheXpert. "
+        "F1 is that of the healthy class, as in the paper."
     )
 
 
 def _notes(by_fraction: dict[int, Results], preset: str) -> Iterator[str]:
-    datasets = [item for found in by_fraction.values() for item in found.datasets if item.preset == preset]
-    for fraction, found in sorted(by_fraction.items()):
-        run = found.run
+    datasets = [item for results in by_fraction.values() for item in results.datasets if item.preset == preset]
+    for fraction, results in sorted(by_fraction.items()):
+        run = results.run
         yield (
             f"Ours, {fraction} %: {run.backbone} at {run.size_px} px, global batch {run.global_batch}, "
             f"{run.epochs:.4g} epochs, seed {run.seed}."
@@ -96,12 +101,12 @@ def _notes(by_fraction: dict[int, Results], preset: str) -> Iterator[str]:
             remark = f" ({published.remark})" if published.remark else ""
             yield f"[{published.number}] {published.reference}{remark}."
         else:
-            yield f"Nothing was published before on {name}: {published.remark}."
+            yield f"No earlier result is published on {name}: {published.remark}."
     if any(item.simulated for item in datasets):
         yield SIMULATED_NOTE
     yield from dict.fromkeys(note for item in datasets for note in overlap_notes(item))
-    for shown in dict.fromkeys(item.label for item in datasets):
-        tested = {item.test for item in datasets if item.label == shown}
-        if len(tested) > 1:
-            counts = ", ".join(str(images) for images in sorted(part.images for part in tested))
-            yield f"{shown}: the runs were not tested on the same images (there are {counts})."
+    for label in dict.fromkeys(item.label for item in datasets):
+        test_parts = {item.test for item in datasets if item.label == label}
+        if len(test_parts) > 1:
+            counts = ", ".join(str(images) for images in sorted(part.images for part in test_parts))
+            yield f"{label}: the runs were tested on different images ({counts})."

@@ -1,52 +1,30 @@
-"""Tables as Markdown, CSV and LaTeX, and that of a probe's scores."""
+"""Tables as Markdown, CSV and LaTeX, and the wording of their cells."""
 
-import csv as comma_separated
+import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
-from evaluation.results import paper
-from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, Estimate, ProbeResult, Results
+import tabulate
 
-HEADER: Final = (
-    "dataset", "features", "C", "ACC", "AUC", "95 %", "SEN", "SPE", "F1", "F1(healthy)", "kNN AUC", "not converged",
-)  # fmt: skip
+from evaluation.results.results import OVERLAP_MARK, Dataset, Estimate
 
+tabulate.MIN_PADDING = 0  # else each column is two characters wider than its header
 
-@dataclass(frozen=True)
-class Table:
-    """A caption, a header, and the cells below it; the first columns are text, numbers follow. notes: stand below."""
+RowStyle = Literal["plain", "trained", "paper"]  # of a control, of a checkpoint, of a published result
 
-    caption: str
-    header: tuple[str, ...]
-    cells: list[tuple[str, ...]]
-    text_columns: int = 2
-    notes: list[str] = field(default_factory=list)
-
-
-def markdown(header: Sequence[str], cells: Sequence[Sequence[str]], text_columns: int = 2) -> str:
-    """Lay cells out as a Markdown table whose columns line up; the first columns to the left, numbers to the right."""
-    widths = [max(3, *(len(row[column]) for row in [header, *cells])) for column in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = [
-            text.ljust(width) if column < text_columns else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * width if column < text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in cells)])
-
-
-def csv(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Lay cells out as comma-separated values (RFC 4180)."""
-    text = io.StringIO(newline="")
-    comma_separated.writer(text).writerows([header, *cells])
-    return text.getvalue()
-
-
+# A table of the LaTeX package booktabs, for cells that are escaped already.
+_BOOKTABS: Final = tabulate.TableFormat(
+    lineabove=tabulate.Line(r"\toprule", "", "", ""),
+    linebelowheader=tabulate.Line(r"\midrule", "", "", ""),
+    linebetweenrows=None,
+    linebelow=tabulate.Line(r"\bottomrule", "", "", ""),
+    headerrow=tabulate.DataRow("", " & ", r" \\"),
+    datarow=tabulate.DataRow("", " & ", r" \\"),
+    padding=0,
+    with_header_hide=None,
+)
 _ESCAPES: Final = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {
@@ -57,42 +35,90 @@ _ESCAPES: Final = str.maketrans(
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
         OVERLAP_MARK: r"\textdagger{}",
-        "*": "{*}",  # in front of a row, * and [ would be taken for options of the line break before it
+        "*": "{*}",  # at the start of a row, LaTeX reads * and [ as options of the line break before it
         "[": "{[}",
         "]": "{]}",
     }
 )
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        caption: what the table shows
+        header: names of the columns
+        cells: rows of text
+        text_columns: how many columns hold text; numbers follow
+        notes: lines below the table
+        styles: one style for each row; empty if all rows are plain
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    cells: list[tuple[str, ...]]
+    text_columns: int = 2
+    notes: list[str] = field(default_factory=list)
+    styles: list[RowStyle] = field(default_factory=list)
+
+    @property
+    def alignment(self) -> list[str]:
+        """Alignment of each column: text to the left, numbers to the right."""
+        return ["left" if column < self.text_columns else "right" for column in range(len(self.header))]
+
+
+def markdown(table: Table) -> str:
+    """Format header and cells as a Markdown table whose columns line up; without caption and notes."""
+    return _layout(table, "pipe", table.cells, table.header)
+
+
+def csv_text(table: Table) -> str:
+    """Format header and cells as comma-separated values (RFC 4180)."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([table.header, *table.cells])
+    return text.getvalue()
+
+
 def latex(table: Table) -> str:
-    r"""Lay a table out as a LaTeX `table` for a document that loads booktabs; a rule parts the rows by first column."""
-    columns = len(table.header)
+    r"""Format a table as a LaTeX `table` for a document that loads booktabs.
+
+    A rule separates rows that differ in the first column.
+    """
+    rows: list[Sequence[str] | str] = []
+    previous = None
+    for cells in table.cells:
+        group = cells[0].removesuffix(f" {OVERLAP_MARK}")
+        if previous not in (None, group):
+            rows.append(tabulate.SEPARATING_LINE)
+        rows.append([_escape(text) for text in cells])
+        previous = group
+    columns = "l" * table.text_columns + "r" * (len(table.header) - table.text_columns)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_escaped(table.caption)}}}",
+        rf"\caption{{{_escape(table.caption)}}}",
         r"\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{tabular}}{{{'l' * table.text_columns}{'r' * (columns - table.text_columns)}}}",
-        r"\toprule",
-        _latex_row(table.header),
+        rf"\begin{{tabular}}{{{columns}}}",
+        _layout(table, _BOOKTABS, rows, [_escape(name) for name in table.header]),
+        r"\end{tabular}",
     ]
-    above = None
-    for row in table.cells:
-        first = row[0].removesuffix(f" {OVERLAP_MARK}")
-        lines += [r"\midrule"] if first != above else []
-        lines.append(_latex_row(row))
-        above = first
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip {_escaped(' '.join(table.notes))}\par"] if table.notes else []
+    if table.notes:
+        lines.append(rf"\par\smallskip {_escape(' '.join(table.notes))}\par")
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def _latex_row(row: Sequence[str]) -> str:
-    return " & ".join(_escaped(text) for text in row) + r" \\"
+def _layout(
+    table: Table,
+    layout: str | tabulate.TableFormat,
+    rows: Sequence[Sequence[str] | str],
+    header: Sequence[str],
+) -> str:
+    return tabulate.tabulate(rows, headers=header, tablefmt=layout, colalign=table.alignment, disable_numparse=True)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
@@ -102,7 +128,7 @@ def percent(value: float) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """Write a score's interval in percent, nothing where there is none."""
+    """Write a score's interval in percent; empty without one."""
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{percent(estimate.low)}-{percent(estimate.high)}"
@@ -113,15 +139,15 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
-def span(difference: Estimate) -> str:
-    """Write a difference's interval in points, nothing where there is none."""
+def point_interval(difference: Estimate) -> str:
+    """Write a difference's interval in points; empty without one."""
     if difference.low is None or difference.high is None:
         return ""
     return f"{points(difference.low)} to {points(difference.high)}"
 
 
 def verdict(difference: Estimate) -> str:
-    """Say whether a difference is shown: its interval leaves 0 out; nothing without an interval."""
+    """Return whether an interval excludes a difference of 0; empty without an interval."""
     if difference.low is None or difference.high is None:
         return ""
     if difference.low <= 0 <= difference.high:
@@ -129,46 +155,6 @@ def verdict(difference: Estimate) -> str:
     return "better" if difference.value > 0 else "WORSE"
 
 
-def label(dataset: Dataset) -> str:
-    """Return a dataset's label, marked where pretraining saw any of the test part."""
+def marked_label(dataset: Dataset) -> str:
+    """Return a dataset's label, with a mark if pretraining saw any of the test part."""
     return f"{dataset.label} {OVERLAP_MARK}" if dataset.overlaps else dataset.label
-
-
-def score_table(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) -> list[tuple[str, ...]]:
-    """Return the cells below HEADER, scores in percent: the rows, then the paper's where it comes from one protocol.
-
-    The paper's row is that of the run's fraction of the pretraining set.
-    """
-    cells = [_score_cells(dataset, row) for row in rows]
-    if cells and dataset.preset == paper.PRESET and paper.in_paper(dataset):
-        fraction = results.run.fraction_percent
-        acc, auc, sen, spe, f1 = (f"{value:.1f}" for value in paper.TABLE_III[dataset.name][fraction])
-        name = f"paper, {fraction} % of CheXpert"
-        cells.append((label(dataset), name, "", acc, auc, "", sen, spe, "", f1, "", ""))
-    return cells
-
-
-def _score_cells(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
-    scores = row.scores
-    return (
-        label(dataset),
-        row.features,
-        _chosen(row),
-        percent(scores.acc.value),
-        percent(scores.auc.value),
-        interval(scores.auc),
-        percent(scores.sen.value),
-        percent(scores.spe.value),
-        percent(scores.f1.value),
-        percent(scores.f1_negative.value),
-        "" if row.knn_auc is None else percent(row.knn_auc),
-        f"{row.unconverged} of {row.fits}" if row.fits else "",
-    )
-
-
-def _chosen(row: ProbeResult) -> str:
-    """The C of all rounds, or their range; what was tuned without one has none."""
-    if not row.c:
-        return ""
-    low, high = min(row.c), max(row.c)
-    return (f"{low:g}" if low == high else f"{low:g} to {high:g}") + (AT_EDGE_MARK if row.at_edge else "")

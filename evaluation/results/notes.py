@@ -1,4 +1,4 @@
-"""What a reader has to know before believing a probe's table."""
+"""Notes that a reader needs before believing a probe's table; they are stored with the results."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -8,27 +8,28 @@ from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, Esti
 
 SIMULATED_NOTE: Final = (
     "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "
-    "about medicine; the paper's figures are of real patients and are not set beside them."
+    "about medicine; the paper's figures come from real patients and are not shown next to them."
 )
 PAPER_NOTE: Final = (
-    "The paper's row is of a wide ResNet-50-2, 100 epochs on the fraction named of 224,316 CheXpert images, and of its "
-    "own choice of target images; it compares with a row of ours only as far as these agree."
+    "The paper's row is from a wide ResNet-50-2, pretrained for 100 epochs on the given fraction of 224,316 CheXpert "
+    "images, and from its own choice of target images. It compares with our rows only as far as these agree."
 )
 F1_NOTE: Final = (
-    "The paper's F1 stands under F1(healthy), because it is the F1 of the negative class: on Cell, SEN 98.7 and SPE "
-    "79.5 of 390 and 234 test images give 87.5 for the healthy and 93.5 for the diseased."
+    "The paper's F1 is listed as F1(healthy), because it is the F1 of the negative class: on Cell, SEN 98.7 and SPE "
+    "79.5 with 390 and 234 test images give 87.5 for the healthy and 93.5 for the diseased."
 )
 CONVERGENCE_NOTE: Final = (
-    "Some fits ended at the limit of iterations before they converged (scikit-learn's default limit on unscaled "
-    "features, as in the paper): their scores are what such a probe gives, not the optimum; see the last column."
+    "Some fits reached the iteration limit before they converged (scikit-learn's default limit on unscaled features, "
+    "as in the paper). Their scores are what such a probe gives, not the optimum; see the last column."
 )
 EDGE_NOTE: Final = (
-    f"{AT_EDGE_MARK} C is an end of the grid (in cross-validation: in some round); a wider grid might score otherwise."
+    f"{AT_EDGE_MARK} C is an end of the grid (in cross-validation: in at least one round); a wider grid might score "
+    "differently."
 )
 
 
 def notes_on(results: Results) -> list[str]:
-    """Return the notes on a probe, the general ones first."""
+    """Return the notes on a probe, general ones first."""
     real = any(dataset.preset == paper.PRESET and paper.in_paper(dataset) for dataset in results.datasets)
     by_paper = [row for row in results.rows if row.preset == paper.PRESET]
     general = {
@@ -45,42 +46,21 @@ def notes_on(results: Results) -> list[str]:
 
 
 def overlap_notes(dataset: Dataset) -> Iterator[str]:
-    """Say what pretraining saw of a dataset's test part, if anything, or that it is not known."""
+    """Yield a note if pretraining saw part of a dataset's test part, or if that is unknown."""
     if dataset.pretrained_images is None:
         yield (
-            f"{dataset.label}: whether its test images were in the pretraining is not known, since the shards of "
-            "the pretraining are not where they were."
+            f"{dataset.label}: it is unknown whether pretraining saw the test images, because its shards are no "
+            "longer available."
         )
     elif dataset.overlaps:
         yield (
-            f"{OVERLAP_MARK} {dataset.label}: {dataset.pretrained_images} test images and "
-            f"{dataset.pretrained_patients} test patients were in the pretraining (unlabelled), which may flatter the "
-            "checkpoints."
+            f"{OVERLAP_MARK} {dataset.label}: pretraining saw {dataset.pretrained_images} test images and "
+            f"{dataset.pretrained_patients} test patients (without labels), which may flatter the checkpoints."
         )
 
 
-def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
-    """Say whether a probe fitted to shuffled labels scores as chance does."""
-    for row in rows:
-        if row.kind == "shuffled":
-            auc = row.scores.auc
-            yield f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}{_against_chance(auc)}."
-
-
-def _against_chance(auc: Estimate) -> str:
-    if auc.low is None or auc.high is None:
-        return "; chance is 0.5"
-    within = f" ({auc.low:.3f}-{auc.high:.3f}): 0.5 is within its interval"
-    if auc.low <= 0.5 <= auc.high:
-        return within
-    return (
-        f"{within.replace(' is within', ' is not within')}; by chance that is so once in 20 times, otherwise something "
-        "tells the test part's classes without labels"
-    )
-
-
 def describe(dataset: Dataset) -> str:
-    """Return one line on a dataset's parts."""
+    """Return one line that describes a dataset's parts."""
     parts = {"development": dataset.development, "test": dataset.test}
     if dataset.rounds > 1:
         parts = {f"tested in turn, in {dataset.rounds} rounds,": dataset.test}
@@ -92,4 +72,24 @@ def describe(dataset: Dataset) -> str:
     left_out = ", ".join(f"{count} {reason}" for reason, count in dataset.excluded.items() if count)
     return f"{dataset.label}, {dataset.preset}: {dataset.split} split; {counts}" + (
         f"; left out: {left_out}" if left_out else ""
+    )
+
+
+def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
+    """Yield whether a probe fitted to shuffled labels scores at chance level."""
+    for row in rows:
+        if row.kind == "shuffled":
+            auc = row.scores.auc
+            yield f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}{_compare_with_chance(auc)}."
+
+
+def _compare_with_chance(auc: Estimate) -> str:
+    if auc.low is None or auc.high is None:
+        return "; chance is 0.5"
+    interval = f" ({auc.low:.3f}-{auc.high:.3f})"
+    if auc.low <= 0.5 <= auc.high:
+        return f"{interval}: 0.5 is within its interval"
+    return (
+        f"{interval}: 0.5 is not within its interval. Chance alone does that once in 20 times; otherwise something "
+        "reveals the classes of the test part without labels"
     )

@@ -1,4 +1,4 @@
-"""What the paper prints: its Table III, and the published results that it sets beside its own."""
+"""Table III of the paper, and the published results that the paper compares itself with."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -12,10 +12,10 @@ PAPER: Final = (
 )
 PRESET: Final[PresetName] = "gazda2021"  # the preset that follows the paper's protocol
 
-Figures = tuple[float, float, float, float, float]
+_Percentages = tuple[float, float, float, float, float]
 
 # Percent, by dataset and fraction of CheXpert used in pretraining, as printed: ACC, AUC, SEN, SPE, F1.
-TABLE_III: Final[dict[str, dict[int, Figures]]] = {
+TABLE_III: Final[dict[str, dict[int, _Percentages]]] = {
     "cell": {
         1: (85.6, 96.6, 99.5, 62.4, 76.4),
         10: (86.9, 96.9, 99.2, 66.2, 79.1),
@@ -41,9 +41,14 @@ TABLE_III: Final[dict[str, dict[int, Figures]]] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A result that the paper compares itself with, in percent as printed; None for its "na".
+    """A result that the paper compares itself with.
 
-    number: of the reference in the paper, None where it has none. remark: what the paper says of it.
+    Attributes:
+        acc: accuracy in percent as printed; None for "na"
+        auc: AUC in percent as printed; None for "na"
+        number: number of the reference in the paper; None if it has none
+        reference: authors and year
+        remark: the paper's comment on the result
     """
 
     acc: float | None
@@ -53,7 +58,7 @@ class Published:
     remark: str
 
 
-# The paper's running text has two of them differently: AUC 96.6 for Cell, ACC 76.18 for COVIDGR.
+# The paper's running text gives two different values: AUC 96.6 for Cell, ACC 76.18 for COVIDGR.
 PUBLISHED: Final = {
     "cell": Published(92.8, 96.8, 42, "Kermany et al. 2018", ""),
     "c19-cohen": Published(None, None, None, "", "others combine the dataset with further ones, and it keeps growing"),
@@ -63,5 +68,5 @@ PUBLISHED: Final = {
 
 
 def in_paper(dataset: Dataset) -> bool:
-    """Return whether the paper has figures of this task: real images of a dataset of its own, balanced as it did."""
+    """Return whether Table III covers this task: real images of one of its datasets, balanced in the same way."""
     return not dataset.simulated and dataset.name in TABLE_III and dataset.balance == TASKS[dataset.name].balances[0]

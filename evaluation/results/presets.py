@@ -1,4 +1,4 @@
-"""The two presets, and the task of each built-in dataset."""
+"""The two presets, and the classification task of each built-in dataset."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -6,22 +6,23 @@ from typing import Final, Literal
 from infra.errors import UserError
 
 PresetName = Literal["gazda2021", "rigorous"]
-
-
 Balance = Literal["none", "class", "view"]
-
-
 Uncertain = Literal["ignore", "zeros", "ones"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How classifiers are fitted, chosen and tested.
+    """A protocol that fits, chooses and tests classifiers.
 
-    c_grid, max_iterations, standardize: of the logistic regressions. folds: of the cross-validation that chooses C.
-    crosses: without an official split, every fifth of the patients is the test part once (nested cross-validation)
-    instead of one fifth only. groups_duplicates: near-identical images count as one patient's. chooses_threshold: on
-    validation, by Youden's index, instead of 0.5.
+    Attributes:
+        c_grid: values of C that the logistic regressions try
+        max_iterations: most iterations of one logistic regression
+        standardize: scale each feature to mean 0 and variance 1
+        folds: folds of the cross-validation that chooses C
+        crosses: without an official split, use each fifth of the patients as the test part once (nested
+            cross-validation) instead of one fifth only
+        groups_duplicates: treat near-identical images as images of one patient
+        chooses_threshold: choose the threshold on validation by Youden's index instead of using 0.5
     """
 
     c_grid: tuple[float, ...]
@@ -34,8 +35,8 @@ class Preset:
 
 
 PRESETS: Final[dict[PresetName, Preset]] = {
-    # Gazda et al. 2021, section V B; scikit-learn's defaults. Without an official split, 8 folds of the 80 % that are
-    # not tested on are its 70 / 10 / 20: each classifier is fitted to 70 % and validated on 10 %.
+    # Gazda et al. 2021, section V B; scikit-learn's defaults. Without an official split, the test part is 20 % and
+    # the other 80 % form 8 folds. That is the paper's 70 / 10 / 20: each fit uses 70 % and is validated on 10 %.
     "gazda2021": Preset(
         c_grid=(0.01, 0.05, 0.1, 0.2, 0.5, 1.0),
         max_iterations=100,
@@ -59,9 +60,12 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Images with the label `positive` present against images with `negative` present, or with `positive` absent.
+    """A binary classification of the images of a dataset.
 
-    balances: what the task is balanced by, one after the other, unless the user says.
+    Attributes:
+        positive: label that makes an image positive when present
+        negative: label that makes an image negative when present; None if the absence of `positive` does
+        balances: ways to balance the classes, each probed on its own unless the user chooses one
     """
 
     positive: str
@@ -70,13 +74,13 @@ class Task:
 
     @property
     def negative_name(self) -> str:
-        """What the negative class is called."""
+        """Name of the negative class."""
         return self.negative or f"no {self.positive}"
 
 
-# Pneumonia against healthy, COVID-19 against none or against other pneumonia, never across datasets (Gazda et al. 2021,
-# section V). ChestX-ray14 with "a matched number of healthy controls" (section IV), and a second time matched by view,
-# which alone tells its classes apart.
+# Pneumonia against healthy; COVID-19 against healthy or against other pneumonia; never across datasets (Gazda et al.
+# 2021, section V). ChestX-ray14 has "a matched number of healthy controls" (section IV). A second version also matches
+# the view, because the view alone separates its classes.
 TASKS: Final = {
     "cell": Task("PNEUMONIA", "NORMAL"),
     "chestxray14": Task("Pneumonia", "No Finding", ("class", "view")),
@@ -87,7 +91,11 @@ TASKS: Final = {
 
 
 def task_of(dataset: str) -> Task:
-    """Return the task of a dataset; raises UserError where there is none."""
+    """Return the task of a dataset.
+
+    Raises:
+        UserError: if the dataset has none.
+    """
     if dataset not in TASKS:
-        raise UserError(f"dataset {dataset!r} has no task to probe; those with one are {', '.join(sorted(TASKS))}")
+        raise UserError(f"dataset {dataset!r} has no task to probe; datasets with a task: {', '.join(sorted(TASKS))}")
     return TASKS[dataset]

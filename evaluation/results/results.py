@@ -1,28 +1,36 @@
-"""`results.json` of a run: all that a probe found, with what a reader has to know before believing it."""
+"""Records in `results.json`: all scores of a probe, and the notes that a reader needs before believing them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from infra.errors import UserError
 from infra.files import write_atomic
 
-NAME: Final = "results.json"
+RESULTS_NAME: Final = "results.json"
 VERSION: Final = 2
 
-Kind = Literal["checkpoint", "finetuned", "untrained", "pixels", "border", "attributes", "shuffled", "source"]
-
+# What a row scores. "finetuned" is a network trained end to end. Controls: the "untrained" backbone, raw "pixels" and
+# their "border", the "attributes" view, sex and age, "shuffled" labels, and "source": which dataset an image is from.
+ProbeKind = Literal["checkpoint", "finetuned", "untrained", "pixels", "border", "attributes", "shuffled", "source"]
 
 OVERLAP_MARK: Final = "†"
 AT_EDGE_MARK: Final = "*"
 
 
+class TaskKey(NamedTuple):
+    """Identifies a task among the results: the label of its dataset and the name of its preset."""
+
+    dataset: str
+    preset: str
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval, None where no resamples were asked for or they cannot tell one."""
+    """A value with its 95 % interval; low and high are None without resamples, or if these give no interval."""
 
     value: float
     low: float | None = None
@@ -31,7 +39,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scores:
-    """All between 0 and 1; the disease is the positive class, and f1_negative is the F1 of the healthy one."""
+    """Scores between 0 and 1. The disease is the positive class; f1_negative is the F1 of the healthy class."""
 
     acc: Estimate
     auc: Estimate
@@ -43,7 +51,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images of like probability: the mean of it, the share of positives among them, and how many there are."""
+    """Images of similar predicted probability.
+
+    Attributes:
+        predicted: mean predicted probability
+        observed: share of positive images
+        images: number of images
+    """
 
     predicted: float
     observed: float
@@ -52,9 +66,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Brier scores (0 is best) and reliability curves of the test part, as predicted and after Platt scaling.
+    """Brier scores (0 is best) and reliability curves of the test part.
 
-    brier_prevalence: of always saying the share of positives of the test part.
+    Attributes:
+        brier: of the probabilities as predicted
+        brier_recalibrated: of the probabilities after Platt scaling
+        brier_prevalence: of predicting the share of positives in the test part for every image
+        bins: reliability curve as predicted
+        bins_recalibrated: reliability curve after Platt scaling
     """
 
     brier: float
@@ -66,7 +85,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Subgroup:
-    """The test images of one group, such as sex "F"; scores are None where it is too small to be scored."""
+    """The test images of one group, such as sex "F"; the scores are None if the group is too small."""
 
     attribute: str
     group: str
@@ -82,8 +101,8 @@ class Subgroup:
 class Gap:
     """The largest difference of AUC between two groups of an attribute.
 
-    The interval is that of the difference between these two. They were chosen as the most extreme pair, so it is no
-    test of whether any difference exists: among equal groups the widest gap tends to look like one.
+    The interval is that of the difference between these two groups. They were chosen as the most extreme pair, so the
+    interval does not test whether any difference exists: the widest gap among equal groups tends to look real.
     """
 
     attribute: str
@@ -94,7 +113,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class Run:
-    """What was pretrained. fraction_percent: of the pretraining set; epochs: done at the last checkpoint probed."""
+    """The pretraining run that was probed.
+
+    Attributes:
+        backbone: name of the architecture
+        size_px: side of the training images
+        global_batch: images per step over all ranks
+        fraction_percent: share of the pretraining set
+        epochs: epochs done at the last checkpoint probed
+        seed: seed of the pretraining
+    """
 
     backbone: str
     size_px: int
@@ -106,7 +134,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PartSize:
-    """How many images and patients a part of a dataset holds, and of which class."""
+    """Images and patients in one part of a dataset, and images of each class."""
 
     images: int
     patients: int
@@ -116,12 +144,26 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was probed by which preset.
+    """A dataset as one preset divides it.
 
-    label: names it in the rows; `dataset`, `preset` and this are the key of a row. balance: none, class, or class and
-    view. split: how the parts came about. development and test: in cross-validation (`rounds` > 1) every image is once
-    in the test part, so both are the whole. excluded: reason -> images left out. The last two count test images and
-    test patients seen, unlabelled, in pretraining; None when the shards of the pretraining are not there to compare.
+    Attributes:
+        label: name in the tables; with the preset it identifies the rows
+        preset: name of the preset
+        name: name of the dataset
+        folder: folder or URL of its shards, without credentials
+        identity: hash of the packed images
+        simulated: whether a program drew the images
+        positive: name of the positive class
+        negative: name of the negative class
+        balance: none, class, or view (classes balanced within each view)
+        split: origin of the parts, such as "official"
+        rounds: how many test parts there are; more than one in cross-validation, where every image is tested once, so
+            that both `development` and `test` count the whole task
+        development: images that classifiers may use
+        test: images that are scored
+        excluded: reason -> images left out
+        pretrained_images: test images that pretraining saw, unlabeled; None if its shards are unavailable
+        pretrained_patients: test patients that pretraining saw, unlabeled; None if its shards are unavailable
     """
 
     label: str
@@ -142,6 +184,11 @@ class Dataset:
     pretrained_patients: int | None
 
     @property
+    def key(self) -> TaskKey:
+        """Key of the rows that score this task."""
+        return TaskKey(self.label, self.preset)
+
+    @property
     def overlaps(self) -> bool:
         """Whether pretraining saw any of the test part."""
         return bool(self.pretrained_images or self.pretrained_patients)
@@ -149,17 +196,33 @@ class Dataset:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One feature set on one dataset by one preset: C by validation AUC, one fit, one score on the test part.
+    """The scores of one feature set on one task: C chosen by validation AUC, one fit, one score on the test part.
 
-    features: what a reader calls it; epoch and step: of a checkpoint. c, threshold: one a round. at_edge: rounds whose
-    C is an end of the grid. knn_auc: of the 20 nearest neighbours by cosine. calibration, subgroups: `rigorous` only.
-    fits and unconverged count logistic regressions: those of the search and the last ones.
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        features: name of the features in the tables
+        kind: what the row scores
+        epoch: epoch of a checkpoint
+        step: step of a checkpoint
+        size: number of features
+        c: the chosen C of each round
+        at_edge: rounds whose C is an end of the grid
+        threshold: decision threshold of each round
+        validation_auc: mean validation AUC at the chosen C
+        scores: scores on the test part
+        knn_auc: AUC of the 20 nearest neighbors by cosine distance
+        fits: logistic regressions fitted, by the search and for the final classifiers
+        unconverged: how many of these did not converge
+        calibration: only for the preset `rigorous`
+        subgroups: only for the preset `rigorous`
+        gaps: widest gap of each attribute, only for the preset `rigorous`
     """
 
     dataset: str
     preset: str
     features: str
-    kind: Kind
+    kind: ProbeKind
     epoch: float | None
     step: int | None
     size: int
@@ -175,10 +238,15 @@ class ProbeResult:
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
 
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task that the row scores."""
+        return TaskKey(self.dataset, self.preset)
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The AUC of the last checkpoint less that of other features on the same test images, patients drawn in pairs."""
+    """AUC of the last checkpoint (`features`) minus that of `other` features on the same test images."""
 
     dataset: str
     preset: str
@@ -186,10 +254,24 @@ class Comparison:
     other: str
     difference: Estimate
 
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task that both feature sets were scored on."""
+        return TaskKey(self.dataset, self.preset)
+
 
 @dataclass(frozen=True)
 class FewLabels:
-    """The test AUC of probes that saw the labels of some development patients only; `aucs`: one a draw of them."""
+    """Test AUCs of probes fitted to the labels of only some development patients.
+
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        features: name of the features
+        percent: share of the development patients
+        images: mean number of labeled images over the draws
+        aucs: one test AUC for each draw of patients
+    """
 
     dataset: str
     preset: str
@@ -197,6 +279,11 @@ class FewLabels:
     percent: int
     images: float
     aucs: list[float]
+
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task."""
+        return TaskKey(self.dataset, self.preset)
 
 
 @dataclass(frozen=True)
@@ -218,17 +305,32 @@ class Results:
 
     def rows_of(self, dataset: Dataset) -> list[ProbeResult]:
         """Return the rows of one dataset and preset."""
-        return [row for row in self.rows if (row.dataset, row.preset) == (dataset.label, dataset.preset)]
+        return [row for row in self.rows if row.key == dataset.key]
+
+    def comparisons_of(self, dataset: Dataset) -> list[Comparison]:
+        """Return the comparisons on one dataset and preset."""
+        return [item for item in self.comparisons if item.key == dataset.key]
+
+    def few_labels_of(self, dataset: Dataset) -> list[FewLabels]:
+        """Return the results with few labels on one dataset and preset."""
+        return [item for item in self.few_labels if item.key == dataset.key]
 
 
 def write_results(run: Path, results: Results) -> None:
     """Write `run/results.json` atomically."""
-    write_atomic(run / NAME, msgspec.json.format(msgspec.json.encode(results), indent=1))
+    write_atomic(run / RESULTS_NAME, msgspec.json.format(msgspec.json.encode(results), indent=1))
 
 
 def read_results(run: Path) -> Results | None:
-    """Read `run/results.json`; None where the run has not been probed, UserError when it is not one of ours."""
-    path = run / NAME
+    """Read `run/results.json`.
+
+    Returns:
+        The results, None if the run has not been probed.
+
+    Raises:
+        UserError: if the file is unreadable or has another version.
+    """
+    path = run / RESULTS_NAME
     if not path.exists():
         return None
     try:
@@ -246,5 +348,5 @@ class _Version:
 
 
 def last_checkpoint(rows: Sequence[ProbeResult]) -> ProbeResult | None:
-    """The row to quote: of the last checkpoint, not of the best one, which its test scores would flatter."""
+    """Return the row to quote: the last checkpoint, not the one with the best test scores, which would flatter it."""
     return max((row for row in rows if row.kind == "checkpoint"), key=lambda row: row.step or 0, default=None)

@@ -1,4 +1,4 @@
-"""`selection.json` of a run: which checkpoint was chosen without labels, and how well such choices do."""
+"""Records in `selection.json`: the checkpoint chosen without labels, and how well such choices do."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,22 @@ from evaluation.results.results import Estimate
 from infra.errors import UserError
 from infra.files import write_atomic
 
-NAME: Final = "selection.json"
+SELECTION_NAME: Final = "selection.json"
 
 
 @dataclass(frozen=True)
 class MeasureVerdict:
-    """How well a measure would have chosen a checkpoint for one dataset and preset.
+    """How well one measure would have chosen a checkpoint for one dataset and preset.
 
-    rank_correlation: Spearman's, of the measure's goodness with the test AUC; None of fewer than three checkpoints, or
-    where either is the same for all. regret: the test AUC of the best checkpoint less that of the chosen one, 0 at
-    best. `random` has the mean regret of all checkpoints.
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        measure: name of the measure
+        chosen: name of the checkpoint that the measure prefers
+        rank_correlation: Spearman correlation of the measure's goodness with the test AUC; None with fewer than three
+            checkpoints, or if either is the same for all
+        regret: test AUC of the best checkpoint minus that of the chosen one, at best 0; for the measure "random" the
+            mean regret of all checkpoints
     """
 
     dataset: str
@@ -34,8 +40,13 @@ class MeasureVerdict:
 class CheckpointSelection:
     """The content of `selection.json`.
 
-    held_out: whose images the measures were taken of. images: how many. measures: by checkpoint, in the order of their
-    steps. chosen and why: what `choose_checkpoint` says; verdicts: what the labels say of it afterwards.
+    Attributes:
+        held_out: which images were measured, as part of a sentence
+        images: how many images were measured
+        measures: checkpoint -> measure -> value, in the order of the steps
+        chosen: name of the chosen checkpoint
+        why: reason for the choice
+        verdicts: what the labels say about each measure afterwards
     """
 
     held_out: str
@@ -47,8 +58,15 @@ class CheckpointSelection:
 
 
 def read_selection(run: Path) -> CheckpointSelection | None:
-    """Read `run/selection.json`; None where no choice was asked for, UserError when it is not one of ours."""
-    path = run / NAME
+    """Read `run/selection.json`.
+
+    Returns:
+        The selection, None if the file does not exist.
+
+    Raises:
+        UserError: if the file is unreadable or not a selection.
+    """
+    path = run / SELECTION_NAME
     if not path.exists():
         return None
     try:
@@ -61,4 +79,4 @@ def read_selection(run: Path) -> CheckpointSelection | None:
 
 def write_selection(run: Path, selection: CheckpointSelection) -> None:
     """Write `run/selection.json` atomically."""
-    write_atomic(run / NAME, msgspec.json.format(msgspec.json.encode(selection), indent=1))
+    write_atomic(run / SELECTION_NAME, msgspec.json.format(msgspec.json.encode(selection), indent=1))

@@ -1,55 +1,58 @@
-"""Whether a probe's probabilities mean what they say, before and after Platt scaling."""
+"""Calibration of a probe's probabilities, before and after Platt scaling."""
 
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from evaluation.results.results import Bin, Calibration
+from infra.arrays import Float64, Int64
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-_MARGIN: Final = 1e-6  # probabilities are kept this far from 0 and 1, where the logit is infinite
+_MARGIN: Final = 1e-6  # keeps probabilities away from 0 and 1, where the logit is infinite
 _BINS: Final = 10
-_LEAST_IMAGES: Final = 5  # of a bin
+_LEAST_IMAGES: Final = 5  # in a bin
 
 
-def platt(classes: Ints, probabilities: Floats) -> tuple[float, float]:
-    """Fit Platt scaling to validation predictions (n,) of both classes; returns slope and intercept on the logit.
+def platt(classes: Int64, probabilities: Float64) -> tuple[float, float]:
+    """Fit Platt scaling to validation predictions.
 
-    An unpenalised logistic regression of the class on the logit of the probability. Its targets are not 0 and 1 but
-    1 / (negatives + 2) and (positives + 1) / (positives + 2), which bounds the slope where the classes are separable.
+    This is an unpenalized logistic regression of the class on the logit of the probability. Its targets are not 0 and 1
+    but 1 / (negatives + 2) and (positives + 1) / (positives + 2), which bounds the slope if the classes are separable.
     Platt 1999, "Probabilistic outputs for support vector machines and comparisons to regularized likelihood methods",
     section 2.2.
+
+    Args:
+        classes: (n,) 0 or 1, both present
+        probabilities: (n,) of the positive class
+
+    Returns:
+        Slope and intercept on the logit scale.
     """
     positive = classes == 1
     assert 0 < positive.sum() < len(classes), "Platt scaling needs both classes in validation"
     values = _logit(probabilities)
-    # To unit scale, else values close to each other look flat to the solver.
-    centre, scale = values.mean(), values.std() if np.ptp(values) > 0 else 1.0
+    # Unit scale, because values close to each other look flat to the solver.
+    center, scale = values.mean(), values.std() if np.ptp(values) > 0 else 1.0
     target = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2))
-    # A target between the classes is an image of both, each with its share of the weight.
+    # A target between the classes is expressed as one image of each class, weighted by its share.
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(
-        np.tile((values - centre) / scale, 2)[:, None],
+        np.tile((values - center) / scale, 2)[:, None],
         np.repeat([1, 0], len(classes)),
         sample_weight=np.concatenate([target, 1 - target]),
     )
     slope = float(model.coef_[0, 0]) / scale
-    return float(slope), float(model.intercept_[0] - slope * centre)
+    return float(slope), float(model.intercept_[0] - slope * center)
 
 
-def recalibrate(probabilities: Floats, slope: float, intercept: float) -> Floats:
+def recalibrate(probabilities: Float64, slope: float, intercept: float) -> Float64:
     """Apply Platt's map to probabilities (n,)."""
-    recalibrated: Floats = expit(slope * _logit(probabilities) + intercept)
-    return recalibrated
+    return expit(slope * _logit(probabilities) + intercept)
 
 
-def calibration(classes: Ints, probabilities: Floats, recalibrated: Floats) -> Calibration:
-    """Hold test probabilities (n,), as predicted and as `recalibrate` gives them, against the classes (n,).
+def calibration(classes: Int64, probabilities: Float64, recalibrated: Float64) -> Calibration:
+    """Compare test probabilities (n,), as predicted and as recalibrated, with the classes (n,).
 
     Brier 1950, "Verification of forecasts expressed in terms of probability".
     """
@@ -61,17 +64,16 @@ def calibration(classes: Ints, probabilities: Floats, recalibrated: Floats) -> C
     return Calibration(brier, brier_recalibrated, brier_prevalence, bins, bins_recalibrated)
 
 
-def _logit(probabilities: Floats) -> Floats:
-    values: Floats = logit(np.clip(probabilities, _MARGIN, 1 - _MARGIN))
-    return values
+def _logit(probabilities: Float64) -> Float64:
+    return logit(np.clip(probabilities, _MARGIN, 1 - _MARGIN))
 
 
-def _bins(classes: Ints, probabilities: Floats) -> list[Bin]:
-    """Ten bins of equal counts in ascending order, fewer where images are few; equal probabilities share a bin."""
-    wanted = min(_BINS, max(1, len(classes) // _LEAST_IMAGES))
-    _, tie, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
+def _bins(classes: Int64, probabilities: Float64) -> list[Bin]:
+    """Return ten bins of equal counts in ascending order, fewer for few images; equal probabilities share a bin."""
+    bins = min(_BINS, max(1, len(classes) // _LEAST_IMAGES))
+    _, rank, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2  # of the ranks of equal probabilities
-    numbers = (middle * wanted / len(classes)).astype(np.int64)[tie]
+    numbers = (middle * bins / len(classes)).astype(np.int64)[rank]
     members = (numbers == number for number in np.unique(numbers))
     return [
         Bin(float(probabilities[inside].mean()), float(classes[inside].mean()), int(inside.sum())) for inside in members

@@ -1,164 +1,187 @@
-"""From chosen classifiers to rows: scores with intervals, neighbours, calibration, subgroups, comparisons."""
+"""Rows of the results from fitted probes: scores with intervals, neighbors, calibration, subgroups, comparisons."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from evaluation.data.samples import Samples
+from evaluation.fitting.case_list import FewLabelsCase, last_case
 from evaluation.fitting.finetune import FinetunedNetwork
+from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
 from evaluation.results.results import Calibration, Comparison, FewLabels, Gap, ProbeResult, Subgroup
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 from evaluation.scoring.scores import Predictions, auc_difference, score, youden_threshold
 from evaluation.scoring.subgroups import age_group, subgroups
+from infra.arrays import Float64, Int64
 
 NEIGHBORS: Final = 20
 _HALF: Final = 0.5
 
 
-def thresholds(entry: ProbeCase, rounds: Sequence[FittedProbe]) -> list[float]:
-    """Return the threshold of each round: 0.5, or Youden's on the out-of-fold probabilities."""
-    if not entry.preset.chooses_threshold:
-        return [_HALF] * len(rounds)
+def thresholds(case: ProbeCase, probes: Sequence[FittedProbe]) -> list[float]:
+    """Return the threshold of each round: 0.5, or Youden's from the out-of-fold probabilities."""
+    if not case.preset.chooses_threshold:
+        return [_HALF] * len(probes)
     return [
-        youden_threshold(classes[fold >= 0], chosen.validation)
-        for classes, fold, chosen in zip(entry.classes, entry.folds, rounds, strict=True)
+        youden_threshold(classes[fold >= 0], probe.validation)
+        for classes, fold, probe in zip(case.classes, case.folds, probes, strict=True)
     ]
 
 
-def predictions(entry: ProbeCase, rounds: Sequence[FittedProbe]) -> Predictions:
-    """Return what the chosen classifiers say of the test images, all rounds below each other."""
-    chosen = zip(rounds, thresholds(entry, rounds), strict=True)
+def predict(case: ProbeCase, probes: Sequence[FittedProbe]) -> Predictions:
+    """Return the predictions for the test images, round after round."""
+    decisions = [
+        probe.probabilities > threshold for probe, threshold in zip(probes, thresholds(case, probes), strict=True)
+    ]
     return Predictions(
-        classes=_of_test(entry, entry.classes),
-        probabilities=np.concatenate([one.probabilities for one in rounds]),
-        decisions=np.concatenate([one.probabilities > threshold for one, threshold in chosen]),
-        patients=_of_test(entry, np.tile(entry.patients, (len(rounds), 1))),
-        parts=_of_test(entry, np.repeat(np.arange(len(rounds))[:, None], len(entry.patients), axis=1)),
+        classes=_of_test(case, case.classes),
+        probabilities=np.concatenate([probe.probabilities for probe in probes]),
+        decisions=np.concatenate(decisions),
+        patients=_of_test(case, np.tile(case.patients, (len(probes), 1))),
+        parts=_of_test(case, np.repeat(np.arange(len(probes))[:, None], len(case.patients), axis=1)),
     )
 
 
-def _of_test(entry: ProbeCase, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _of_test(case: ProbeCase, values: Int64) -> Int64:
     """Return the values (rounds, n) of the test parts, round after round."""
-    of_test: npt.NDArray[np.int64] = values[entry.folds == -1]
-    return of_test
+    return values[case.folds == -1]
 
 
-def probe_result(
-    entry: ProbeCase, rounds: Sequence[FittedProbe], samples: Samples | None, *, resamples: int, seed: int
-) -> ProbeResult:
-    """Score an entry; with `samples` also its calibration and its subgroups."""
-    said = predictions(entry, rounds)
-    found: list[Subgroup] = []
-    gaps: list[Gap] = []
-    if samples is not None:
-        told = {
-            "sex": [samples.sexes[row] for row in _rows(entry)],
-            "age": [age_group(samples.ages[row]) for row in _rows(entry)],
-            "view": [samples.views[row] for row in _rows(entry)],
-        }
-        known = {name: groups for name, groups in told.items() if len(set(groups)) > 1}
-        found, gaps = subgroups(said, known, resamples=resamples, seed=seed)
+def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: int, seed: int) -> ProbeResult:
+    """Score a case; those of a strict preset also get their calibration and subgroups.
+
+    Args:
+        case: the case
+        probes: its fitted probes, one for each round
+        resamples: bootstrap resamples of the patients
+        seed: of the resamples
+    """
+    detailed = case.preset.chooses_threshold and case.kind not in ("shuffled", "source")
+    predictions = predict(case, probes)
+    groups, gaps = _subgroups(case, predictions, resamples, seed) if detailed else ([], [])
     return ProbeResult(
-        dataset=entry.dataset,
-        preset=entry.preset_name,
-        features=entry.name,
-        kind=entry.kind,
-        epoch=entry.epoch,
-        step=entry.step,
-        size=entry.stored.values.shape[1],
-        c=[one.c for one in rounds],
-        at_edge=sum(one.at_edge for one in rounds),
-        threshold=thresholds(entry, rounds),
-        validation_auc=float(np.mean([one.validation_auc for one in rounds])),
-        scores=score(said, resamples=resamples, seed=seed),
-        knn_auc=neighbors_auc(entry),
-        fits=sum(one.fits for one in rounds),
-        unconverged=sum(one.unconverged for one in rounds),
-        calibration=_calibration(entry, rounds, said) if samples is not None else None,
-        subgroups=found,
+        dataset=case.key.dataset,
+        preset=case.key.preset,
+        features=case.name,
+        kind=case.kind,
+        epoch=case.epoch,
+        step=case.step,
+        size=case.matrix.values.shape[1],
+        c=[probe.c for probe in probes],
+        at_edge=sum(probe.at_edge for probe in probes),
+        threshold=thresholds(case, probes),
+        validation_auc=float(np.mean([probe.validation_auc for probe in probes])),
+        scores=score(predictions, resamples=resamples, seed=seed),
+        knn_auc=neighbors_auc(case),
+        fits=sum(probe.fits for probe in probes),
+        unconverged=sum(probe.unconverged for probe in probes),
+        calibration=_calibration(case, probes, predictions) if detailed else None,
+        subgroups=groups,
         gaps=gaps,
     )
 
 
-def _rows(entry: ProbeCase) -> list[int]:
-    """The rows of the test images, round after round."""
-    return [int(row) for row in _of_test(entry, np.tile(entry.rows, (len(entry.folds), 1)))]
+def _subgroups(
+    case: ProbeCase, predictions: Predictions, resamples: int, seed: int
+) -> tuple[list[Subgroup], list[Gap]]:
+    """Score the groups of each attribute that varies over the test part."""
+    samples = case.task.labeled_set.samples
+    rows = _of_test(case, np.tile(case.rows, (len(case.folds), 1))).tolist()
+    attributes = {
+        "sex": [samples.sexes[row] for row in rows],
+        "age": [age_group(samples.ages[row]) for row in rows],
+        "view": [samples.views[row] for row in rows],
+    }
+    varying = {name: groups for name, groups in attributes.items() if len(set(groups)) > 1}
+    return subgroups(predictions, varying, resamples=resamples, seed=seed)
 
 
-def _calibration(entry: ProbeCase, rounds: Sequence[FittedProbe], said: Predictions) -> Calibration:
+def _calibration(case: ProbeCase, probes: Sequence[FittedProbe], predictions: Predictions) -> Calibration:
     """Recalibrate each round by its own out-of-fold probabilities, then pool the test parts."""
     parts = [
-        recalibrate(chosen.probabilities, *platt(classes[fold >= 0], chosen.validation))
-        for classes, fold, chosen in zip(entry.classes, entry.folds, rounds, strict=True)
+        recalibrate(probe.probabilities, *platt(classes[fold >= 0], probe.validation))
+        for classes, fold, probe in zip(case.classes, case.folds, probes, strict=True)
     ]
-    return calibration(said.classes, said.probabilities, np.concatenate(parts))
+    return calibration(predictions.classes, predictions.probabilities, np.concatenate(parts))
 
 
-def neighbors_auc(entry: ProbeCase) -> float:
-    """Return the mean AUC over the rounds of the nearest neighbours by cosine: no training, nothing to choose.
+def neighbors_auc(case: ProbeCase) -> float:
+    """Return the mean AUC over the rounds of the nearest neighbors by cosine, which need no training and no choice.
 
-    The positive class's share among the 20 nearest development images, each weighted by the inverse of its distance.
+    The score of a test image is the share of positives among its 20 nearest development images, each weighted by the
+    inverse of its distance.
     """
-    values = entry.stored.values
+    values = case.matrix.values
     aucs = []
-    for classes, fold in zip(entry.classes, entry.folds, strict=True):
-        fitted, asked = fold >= 0, fold == -1
-        model = KNeighborsClassifier(min(NEIGHBORS, int(fitted.sum())), weights="distance", metric="cosine")
-        model.fit(values[entry.rows[fitted]], classes[fitted])
-        said = model.predict_proba(values[entry.rows[asked]])[:, 1]
-        aucs.append(roc_auc_score(classes[asked], said))
+    for classes, fold in zip(case.classes, case.folds, strict=True):
+        development, test = fold >= 0, fold == -1
+        model = KNeighborsClassifier(min(NEIGHBORS, int(development.sum())), weights="distance", metric="cosine")
+        model.fit(values[case.rows[development]], classes[development])
+        probabilities: Float64 = model.predict_proba(values[case.rows[test]])[:, 1]
+        aucs.append(roc_auc_score(classes[test], probabilities))
     return float(np.mean(aucs))
 
 
-def finetuned_result(one: ProbeCase, found: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
-    """Score a network that was fine-tuned on the one round of an entry; its threshold is chosen as a probe's is."""
-    classes, test = one.classes[0], one.folds[0] == -1
-    validated = classes[found.validation_rows]
-    threshold = youden_threshold(validated, found.validation) if one.preset.chooses_threshold else _HALF
-    said = Predictions(
+def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
+    """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
+    classes, test = case.classes[0], case.folds[0] == -1
+    threshold = (
+        youden_threshold(classes[network.validation_rows], network.validation)
+        if case.preset.chooses_threshold
+        else _HALF
+    )
+    predictions = Predictions(
         classes[test],
-        found.probabilities,
-        found.probabilities > threshold,
-        one.patients[test],
+        network.probabilities,
+        network.probabilities > threshold,
+        case.patients[test],
         np.zeros(int(test.sum()), np.int64),
     )
     return ProbeResult(
-        dataset=one.dataset,
-        preset=one.preset_name,
-        features=f"{one.name}, fine-tuned",
+        dataset=case.key.dataset,
+        preset=case.key.preset,
+        features=f"{case.name}, fine-tuned",
         kind="finetuned",
-        epoch=one.epoch,
-        step=one.step,
-        size=one.stored.values.shape[1],
+        epoch=case.epoch,
+        step=case.step,
+        size=case.matrix.values.shape[1],
         c=[],
         at_edge=0,
         threshold=[threshold],
-        validation_auc=found.validation_auc,
-        scores=score(said, resamples=resamples, seed=seed),
+        validation_auc=network.validation_auc,
+        scores=score(predictions, resamples=resamples, seed=seed),
         knn_auc=None,
         fits=0,
         unconverged=0,
     )
 
 
-def comparison(
-    last: ProbeCase, other: ProbeCase, of_last: Predictions, of_other: Predictions, *, resamples: int, seed: int
-) -> Comparison:
-    """Hold the last checkpoint's AUC against that of other features on the same test images."""
-    difference = auc_difference(of_last, of_other, resamples=resamples, seed=seed)
-    return Comparison(last.dataset, last.preset_name, last.name, other.name, difference)
+def compare_with_last(
+    cases: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int
+) -> list[Comparison]:
+    """Compare the last checkpoint of each task with all other features on the same classes and test images."""
+    comparisons = []
+    for other in cases:
+        last = last_case(cases, other)
+        if last is None or other is last or other.kind in ("shuffled", "source"):
+            continue
+        difference = auc_difference(
+            predict(last, fitted[last]), predict(other, fitted[other]), resamples=resamples, seed=seed
+        )
+        comparisons.append(Comparison(other.key.dataset, other.key.preset, last.name, other.name, difference))
+    return comparisons
 
 
-def few_labels_result(entry: ProbeCase, rounds: Sequence[FittedProbe], features: str, percent: int) -> FewLabels:
+def few_labels_result(few: FewLabelsCase, probes: Sequence[FittedProbe]) -> FewLabels:
     """Return the test AUC of each draw of the labels."""
-    aucs = []
-    for classes, fold, chosen in zip(entry.classes, entry.folds, rounds, strict=True):
-        aucs.append(float(roc_auc_score(classes[fold == -1], chosen.probabilities)))
-    images = float(np.mean([(fold >= 0).sum() for fold in entry.folds]))
-    return FewLabels(entry.dataset, entry.preset_name, features, percent, images, aucs)
+    case = few.case
+    aucs = [
+        float(roc_auc_score(classes[fold == -1], probe.probabilities))
+        for classes, fold, probe in zip(case.classes, case.folds, probes, strict=True)
+    ]
+    images = float(np.mean([(fold >= 0).sum() for fold in case.folds]))
+    return FewLabels(case.key.dataset, case.key.preset, few.whole.name, few.percent, images, aucs)

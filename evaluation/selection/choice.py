@@ -1,20 +1,18 @@
-"""Which checkpoint to take: the choice that needs no label, and how well each measure would have chosen.
+"""The choice of a checkpoint without labels, and verdicts on how well each measure would have chosen.
 
-The question that Gazda et al. 2021 leave open (section VI): "how to select the optimal checkpoint".
+Gazda et al. 2021 leave this question open (section VI): "how to select the optimal checkpoint".
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import rankdata
 
-from evaluation.results.results import Estimate
+from evaluation.results.results import Estimate, TaskKey
 from evaluation.results.selection import MeasureVerdict
 from evaluation.selection.label_free import MEASURES, goodness, has_collapsed
-
-Floats = npt.NDArray[np.float64]
+from infra.arrays import Float64
 
 LOSS: Final = "pretext loss"
 LAST: Final = "last"
@@ -22,26 +20,32 @@ RANDOM: Final = "random"
 NO_CHOICE: Final = "-"
 
 _DECIDES: Final = "uniformity"
-_TIE: Final = 0.01  # a share of the best
-_LEAST: Final = 3  # checkpoints that a rank correlation is taken of
+_TIE: Final = 0.01  # of the best value
+_LEAST: Final = 3  # checkpoints for a rank correlation
 
 
 def choose_checkpoint(measured: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
-    """Choose a checkpoint without any label, and say why.
+    """Choose a checkpoint without any label.
 
-    measured: the measures of each checkpoint, in the order of their steps. The rule: of the checkpoints that have not
-    collapsed (`label_free.has_collapsed`), those whose uniformity is within 1 % of the lowest, and of these the last.
-    Where all have collapsed, the last, with a plain word. It was fixed on one run on simulated radiographs, where ranks
-    such as LiDAR and RankMe preferred the earliest checkpoints, before it was held against real ones: docs/results.md.
+    The rule: among the checkpoints that have not collapsed (`label_free.has_collapsed`), take those whose uniformity is
+    within 1 % of the lowest, and of these the last. If all have collapsed, take the last and say so. The rule was fixed
+    on one run on simulated radiographs, where ranks such as LiDAR and RankMe preferred the earliest checkpoints, before
+    it was tested on real ones: docs/results.md.
+
+    Args:
+        measured: checkpoint -> measure -> value, in the order of the steps
+
+    Returns:
+        The name of the checkpoint, and the reason as part of a sentence.
     """
-    assert measured, "there is a checkpoint to choose"
+    assert measured, "no checkpoint to choose"
     names = list(measured)
     sound = {name: values[_DECIDES] for name, values in measured.items() if not has_collapsed(values)}
     if not sound:
         spread = max(values["spread"] for values in measured.values())
         return names[-1], (
             f"all {len(names)} checkpoints have collapsed: their features hardly differ between images (spread at most "
-            f"{spread:.2g}); none is worth using, this is merely the last"
+            f"{spread:.2g}); none is worth using, this is only the last"
         )
     best = min(sound, key=lambda name: sound[name])
     chosen = [name for name, value in sound.items() if value <= sound[best] + _TIE * abs(sound[best])][-1]
@@ -51,55 +55,59 @@ def choose_checkpoint(measured: Mapping[str, Mapping[str, float]]) -> tuple[str,
         return chosen, f"its {_DECIDES} of {sound[best]:.2f} is the lowest of {among}"
     return chosen, (
         f"its {_DECIDES} of {sound[chosen]:.2f} is within {100 * _TIE:g} % of the lowest of {among}, "
-        f"{sound[best]:.2f} of {best}, and it is the last such"
+        f"{sound[best]:.2f} of {best}, and no later one is"
     )
 
 
 def goodness_of(
     measured: Mapping[str, Mapping[str, float]], losses: Sequence[float] | None = None
 ) -> dict[str, list[float]]:
-    """Return how good each of k checkpoints is by each measure, more being better; by its pretext loss too if given."""
-    found = {name: [goodness(name, values[name]) for values in measured.values()] for name in MEASURES}
-    return found if losses is None else {**found, LOSS: [-loss for loss in losses]}
+    """Return how good each of k checkpoints is by each measure and by its pretext loss, if given; more is better."""
+    good = {name: [goodness(name, values[name]) for values in measured.values()] for name in MEASURES}
+    return good if losses is None else {**good, LOSS: [-loss for loss in losses]}
 
 
 def judge(
     good: Mapping[str, Sequence[float]],
     names: Sequence[str],
-    aucs: Floats,
-    resampled: Floats,
+    aucs: Float64,
+    resampled: Float64,
     *,
-    dataset: str,
-    preset: str,
+    key: TaskKey,
 ) -> list[MeasureVerdict]:
-    """Judge each measure by the test AUCs of k checkpoints, and with them the last checkpoint and a random one.
+    """Judge each measure by the test AUCs of k checkpoints, and also the choices "last" and "random".
 
-    good: how good each checkpoint is by each measure, more being better. names: in the order of their steps; of equally
-    good ones the last is chosen. aucs: (k,). resampled: (k, B), of the same resampled patients for all checkpoints;
-    those with a NaN are left out. Intervals are the 2.5th and 97.5th percentile over them. The best checkpoint is found
-    anew in each, by chance higher than it is, so the interval of a small regret lies high rather than low.
+    Intervals are the 2.5th and 97.5th percentile over the resamples. Each resample finds its own best checkpoint, which
+    is too high by chance, so the interval of a small regret lies too high rather than too low.
+
+    Args:
+        good: measure -> how good each checkpoint is; more is better, and of equally good ones the last is chosen
+        names: names of the checkpoints, in the order of the steps
+        aucs: (k,) test AUCs
+        resampled: (k, B) test AUCs, with the same resampled patients for all checkpoints; those with a NaN are left out
+        key: the task
     """
     assert aucs.shape == (len(names),) and resampled.shape[:1] == aucs.shape, f"{aucs.shape}, {resampled.shape}"
     usable = resampled[:, ~np.isnan(resampled).any(axis=0)]
-    found = {**good, LAST: range(len(names))}
+    goodness_by_choice = {**good, LAST: range(len(names))}
     verdicts = [
-        _verdict(measure, np.asarray(values, np.float64), names, aucs, usable, dataset, preset)
-        for measure, values in found.items()
+        _verdict(measure, np.asarray(values, np.float64), names, aucs, usable, key)
+        for measure, values in goodness_by_choice.items()
     ]
     mean_regret = _estimate(float((aucs.max() - aucs).mean()), (usable.max(axis=0) - usable).mean(axis=0))
-    return [*verdicts, MeasureVerdict(dataset, preset, RANDOM, NO_CHOICE, None, mean_regret)]
+    return [*verdicts, MeasureVerdict(key.dataset, key.preset, RANDOM, NO_CHOICE, None, mean_regret)]
 
 
 def _verdict(
-    measure: str, good: Floats, names: Sequence[str], aucs: Floats, usable: Floats, dataset: str, preset: str
+    measure: str, good: Float64, names: Sequence[str], aucs: Float64, usable: Float64, key: TaskKey
 ) -> MeasureVerdict:
     chosen = int(np.flatnonzero(good == good.max())[-1])
     regret = _estimate(float(aucs.max() - aucs[chosen]), usable.max(axis=0) - usable[chosen])
     correlation = float(_spearman(good, aucs[:, None])[0])
     known = len(names) >= _LEAST and not np.isnan(correlation)
     return MeasureVerdict(
-        dataset,
-        preset,
+        key.dataset,
+        key.preset,
         measure,
         names[chosen],
         _estimate(correlation, _spearman(good, usable)) if known else None,
@@ -107,19 +115,18 @@ def _verdict(
     )
 
 
-def _spearman(good: Floats, aucs: Floats) -> Floats:
-    """Return Spearman's correlation of (k,) with each column of (k, B): (B,), NaN where either does not vary.
+def _spearman(good: Float64, aucs: Float64) -> Float64:
+    """Return Spearman's correlation of (k,) with each column of (k, B): (B,), NaN if either does not vary.
 
-    scipy's spearmanr of k-by-(1 + B) would correlate every column with every other.
+    scipy's spearmanr would correlate every column with every other.
     """
-    one, other = rankdata(good), rankdata(aucs, axis=0)
-    one, other = one - one.mean(), other - other.mean(axis=0)
-    size = np.sqrt((one @ one) * np.square(other).sum(axis=0))
-    correlations: Floats = np.divide(one @ other, size, out=np.full(len(size), np.nan), where=size > 0)
-    return correlations
+    good_ranks, auc_ranks = rankdata(good), rankdata(aucs, axis=0)
+    good_ranks, auc_ranks = good_ranks - good_ranks.mean(), auc_ranks - auc_ranks.mean(axis=0)
+    size = np.sqrt((good_ranks @ good_ranks) * np.square(auc_ranks).sum(axis=0))
+    return np.divide(good_ranks @ auc_ranks, size, out=np.full(len(size), np.nan), where=size > 0)
 
 
-def _estimate(value: float, resampled: Floats) -> Estimate:
+def _estimate(value: float, resampled: Float64) -> Estimate:
     usable = resampled[~np.isnan(resampled)]
     if not len(usable):
         return Estimate(value)

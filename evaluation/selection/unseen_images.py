@@ -1,16 +1,16 @@
-"""On whom checkpoints are measured without labels: images of patients that the pretraining has not seen."""
+"""The images on which checkpoints are measured without labels: those of patients that pretraining has not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from evaluation.data.feature_sources import Extractor, FeatureMatrix, FeatureSource
+from evaluation.data.extractor import Extractor, Features
 from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples
 from evaluation.selection.label_free import extract_views, measures
+from infra.arrays import Int64
 from infra.log import progress
 from infra.rng import uniform
 from ssl_core.views.batches import RandomViews, image_batches
@@ -18,79 +18,98 @@ from ssl_core.views.spec import ViewSpec
 
 _LEAST_IMAGES: Final = 100
 _VIEWED_IMAGES: Final = 512
-_VIEWS: Final = 10  # of each, as Thilak et al. 2024 take for LiDAR
-
-Ints = npt.NDArray[np.int64]
+_VIEWS: Final = 10  # of each image, as Thilak et al. 2024 take for LiDAR
 
 
 @dataclass(frozen=True)
 class UnseenImages:
-    """rows: (n,) of each dataset's samples, by its label. who: a sentence fragment."""
+    """The images to measure.
 
-    rows: dict[str, Ints]
-    who: str
+    Attributes:
+        rows: label of a dataset -> (n,) rows of its samples
+        description: which images these are, as part of a sentence
+    """
+
+    rows: dict[str, Int64]
+    description: str
 
     @property
-    def images(self) -> int:
-        """How many there are."""
+    def count(self) -> int:
+        """Number of images."""
         return sum(len(rows) for rows in self.rows.values())
 
 
-def unseen_images(opened: Sequence[LabeledSet], seen: PretrainingSamples | None) -> UnseenImages:
-    """Choose the images of unseen patients, all images where these are too few or not known; `who` says which."""
-    everyone = {packed.label: np.arange(len(packed.samples.ids)) for packed in opened}
+def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples | None) -> UnseenImages:
+    """Choose the images of unseen patients, or all images if the unseen ones are too few or unknown."""
+    everyone = {labeled_set.label: np.arange(len(labeled_set.samples.ids)) for labeled_set in labeled_sets}
     if seen is None:
-        return UnseenImages(everyone, "all images, since the shards of the pretraining are not there to compare with")
-    unseen = {packed.label: np.flatnonzero(~np.isin(packed.samples.patient_ids, seen.patients)) for packed in opened}
-    chosen = UnseenImages({label: rows for label, rows in unseen.items() if len(rows)}, "")
-    if chosen.images < _LEAST_IMAGES:
+        return UnseenImages(everyone, "all images, because the shards of the pretraining are not available to compare")
+    unseen = {
+        labeled_set.label: np.flatnonzero(~np.isin(labeled_set.samples.patient_ids, seen.patients))
+        for labeled_set in labeled_sets
+    }
+    unseen = {label: rows for label, rows in unseen.items() if len(rows)}
+    count = sum(len(rows) for rows in unseen.values())
+    if count < _LEAST_IMAGES:
         return UnseenImages(
-            everyone, f"all images, since only {chosen.images} are of patients whom pretraining has not seen"
+            everyone, f"all images, because only {count} are from patients that pretraining has not seen"
         )
-    counts = ", ".join(f"{len(rows)} of {label}" for label, rows in chosen.rows.items())
-    return UnseenImages(chosen.rows, f"images of patients whom pretraining has not seen: {counts}")
+    counts = ", ".join(f"{len(rows)} of {label}" for label, rows in unseen.items())
+    return UnseenImages(unseen, f"images of patients that pretraining has not seen: {counts}")
 
 
-def measure(
-    chosen: UnseenImages,
-    opened: Sequence[LabeledSet],
-    features: Mapping[FeatureSource, Mapping[str, FeatureMatrix]],
+def measure_checkpoints(
+    images: UnseenImages,
+    labeled_sets: Sequence[LabeledSet],
+    checkpoints: Features,
     extractor: Extractor,
     spec: ViewSpec,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """Return the measures of each source, by its name; `spec` and `seed` are those of the pretraining's views."""
-    there = [packed for packed in opened if packed.label in chosen.rows]
-    viewed = _viewed(chosen, there, seed)
+    """Measure the features of each checkpoint.
+
+    Args:
+        images: the images to measure
+        labeled_sets: the datasets
+        checkpoints: the checkpoints and their features
+        extractor: extracts the features of augmented views
+        spec: views of the pretraining
+        seed: of the views and of the images that are augmented
+
+    Returns:
+        Name of a checkpoint -> measure -> value.
+    """
+    used = [labeled_set for labeled_set in labeled_sets if labeled_set.label in images.rows]
+    augmented = _augmented_rows(images, used, seed)
     measured = {}
-    for source, stored in progress(features.items(), "measuring checkpoints", len(features), unit="checkpoint"):
-        of_images = np.concatenate([stored[packed.label].values[chosen.rows[packed.label]] for packed in there])
+    for source, matrices in progress(checkpoints.items(), "measuring checkpoints", len(checkpoints), unit="checkpoint"):
+        features = np.concatenate([matrices[item.label].values[images.rows[item.label]] for item in used])
         backbone = source.backbone()
-        of_views = []
-        for packed in there:
+        views = []
+        for labeled_set in used:
             with closing(
                 image_batches(
-                    packed.shards,
+                    labeled_set.shards,
                     RandomViews(spec, _VIEWS, seed),
-                    numbers=viewed[packed.label],
+                    numbers=augmented[labeled_set.label],
                     local_batch=extractor.local_batch,
                     mean=extractor.preprocessing.mean,
                     std=extractor.preprocessing.std,
-                    view_executor=extractor.kind,
+                    view_executor=extractor.view_executor,
                     device=extractor.device,
                 )
             ) as batches:
-                of_views.append(extract_views(backbone, (batch.views for batch in batches), extractor.device))
-        measured[source.name] = measures(of_images, np.concatenate(of_views))
+                views.append(extract_views(backbone, (batch.views for batch in batches), extractor.device))
+        measured[source.name] = measures(features, np.concatenate(views))
     return measured
 
 
-def _viewed(chosen: UnseenImages, there: Sequence[LabeledSet], seed: int) -> dict[str, Ints]:
-    """Draw the images that are augmented, in packed order: so many at most, from each dataset its share."""
+def _augmented_rows(images: UnseenImages, labeled_sets: Sequence[LabeledSet], seed: int) -> dict[str, Int64]:
+    """Draw the images to augment, in packed order: 512 at most, from each dataset its share."""
     drawn = {}
-    for packed in there:
-        rows = chosen.rows[packed.label]
-        count = min(len(rows), max(2, _VIEWED_IMAGES * len(rows) // chosen.images))
-        draws = uniform(seed, "probe-held-out", packed.samples.ids[rows], 0, 1)[:, 0]
-        drawn[packed.label] = np.sort(rows[np.argsort(draws)[:count]])
+    for labeled_set in labeled_sets:
+        rows = images.rows[labeled_set.label]
+        count = min(len(rows), max(2, _VIEWED_IMAGES * len(rows) // images.count))
+        draws = uniform(seed, "probe-held-out", labeled_set.samples.ids[rows], 0, 1)[:, 0]
+        drawn[labeled_set.label] = np.sort(rows[np.argsort(draws)[:count]])
     return drawn

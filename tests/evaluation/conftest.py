@@ -62,8 +62,8 @@ def simulated_cell(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def _make_run(run: Path, shards: Path, steps: tuple[int, ...] = (5, 10), splits: tuple[str, ...] = ("train",)) -> Path:
-    """A run folder as pretraining leaves it: five steps an epoch, a checkpoint after each, no optimiser state."""
-    data = DataConfig([shards], list(splits), global_batch=16, lanes=4, shuffle_window=16)
+    """A run folder as pretraining leaves it: five steps an epoch, a checkpoint after each, no optimizer state."""
+    data = DataConfig([str(shards)], list(splits), global_batch=16, lanes=4, shuffle_window=16)
     config = PretrainConfig(run, data, ViewSpec(size_px=32), ModelConfig("resnet18", 16, 8))
     configuration.save(config, run / "config.yaml")
     with MetricsWriter(run) as metrics:

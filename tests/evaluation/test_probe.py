@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ssl_core.model.encoder import ModelConfig, build_encoder
 MakeRun = Callable[..., Path]
 
 
-def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
+def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
     small = ProbeConfig(
         run_folder,
         ProbeData([str(folder)]),
@@ -34,7 +35,7 @@ def config_of(run_folder: Path, folder: Path, **changes: object) -> ProbeConfig:
         folds=3,
         bootstrap_resamples=100,
     )
-    return replace(small, **changes)  # type: ignore[arg-type]
+    return replace(small, **changes)
 
 
 def rows_of(results: Results, preset: str) -> dict[str, ProbeResult]:
@@ -80,9 +81,9 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
             ("epoch 2, shuffled labels", "shuffled", None),
         ]
         rows = rows_of(results, preset)
-        assert rows["32 x 32 raw pixels"].scores.auc.value > 0.95  # the patch stands at one place
+        assert rows["32 x 32 raw pixels"].scores.auc.value > 0.95  # the patch is always in the same position
         assert rows["border of the image"].scores.auc.value < 0.9  # and not at the border
-        assert rows["epoch 2, shuffled labels"].scores.auc.value < 0.9  # of 32 images; see test_entries.py
+        assert rows["epoch 2, shuffled labels"].scores.auc.value < 0.9  # of 32 images; see test_probe_cases.py
     pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"]
     assert (pixels.size, pixels.fits, pixels.threshold, pixels.calibration) == (1024, 3 * 6 + 1, [0.5], None)
     pixels = rows_of(results, "rigorous")["32 x 32 raw pixels"]
@@ -91,17 +92,17 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     dataset, _ = results.datasets
     assert (dataset.development.images, dataset.test.images, dataset.test.positive) == (84, 32, 16)
     assert dataset.pretrained_images == 0
-    assert [(one.other, one.features) for one in results.comparisons if one.preset == "rigorous"] == [
+    assert [(item.other, item.features) for item in results.comparisons if item.preset == "rigorous"] == [
         (name, "epoch 2") for name in ("32 x 32 raw pixels", "border of the image", "untrained backbone", "epoch 1")
     ]
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
 
 
-def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, shards: Path, nih: Path) -> None:
+def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, shards: Path, nih: Path) -> None:
     config = config_of(run, shards, data=ProbeData([str(shards), str(nih)]), checkpoints="last")
     results = probe(replace(config, presets=["rigorous"]))
-    labels = {(one.label, one.preset): one for one in results.datasets}
+    labels = {(item.label, item.preset): item for item in results.datasets}
     by_class, by_view = labels["chestxray14", "rigorous"], labels["chestxray14, balanced by view", "rigorous"]
     assert (by_class.test.positive, by_class.test.negative, by_class.rounds) == (30, 30, 5)
     assert by_view.test.positive == by_view.test.negative < 30
@@ -109,20 +110,20 @@ def test_two_data_sets_are_balanced_compared_by_view_and_told_apart(run: Path, s
     told = rows["view, sex and age"].scores.auc.value
     assert told > 0.65
     assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < told
-    assert rows["epoch 2, this data set or another"].kind == "source"
+    assert rows["epoch 2, this dataset or another"].kind == "source"
     assert not any(row.kind == "source" for row in results.rows_of(by_view))
-    assert {one.attribute for one in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
+    assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
 
 
 def test_few_labels_are_probed_for_the_last_checkpoint_and_the_controls_with_features(run: Path, shards: Path) -> None:
     results = probe(config_of(run, shards, presets=["rigorous"], few_labels=True))
-    named = list(dict.fromkeys(one.features for one in results.few_labels))
+    named = list(dict.fromkeys(item.features for item in results.few_labels))
     assert named == ["32 x 32 raw pixels", "untrained backbone", "epoch 2"]
     for features in named:
-        few = [one for one in results.few_labels if one.features == features]
-        assert [one.percent for one in few] == [1, 5, 10, 25]
+        few = [item for item in results.few_labels if item.features == features]
+        assert [item.percent for item in few] == [1, 5, 10, 25]
         assert few[0].images < few[-1].images
-        assert all(len(one.aucs) == 5 for one in few)
+        assert all(len(item.aucs) == 5 for item in few)
 
 
 def test_nothing_is_extracted_or_fitted_twice_and_the_results_are_the_same_with_ray(
@@ -140,7 +141,7 @@ def test_nothing_is_extracted_or_fitted_twice_and_the_results_are_the_same_with_
     assert not list((run / "features" / "search").iterdir())
 
 
-def test_simulated_data_are_called_so_and_never_stand_beside_the_paper(
+def test_simulated_data_are_labeled_and_never_compared_with_the_paper(
     run: Path, simulated_cell: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -165,12 +166,12 @@ def test_test_images_seen_in_pretraining_are_refused_or_allowed_and_marked(
     tmp_path: Path, shards: Path, make_run: MakeRun
 ) -> None:
     run = make_run(tmp_path / "run", shards, steps=(5,), splits=())
-    with pytest.raises(UserError, match="32 test images and 32 test patients were in the pretraining"):
+    with pytest.raises(UserError, match="pretraining saw 32 test images and 32 test patients"):
         probe(config_of(run, shards, controls=False))
     assert not (run / "results.json").exists()
     results = probe(config_of(run, shards, controls=False, allow_overlap=True))
     assert results.datasets[0].pretrained_images == 32
-    assert any("32 test images" in note and "were in the pretraining" in note for note in results.notes)
+    assert any("pretraining saw 32 test images" in note for note in results.notes)
 
 
 def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_preset(
@@ -199,7 +200,7 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"checkpoints": [7]}, "has none of epoch 7; its checkpoints are of 1, 2"),
+        ({"checkpoints": [7]}, "has none of epoch 7; it has checkpoints of epochs 1, 2"),
         ({"folds": 60}, "fewer than the 60 parts"),
     ],
 )
@@ -217,7 +218,7 @@ def test_probe_is_refused_when_the_run_has_no_checkpoint(tmp_path: Path, shards:
         probe(config_of(make_run(tmp_path / "run", shards, steps=()), shards))
 
 
-def test_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path: Path, shards: Path) -> None:
+def test_folder_without_a_run_is_refused_and_left_unchanged(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(UserError, match=r"config\.yaml does not exist"):
         probe(config_of(tmp_path / "run", shards))
     assert not (tmp_path / "run").exists()
@@ -240,7 +241,7 @@ def test_checkpoint_whose_weights_are_not_finite_is_named_and_nothing_is_written
     assert not list((run / "features").glob("*.safetensors"))
 
 
-def test_dataset_that_has_no_task_or_stands_there_twice_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_dataset_without_a_task_or_named_twice_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:
     doubled = pytest.raises(UserError, match=r"two folders of data\.shards hold the dataset 'cell'")
     with registered(ProbeConfig), doubled:
         probe(config_of(run, shards, data=ProbeData([str(shards), str(shards)])))

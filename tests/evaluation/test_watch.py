@@ -106,7 +106,7 @@ def test_run_that_is_started_again_after_it_failed_or_was_killed_is_still_watche
     trainer.join()
 
 
-def test_run_that_was_killed_and_stays_away_is_probed_to_its_end(run: Path, shards: Path) -> None:
+def test_run_that_was_killed_and_not_restarted_is_probed_to_its_end(run: Path, shards: Path) -> None:
     write_status(run, Status("running", 10))
     results = watching.watch(config_of(run, shards))
     assert any(row.kind == "shuffled" for row in results.rows)  # only the last round has them
@@ -128,7 +128,7 @@ def test_folder_that_does_not_exist_is_refused_and_not_made(tmp_path: Path, shar
     assert not (tmp_path / "runn").exists()
 
 
-def test_run_that_ends_without_a_checkpoint_is_said(tmp_path: Path, shards: Path, make_run: MakeRun) -> None:
+def test_run_that_ends_without_a_checkpoint_is_reported(tmp_path: Path, shards: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path / "run", shards, steps=())
     write_status(run, Status("failed", 0, "no disk"))
     with pytest.raises(RunFailed, match="ended without a checkpoint; no disk"):

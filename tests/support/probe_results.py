@@ -13,8 +13,8 @@ from evaluation.results.results import (
     Estimate,
     FewLabels,
     Gap,
-    Kind,
     PartSize,
+    ProbeKind,
     ProbeResult,
     Results,
     Run,
@@ -59,7 +59,7 @@ def made_scores(auc: float) -> Scores:
     )
 
 
-def made_row(dataset: Dataset, features: str, kind: Kind, auc: float, **changes: object) -> ProbeResult:
+def made_row(dataset: Dataset, features: str, kind: ProbeKind, auc: float, **changes: object) -> ProbeResult:
     rigorous = dataset.preset == "rigorous"
     plain = ProbeResult(
         dataset=dataset.label,

@@ -2,7 +2,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,14 +13,16 @@ from torch import nn
 
 from evaluation.data.features import Preprocessing
 from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
+from evaluation.probe_config import ProbeConfig
 from infra.errors import RunFailed, UserError
+from infra.options import registered
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
 from ssl_core.model.encoder import ModelConfig, untrained_backbone
 from ssl_core.views.batches import WholeImage, image_batches
 from ssl_core.views.spec import ViewSpec
 
-KIND = "torchvision"
+EXECUTOR = "torchvision"
 INPUT = Preprocessing(size_px=32, mean=0.5, std=0.25, executor="TorchvisionExecutor")
 CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-3, local_batch=8)
 SPEC = ViewSpec(size_px=32)
@@ -87,7 +89,7 @@ def finetuned(
         spec=spec,
         preprocessing=INPUT,
         config=config,
-        kind=KIND,
+        view_executor=EXECUTOR,
         device=torch.device("cpu"),
         seed=seed,
     )
@@ -125,9 +127,9 @@ def test_test_labels_play_no_role_when_they_are_flipped(
     backbone: nn.Module, case: Case, result: FinetunedNetwork
 ) -> None:
     flipped = case._replace(classes=np.where(case.in_test, 1 - case.classes, case.classes))
-    told = finetuned(backbone, flipped)
-    assert np.array_equal(told.probabilities, result.probabilities)
-    assert (told.epoch, told.validation_auc) == (result.epoch, result.validation_auc)
+    same = finetuned(backbone, flipped)
+    assert np.array_equal(same.probabilities, result.probabilities)
+    assert (same.epoch, same.validation_auc) == (result.epoch, result.validation_auc)
 
 
 def test_images_of_the_test_part_play_no_role_when_most_of_them_are_left_out(
@@ -150,7 +152,7 @@ def test_order_of_the_rows_is_that_of_the_answers(backbone: nn.Module, case: Cas
 
 def test_labels_of_the_validation_part_teach_nothing(backbone: nn.Module, case: Case) -> None:
     flipped = case._replace(classes=np.where(case.fold == 0, 1 - case.classes, case.classes))
-    honest, misled = (finetuned(backbone, labelled, replace(CONFIG, epochs=1)) for labelled in (case, flipped))
+    honest, misled = (finetuned(backbone, labeled, replace(CONFIG, epochs=1)) for labeled in (case, flipped))
     assert np.array_equal(honest.probabilities, misled.probabilities)
     assert honest.validation_auc == pytest.approx(1 - misled.validation_auc, abs=1e-12)
 
@@ -168,8 +170,8 @@ def test_epoch_of_the_best_validation_auc_is_the_one_whose_network_scores(backbo
     )
     assert best.epoch != worst.epoch
     assert best.validation_auc > 1 - worst.validation_auc
-    for one in (best, worst):
-        assert np.array_equal(one.probabilities, one.validation)
+    for item in (best, worst):
+        assert np.array_equal(item.probabilities, item.validation)
 
 
 def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_seen_once_at_the_end(
@@ -188,7 +190,10 @@ def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_
 
     finetuned(Watched(), case, spec=UNCHANGED)
     whole = torch.cat(
-        [batch.views[0] for batch in image_batches(case.shards, WholeImage(32), mean=0.5, std=0.25, view_executor=KIND)]
+        [
+            batch.views[0]
+            for batch in image_batches(case.shards, WholeImage(32), mean=0.5, std=0.25, view_executor=EXECUTOR)
+        ]
     )
 
     def rows_of(images: list[torch.Tensor]) -> NDArray[np.int64]:
@@ -210,7 +215,7 @@ def test_batch_larger_than_the_training_part_takes_it_whole(backbone: nn.Module,
 
 
 def test_training_that_diverges_ends_in_one_line_with_a_way_out(backbone: nn.Module, case: Case) -> None:
-    with pytest.raises(RunFailed, match=r"diverged: .* in step \d of 7; lower finetune.learning_rate=1e\+30"):
+    with pytest.raises(RunFailed, match=r"diverged: .* in step \d of 7; lower .*learning_rate=1e\+30"):
         finetuned(backbone, case, FinetuneConfig(epochs=1, learning_rate=1e30, local_batch=8))
 
 
@@ -228,15 +233,15 @@ def test_damaged_image_ends_it_by_name(backbone: nn.Module, case: Case, shards: 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("epochs", -1, "finetune.epochs=-1 must not be negative; use 10"),
+        ("epochs", -1, "finetune.epochs=-1 must be at least 0; try 10"),
         ("learning_rate", 0.0, "finetune.learning_rate=0.0 must be positive"),
         ("learning_rate", math.nan, "finetune.learning_rate=nan must be positive and finite"),
         ("weight_decay", -0.1, "finetune.weight_decay=-0.1 must be finite and not negative"),
         ("local_batch", 1, "finetune.local_batch=1 must be at least 2"),
     ],
 )
-def test_option_out_of_range_is_refused_by_name(key: str, value: float, words: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_option_out_of_range_is_refused_by_name(key: str, value: Any, words: str) -> None:
+    with registered(ProbeConfig), pytest.raises(UserError) as caught:
         replace(CONFIG, **{key: value})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from evaluation.fitting.ray_search import search_with_ray
-from evaluation.fitting.search import FittedProbe, Floats32, SearchProblem, search_serially
+from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
+from infra.arrays import Float32
 from infra.errors import RunFailed
 
 FOLDS = 3
-Case = tuple[dict[str, Floats32], dict[str, SearchProblem]]
+Case = tuple[dict[str, Float32], dict[str, SearchProblem]]
 
 
 def case(problems: int = 2, count: int = 120, size: int = 24) -> Case:

@@ -1,5 +1,6 @@
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +12,21 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.fitting.search import Floats32, SearchProblem, fit, search_serially
+from evaluation.fitting.search import SearchProblem, fit_classifier, search_serially
+from infra.arrays import Float32
 
 GRID = (0.01, 0.1, 1.0)
 FOLDS = 3
 
 
-def features(seed: int, count: int = 120, size: int = 24) -> Floats32:
+def features(seed: int, count: int = 120, size: int = 24) -> Float32:
     """Images of two classes in turn that a few features tell apart a little."""
     random = np.random.default_rng(seed)
     values = random.normal(size=(count, size)) + 0.4 * (np.arange(count) % 2)[:, None] * (np.arange(size) < 4)
     return values.astype(np.float32)
 
 
-def problem(name: str = "x", count: int = 120, **changes: object) -> SearchProblem:
+def problem(name: str = "x", count: int = 120, **changes: Any) -> SearchProblem:
     """The last fifth is the test part, the rest is dealt to the folds in pairs of both classes."""
     fold = np.where(np.arange(count) < 0.8 * count, np.arange(count) // 2 % FOLDS, -1)
     return replace(SearchProblem(name, np.arange(count), np.arange(count) % 2, fold, False, GRID, 1000), **changes)
@@ -49,7 +51,7 @@ def test_search_finds_what_scikit_learns_grid_search_finds(standardize: bool) ->
     assert found.probabilities == pytest.approx(peer.predict_proba(tested)[:, 1], abs=1e-6)
 
 
-def test_out_of_fold_probabilities_stand_in_the_order_of_the_development_rows() -> None:
+def test_out_of_fold_probabilities_are_in_the_order_of_the_development_rows() -> None:
     values, task = features(1), problem(rows=np.random.default_rng(0).permutation(120))
     task = replace(task, classes=task.rows % 2)
     found = search_serially({"x": values}, {"probe": task})["probe"]
@@ -119,9 +121,9 @@ def test_fits_that_did_not_converge_are_counted() -> None:
 
 def test_fit_says_whether_it_converged_and_passes_other_warnings_on() -> None:
     values, classes = features(7), np.arange(120) % 2
-    assert fit(values, classes, 1.0, 1000)[1] is True
-    assert fit(values, classes, 1.0, 1)[1] is False
+    assert fit_classifier(values, classes, 1.0, 1000)[1] is True
+    assert fit_classifier(values, classes, 1.0, 1)[1] is False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(1e30 * values, classes, 1e30, 5)
+        fit_classifier(1e30 * values, classes, 1e30, 5)
     assert all(issubclass(warning.category, RuntimeWarning) for warning in caught)

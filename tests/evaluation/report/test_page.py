@@ -90,12 +90,12 @@ def test_report_of_a_real_probe_shows_its_rows_beside_the_paper(run: Path, shard
 
 
 def test_report_has_every_section_and_figure_when_everything_was_measured(full_page: Page) -> None:
-    sections = ["scores", "selection", "training", "data", "configuration", "places"]
+    sections = ["scores", "selection", "training", "data", "configuration", "files"]
     assert full_page.attributes("section", "aria-labelledby") == full_page.attributes("h2", "id") == sections
     described = [words.partition(" ")[0] for words in full_page.attributes("img", "alt")]
     assert described == ["AUC", "Accuracy", "Reliability", "AUC", "Line:"]
     assert all(len(words) > 60 for words in full_page.attributes("img", "alt"))
-    for words in ("Brier score", "widest gap between two subgroups", "some development patients only", "regret"):
+    for words in ("Brier score", "widest gap between two subgroups", "only some development patients", "regret"):
         assert words in full_page.text
     assert "Chosen: epoch 20; its LiDAR of 7.7 is the highest of 6 checkpoints." in full_page.text
 
@@ -136,7 +136,7 @@ def test_report_of_controls_alone_says_that_no_checkpoint_was_probed(run: Path) 
     assert "cell, rigorous: no checkpoint was probed." in page_of(run, only).text
 
 
-def test_report_asks_nothing_of_the_network_and_names_each_id_once(full_run: Path, full_page: Page) -> None:
+def test_report_loads_nothing_from_the_network_and_uses_each_id_once(full_run: Path, full_page: Page) -> None:
     assert ("html", {"lang": "en"}) in full_page.tags
     links = [values.get(name) for _, values in full_page.tags for name in ("src", "href") if values.get(name)]
     assert links
@@ -196,7 +196,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["results.json", "selection.json"])
-def test_files_that_are_not_ours_are_refused(run: Path, name: str) -> None:
+def test_invalid_files_are_refused(run: Path, name: str) -> None:
     (run / name).write_text("{}")
     with pytest.raises(UserError, match=rf"{name} cannot be read.*probe the run again"):
         report(run)

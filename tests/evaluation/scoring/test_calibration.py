@@ -64,7 +64,7 @@ def test_platt_stays_bounded_when_classes_are_separable(seed: int, positive: int
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_platt_says_the_share_of_positives_when_all_probabilities_are_equal(value: float) -> None:
+def test_platt_gives_the_share_of_positives_when_all_probabilities_are_equal(value: float) -> None:
     probabilities = np.full(1000, value)
     classes = (np.arange(1000) < 200).astype(np.int64)
     assert recalibrate(probabilities, *platt(classes, probabilities)) == pytest.approx(0.2, abs=0.002)

@@ -10,24 +10,24 @@ from scipy.stats import norm
 from sklearn import metrics
 
 from evaluation.results.results import Estimate
-from evaluation.scoring.scores import Predictions as Said  # pytest takes Test... for a class of tests
 from evaluation.scoring.scores import (
+    Predictions,
     auc_difference,
-    figures,
     image_weights,
     resampled_aucs,
     score,
     weighted_aucs,
+    weighted_scores,
     youden_threshold,
 )
 
 
-def _random(seed: int, count: int, levels: int) -> Said:
+def _random(seed: int, count: int, levels: int) -> Predictions:
     """Images of both classes whose probabilities are tied the more, the fewer the levels."""
     random = np.random.default_rng(seed)
     classes = np.array([0, 1, *random.integers(0, 2, count)])
     probabilities = random.integers(0, levels + 1, len(classes)) / levels
-    return Said(
+    return Predictions(
         classes, probabilities, probabilities > random.random(), np.arange(len(classes)), np.zeros_like(classes)
     )
 
@@ -37,14 +37,14 @@ def _shift(auc: float) -> float:
     return float(np.sqrt(2) * norm.ppf(auc))
 
 
-def _clustered(seed: int, patients: int, images: int, auc: float = 0.85) -> Said:
+def _clustered(seed: int, patients: int, images: int, auc: float = 0.85) -> Predictions:
     """Patients of one class each whose images score nearly alike: nine tenths of the variance lie between patients."""
     random = np.random.default_rng(seed)
     patient = np.repeat(np.arange(patients), images)
     classes = patient % 2
     between, within = random.normal(size=patients)[patient], random.normal(size=len(patient))
     values = _shift(auc) * (classes - 0.5) + np.sqrt(0.9) * between + np.sqrt(0.1) * within
-    return Said(classes, expit(values), values > 0, patient, np.zeros_like(patient))
+    return Predictions(classes, expit(values), values > 0, patient, np.zeros_like(patient))
 
 
 SKLEARN = {
@@ -65,27 +65,31 @@ cases = {
 @settings(deadline=None, max_examples=25)
 @given(**cases)
 def test_scores_are_sklearns_when_there_is_one_part(seed: int, count: int, levels: int) -> None:
-    tested = _random(seed, count, levels)
-    scores = score(tested, resamples=0, seed=0)
-    assert scores.auc.value == pytest.approx(metrics.roc_auc_score(tested.classes, tested.probabilities), abs=1e-12)
+    predictions = _random(seed, count, levels)
+    scores = score(predictions, resamples=0, seed=0)
+    assert scores.auc.value == pytest.approx(
+        metrics.roc_auc_score(predictions.classes, predictions.probabilities), abs=1e-12
+    )
     for name, of_sklearn in SKLEARN.items():
-        assert getattr(scores, name).value == pytest.approx(of_sklearn(tested.classes, tested.decisions), abs=1e-12)
+        assert getattr(scores, name).value == pytest.approx(
+            of_sklearn(predictions.classes, predictions.decisions), abs=1e-12
+        )
 
 
 @settings(deadline=None, max_examples=12)
 @given(**cases)
 def test_figures_are_sklearns_when_images_are_weighted(seed: int, count: int, levels: int) -> None:
-    tested = _random(seed, count, levels)
-    weights = np.random.default_rng(seed).integers(0, 3, (3, len(tested.classes))).astype(np.float64)
-    found = figures(tested, weights)
+    predictions = _random(seed, count, levels)
+    weights = np.random.default_rng(seed).integers(0, 3, (3, len(predictions.classes))).astype(np.float64)
+    found = weighted_scores(predictions, weights)
     for row, weight in enumerate(weights):
-        if weight[tested.classes == 1].sum() * weight[tested.classes == 0].sum() == 0:
+        if weight[predictions.classes == 1].sum() * weight[predictions.classes == 0].sum() == 0:
             assert all(np.isnan(values[row]) for values in found.values())
             continue
-        expected = metrics.roc_auc_score(tested.classes, tested.probabilities, sample_weight=weight)
+        expected = metrics.roc_auc_score(predictions.classes, predictions.probabilities, sample_weight=weight)
         assert found["auc"][row] == pytest.approx(expected, abs=1e-12)
         for name, of_sklearn in SKLEARN.items():
-            expected = of_sklearn(tested.classes, tested.decisions, sample_weight=weight)
+            expected = of_sklearn(predictions.classes, predictions.decisions, sample_weight=weight)
             assert found[name][row] == pytest.approx(expected, abs=1e-12)
 
 
@@ -94,27 +98,32 @@ def test_figures_are_sklearns_when_images_are_weighted(seed: int, count: int, le
 def test_auc_over_parts_is_the_share_of_concordant_pairs_within_a_part(
     seed: int, count: int, levels: int, parts: int
 ) -> None:
-    tested = _random(seed, count, levels)
-    tested = replace(tested, parts=np.array([0, 0, *np.random.default_rng(seed).integers(0, parts, count)]))
+    predictions = _random(seed, count, levels)
+    predictions = replace(predictions, parts=np.array([0, 0, *np.random.default_rng(seed).integers(0, parts, count)]))
     concordant, pairs = 0.0, 0
-    for one in np.flatnonzero(tested.classes == 1):
-        for other in np.flatnonzero((tested.classes == 0) & (tested.parts == tested.parts[one])):
-            above = tested.probabilities[one] - tested.probabilities[other]
+    for one in np.flatnonzero(predictions.classes == 1):
+        for other in np.flatnonzero((predictions.classes == 0) & (predictions.parts == predictions.parts[one])):
+            above = predictions.probabilities[one] - predictions.probabilities[other]
             concordant += 1.0 if above > 0 else 0.5 if above == 0 else 0.0
             pairs += 1
-    assert score(tested, resamples=0, seed=0).auc.value == pytest.approx(concordant / pairs, abs=1e-12)
+    assert score(predictions, resamples=0, seed=0).auc.value == pytest.approx(concordant / pairs, abs=1e-12)
 
 
 def test_auc_over_parts_does_not_see_that_a_part_is_on_another_scale() -> None:
-    tested = _clustered(0, patients=40, images=2)
-    tested = replace(tested, parts=tested.patients // 2 % 2)
-    moved = replace(tested, probabilities=np.where(tested.parts == 1, tested.probabilities / 100, tested.probabilities))
-    assert score(moved, resamples=200, seed=0) == score(tested, resamples=200, seed=0)
-    in_one = [score(replace(some, parts=0 * some.parts), resamples=0, seed=0).auc.value for some in (tested, moved)]
+    predictions = _clustered(0, patients=40, images=2)
+    predictions = replace(predictions, parts=predictions.patients // 2 % 2)
+    moved = replace(
+        predictions,
+        probabilities=np.where(predictions.parts == 1, predictions.probabilities / 100, predictions.probabilities),
+    )
+    assert score(moved, resamples=200, seed=0) == score(predictions, resamples=200, seed=0)
+    in_one = [
+        score(replace(some, parts=0 * some.parts), resamples=0, seed=0).auc.value for some in (predictions, moved)
+    ]
     assert in_one[0] != pytest.approx(in_one[1], abs=0.01)
 
 
-def test_images_tested_in_several_parts_tell_no_more_than_once() -> None:
+def test_images_predictions_in_several_parts_tell_no_more_than_once() -> None:
     once = _clustered(1, patients=40, images=2)
     twice = once.of(np.tile(np.arange(80), 2))
     twice = replace(twice, parts=np.repeat([0, 1], 80))
@@ -124,23 +133,24 @@ def test_images_tested_in_several_parts_tell_no_more_than_once() -> None:
 def test_scores_are_those_of_a_case_counted_by_hand() -> None:
     classes = np.array([1, 1, 1, 0, 0])
     probabilities = np.array([0.9, 0.8, 0.2, 0.6, 0.1])  # 2 of 3 diseased found, 1 of 2 healthy cleared
-    tested = Said(classes, probabilities, probabilities > 0.5, np.arange(5), np.zeros(5, np.int64))
-    scores = score(tested, resamples=0, seed=0)
+    predictions = Predictions(classes, probabilities, probabilities > 0.5, np.arange(5), np.zeros(5, np.int64))
+    scores = score(predictions, resamples=0, seed=0)
     assert (scores.acc.value, scores.sen.value, scores.spe.value) == pytest.approx((3 / 5, 2 / 3, 1 / 2))
-    assert scores.auc == Estimate(pytest.approx(5 / 6), None, None)
+    assert scores.auc.value == pytest.approx(5 / 6)
+    assert (scores.auc.low, scores.auc.high) == (None, None)
     assert scores.f1.value == pytest.approx(2 / 3)
     assert scores.f1_negative.value == pytest.approx(1 / 2)
 
 
 def test_score_refuses_parts_of_one_class_each() -> None:
-    tested = _clustered(0, patients=20, images=2)
+    predictions = _clustered(0, patients=20, images=2)
     with pytest.raises(AssertionError, match="both classes"):
-        score(replace(tested, parts=tested.classes), resamples=0, seed=0)
+        score(replace(predictions, parts=predictions.classes), resamples=0, seed=0)
 
 
 def test_intervals_hold_their_value_and_are_the_same_for_a_seed() -> None:
-    tested = _clustered(1, patients=40, images=2)
-    first, again, other = (score(tested, resamples=200, seed=seed) for seed in (1, 1, 2))
+    predictions = _clustered(1, patients=40, images=2)
+    first, again, other = (score(predictions, resamples=200, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
     for name in (*SKLEARN, "auc"):
         estimate = getattr(first, name)
@@ -149,9 +159,9 @@ def test_intervals_hold_their_value_and_are_the_same_for_a_seed() -> None:
 
 def test_interval_leaves_out_resamples_of_one_class() -> None:
     patients = np.array([0, 1])  # half of the resamples hold one patient twice
-    tested = Said(patients, np.array([0.2, 0.8]), patients == 1, patients, np.zeros(2, np.int64))
-    assert score(tested, resamples=500, seed=0).auc == Estimate(1.0)
-    assert 0.4 < np.isnan(resampled_aucs(tested, resamples=500, seed=0)).mean() < 0.6
+    predictions = Predictions(patients, np.array([0.2, 0.8]), patients == 1, patients, np.zeros(2, np.int64))
+    assert score(predictions, resamples=500, seed=0).auc == Estimate(1.0)
+    assert 0.4 < np.isnan(resampled_aucs(predictions, resamples=500, seed=0)).mean() < 0.6
 
 
 def test_patients_are_drawn_whole_and_as_many_as_there_are() -> None:
@@ -165,27 +175,27 @@ def test_patients_are_drawn_whole_and_as_many_as_there_are() -> None:
 
 
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time() -> None:
-    tested = _clustered(2, patients=1000, images=2)  # 600 resamples of 2,000 images take more than one chunk
-    many = resampled_aucs(tested, resamples=600, seed=5)
-    chunks = list(image_weights(tested.patients, resamples=600, seed=5))
+    predictions = _clustered(2, patients=1000, images=2)  # 600 resamples of 2,000 images take more than one chunk
+    many = resampled_aucs(predictions, resamples=600, seed=5)
+    chunks = list(image_weights(predictions.patients, resamples=600, seed=5))
     assert len(chunks) > 1
-    assert (many[:50] == resampled_aucs(tested, resamples=50, seed=5)).all()
-    assert (many[-20:] == weighted_aucs(tested, chunks[-1][-20:])).all()
+    assert (many[:50] == resampled_aucs(predictions, resamples=50, seed=5)).all()
+    assert (many[-20:] == weighted_aucs(predictions, chunks[-1][-20:])).all()
 
 
 def test_resamples_are_the_same_for_every_feature_set_of_the_same_patients() -> None:
-    tested = _clustered(3, patients=30, images=2)
-    monotone = replace(tested, probabilities=tested.probabilities**3, decisions=~tested.decisions)
-    assert (resampled_aucs(tested, resamples=50, seed=0) == resampled_aucs(monotone, resamples=50, seed=0)).all()
+    predictions = _clustered(3, patients=30, images=2)
+    monotone = replace(predictions, probabilities=predictions.probabilities**3, decisions=~predictions.decisions)
+    assert (resampled_aucs(predictions, resamples=50, seed=0) == resampled_aucs(monotone, resamples=50, seed=0)).all()
 
 
 def test_difference_of_equal_probes_is_nothing() -> None:
-    tested = _clustered(4, patients=40, images=2)
-    assert auc_difference(tested, tested, resamples=200, seed=0) == Estimate(0.0, 0.0, 0.0)
-    assert auc_difference(tested, tested, resamples=0, seed=0) == Estimate(0.0)
+    predictions = _clustered(4, patients=40, images=2)
+    assert auc_difference(predictions, predictions, resamples=200, seed=0) == Estimate(0.0, 0.0, 0.0)
+    assert auc_difference(predictions, predictions, resamples=0, seed=0) == Estimate(0.0)
 
 
-def test_difference_is_told_more_sharply_when_patients_are_drawn_in_pairs() -> None:
+def test_difference_is_more_precise_when_patients_are_drawn_in_pairs() -> None:
     one = _clustered(5, patients=60, images=2)
     noise = 0.5 * np.random.default_rng(5).normal(size=120)
     other = replace(one, probabilities=expit(np.log(one.probabilities / (1 - one.probabilities)) + noise))
@@ -200,12 +210,12 @@ def test_difference_is_told_more_sharply_when_patients_are_drawn_in_pairs() -> N
 
 
 def _coverage(
-    data_sets: int, resamples: int, *, patients: int = 60, auc: float = 0.85, by_image: bool = False
+    datasets: int, resamples: int, *, patients: int = 60, auc: float = 0.85, by_image: bool = False
 ) -> dict[str, float]:
-    """What share of the intervals hold the truth, over data sets of patients with 4 images each."""
+    """What share of the intervals hold the truth, over datasets of patients with 4 images each."""
     rate = norm.cdf(_shift(auc) / 2)  # both rates, as the threshold lies halfway between the classes
     covers: dict[str, list[bool]] = {"auc": [], "sen": [], "spe": []}
-    for seed in range(data_sets):
+    for seed in range(datasets):
         said = _clustered(seed, patients, 4, auc)
         if by_image:
             said = replace(said, patients=np.arange(4 * patients))
@@ -258,24 +268,26 @@ def test_interval_of_a_difference_covers_the_truth_when_measured_finely(one: flo
 
 @pytest.mark.parametrize("name", ["classes", "patients", "parts"])
 def test_difference_is_refused_when_the_images_are_others(name: str) -> None:
-    tested = _clustered(6, patients=40, images=2)
+    predictions = _clustered(6, patients=40, images=2)
     with pytest.raises(AssertionError, match=name):
-        auc_difference(tested, replace(tested, **{name: getattr(tested, name)[::-1] + 1}), resamples=0, seed=0)
+        auc_difference(
+            predictions, replace(predictions, **{name: getattr(predictions, name)[::-1] + 1}), resamples=0, seed=0
+        )
 
 
 @settings(deadline=None, max_examples=100)
 @given(**cases)
 def test_youden_threshold_is_the_best_of_all_and_the_nearest_to_a_half(seed: int, count: int, levels: int) -> None:
-    tested = _random(seed, count, levels)
+    predictions = _random(seed, count, levels)
 
     def index(threshold: float) -> float:
-        decisions = tested.probabilities > threshold
-        positive = tested.classes == 1
+        decisions = predictions.probabilities > threshold
+        positive = predictions.classes == 1
         return decisions[positive].mean() + (~decisions)[~positive].mean()
 
-    threshold = youden_threshold(tested.classes, tested.probabilities)
+    threshold = youden_threshold(predictions.classes, predictions.probabilities)
     assert 0 <= threshold <= 1
-    values = np.unique([0, 1, *tested.probabilities])
+    values = np.unique([0, 1, *predictions.probabilities])
     middles = [*(values[1:] + values[:-1]) / 2, 1.0]
     assert threshold in middles
     assert index(threshold) == pytest.approx(max(map(index, middles)), abs=1e-12)

@@ -1,29 +1,32 @@
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from evaluation.results.results import Estimate
+from evaluation.results.results import Estimate, TaskKey
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
 from evaluation.selection.choice import LAST, LOSS, RANDOM, choose_checkpoint, goodness_of, judge
 from evaluation.selection.label_free import MEASURES
-
-Floats = npt.NDArray[np.float64]
+from infra.arrays import Float64
 
 NAMES = ["epoch 1", "epoch 2", "epoch 3", "epoch 4"]
 AUCS = np.array([0.70, 0.80, 0.75, 0.78])
 
 
 def by_measure(
-    good: dict[str, list[float]], aucs: Floats = AUCS, resampled: Floats | None = None
+    good: dict[str, list[float]], aucs: Float64 = AUCS, resampled: Float64 | None = None
 ) -> dict[str, MeasureVerdict]:
     names = [f"epoch {number}" for number in range(1, len(aucs) + 1)]
     resampled = np.empty((len(aucs), 0)) if resampled is None else resampled
-    found = judge(good, names, aucs, resampled, dataset="cell", preset="rigorous")
+    found = judge(good, names, aucs, resampled, key=TaskKey("cell", "rigorous"))
     return {verdict.measure: verdict for verdict in found}
+
+
+def values_of(estimate: Estimate | None) -> tuple[float | None, ...]:
+    assert estimate is not None
+    return estimate.value, estimate.low, estimate.high
 
 
 def healthy(uniformity: float) -> dict[str, float]:
@@ -34,7 +37,7 @@ def collapsed(uniformity: float) -> dict[str, float]:
     return healthy(uniformity) | {"spread": 0.002}
 
 
-def noisy(seed: int, aucs: Floats, resamples: int = 400, noise: float = 0.01) -> Floats:
+def noisy(seed: int, aucs: Float64, resamples: int = 400, noise: float = 0.01) -> Float64:
     """Resampled AUCs (k, B): what patients have in common moves all checkpoints alike, the rest each on its own."""
     random = np.random.default_rng(seed)
     common = random.normal(size=resamples) * noise
@@ -43,18 +46,22 @@ def noisy(seed: int, aucs: Floats, resamples: int = 400, noise: float = 0.01) ->
 
 def test_measure_that_orders_as_the_labels_do_has_correlation_one_and_no_regret() -> None:
     found = by_measure({"good": list(AUCS), "bad": list(-AUCS)}, resampled=np.repeat(AUCS[:, None], 50, axis=1))
-    assert found["good"].rank_correlation == Estimate(pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert values_of(found["good"].rank_correlation) == pytest.approx((1, 1, 1))
     assert (found["good"].chosen, found["good"].regret) == ("epoch 2", Estimate(0, 0, 0))
-    assert found["bad"].rank_correlation == Estimate(pytest.approx(-1), pytest.approx(-1), pytest.approx(-1))
-    assert (found["bad"].chosen, found["bad"].regret.value) == ("epoch 1", pytest.approx(0.10))
+    assert values_of(found["bad"].rank_correlation) == pytest.approx((-1, -1, -1))
+    assert found["bad"].chosen == "epoch 1"
+    assert found["bad"].regret.value == pytest.approx(0.10)
 
 
 def test_last_and_random_are_judged_beside_the_measures() -> None:
     found = by_measure({"good": list(AUCS)})
     assert list(found) == ["good", LAST, RANDOM]
-    assert (found[LAST].chosen, found[LAST].regret) == ("epoch 4", Estimate(pytest.approx(0.02)))
+    assert found[LAST].chosen == "epoch 4"
+    assert found[LAST].regret == Estimate(found[LAST].regret.value)
+    assert found[LAST].regret.value == pytest.approx(0.02)
     assert (found[RANDOM].chosen, found[RANDOM].rank_correlation) == ("-", None)
-    assert found[RANDOM].regret == Estimate(pytest.approx((0.10 + 0.05 + 0.02) / 4))
+    assert found[RANDOM].regret == Estimate(found[RANDOM].regret.value)
+    assert found[RANDOM].regret.value == pytest.approx((0.10 + 0.05 + 0.02) / 4)
     assert {(verdict.dataset, verdict.preset) for verdict in found.values()} == {("cell", "rigorous")}
 
 
@@ -107,7 +114,7 @@ def test_resamples_without_an_auc_are_left_out() -> None:
     assert (alone.regret.low, alone.regret.high) == (None, None)
 
 
-def test_correlation_is_none_where_there_is_none() -> None:
+def test_correlation_is_none_if_it_is_undefined() -> None:
     assert by_measure({"constant": [1.0, 1.0, 1.0, 1.0]})["constant"].rank_correlation is None
     assert by_measure({"constant": [1.0, 1.0, 1.0, 1.0]})["constant"].chosen == "epoch 4"
     assert by_measure({"measure": [1.0, 2.0]}, np.array([0.7, 0.8]))["measure"].rank_correlation is None
@@ -136,13 +143,12 @@ def test_choice_among_nearly_equal_ones_is_the_last() -> None:
     chosen, why = choose_checkpoint({"epoch 1": healthy(-1), "epoch 2": healthy(-3), "epoch 3": healthy(-2.98)})
     assert chosen == "epoch 3"
     assert why == (
-        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2, and it is the last "
-        "such"
+        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2, and no later one is"
     )
     assert choose_checkpoint({"epoch 1": healthy(-3), "epoch 2": healthy(-2.96)})[0] == "epoch 1"
 
 
-def test_choice_is_none_that_has_collapsed() -> None:
+def test_choice_skips_collapsed_checkpoints() -> None:
     dead = healthy(-3) | {"constant dimensions": 0.95}
     chosen, why = choose_checkpoint(
         {"epoch 1": healthy(-2), "epoch 2": healthy(-1), "epoch 3": collapsed(-4), "epoch 4": dead}
@@ -162,7 +168,7 @@ def test_choice_says_so_when_all_have_collapsed() -> None:
 def selection() -> CheckpointSelection:
     measured = {"epoch 1": healthy(10), "epoch 2": healthy(30)}
     aucs = np.array([0.7, 0.8])
-    verdicts = judge(goodness_of(measured), list(measured), aucs, noisy(0, aucs), dataset="cell", preset="rigorous")
+    verdicts = judge(goodness_of(measured), list(measured), aucs, noisy(0, aucs), key=TaskKey("cell", "rigorous"))
     return CheckpointSelection(
         "120 images of 96 patients of cell's development part", 120, measured, *choose_checkpoint(measured), verdicts
     )

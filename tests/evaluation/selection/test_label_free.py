@@ -1,5 +1,4 @@
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,23 +18,22 @@ from evaluation.selection.label_free import (
     rankme,
     uniformity,
 )
-
-Floats = npt.NDArray[np.float64]
+from infra.arrays import Float64
 
 ABOUT_AXES = {"spread", "constant dimensions"}  # what else is measured does not depend on the axes
 
 
-def orthonormal(random: np.random.Generator, rows: int, columns: int) -> Floats:
+def orthonormal(random: np.random.Generator, rows: int, columns: int) -> Float64:
     return np.linalg.qr(random.normal(size=(rows, columns)))[0]
 
 
-def rotation(random: np.random.Generator, dimensions: int) -> Floats:
+def rotation(random: np.random.Generator, dimensions: int) -> Float64:
     return orthonormal(random, dimensions, dimensions)
 
 
 def samples_and_noise(
-    random: np.random.Generator, signal: Floats, noise: Floats, samples: int = 200, views: int = 10
-) -> Floats:
+    random: np.random.Generator, signal: Float64, noise: Float64, samples: int = 200, views: int = 10
+) -> Float64:
     """Views (m, q, D) of samples that differ by `signal` (D,) a dimension, and their views by `noise` (D,)."""
     identity = random.normal(size=(samples, 1, len(signal))) * signal
     return identity + random.normal(size=(samples, views, len(signal))) * noise
@@ -53,10 +51,10 @@ def test_rankme_of_k_directions_with_equal_energy_is_k(images: int, dimensions: 
 def test_alpha_of_a_power_law_is_its_exponent(images: int, dimensions: int, exponent: float) -> None:
     random = np.random.default_rng(0)
     rank = min(images - 1, dimensions)
-    centred = random.normal(size=(images, rank))
-    centred -= centred.mean(axis=0)
+    centered = random.normal(size=(images, rank))
+    centered -= centered.mean(axis=0)
     deviations = np.arange(1, rank + 1) ** (-exponent / 2)
-    features = 5 + np.linalg.qr(centred)[0] * deviations @ orthonormal(random, dimensions, rank).T
+    features = 5 + np.linalg.qr(centered)[0] * deviations @ orthonormal(random, dimensions, rank).T
     assert alpha_req(features) == pytest.approx(exponent, abs=1e-6)
 
 
@@ -68,7 +66,7 @@ def test_alpha_of_few_directions_is_far_above_one() -> None:
 
 
 @pytest.mark.parametrize("directions", [1, 4, 16])
-def test_lidar_is_the_number_of_directions_that_tell_samples_apart(directions: int) -> None:
+def test_lidar_is_the_number_of_directions_that_separate_samples(directions: int) -> None:
     """The other dimensions vary as much, but by the view: RankMe counts them and LiDAR does not."""
     tells = np.arange(32) < directions
     views = samples_and_noise(np.random.default_rng(0), np.where(tells, 10.0, 0.0), np.where(tells, 0.1, 10.0))

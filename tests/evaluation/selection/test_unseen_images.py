@@ -1,14 +1,15 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from evaluation.data.labeled_sets import PretrainingSamples, ProbeData, open_labeled_sets
+from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples, ProbeData, open_labeled_sets
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
-from evaluation.results.selection import NAME, CheckpointSelection
+from evaluation.results.selection import SELECTION_NAME, CheckpointSelection
 from evaluation.selection.label_free import MEASURES
 from evaluation.selection.unseen_images import unseen_images
 from infra.errors import UserError
@@ -16,20 +17,22 @@ from infra.errors import UserError
 MakeRun = Callable[..., Path]
 
 
-def seen_but(packed: object, patients: int) -> PretrainingSamples:
-    ids = packed.samples.patient_ids  # type: ignore[attr-defined]
+def seen_but(labeled_set: LabeledSet, patients: int) -> PretrainingSamples:
+    ids = labeled_set.samples.patient_ids
     unseen = np.unique(ids)[:patients]
     return PretrainingSamples(np.empty(0, np.uint64), np.setdiff1d(ids, unseen))
 
 
-def test_held_out_images_are_of_unseen_patients_or_said_to_be_all(shards: Path) -> None:
-    [packed] = open_labeled_sets(ProbeData([str(shards)]))
-    chosen = unseen_images([packed], seen_but(packed, 110))
-    assert chosen.images == np.isin(packed.samples.patient_ids, np.unique(packed.samples.patient_ids)[:110]).sum()
-    assert chosen.who == f"images of patients whom pretraining has not seen: {chosen.images} of cell"
-    few = unseen_images([packed], seen_but(packed, 5))
-    assert (few.images, few.who[:36]) == (116, "all images, since only 5 are of pati")
-    assert unseen_images([packed], None).images == 116
+def test_measured_images_are_of_unseen_patients_or_described_as_all(shards: Path) -> None:
+    [labeled_set] = open_labeled_sets(ProbeData([str(shards)]))
+    images = unseen_images([labeled_set], seen_but(labeled_set, 110))
+    assert (
+        images.count == np.isin(labeled_set.samples.patient_ids, np.unique(labeled_set.samples.patient_ids)[:110]).sum()
+    )
+    assert images.description == f"images of patients that pretraining has not seen: {images.count} of cell"
+    few = unseen_images([labeled_set], seen_but(labeled_set, 5))
+    assert (few.count, few.description[:38]) == (116, "all images, because only 5 are from pa")
+    assert unseen_images([labeled_set], None).count == 116
 
 
 def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path, shards: Path) -> None:
@@ -46,7 +49,7 @@ def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path,
         bootstrap_resamples=100,
     )
     probe(config)
-    selection = msgspec.json.decode((run / NAME).read_bytes(), type=CheckpointSelection)
+    selection = msgspec.json.decode((run / SELECTION_NAME).read_bytes(), type=CheckpointSelection)
     assert list(selection.measures) == ["epoch 1", "epoch 2"]
     assert all(set(values) == set(MEASURES) for values in selection.measures.values())
     assert selection.chosen in selection.measures
@@ -55,6 +58,6 @@ def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path,
 
 
 @pytest.mark.parametrize("checkpoints", ["last", [3]])
-def test_choosing_among_one_checkpoint_is_refused(tmp_path: Path, checkpoints: object) -> None:
+def test_choosing_among_one_checkpoint_is_refused(tmp_path: Path, checkpoints: Any) -> None:
     with pytest.raises(UserError, match="select=true chooses among checkpoints"):
-        ProbeConfig(tmp_path, ProbeData(["shards"]), checkpoints=checkpoints, select=True)  # type: ignore[arg-type]
+        ProbeConfig(tmp_path, ProbeData(["shards"]), checkpoints=checkpoints, select=True)

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.data.protocol import Cohort, build_cohort
+from evaluation.data.cohort import Cohort, build_cohort
 from evaluation.data.samples import Samples
-from evaluation.results.presets import PRESETS, Uncertain
+from evaluation.results.presets import PRESETS, PresetName, Uncertain
 from infra.errors import UserError
 from tests.support.sample_records import Label, cell_samples, make_samples
 
 
-def divided(data: Samples, dataset: str = "cell", preset: str = "gazda2021", **options: Any) -> Cohort:
-    return build_cohort(dataset, data, PRESETS[preset], **{"seed": 0, "folds": 5} | options)  # type: ignore[index]
+def divided(data: Samples, dataset: str = "cell", preset: PresetName = "gazda2021", **options: Any) -> Cohort:
+    return build_cohort(dataset, data, PRESETS[preset], **{"seed": 0, "folds": 5} | options)
 
 
 @settings(deadline=None, max_examples=50)
@@ -26,8 +26,8 @@ def divided(data: Samples, dataset: str = "cell", preset: str = "gazda2021", **o
     preset=st.sampled_from(list(PRESETS)),
     seed=st.integers(0, 2**31),
 )
-def test_no_patient_stands_on_both_sides_when_patients_have_many_images_of_both_classes_and_splits(
-    sizes: list[int], sick: list[float], giant: bool, official: bool, preset: str, seed: int
+def test_no_patient_is_in_two_parts_when_patients_have_many_images_of_both_classes_and_splits(
+    sizes: list[int], sick: list[float], giant: bool, official: bool, preset: PresetName, seed: int
 ) -> None:
     if giant:
         sizes[0] = sum(sizes)  # one patient with half of the images
@@ -131,11 +131,11 @@ def _viewed(seed: int = 0) -> Samples:
     """300 sick and 200 healthy images of one patient each; most of the sick ones are seen from the front."""
     frontal = np.random.default_rng(seed).random(500) < np.repeat([0.8, 0.3], [300, 200])
     data = cell_samples([f"p{number}" for number in range(500)], [number < 300 for number in range(500)])
-    return replace(data, views=["frontal-pa" if one else "frontal-ap" for one in frontal])
+    return replace(data, views=["frontal-pa" if is_frontal else "frontal-ap" for is_frontal in frontal])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_balanced_by_class_there_are_as_many_images_of_each(preset: str) -> None:
+def test_balanced_by_class_there_are_as_many_images_of_each(preset: PresetName) -> None:
     first, again, other = (divided(_viewed(), preset=preset, balance="class", seed=seed) for seed in (1, 1, 2))
     assert (first.classes == 1).sum() == (first.classes == 0).sum() == 200
     assert first.excluded["left out to balance by class"] == 100
@@ -158,7 +158,8 @@ def test_balance_is_kept_in_the_test_part_of_an_official_split() -> None:
 
 
 def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_one() -> None:
-    labels: list[Label] = [{"COVID-19": 1}, {"COVID-19": 0}] * 20 + [{"COVID-19": None}]
+    labels: list[Label] = [{"COVID-19": 1}, {"COVID-19": 0}] * 20
+    labels.append({"COVID-19": None})
     cohort = divided(make_samples([f"p{n}" for n in range(41)], labels), "covidgr")
     assert cohort.classes.tolist() == [1, 0] * 20
     assert cohort.task.negative_name == "no COVID-19"

@@ -1,37 +1,42 @@
-"""What a probe found beyond the scores, as tables: comparisons, calibration, subgroups, few labels."""
+"""Tables of everything beyond the scores: comparisons, calibration, subgroups, few labels."""
 
 from statistics import fmean
 
-from evaluation.report.tables import Table, interval, label, percent, points, span, verdict
+from evaluation.report.tables import Table, interval, marked_label, percent, point_interval, points, verdict
 from evaluation.results.results import Dataset, Estimate, ProbeResult, Results, last_checkpoint
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
-    """Return what a preset found beyond the scores: comparisons, calibration, subgroups, few labels; what there is."""
-    made = [
+    """Return the tables that have rows."""
+    tables = [
         comparison_table(results, dataset),
         calibration_table(results, dataset),
         *subgroup_tables(results, dataset),
         few_labels_table(results, dataset),
     ]
-    return [table for table in made if table.cells]
+    return [table for table in tables if table.cells]
 
 
 def comparison_table(results: Results, dataset: Dataset) -> Table:
-    """Return the last checkpoint less each other feature set, in points of AUC."""
-    found = [item for item in results.comparisons if (item.dataset, item.preset) == (dataset.label, dataset.preset)]
+    """Return the AUC of the last checkpoint minus that of each other feature set, in points."""
     return Table(
-        f"{label(dataset)}, {dataset.preset}: AUC of the last checkpoint less that of other features, in points",
-        ("features", "less", "difference", "95 %", "verdict"),
+        f"{marked_label(dataset)}, {dataset.preset}: AUC of the last checkpoint minus that of others, in points",
+        ("features", "minus", "difference", "95 %", "verdict"),
         [
-            (item.features, item.other, points(item.difference.value), span(item.difference), verdict(item.difference))
-            for item in found
+            (
+                item.features,
+                item.other,
+                points(item.difference.value),
+                point_interval(item.difference),
+                verdict(item.difference),
+            )
+            for item in results.comparisons_of(dataset)
         ],
     )
 
 
 def headline_rows(results: Results, dataset: Dataset) -> list[ProbeResult]:
-    """Return the rows to quote: those of the controls and of the last checkpoint."""
+    """Return the rows to quote: the controls and the last checkpoint."""
     rows = results.rows_of(dataset)
     last = last_checkpoint(rows)
     return [row for row in rows if row.kind != "checkpoint" or row is last]
@@ -42,8 +47,8 @@ def calibration_table(results: Results, dataset: Dataset) -> Table:
     rows = headline_rows(results, dataset)
     measured = [(row.features, row.calibration) for row in rows if row.calibration is not None]
     return Table(
-        f"{label(dataset)}, {dataset.preset}: Brier score of the test part, 0 is best; recalibrated by Platt scaling "
-        "on validation; prevalence: of always saying the share of positives",
+        f"{marked_label(dataset)}, {dataset.preset}: Brier score of the test part, 0 is best; recalibrated: "
+        "after Platt scaling on validation; prevalence: predicting the share of positives for every image",
         ("features", "as predicted", "recalibrated", "prevalence"),
         [
             (features, *(f"{brier:.3f}" for brier in (item.brier, item.brier_recalibrated, item.brier_prevalence)))
@@ -54,43 +59,42 @@ def calibration_table(results: Results, dataset: Dataset) -> Table:
 
 
 def subgroup_tables(results: Results, dataset: Dataset) -> list[Table]:
-    """Return the last checkpoint's scores in subgroups, and the widest gaps between them."""
+    """Return the last checkpoint's scores in subgroups, and the widest gaps between subgroups."""
     last = last_checkpoint(results.rows_of(dataset))
     if last is None:
         return []
-    what = f"{label(dataset)}, {dataset.preset}, {last.features}"
+    title = f"{marked_label(dataset)}, {dataset.preset}, {last.features}"
     groups = Table(
-        f"{what}: subgroups of the test part, in percent; too few images for a score: only counted",
+        f"{title}: subgroups of the test part, in percent; those with too few images for a score are only counted",
         ("attribute", "group", "images", "patients", "positive", "AUC", "95 %", "SEN", "95 %", "SPE", "95 %"),
         [
             (
                 group.attribute,
                 group.group,
                 *(str(count) for count in (group.images, group.patients, group.positive)),
-                *(text for score in (group.auc, group.sen, group.spe) for text in _scored(score)),
+                *(text for score in (group.auc, group.sen, group.spe) for text in _with_interval(score)),
             )
             for group in last.subgroups
         ],
     )
     gaps = Table(
-        f"{what}: widest gap between two subgroups, in points of AUC; the pair was chosen as the most extreme, so the "
-        "interval is no test of whether any two differ",
+        f"{title}: widest gap between two subgroups, in points of AUC; the pair is the most extreme one, so the "
+        "interval does not test whether any two differ",
         ("attribute", "highest", "lowest", "gap", "95 %"),
-        [(gap.attribute, gap.highest, gap.lowest, points(gap.auc.value), span(gap.auc)) for gap in last.gaps],
+        [(gap.attribute, gap.highest, gap.lowest, points(gap.auc.value), point_interval(gap.auc)) for gap in last.gaps],
         text_columns=3,
     )
     return [groups, gaps]
 
 
-def _scored(score: Estimate | None) -> tuple[str, str]:
+def _with_interval(score: Estimate | None) -> tuple[str, str]:
     return ("", "") if score is None else (percent(score.value), interval(score))
 
 
 def few_labels_table(results: Results, dataset: Dataset) -> Table:
-    """Return the AUC of probes that saw some of the labels only."""
-    found = [item for item in results.few_labels if (item.dataset, item.preset) == (dataset.label, dataset.preset)]
+    """Return the AUC of probes that saw only some of the labels."""
     return Table(
-        f"{label(dataset)}, {dataset.preset}: AUC in percent with the labels of some development patients only",
+        f"{marked_label(dataset)}, {dataset.preset}: AUC in percent with the labels of only some development patients",
         ("features", "patients", "images", "draws", "mean AUC", "lowest", "highest"),
         [
             (
@@ -100,7 +104,7 @@ def few_labels_table(results: Results, dataset: Dataset) -> Table:
                 str(len(item.aucs)),
                 *(percent(value) for value in (fmean(item.aucs), min(item.aucs), max(item.aucs))),
             )
-            for item in found
+            for item in results.few_labels_of(dataset)
         ],
         text_columns=1,
     )
