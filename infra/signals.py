@@ -1,31 +1,56 @@
-"""Signals that ask a process to stop: noted when they come, obeyed where the work can be left and taken up again."""
+"""Handlers for signals that ask a process to stop."""
 
 import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)  # what SLURM, Kubernetes and torchrun send before they kill
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)  # SLURM, Kubernetes and torchrun send these before they kill
+
+
+@contextmanager
+def handle_signals(numbers: Sequence[signal.Signals], handle: Callable[[signal.Signals], object]) -> Iterator[None]:
+    """Call `handle` for each of these signals within the block, in place of the present handlers.
+
+    Args:
+        numbers: the signals
+        handle: called in the main thread with the signal that came
+
+    Raises:
+        ValueError: outside the main thread, which alone can set handlers
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        handle(signal.Signals(number))
+
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
-    """While this context is entered, a stop signal does not end the process: `name` says which one came, or None.
+    """A context in which a stop signal is noted instead of ending the process.
 
-    Handlers belong to the main thread; entering it in another one raises ValueError.
+    Attributes:
+        name: the last stop signal that came, such as "SIGTERM"; None before
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers = handle_signals(STOP_SIGNALS, self._note)
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._handlers.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(kind, error, trace)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+    def _note(self, number: signal.Signals) -> None:
+        self.name = number.name
