@@ -1,4 +1,4 @@
-"""A map over processes that keeps the order of its items and bounds what is in flight."""
+"""A map over a pool of processes that keeps the order of its items and bounds the work in flight."""
 
 import multiprocessing
 import os
@@ -16,26 +16,40 @@ from infra.errors import RunFailed
 A = TypeVar("A")
 B = TypeVar("B")
 
-_CHUNKS_IN_FLIGHT: Final = 4  # a worker
+_CHUNKS_IN_FLIGHT: Final = 4  # for each worker
 
 
-def worker_count(asked: int, items: int, chunk: int = 1) -> int:
-    """Return how many processes to use: `asked` (0: one for each CPU of this process), but none without work."""
+def worker_count(wanted: int, items: int, chunk: int = 1) -> int:
+    """Return the number of processes to use, at least 1 and no more than there are chunks.
+
+    Args:
+        wanted: number that the user wants; 0 means one for each CPU that this process may use
+        items: number of items
+        chunk: items that a process gets at a time
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(asked or available, -(-items // chunk)))
+    return max(1, min(wanted or available, -(-items // chunk)))
 
 
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, chunk: int = 1) -> Generator[B]:
-    """Yield function(item) for each item, in order, computed in `workers` processes (1: in this one).
+    """Yield function(item) for each item, in the order of the items.
 
-    Items go out `chunk` at a time, and at most four chunks a worker are computed ahead of the consumer, so memory is
-    bounded however slow it is. `function` and items must pickle. Close the iterator when leaving it early. Raises
-    what `function` raises, and RunFailed when a worker dies.
+    At most four chunks for each worker are computed ahead of the consumer, so memory is bounded however slow it is.
+    Close the iterator if you leave it early.
+
+    Args:
+        function: the function; it and the items must pickle
+        items: the items
+        workers: number of processes; 1 computes in this one
+        chunk: items that a process gets at a time
+
+    Raises:
+        RunFailed: if a worker dies; an error of `function` is raised as it is
     """
     if workers == 1:
         yield from map(function, items)
         return
-    # Fresh interpreters: a fork would copy whatever threads and locks this process has.
+    # Fresh interpreters, since a fork would copy the threads and locks of this process.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     remaining = iter(items)
@@ -49,7 +63,7 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ch
             yield from pending.popleft().result()
     except BrokenProcessPool as error:
         raise RunFailed(
-            "a worker process died, as happens when memory runs out; try again with fewer workers"
+            "a worker process died, probably because memory ran out; try again with fewer workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -60,7 +74,7 @@ def _apply(function: Callable[[A], B], batch: list[A]) -> list[B]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed: a pool's workers would wait forever."""
+    """Leave Ctrl-C to the parent, and end with it even if it is killed; otherwise the worker would wait forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -11,11 +11,9 @@ function of its patient and the seed alone: bit-identical on every call, whateve
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +24,7 @@ from PIL import Image
 from infra.errors import require
 from infra.files import atomic_folder, disk_errors
 from infra.log import progress
+from infra.parallel import ordered_map, worker_count
 from sharding.datasets import SIMULATED_MARKER
 from sharding.datasets.chexpert import COLUMNS, OBSERVATIONS
 from sharding.simulation.exposure import radiograph
@@ -112,11 +111,9 @@ def _check(root: Path, seed: int, size_px: int) -> None:
 
 def _drawn(function: Callable[[tuple[Any, ...]], T], jobs: list[tuple[Any, ...]]) -> Iterator[T]:
     """Run the jobs, many of them in two processes; results come in the order of the jobs either way."""
-    if len(jobs) < _POOL_FROM_JOBS:
-        yield from progress(map(function, jobs), "simulating", len(jobs))
-        return
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), get_context("spawn")) as pool:
-        yield from progress(pool.map(function, jobs, chunksize=16), "simulating", len(jobs))
+    workers = 1 if len(jobs) < _POOL_FROM_JOBS else min(2, worker_count(0, len(jobs)))
+    with closing(ordered_map(function, jobs, workers, chunk=16)) as results:
+        yield from progress(results, "simulating", len(jobs))
 
 
 def _save(image: npt.NDArray[np.uint8], path: Path) -> None:

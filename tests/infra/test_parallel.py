@@ -16,38 +16,38 @@ from infra.parallel import ordered_map, worker_count
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ordered_map_keeps_the_order_whatever_the_number_of_workers(workers):
+def test_ordered_map_keeps_the_order_whatever_the_number_of_workers(workers: int) -> None:
     assert list(ordered_map(abs, range(-50, 0), workers, chunk=3)) == list(range(50, 0, -1))
 
 
-def test_ordered_map_reads_a_bounded_number_of_items_ahead():
+def test_ordered_map_reads_a_bounded_number_of_items_ahead() -> None:
     items = count()
     with closing(ordered_map(abs, items, workers=2, chunk=3)) as results:
         assert next(results) == 0
     assert next(items) <= 2 * 4 * 3
 
 
-def test_ordered_map_raises_what_the_function_raises_when_it_fails():
+def test_ordered_map_raises_what_the_function_raises_when_it_fails() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         list(ordered_map(int, ["1", "x"], workers=2))
 
 
-def test_ordered_map_fails_in_one_line_when_a_worker_dies():
+def test_ordered_map_fails_in_one_line_when_a_worker_dies() -> None:
     with pytest.raises(RunFailed, match="a worker process died"):
         list(ordered_map(os._exit, [3, 3], workers=2))
 
 
-@pytest.mark.parametrize(("asked", "items", "chunk", "expected"), [(4, 100, 8, 4), (4, 9, 8, 2), (3, 0, 1, 1)])
-def test_worker_count_is_no_more_than_there_is_work(asked, items, chunk, expected):
-    assert worker_count(asked, items, chunk) == expected
+@pytest.mark.parametrize(("wanted", "items", "chunk", "expected"), [(4, 100, 8, 4), (4, 9, 8, 2), (3, 0, 1, 1)])
+def test_worker_count_is_no_more_than_there_is_work(wanted: int, items: int, chunk: int, expected: int) -> None:
+    assert worker_count(wanted, items, chunk) == expected
 
 
-def test_worker_count_is_the_number_of_cpus_when_0_is_asked():
+def test_worker_count_is_the_number_of_cpus_if_the_user_gives_0() -> None:
     assert worker_count(0, 10**6) == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
-def test_workers_end_when_their_parent_is_killed():
+def test_workers_end_when_their_parent_is_killed() -> None:
     script = """
 import multiprocessing, time
 from infra.parallel import ordered_map
@@ -56,17 +56,18 @@ if __name__ == "__main__":
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
-        assert all(_alive(pid) for pid in pids)
+        assert all(is_alive(pid) for pid in pids)
         parent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while any(_alive(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, f"workers {pids} outlive their parent"
         time.sleep(0.1)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
