@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, how they start and end together, what they agree on."""
+"""The processes of one run: their ranks, their process group, and what they agree on."""
 
 import os
 import time
@@ -6,16 +6,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from infra.errors import RunFailed, UserError
+from infra.options import key, setting
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all (`rank` of `world`) and among those of its machine (`local_rank` of `local_world`)."""
+    """The position of this process in the run and on its machine.
+
+    Attributes:
+        rank: number of this process in the run, from 0
+        world: number of processes in the run
+        local_rank: number of this process on its machine, from 0
+        local_world: number of processes on this machine
+    """
 
     rank: int = 0
     world: int = 1
@@ -24,17 +33,21 @@ class Ranks:
 
     @property
     def cpus(self) -> int:
-        """This process's share of the machine's CPUs, at least one."""
+        """Number of CPUs for this process: its share of the machine's, at least 1."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_world)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """Whether this is the process that writes files and prints messages for all."""
         return self.rank == 0
 
 
 def ranks_from_environment() -> Ranks:
-    """Read what torchrun or DeepSpeed's launcher set; one process where neither started this one."""
+    """Read the ranks that torchrun or DeepSpeed's launcher set; without a launcher there is one process.
+
+    Raises:
+        UserError: if a variable is not an integer
+    """
     names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
     if names["local_world"] not in os.environ:
         names["local_world"] = "LOCAL_SIZE"  # DeepSpeed's name for it
@@ -42,11 +55,15 @@ def ranks_from_environment() -> Ranks:
     try:
         return Ranks(**{field: int(value) for field, value in values.items()})
     except ValueError as error:
-        raise UserError(f"{list(names.values())} must be integers, but are {values}; start with torchrun") from error
+        raise UserError(f"{list(names.values())} must be whole numbers, but are {values}; use torchrun") from error
 
 
 def device_of(ranks: Ranks) -> torch.device:
-    """Return the GPU of this process, or the CPU where there is none."""
+    """Return the GPU of this process, or the CPU on a machine without GPUs.
+
+    Raises:
+        UserError: if there are more processes than GPUs
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if ranks.local_rank >= torch.cuda.device_count():
@@ -58,11 +75,20 @@ def device_of(ranks: Ranks) -> torch.device:
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
-    """Join the run's process group (NCCL on GPUs, gloo on CPUs) and leave it at the end; nothing for one process.
+def process_group(
+    ranks: Ranks, device: torch.device, timeout_s: float = 600.0, timeout_key: str = "timeout_s"
+) -> Iterator[None]:
+    """Join the run's process group, NCCL on GPUs and gloo on CPUs, and leave it at the end; one process needs none.
 
-    Raises UserError when no launcher has said where the processes meet, and RunFailed when not all come within
-    `timeout_s`, or when one is lost later.
+    Args:
+        ranks: the ranks that the launcher set
+        device: the device of this process
+        timeout_s: seconds to wait for the other processes, here and in every later operation
+        timeout_key: the option that sets `timeout_s`, for messages
+
+    Raises:
+        UserError: if no launcher set the address where the processes meet
+        RunFailed: if a process does not join within `timeout_s`, or is lost later
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -70,7 +96,7 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
         yield
         return
     try:
-        # Tensors on the CPU always travel by gloo: what ranks agree on at every step must not wait for a GPU.
+        # CPU tensors always use gloo, so that the agreement of the ranks at every step does not wait for a GPU.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             rank=ranks.rank,
@@ -81,30 +107,30 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 600.0) 
     except ValueError as error:
         raise UserError(f"WORLD_SIZE={ranks.world}, but {error}; start with torchrun") from error
     except RuntimeError as error:
-        if not _is_of_the_group(error):
+        if not _is_group_error(error):
             raise
         if "timed out" not in str(error).lower():
             raise RunFailed(
-                f"WORLD_SIZE={ranks.world} processes could not join ({_first_line(error)}); give the command again"
+                f"WORLD_SIZE={ranks.world} processes could not join ({_first_line(error)}); run the command again"
             ) from error
         raise RunFailed(
-            f"not all of WORLD_SIZE={ranks.world} processes came within train.timeout_s={timeout_s:g} "
-            f"({_first_line(error)}); start the missing machines, or raise train.timeout_s, and give the command again"
+            f"not all of WORLD_SIZE={ranks.world} processes joined within {timeout_key}={timeout_s:g} "
+            f"({_first_line(error)}); start the missing machines, or raise {timeout_key}, and run the command again"
         ) from error
     try:
         yield
     except RuntimeError as error:
-        if not _is_of_the_group(error):
+        if not _is_group_error(error):
             raise
         raise RunFailed(
-            f"another rank was lost or hangs ({_first_line(error)}); the same command goes on from the last checkpoint"
+            f"another rank was lost or hangs ({_first_line(error)}); the same command resumes from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
-def _is_of_the_group(error: RuntimeError) -> bool:
-    """Tell whether the other processes are the cause: what gloo raises has no class of its own."""
+def _is_group_error(error: RuntimeError) -> bool:
+    """Return whether the other processes caused the error; gloo raises a plain RuntimeError."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
@@ -113,12 +139,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def world_size() -> int:
-    """Return the number of processes in the group, 1 where there is none."""
+    """Return the number of processes in the group, 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gather_objects(value: object) -> list[object]:
-    """Return every rank's `value`, in rank order, on every rank (for small values, rarely)."""
+    """Return the values of all ranks, in rank order, on every rank; for small values and rare calls."""
     if not dist.is_initialized():
         return [value]
     values: list[object] = [None] * dist.get_world_size()
@@ -134,27 +160,38 @@ def sum_over_ranks(*counts: int) -> list[int]:
     return [int(value) for value in sums]
 
 
-def require_world(promised: int | None, had: int) -> None:
-    """Raise UserError unless as many processes came as were promised (None: any number).
+def require_world(config: Any, name: str, joined: int) -> None:
+    """Check the number of processes that joined. If a machine is late, a launcher silently starts with fewer.
 
-    A launcher may start with fewer machines than it was given, in silence, when one of them comes late.
+    Args:
+        config: the dataclass with the expected number; None there allows any number
+        name: its field
+        joined: number of processes that joined
+
+    Raises:
+        UserError: if the numbers differ
     """
-    if promised not in (None, had):
+    if getattr(config, name) not in (None, joined):
         raise UserError(
-            f"train.world_size={promised} processes were promised, but {had} came; start the missing machines, or "
-            "change train.world_size"
+            f"{setting(config, name)} processes are expected, but {joined} joined; start the missing machines, or "
+            f"change {key(config, name)}"
         )
 
 
 def clock_skew_s() -> float:
-    """Return how far apart the ranks' clocks are, up to the time a message takes; the same on all ranks."""
-    sum_over_ranks(0)  # so that all look at the same moment
+    """Return the largest difference between the ranks' clocks, plus the time of a message; equal on all ranks."""
+    sum_over_ranks(0)  # so that all ranks read their clocks at the same moment
     clocks = [float(str(clock)) for clock in gather_objects(time.time())]
     return max(clocks) - min(clocks)
 
 
 def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Let the first rank act while the others wait; what it raises for users is raised on every rank, so none hangs."""
+    """Call `action` on the first rank while the others wait.
+
+    Raises:
+        UserError: on every rank if `action` raises it, so that none hangs
+        RunFailed: likewise
+    """
     failure: UserError | RunFailed | None = None
     if ranks.is_first:
         try:
@@ -163,12 +200,16 @@ def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
             failure = error
     first = gather_objects(failure and (type(failure), str(failure)))[0]
     if isinstance(first, tuple):
-        kind, message = first
-        raise kind(message) from failure
+        error_class, message = first
+        raise error_class(message) from failure
 
 
 def require_same(value: object, what: str) -> None:
-    """Raise UserError on every rank unless all ranks hold the same `value`."""
+    """Check that all ranks have the same value.
+
+    Raises:
+        UserError: on every rank, if the values differ; `what` names them in the message
+    """
     values = gather_objects(value)
     if any(other != values[0] for other in values):
         raise UserError(f"{what} differs between ranks: {values}; start all ranks with the same files and options")

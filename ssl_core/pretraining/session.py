@@ -11,6 +11,7 @@ from infra import config as configuration
 from infra.errors import RunFailed, UserError
 from infra.files import locked
 from infra.log import say
+from infra.options import key
 from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
 from infra.signals import StopRequest
 from infra.status import State, Status, write_status
@@ -62,10 +63,10 @@ def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> 
         UserError: on every rank, if their configurations differ, their number is not train.world_size, or the folder
             is in use
     """
-    require_world(config.train.world_size, ranks.world)
+    require_world(config.train, "world_size", ranks.world)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        stack.enter_context(process_group(ranks, device, config.train.timeout_s))
+        stack.enter_context(process_group(ranks, device, config.train.timeout_s, key(config.train, "timeout_s")))
         require_same(configuration.to_yaml(config), "the configuration")
         skew_s = clock_skew_s()
         if skew_s > _LARGEST_SKEW_S and ranks.is_first:

@@ -2,6 +2,7 @@ import os
 import re
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -31,38 +32,38 @@ def skew_with_one_clock_ahead(rank: int, world: int, ahead_s: float) -> float:
         return clock_skew_s()
 
 
-def come_alone(rank: int, port: int, said: Path) -> None:
+def join_alone(rank: int, port: int, message: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with process_group(Ranks(rank, 2), torch.device("cpu"), timeout_s=1.0):
+        with process_group(Ranks(rank, 2), torch.device("cpu"), timeout_s=1.0, timeout_key="train.timeout_s"):
             pass
     except RunFailed as error:
-        said.write_text(str(error))
+        message.write_text(str(error))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_whose_others_never_come_ends_in_one_line(tmp_path: Path, free_port: int, rank: int) -> None:
-    said = tmp_path / "said"
-    process = fork_context().Process(target=come_alone, args=(rank, free_port, said))
+def test_a_process_that_nobody_joins_ends_in_one_line(tmp_path: Path, free_port: int, rank: int) -> None:
+    message = tmp_path / "message"
+    process = fork_context().Process(target=join_alone, args=(rank, free_port, message))
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert said.read_text().startswith("not all of WORLD_SIZE=2 processes came within train.timeout_s=1 (")
-    assert said.read_text().endswith("raise train.timeout_s, and give the command again")
-    assert "\n" not in said.read_text()
+    assert message.read_text().startswith("not all of WORLD_SIZE=2 processes joined within train.timeout_s=1 (")
+    assert message.read_text().endswith("raise train.timeout_s, and run the command again")
+    assert "\n" not in message.read_text()
 
 
 def test_a_port_that_is_taken_ends_in_one_line(tmp_path: Path) -> None:
-    said = tmp_path / "said"
+    message = tmp_path / "message"
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        process = fork_context().Process(target=come_alone, args=(0, taken.getsockname()[1], said))
+        process = fork_context().Process(target=join_alone, args=(0, taken.getsockname()[1], message))
         process.start()
         process.join(60)
     assert process.exitcode == 0
     assert re.fullmatch(
-        r"WORLD_SIZE=2 processes could not join \(.*EADDRINUSE.*\); give the command again", said.read_text()
+        r"WORLD_SIZE=2 processes could not join \(.*EADDRINUSE.*\); run the command again", message.read_text()
     )
 
 
@@ -78,11 +79,16 @@ def test_a_clock_that_is_ahead_shows_on_all_ranks() -> None:
     assert clock_skew_s() == 0
 
 
-def test_another_number_of_processes_than_promised_is_refused() -> None:
-    require_world(None, 3)
-    require_world(4, 4)
-    with pytest.raises(UserError, match=r"train.world_size=4 .* but 2 came"):
-        require_world(4, 2)
+@dataclass(frozen=True)
+class TrainConfig:
+    world_size: int | None = None
+
+
+def test_another_number_of_processes_than_expected_is_refused() -> None:
+    require_world(TrainConfig(), "world_size", 3)
+    require_world(TrainConfig(4), "world_size", 4)
+    with pytest.raises(UserError, match=r"^world_size=4 processes are expected, but 2 joined; .* change world_size$"):
+        require_world(TrainConfig(4), "world_size", 2)
 
 
 @pytest.mark.parametrize("local_world", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
@@ -96,5 +102,5 @@ def test_ranks_are_those_that_torchrun_or_the_deepspeed_launcher_set(
         monkeypatch.setenv(name, value)
     assert ranks_from_environment() == Ranks(5, 8, 1, 4)
     monkeypatch.setenv(local_world, "four")
-    with pytest.raises(UserError, match="must be integers"):
+    with pytest.raises(UserError, match="must be whole numbers"):
         ranks_from_environment()
