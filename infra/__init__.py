@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, configuration, processes, keyed random numbers, metrics."""
+"""The basis of all packages: errors, files, configuration, processes, keyed random numbers, metrics."""

@@ -1,4 +1,4 @@
-"""A file that grows record by record, and that a full disk neither tears nor ends."""
+"""An append-only file that survives a full disk: no record is torn, and the run goes on."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,21 @@ from infra.log import say
 
 
 class AppendFile:
-    """Appends records, each of them whole or not at all.
+    """Appends each record completely or not at all.
 
-    What the disk does not take waits in memory and goes before the next record; that, and when there is room again, is
-    said. Unbuffered, so that a killed process has left what it wrote.
+    If the disk is full, records wait in memory and are written before the next one. A message says so, and another says
+    when there is room again. Writes are unbuffered, so a killed process loses nothing that it wrote.
+
+    Attributes:
+        path: the file
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, made where it is missing; raises UserError when the disk does not take it."""
+        """Open the file, and create it and its folder if missing.
+
+        Raises:
+            UserError: if the file cannot be opened for writing
+        """
         self.path = path
         self._waiting: list[bytes] = []
         with disk_errors(path):
@@ -24,17 +31,17 @@ class AppendFile:
             self._file = path.open("ab", buffering=0)
 
     def write(self, record: bytes) -> None:
-        """Append a record, now or as soon as there is room."""
-        waited = len(self._waiting)
+        """Append a record now, or as soon as there is room."""
+        was_full = bool(self._waiting)
         self._waiting.append(record)
         try:
             self._write_all()
         except OSError as error:
-            if not waited:
-                say(f"ALARM: {self.path} takes nothing more: {error.strerror}; its lines wait, and the run goes on")
+            if not was_full:
+                say(f"ALARM: cannot write {self.path}: {error.strerror}; its lines wait in memory, and the run goes on")
             return
-        if waited:
-            say(f"{self.path} has all its lines again")
+        if was_full:
+            say(f"{self.path} is complete again")
 
     def _write_all(self) -> None:
         while self._waiting:
@@ -49,7 +56,7 @@ class AppendFile:
             self._waiting.pop(0)
 
     def close(self) -> None:
-        """Close the file; what still waits is lost, loudly."""
+        """Close the file. Records that still do not fit are lost, and a message says how many."""
         try:
             self._write_all()
         except OSError as error:

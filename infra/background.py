@@ -1,4 +1,4 @@
-"""Work ahead: let background threads prepare the next items while the present one is used."""
+"""Background threads that prepare the next items while the current one is in use."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ _POLL_S: Final = 0.05
 
 
 class _End(Generic[T]):
-    """The last thing in the queue: the items are used up, or `error` ended them."""
+    """The last entry of the queue: the items are used up, or `error` ended them."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -22,10 +22,15 @@ class _End(Generic[T]):
 def read_ahead(
     items: Iterable[T], depth: int, interrupt: Callable[[], object] | None = None
 ) -> Generator[T, None, None]:
-    """Yield `items`, up to `depth` of which a background thread holds ready.
+    """Yield `items`, of which a background thread keeps the next ones ready.
 
-    What `items` raises is raised here, after the items before it. Closing this generator ends the thread and closes
-    `items` (in that thread) before it returns; `interrupt` is called first, to end what `items` may be waiting for.
+    An error of `items` is raised here, after the items before it. Closing this generator calls `interrupt`, then ends
+    the thread and closes `items` in that thread before it returns.
+
+    Args:
+        items: the items, read in the background thread
+        depth: number of items that are ready at most
+        interrupt: ends whatever `items` may be waiting for
     """
     ready: queue.Queue[T | _End[T]] = queue.Queue(depth)
     stop = threading.Event()
@@ -49,7 +54,7 @@ def _fill(ready: "queue.Queue[T | _End[T]]", items: Iterable[T], stop: threading
         for item in items:
             if not _put(ready, item, stop):
                 break
-    except BaseException as caught:  # whatever it is, it belongs to the thread that waits for the items
+    except BaseException as caught:  # any error belongs to the thread that waits for the items
         error = caught
     finally:
         close = getattr(items, "close", None)
@@ -59,7 +64,7 @@ def _fill(ready: "queue.Queue[T | _End[T]]", items: Iterable[T], stop: threading
 
 
 def _put(ready: "queue.Queue[T | _End[T]]", item: T | _End[T], stop: threading.Event) -> bool:
-    """Put an item as soon as there is room; False when the reader has gone."""
+    """Put an item as soon as there is room; return False if the reader is gone."""
     while not stop.is_set():
         try:
             ready.put(item, timeout=_POLL_S)
@@ -70,12 +75,12 @@ def _put(ready: "queue.Queue[T | _End[T]]", item: T | _End[T], stop: threading.E
 
 
 class Background:
-    """A few daemon threads that call functions in the order in which they are given.
+    """A few daemon threads that call functions in the order of their submission.
 
-    Unlike with concurrent.futures, nobody waits for a call that hangs: neither `close` nor the end of the process.
+    Unlike concurrent.futures, neither `close` nor the end of the process waits for a call that hangs.
 
     Attributes:
-        stop: set when this is closed, for the functions to end early.
+        stop: set by `close`; a function may watch it and end early
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -87,7 +92,7 @@ class Background:
         self._most_threads, self._name = threads, name
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
-        """Have a function called; after `close`, return a future that is cancelled."""
+        """Call a function in the background and return its future; after `close`, a canceled one."""
         future: Future[T] = Future()
         with self._lock:
             if self.stop.is_set():
@@ -102,7 +107,7 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Cancel whatever has not ended, so that whoever waits for it gets CancelledError."""
+        """Cancel all unfinished calls; waiting for one then raises CancelledError."""
         with self._lock:
             self.stop.set()
             unfinished = list(self._unfinished)
@@ -114,17 +119,17 @@ class Background:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             _call(*task)
-            del task  # else it would keep the result until the next one comes
+            del task  # otherwise it would keep the result alive until the next task
 
 
 def _call(future: Future[T], function: Callable[[], T]) -> None:
-    """Call a function unless its future is cancelled, and hand its end over unless that is by then."""
+    """Call a function and set its future, unless the future is canceled before or meanwhile."""
     if future.cancelled():
         return
     with suppress(InvalidStateError):
         try:
             result = function()
-        except BaseException as error:  # whatever it is, it belongs to the thread that waits
+        except BaseException as error:  # any error belongs to the thread that waits
             future.set_exception(error)
         else:
             future.set_result(result)

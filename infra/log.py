@@ -1,4 +1,4 @@
-"""Progress for whoever watches: bars on a terminal, plain lines in a log file."""
+"""Messages and progress on standard error: bars on a terminal, plain lines in a log file."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,14 @@ def say(message: str) -> None:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "image") -> Iterator[T]:
-    """Pass `items` on behind a progress bar on standard error; silent when that is not a terminal."""
+    """Yield `items` and show a progress bar on standard error if that is a terminal.
+
+    Args:
+        items: the items
+        what: the bar's label
+        total: number of items, if `len(items)` does not tell
+        unit: name of one item
+    """
     yield from tqdm(
         items, desc=what, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False
     )

@@ -1,4 +1,4 @@
-"""A run's numbers, written twice: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""The metrics of a run, written as `metrics.jsonl` for programs and as TensorBoard events for people."""
 
 import json
 import os
@@ -20,14 +20,22 @@ from infra.files import write_atomic
 
 
 class MetricsWriter:
-    """Append scalars to `folder/metrics.jsonl` and to TensorBoard events under `folder/events`.
+    """Appends scalars to `folder/metrics.jsonl` and to TensorBoard events in `folder/events`.
 
-    A resumed run says how many steps its checkpoint has done: lines and events of later steps, which the interrupted
-    run wrote before it ended, are dropped, so that every step stands there once. A full disk does not end the run.
+    A resumed run repeats the steps after its checkpoint. The lines and events that the interrupted run wrote for these
+    steps are dropped, so every step appears once. A full disk does not end the run.
     """
 
     def __init__(self, folder: Path, steps_done: int = 0) -> None:
-        """Open both; raises UserError when the disk does not take them."""
+        """Open both files.
+
+        Args:
+            folder: the run folder
+            steps_done: steps of the checkpoint from which the run resumes
+
+        Raises:
+            UserError: if a file cannot be written
+        """
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= steps_done]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -35,12 +43,12 @@ class MetricsWriter:
         self._events = _Events(folder / "events", first_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record `values` (name -> number, names with units such as `speed/images_per_s`) at a step."""
+        """Record numbers by name at a step; names have units, such as `speed/images_per_s`."""
         self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **values}).encode() + b"\n")
         self._events.write([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
 
     def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
-        """Put an image (H, W, C) into TensorBoard."""
+        """Show an image in TensorBoard: (H, W, C)."""
         self._events.write([Event(summary=image(name, pixels, dataformats="HWC"))])
 
     def __enter__(self) -> "MetricsWriter":
@@ -54,13 +62,13 @@ class MetricsWriter:
 
 
 class _Events:
-    """An event file of TensorBoard's. SummaryWriter writes it in a thread, which dies when the disk is full."""
+    """A TensorBoard event file, without SummaryWriter, whose thread dies when the disk is full."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # TensorBoard reads the files of a folder in the order of their names.
+        # TensorBoard reads the files of a folder by name, so the name starts with the time.
         name = f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = AppendFile(folder / name)
-        start = Event(step=first_step, session_log=SessionLog(status=SessionLog.START))  # what was later is dropped
+        start = Event(step=first_step, session_log=SessionLog(status=SessionLog.START))  # drops later events
         self.write([Event(file_version="brain.Event:2"), start])
 
     def write(self, events: list[Event]) -> None:
@@ -76,7 +84,7 @@ class _Events:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of `folder/metrics.jsonl`, oldest first; a last line cut off by a crash is left out."""
+    """Return the lines of `folder/metrics.jsonl`, oldest first, without a last line that a crash cut off."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     values = []

@@ -1,8 +1,8 @@
 """Options as the user must type them, and the checks of their values.
 
-A dataclass does not know where a command's configuration holds it: `FetchConfig.limit_gb` is `--data.fetch.limit_gb`
-in one command and `--fetch.limit_gb` in another. `infra.config.parse` registers the tree of the running command here,
-so that every error names the key as it must be typed.
+A dataclass does not know its section in the configuration of the running command: `FetchConfig.limit_gb` is
+`--data.fetch.limit_gb`. `infra.config.parse` registers the sections here, so that every error names the key as the user
+must type it.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ SEEDS: Final = 2**63  # seeds are below it, so that they fit a signed 64-bit int
 
 
 def register(config_class: type) -> None:
-    """Take the keys of this configuration for those of the running command."""
+    """Use the keys of this configuration in messages."""
     _prefixes.clear()
     _prefixes.update(_tree(config_class, ""))
 
 
 @contextmanager
 def registered(config_class: type) -> Iterator[None]:
-    """Take the keys of this configuration for those of the running command within the block."""
+    """Use the keys of this configuration in messages within the block."""
     before = dict(_prefixes)
     register(config_class)
     try:
@@ -46,7 +46,12 @@ def _tree(config_class: type, prefix: str) -> dict[type, str]:
 
 
 def key(config: Any, name: str) -> str:
-    """Return the key of a field, such as `data.fetch.limit_gb`; `config` is a dataclass or an instance of one."""
+    """Return the key of a field, such as `data.fetch.limit_gb`.
+
+    Args:
+        config: a configuration dataclass or an instance of one
+        name: name of the field
+    """
     config_class = config if isinstance(config, type) else type(config)
     assert name in {field.name for field in fields(config_class)}, f"{config_class.__name__} has no field {name}"
     return f"{_prefixes.get(config_class, '')}{name}"
@@ -77,12 +82,12 @@ def require_between(config: Any, name: str, least: float, most: float, hint: str
 
 
 def require_seed(config: Any, name: str = "seed") -> None:
-    """Raise UserError unless the field can be a seed."""
+    """Raise UserError if the field is not a seed, a number from 0 to 2^63 - 1."""
     value = getattr(config, name)
     require(0 <= value < SEEDS, f"{setting(config, name)} must be between 0 and 2^63 - 1; use 0")
 
 
 def require_workers(config: Any, name: str = "workers") -> None:
-    """Raise UserError unless the field can be a number of processes, where 0 stands for one for each CPU."""
+    """Raise UserError if the field is not a number of processes, where 0 means one for each CPU."""
     value = getattr(config, name)
     require(value >= 0, f"{setting(config, name)} must not be negative; 0 means one for each CPU")

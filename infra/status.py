@@ -1,4 +1,4 @@
-"""`status.json`: how a run stands, for whoever starts it again. Exit codes of launchers do not tell."""
+"""`status.json`: the state of a run, for the program that restarts it. Exit codes of launchers do not show it."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,11 +16,14 @@ _NAME: Final = "status.json"
 
 @dataclass(frozen=True)
 class Status:
-    """A run at a moment.
+    """The state of a run at one moment.
 
-    state: running (or killed since); finished; paused (at train.max_steps); preempted (stopped by a signal, with a
-    checkpoint); refused (wrong configuration or data: starting again does not help); failed.
-    step: steps done by then. message: one line for people. time_s: seconds since 1970.
+    Attributes:
+        state: running (or killed since); finished; paused (at the step limit); preempted (stopped by a signal, with a
+            checkpoint); refused (wrong configuration or data, so a restart does not help); failed
+        step: number of steps done
+        message: one line for people
+        time_s: seconds since 1970
     """
 
     state: State
@@ -35,7 +38,7 @@ def write_status(run: Path, status: Status) -> None:
 
 
 def read_status(run: Path) -> Status | None:
-    """Return what the last process said of the run, None where there is nothing readable."""
+    """Return the last status that a process of the run wrote, None if there is none or it is unreadable."""
     try:
         return msgspec.json.decode((run / _NAME).read_bytes(), type=Status)
     except (OSError, msgspec.DecodeError):

@@ -199,8 +199,8 @@ def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_
     assert train_through(config, WORLD, faults) == 1
     log = log_of(config.run_folder, 0)
     assert "ALARM: the checkpoint of step 6 was not saved, the older ones stay" in log
-    assert "takes nothing more: No space left on device" in log
-    assert "has all its lines again" in log
+    assert ": No space left on device; its lines wait in memory" in log
+    assert "is complete again" in log
     assert [checkpoint.step for checkpoint in find_checkpoints(config.run_folder)] == [3, total_steps(config)]
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
@@ -236,7 +236,7 @@ def test_a_second_job_on_the_folder_of_a_running_one_is_refused_on_all_ranks(
 def test_another_number_of_processes_than_promised_never_starts(tmp_path: Path, simulated_shards: Path) -> None:
     config = small_config(tmp_path / "run", simulated_shards, world_size=4)
     assert wait_for_ranks(start_ranks(config, WORLD)) == [2, 2]
-    assert "train.world_size=4 processes were promised, but 2 came" in log_of(config.run_folder, 1)
+    assert "train.world_size=4 processes are expected, but 2 joined" in log_of(config.run_folder, 1)
     assert not config.run_folder.exists()
 
 

@@ -56,7 +56,7 @@ def test_a_cable_that_was_pulled_for_a_while_costs_nothing_but_time(
         both.wait_for_step(10)
         both.pull_cable(1, seconds)
         both.end()
-        assert "starting again" in both.started[0].output() or seconds < timeout_s
+        assert "restarting in" in both.started[0].output() or seconds < timeout_s
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 

@@ -102,7 +102,7 @@ def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
         assert torchrun_itself is not None
         torchrun_itself.kill()
         assert run.end() == 0, run.output()
-        assert "torchrun ended with code -9; starting again" in run.output()
+        assert "torchrun ended with code -9; restarting" in run.output()
         assert not run.all()
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 

@@ -20,7 +20,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(str(error))
 
 
-def test_records_that_found_no_room_come_in_their_order_once_there_is_some(
+def test_records_that_found_no_room_are_written_in_order_once_there_is_room(
     disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = disk / "log"
@@ -37,13 +37,13 @@ def test_records_that_found_no_room_come_in_their_order_once_there_is_some(
         filler.unlink()
         file.write(records[11])
     assert path.read_bytes() == b"".join(records)
-    said = capsys.readouterr().err.splitlines()
-    assert ["ALARM" in line for line in said] == [True, False]
-    assert f"{path} takes nothing more: No space left on device" in said[0]
-    assert f"{path} has all its lines again" in said[1]
+    lines = capsys.readouterr().err.splitlines()
+    assert ["ALARM" in line for line in lines] == [True, False]
+    assert f"cannot write {path}: No space left on device" in lines[0]
+    assert f"{path} is complete again" in lines[1]
 
 
-def test_what_still_waits_at_the_end_is_lost_loudly(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_that_never_found_room_are_counted_at_the_end(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with AppendFile(disk / "log") as file:
         fill(disk, left_bytes=0)
         for _ in range(10):
@@ -58,7 +58,7 @@ def test_a_file_where_a_folder_should_be_is_refused_in_one_line(tmp_path: Path) 
         AppendFile(tmp_path / "file" / "log")
 
 
-def test_what_a_killed_process_wrote_is_there(tmp_path: Path) -> None:
+def test_a_killed_process_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         AppendFile(tmp_path / "log").write(RECORD)

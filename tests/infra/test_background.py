@@ -1,7 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from functools import partial
 
 import pytest
@@ -32,7 +32,7 @@ def test_read_ahead_holds_no_more_than_its_depth_ready() -> None:
     while len(taken) < 5 and time.monotonic() < deadline_s:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(taken) == 5  # one given out, three ready, one in the thread's hand
+    assert len(taken) == 5  # one given out, three ready, and one that the thread holds
     ahead.close()
 
 
@@ -102,7 +102,7 @@ def test_background_closed_leaves_nobody_waiting() -> None:
         running.set()
         go_on.wait(60)
 
-    futures = [background.submit(hang), background.submit(int)]
+    futures: list[Future[None] | Future[int]] = [background.submit(hang), background.submit(int)]
     assert running.wait(10)
     background.close()
     futures.append(background.submit(int))
