@@ -47,7 +47,8 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
         UserError: for a run, dataset or option that cannot be probed, if possible before any image is read.
         RunFailed: if a fit fails.
     """
-    configuration.load(PretrainConfig, config.run_folder / "config.yaml")  # before the lock creates a folder
+    # Before the lock creates a folder.
+    configuration.load(PretrainConfig, config.run_folder / "config.yaml", command="pretrain")
     with locked(config.run_folder / "features", "probing"):
         return Prober(config, command).probe()
 
@@ -66,7 +67,7 @@ class Prober:
         self.config, self.command = config, command
         self.run = config.run_folder
         self.folder = self.run / "features"
-        self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml")
+        self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fails now if there is none
         newest = find_checkpoints(self.run)[-1]
         self.labeled_sets = open_labeled_sets(config.data)

@@ -1,1 +1,1 @@
-"""The command line, the configurations and the jobs: the only place that wires the parts together."""
+"""The command line and its configuration files: the only package that wires the others together."""

@@ -1,4 +1,4 @@
-"""`python -m launch COMMAND ...` equals `sternum COMMAND ...`."""
+"""`python -m launch COMMAND ...` is the same as `sternum COMMAND ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`sternum COMMAND ...`: finds the command, and turns errors into one line and an exit code."""
+"""`sternum COMMAND ...`: finds the command, and turns an error into one line and an exit code."""
 
 import importlib
 import os
@@ -11,27 +11,35 @@ from typing import Final
 
 from infra.errors import RunFailed, UserError
 
-# An environment variable: the file to which errors are appended as well, for `sternum supervise` to quote.
+# Environment variable: a file to which errors are also appended, so that `sternum supervise` can quote them.
 ERRORS_FILE: Final = "STERNUM_ERRORS_FILE"
 
-# Each command is a module of this folder, imported when it is called, so that none waits for another's libraries.
+# Each command is a module of this folder. Only the one that runs is imported, so no command waits for the libraries of
+# another.
 COMMANDS: Final = {
-    "shard": "pack a dataset into shards and a manifest",
-    "verify": "re-read every shard against the manifest",
-    "audit": "find patients and images shared between sets or splits",
-    "views": "show samples beside their two views",
+    "shard": "pack a dataset into shards with a manifest",
+    "verify": "compare shards with their manifest",
+    "audit": "find patients and images that datasets or splits share",
+    "views": "draw samples next to their two augmented views",
     "pretrain": "pretrain a backbone on shards, or resume a run (several processes: torchrun -m launch.pretrain)",
-    "supervise": "run a pretraining command again and again until the run is finished",
-    "probe": "score the frozen backbones of a run on labelled shards",
-    "table": "set the paper's Table III beside ours, in Markdown, CSV and LaTeX",
+    "supervise": "restart a pretraining command until its run is finished",
+    "probe": "score the frozen backbones of a run on labeled shards",
+    "table": "compare probed runs with the paper's Table III, in Markdown, CSV and LaTeX",
     "report": "write one HTML page about a run",
-    "submit": "run sternum probe as a job of a Ray cluster",
-    "demo": "all of it on simulated radiographs, on this machine, in minutes",
+    "submit": "run sternum probe as a job on a Ray cluster",
+    "demo": "run the whole chain on simulated radiographs, in minutes",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `sternum` with these arguments (those of the process by default); returns the exit code."""
+    """Run `sternum`.
+
+    Args:
+        arguments: the words after `sternum`; None takes those of the process
+
+    Returns:
+        The exit code: 0; 1 for a failure or a check that found something; 2 for wrong usage or input; 130 for Ctrl-C.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(_help())
@@ -42,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         return fail(UserError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}"))
     command = importlib.import_module(f"launch.{words[0]}")
-    return guarded(command.main, words[1:])
+    return run_command(command.main, words[1:])
 
 
-def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Call a command; an error that has a way out becomes one line on standard error and its exit code."""
+def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Call a command and return its exit code; an expected error becomes one line on standard error."""
     try:
         return command(arguments)
     except (UserError, RunFailed) as error:
@@ -57,22 +65,29 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
 
 
 def fail(error: UserError | RunFailed) -> int:
-    """Print an error as one line, with the rank that met it unless that is the first; returns its exit code."""
+    """Print an error as one line, with the rank if it is not the first, and return its exit code."""
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
     line = " ".join(str(error).split())
     sys.stderr.write(f"sternum: error{where}: {line}\n")
     if ERRORS_FILE in os.environ:
-        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:  # on another machine there is none
+        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:  # missing on another machine
             file.write(f"{line}\n")
     return error.exit_code
 
 
+def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split words at the first `--` into a command's own words and the command line that follows."""
+    words = list(arguments)
+    border = words.index("--") if "--" in words else len(words)
+    return words[:border], words[border + 1 :]
+
+
 def _help() -> str:
-    rows = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     return (
         "usage: sternum COMMAND ...\n\n"
         "Self-supervised pretraining for chest X-rays, from raw images to an honest probe.\n\n"
-        f"commands:\n{rows}\n\n"
-        "sternum COMMAND --help shows a command's options and examples; sternum --version the version.\n"
+        f"commands:\n{lines}\n\n"
+        "sternum COMMAND --help shows a command's options and examples. sternum --version shows the version.\n"
     )

@@ -1,4 +1,4 @@
-"""`sternum probe`: what the frozen backbones of a run have learned."""
+"""`sternum probe`: scores the frozen backbones of a run."""
 
 import shlex
 import sys
@@ -16,23 +16,28 @@ from evaluation.results.selection import read_selection
 from evaluation.watch import watch
 from infra.config import parse
 from infra.log import say
-from launch.cli import guarded
+from launch.builtin_configs import PROBE_CONFIGS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Probe as the arguments say and print the tables."""
+    """Probe the run and print the tables."""
     config = parse(
         ProbeConfig,
         arguments,
         command="probe",
-        description="Score the frozen backbones of a run, and its controls, by logistic regression on labelled shards.",
+        description=(
+            "Score the frozen backbones of a run by logistic regression on labeled shards, and compare them with "
+            "controls such as the untrained backbone and raw pixels."
+        ),
         examples=[
-            "sternum probe --run_folder=runs/first --data.shards=[shards/cell]",
-            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --checkpoints=[10,25,50,100]",
-            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --presets=[gazda2021] --select=true",
-            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --watch=true   # during pretraining",
-            "sternum probe --run_folder=runs/first --data.shards=[shards/cell] --address=auto   # on a Ray cluster",
+            "sternum probe runs/first --data.shards=[shards/cell]",
+            "sternum probe runs/first --data.shards=[shards/cell] --checkpoints=[10,25,50,100]",
+            "sternum probe runs/first --data.shards=[shards/cell] --config=probe-gazda2021 --select=true",
+            "sternum probe runs/first --data.shards=[shards/cell] --watch=true   # during pretraining",
+            "sternum probe runs/first --data.shards=[shards/cell] --address=auto   # on a Ray cluster",
         ],
+        subject="run_folder",
+        configs=PROBE_CONFIGS,
     )
     command = shlex.join(["sternum", "probe", *arguments])
     results = watch(config, command, each=_print_scores) if config.watch else probe(config, command)
@@ -58,7 +63,3 @@ def _print_tables(tables: Sequence[Table]) -> None:
     for table in tables:
         sys.stdout.write(f"\n{table.caption}\n\n{markdown(table)}\n")
         sys.stdout.write("".join(f"{note}\n" for note in table.notes))
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

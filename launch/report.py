@@ -1,39 +1,35 @@
-"""`sternum report`: one page about a run."""
+"""`sternum report`: writes one page about a run."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.report.page import report
 from infra.config import parse
-from launch.cli import guarded
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What to report on.
+    """The run to report on.
 
     Args:
-        run: the run folder; report.html goes there
+        run_folder: the run; report.html is written there
     """
 
-    run: Path
+    run_folder: Path
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the page and print where it is."""
+    """Write the page and print its path."""
     config = parse(
         ReportConfig,
         arguments,
         command="report",
-        description="Write RUN/report.html, one self-contained page: loss, scores beside their controls, data.",
+        description="Write RUN_FOLDER/report.html, one self-contained page with loss, scores, controls and data.",
         examples=["sternum report runs/first"],
-        positional=["run"],
+        subject="run_folder",
     )
-    sys.stdout.write(f"{report(config.run)}\n")
+    from evaluation.report.page import report  # noqa: PLC0415  # --help and mistakes need no matplotlib
+
+    sys.stdout.write(f"{report(config.run_folder)}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

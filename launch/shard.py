@@ -1,29 +1,27 @@
 """`sternum shard`: packs a dataset into shards."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from infra.config import parse
 from infra.log import say
-from launch.cli import guarded
 from sharding.format.manifest import Manifest
 from sharding.packing.pack import PackConfig, pack
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Pack, and say what was packed, what was rejected and why."""
+    """Pack the dataset and print a summary of what was packed and what was rejected."""
     config = parse(
         PackConfig,
         arguments,
         command="shard",
-        description="Pack a dataset into WebDataset shards with a manifest; the same command again resumes.",
+        description="Pack a dataset into WebDataset shards with a manifest. The same command again resumes.",
         examples=(
-            "sternum shard chexpert --root CheXpert-v1.0-small --out shards/chexpert",
-            "sternum shard cell --root chest_xray --out shards/cell --shorter_side_px=256 --seed=1",
-            "sternum shard chexpert --root CheXpert-v1.0-small --out s3://bucket/chexpert --pass_through=true",
+            "sternum shard chexpert --root=CheXpert-v1.0-small --out=shards/chexpert",
+            "sternum shard cell --root=chest_xray --out=shards/cell --shorter_side_px=256 --seed=1",
+            "sternum shard chexpert --root=CheXpert-v1.0-small --out=s3://bucket/chexpert --pass_through=true",
         ),
-        positional=("dataset",),
+        subject="dataset",
     )
     say(f"{config.out}: {_summary(pack(config))}")
     return 0
@@ -44,7 +42,3 @@ def _summary(manifest: Manifest) -> str:
         f"pixels (0 to 1): mean {manifest.pixel_mean:.4f}, standard deviation {manifest.pixel_std:.4f}",
     ]
     return "\n  ".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

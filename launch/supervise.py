@@ -1,17 +1,15 @@
-"""`sternum supervise --run_folder=RUN -- COMMAND ...`: starts a pretraining again for as long as that helps."""
+"""`sternum supervise RUN -- COMMAND ...`: restarts a pretraining command for as long as that helps."""
 
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import psutil
@@ -19,30 +17,32 @@ import psutil
 from infra.config import parse
 from infra.errors import RunFailed, UserError, require
 from infra.log import say
+from infra.options import require_at_least, require_positive
+from infra.signals import handle_signals
 from infra.status import Status, read_status
-from launch.cli import ERRORS_FILE, guarded
+from launch.cli import ERRORS_FILE, split_at_dashes
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints, find_damage
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_S: Final = 0.5
-_GONE_S: Final = 60.0  # a killed process may take its time to give back a GPU
-_SAVE_S: Final = 60.0  # what ranks get for their last checkpoint after a stop signal, when their launcher has gone
-_MARK: Final = "STERNUM_SUPERVISED"  # an environment variable by which a command's processes are found again
-# torchrun's workers else meet in the store of its agents, and what one that was killed has left there can make every
-# later start of them fail.
+_GONE_S: Final = 60.0  # a killed process may take a while to free its GPU
+_SAVE_S: Final = 60.0  # for the last checkpoint of ranks after a stop signal
+_MARK: Final = "STERNUM_SUPERVISED"  # environment variable that marks the processes of a command
+# Otherwise torchrun's workers meet in the store of its agents, where the remains of a killed worker can make every
+# later start fail.
 _OWN_STORE: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 @dataclass(frozen=True)
 class SuperviseConfig:
-    """How long it is worth starting again.
+    """The run, and the limits of its restarts.
 
     Args:
-        run_folder: the run that the command pretrains; its checkpoints tell whether there was progress
-        restarts: most restarts in all
-        patience: most restarts in a row without a new checkpoint that is whole
-        pause_s: seconds before a restart, doubled for each one without progress, so that a node can come back
-        stall_s: seconds without a line of metrics after which the command counts as hung and is killed
+        run_folder: the run that the command pretrains; new checkpoints in it count as progress
+        restarts: largest number of restarts in all
+        patience: largest number of restarts in a row without a new, undamaged checkpoint
+        pause_s: seconds before a restart, doubled after each one without progress, so that a node can recover
+        stall_s: seconds without a new line of metrics after which the command counts as hung and is killed
     """
 
     run_folder: Path
@@ -52,82 +52,84 @@ class SuperviseConfig:
     stall_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name in ("restarts", "patience"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative; try 3")
-        require(self.pause_s >= 0, f"pause_s={self.pause_s} must not be negative; try 5")
-        require(self.stall_s > 0, f"stall_s={self.stall_s} must be positive; try 3600")
+        for name, hint in (("restarts", "try 1000"), ("patience", "try 3"), ("pause_s", "try 5")):
+            require_at_least(self, name, 0, hint)
+        require_positive(self, "stall_s", "try 3600")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command behind `--` until the run in the folder is finished, or starting again no longer helps."""
-    words = list(arguments)
-    border = words.index("--") if "--" in words else len(words)
+    """Run the command after `--` until its run is finished or another restart would not help."""
+    words, command = split_at_dashes(arguments)
     config = parse(
         SuperviseConfig,
-        words[:border],
+        words,
         command="supervise",
         description=(
-            "Run a pretraining command; when it dies or hangs, run it again, which resumes from the last checkpoint. "
-            "Ends when the run is finished, when it or the command's arguments are refused, and when --patience "
-            "restarts in a row bring no new checkpoint. What processes of torchrun refuse before they hold the run's "
-            "folder, such as too few machines or missing shards, may be mended: it is tried again for so long."
+            "Run the pretraining command after `--`, and restart it when it dies or hangs; it then resumes from the "
+            "last checkpoint. Supervision ends when the run is finished, when the command rejects its configuration or "
+            "data, or after --patience restarts in a row without a new checkpoint. If torchrun's processes fail before "
+            "they open the run folder, for example because machines or shards are missing, supervise also tries "
+            "again: somebody may fix that in the meantime."
         ),
         examples=(
-            "sternum supervise --run_folder=runs/paper -- torchrun --nproc-per-node=8 -m launch.pretrain \\",
-            "    --config=launch/configs/gazda2021.yaml --data.shards=[shards/chexpert] --run_folder=runs/paper",
+            "sternum supervise runs/paper -- torchrun --nproc-per-node=8 -m launch.pretrain runs/paper \\",
+            "    --config=gazda2021 --data.shards=[shards/chexpert]",
         ),
+        subject="run_folder",
     )
-    command = words[border + 1 :]
-    require(bool(command), "nothing to supervise; name a command behind `--`: sternum supervise --help")
+    require(bool(command), "nothing to supervise; add a command after `--`: sternum supervise --help")
     return supervise(config, command)
 
 
 def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
-    """Run the command again and again; returns 0 once the run has ended as its configuration says.
+    """Run the command until the run has ended as its configuration says, and return 0.
 
-    Raises UserError when the command refused its arguments or `status.json` says that the run is refused, and RunFailed
-    when a signal ended it or there was no progress. What processes of torchrun refuse before they hold the run's folder
-    shows in neither, since torchrun then ends with code 1: it is tried again, and quoted at last.
+    If torchrun's processes refuse to start before they open the run folder, neither the exit code (torchrun's is 1) nor
+    `status.json` shows that. Such a command is restarted too, and its error is quoted at the end.
+
+    Raises:
+        UserError: if the command refuses its arguments, or `status.json` says that the run is refused
+        RunFailed: if a signal stopped the run, or there was no progress for too long
     """
-    with tempfile.TemporaryDirectory() as folder:  # made once: later the disk may be full
+    with tempfile.TemporaryDirectory() as folder:  # created now, since the disk may be full later
         return _supervise(config, command, Path(folder) / "errors")
 
 
 def _supervise(config: SuperviseConfig, command: Sequence[str], errors: Path) -> int:
     fruitless, reached = 0, _newest_step(config.run_folder)
-    began_s = time.time()  # another node may have finished the run while this one's launcher failed
+    began_s = time.time()  # from here on, since another node may finish the run while this one's launcher fails
     for start in range(config.restarts + 1):
         errors.unlink(missing_ok=True)
         code, stopped_by = _run_once(command, config, errors)
-        said = _first_line(errors)
+        quoted = _first_line(errors)
         status = _status_since(config.run_folder, began_s)
         if status and status.state in ("finished", "paused"):
             return 0
         if status and status.state == "refused":
             raise UserError(status.message)
         if code == UserError.exit_code:
-            raise UserError(said or f"{command[0]} refused its arguments; see above")
+            raise UserError(quoted or f"{command[0]} refused its arguments; see its error above")
         before, reached = reached, _newest_step(config.run_folder)
         if stopped_by:
-            raise RunFailed(f"{stopped_by} ended the run at step {reached}; the same command goes on there")
+            raise RunFailed(f"{stopped_by} stopped the run at step {reached}; the same command resumes it")
         fruitless = 0 if reached > before else fruitless + 1
         if fruitless > config.patience:
-            why = f"it last said: {said}" if said else "see its last error above"
+            why = f"its last error: {quoted}" if quoted else "see its last error above"
             raise RunFailed(
                 f"{command[0]} ended with code {code} {fruitless} times in a row without a new checkpoint in "
-                f"{config.run_folder}; {why}; mend that and give the same command again"
+                f"{config.run_folder}; {why}; fix that and run the same command again"
             )
         if start < config.restarts:
             pause_s = config.pause_s * 2 ** max(0, fruitless - 1)
-            say(f"{command[0]} ended with code {code}; starting again in {pause_s:g} s (restart {start + 1})")
+            say(f"{command[0]} ended with code {code}; restarting in {pause_s:g} s (restart {start + 1})")
             time.sleep(pause_s)
-    raise RunFailed(f"{config.restarts} restarts are used up; raise --restarts to go on")
+    raise RunFailed(f"{config.restarts} restarts are used up; raise --restarts to continue")
 
 
 def _newest_step(run: Path) -> int:
-    """Return the step from which the run goes on: that of its newest whole checkpoint, 0 without one.
+    """Return the step from which the run resumes: that of its newest undamaged checkpoint, 0 without one.
 
-    A damaged one is passed over by the run too, which then saves steps that are lower: that is progress.
+    The run skips a damaged checkpoint too, and then saves lower steps, which count as progress.
     """
     return next((checkpoint.step for checkpoint in reversed(find_checkpoints(run)) if _is_whole(checkpoint)), 0)
 
@@ -135,7 +137,7 @@ def _newest_step(run: Path) -> int:
 def _is_whole(checkpoint: Checkpoint) -> bool:
     try:
         return find_damage(checkpoint) is None
-    except (UserError, RunFailed):  # of another version, say: nothing that this run goes on from
+    except (UserError, RunFailed):  # for example of another version: the run cannot resume from it
         return False
 
 
@@ -145,7 +147,7 @@ def _status_since(run: Path, began_s: float) -> Status | None:
 
 
 def _first_line(errors: Path) -> str:
-    """Return the error that a start's others follow from, empty where none of its processes here has noted one."""
+    """Return the first error of the last start, which caused its others; empty if no process here wrote one."""
     try:
         return errors.read_text(errors="replace").partition("\n")[0]
     except OSError:
@@ -153,63 +155,53 @@ def _first_line(errors: Path) -> str:
 
 
 def _run_once(command: Sequence[str], config: SuperviseConfig, errors: Path) -> tuple[int, str | None]:
-    """Run the command to its end; returns its exit code and the name of the signal that this process was sent.
+    """Run the command to its end, with `errors` as the file to which its processes append their errors.
 
-    errors: where its processes note what they end with.
+    Returns:
+        The exit code, and the name of the signal that this process received, if any.
     """
     mark = uuid4().hex
     environment = {_OWN_STORE: "1", **os.environ, _MARK: mark, ERRORS_FILE: str(errors)}
     try:
         process = subprocess.Popen(command, env=environment)
     except OSError as error:
-        raise UserError(f"cannot start {command[0]!r}: {error.strerror}; check the command behind `--`") from error
+        raise UserError(f"cannot start {command[0]!r}: {error.strerror}; check the command after `--`") from error
     began_s = time.time()
-    with _forwarding(process) as received:
+    received: list[str] = []
+
+    def forward(number: signal.Signals) -> None:
+        received.append(number.name)
+        process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)  # SIGUSR1 would kill torchrun
+
+    with handle_signals(_FORWARDED, forward):
         while process.poll() is None:
             time.sleep(_POLL_S)
             if received:
-                _let_save(mark)
-            if time.time() - max(began_s, _wrote_s(config.run_folder)) > config.stall_s:
-                say(f"no line of metrics for {config.stall_s:g} s; killing {command[0]}")
+                _stop_ranks(mark)
+            if time.time() - max(began_s, _last_metrics_s(config.run_folder)) > config.stall_s:
+                say(f"no new line of metrics for {config.stall_s:g} s; killing {command[0]}")
                 _kill(mark)
         if received:
-            _let_save(mark)
-        # What a launcher that was killed has left behind; until it is gone the run's folder is in use.
+            _stop_ranks(mark)
+        # Processes that outlive a killed launcher keep the run folder locked.
         until_s = time.monotonic() + _GONE_S
         while _kill(mark) and time.monotonic() < until_s:
             time.sleep(_POLL_S / 10)
     return process.wait(), (received[0] if received else None)
 
 
-@contextmanager
-def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[list[str]]:
-    """Pass stop signals on to the command while it runs; gives the list of those that came."""
-    received: list[str] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
-        process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)  # torchrun would die of SIGUSR1
-
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wrote_s(run: Path) -> float:
-    """Return when the last line of metrics was written, 0 where there is none."""
+def _last_metrics_s(run: Path) -> float:
+    """Return the time of the last line of metrics, 0 without one."""
     try:
         return (run / "metrics.jsonl").stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _let_save(mark: str) -> None:
-    """Ask the ranks themselves to stop, and wait until they have: not every launcher passes a signal on (DeepSpeed's).
+def _stop_ranks(mark: str) -> None:
+    """Send a stop signal to the ranks, and wait for at most `_SAVE_S` until they end.
 
-    One that is told twice saves once; one that has not ended after `_SAVE_S` is left to whoever kills it.
+    Not every launcher passes a signal on; DeepSpeed's does not. A rank that gets the signal twice saves once.
     """
     for process in _ranks(mark):
         with suppress(psutil.Error):
@@ -220,7 +212,7 @@ def _let_save(mark: str) -> None:
 
 
 def _ranks(mark: str) -> list[psutil.Process]:
-    """Return the command's processes that a launcher has numbered, but not what those have started in their turn."""
+    """Return the processes to which a launcher gave a rank, without the processes that those started."""
     numbered = {process.pid: process for process, environment in _marked(mark) if "RANK" in environment}
     ranks = []
     for process in numbered.values():
@@ -231,9 +223,9 @@ def _ranks(mark: str) -> list[psutil.Process]:
 
 
 def _kill(mark: str) -> int:
-    """Kill all processes that carry the mark: a launcher's workers too, which live on in sessions of their own.
+    """Kill all processes with the mark, and return their number.
 
-    Returns how many there were.
+    A launcher's workers run in their own sessions, so they do not end with it.
     """
     killed = 0
     for process, _ in _marked(mark):
@@ -244,13 +236,9 @@ def _kill(mark: str) -> int:
 
 
 def _marked(mark: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Give the living processes that carry the mark, with their environments."""
+    """Yield the running processes with the mark, each with its environment."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             environment = process.environ()
             if environment.get(_MARK) == mark:
                 yield process, environment
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`sternum table`: the paper's Table III with ours in it."""
+"""`sternum table`: compares probed runs with the paper's Table III."""
 
 import sys
 from collections.abc import Sequence
@@ -13,20 +13,19 @@ from infra.config import parse
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.log import say
-from launch.cli import guarded
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """What to put into one table.
+    """The runs to put into one table.
 
     Args:
-        runs: folders of runs that were probed, one for each fraction of the pretraining set
-        preset: whose scores: gazda2021, the paper's protocol, or rigorous
-        out: folder for table3.md, table3.csv and table3.tex; the first run's by default
+        run_folders: probed runs, each pretrained on another fraction of the images
+        preset: protocol of the scores: gazda2021 (the paper's) or rigorous
+        out: folder for table3.md, table3.csv and table3.tex; by default the first run's
     """
 
-    runs: list[Path]
+    run_folders: list[Path]
     preset: PresetName = "gazda2021"
     out: Path | None = None
 
@@ -38,19 +37,20 @@ def main(arguments: Sequence[str]) -> int:
         arguments,
         command="table",
         description=(
-            "Set the last checkpoint of runs pretrained on 1, 10 and 100 % of the images beside Table III of the paper."
+            "Compare the last checkpoints of runs pretrained on 1, 10 and 100 % of the images with Table III of the "
+            "paper."
         ),
         examples=(
             "sternum table runs/paper",
             "sternum table runs/fraction-1 runs/fraction-10 runs/paper --out=tables",
             "sternum table runs/paper --preset=rigorous",
         ),
-        positional=("runs",),
+        subject="run_folders",
     )
-    table = table_iii(_read(config.runs, config.preset), config.preset)
+    table = table_iii(_read(config.run_folders, config.preset), config.preset)
     notes = [f"- {note}" for note in table.notes]
     text = "\n".join([markdown(table), "", table.caption, "", *notes]) + "\n"
-    out = config.out or config.runs[0]
+    out = config.out or config.run_folders[0]
     write_atomic(out / "table3.md", text)
     write_atomic(out / "table3.csv", csv_text(table))
     write_atomic(out / "table3.tex", latex(table))
@@ -60,13 +60,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
-    """Read what was found in each run; raises UserError unless each has another fraction and a row to quote."""
+    """Read the results of each run.
+
+    Raises:
+        UserError: if a run was not probed by this preset, or two runs have the same fraction
+    """
     by_fraction: dict[int, Path] = {}
     read = []
     for run in runs:
         results = read_results(run)
         if results is None:
-            raise UserError(f"{run / 'results.json'} does not exist; probe the run first: sternum probe --help")
+            raise UserError(f"{run / 'results.json'} does not exist; probe the run first: sternum probe {run}")
         fraction = results.run.fraction_percent
         if fraction in by_fraction:
             raise UserError(
@@ -75,11 +79,9 @@ def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
         by_fraction[fraction] = run
         presets = {row.preset: None for row in results.rows if row.kind == "checkpoint"}
         if preset not in presets:
-            there = ", ".join(presets) or "no preset"
-            raise UserError(f"preset={preset}: {run} has checkpoints probed by {there}; probe it by {preset} too")
+            known = ", ".join(presets) or "no preset"
+            raise UserError(
+                f"preset={preset}: {run} was probed by {known}; run sternum probe with --presets=[{preset}]"
+            )
         read.append(results)
     return read
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,58 +1,56 @@
-"""`sternum verify`: re-reads shards against their manifest."""
+"""`sternum verify`: compares shards with their manifest."""
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.config import parse
-from infra.errors import require
+from infra.errors import RunFailed
 from infra.log import say
-from launch.cli import guarded
-from sharding.packing.verify import verify
-from sharding.reading.manifests import read_manifest
+from infra.options import require_workers
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """What to check.
+    """The folder to check.
 
     Args:
-        folder: folder of shards that sternum shard wrote
-        workers: processes that read; 0 is one for each CPU
+        shards: a folder that sternum shard wrote
+        workers: processes that read; 0 means one for each CPU
     """
 
-    folder: Path
+    shards: Path
     workers: int = 0
 
     def __post_init__(self) -> None:
-        """Check every value on its own."""
-        require(self.workers >= 0, f"workers={self.workers} must not be negative; 0 is one for each CPU")
+        require_workers(self)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Say every difference, one a line; returns 1 when there are any."""
+    """Print each difference as one line, or that there is none.
+
+    Raises:
+        RunFailed: if the shards differ from their manifest
+    """
     config = parse(
         VerifyConfig,
         arguments,
         command="verify",
-        description="Re-read every shard against the manifest; exit code 1 and a list when anything differs.",
+        description="Read every shard again and compare it with the manifest. Exit code 1 if anything differs.",
         examples=("sternum verify shards/chexpert",),
-        positional=("folder",),
+        subject="shards",
     )
+    from sharding.packing.verify import verify  # noqa: PLC0415  # --help and mistakes need no image libraries
+    from sharding.reading.manifests import read_manifest  # noqa: PLC0415
+
     start_s = time.perf_counter()
-    differences = verify(config.folder, config.workers)
+    differences = verify(config.shards, config.workers)
     for difference in differences:
-        say(f"{config.folder}: {difference}")
+        say(f"{config.shards}: {difference}")
     if differences:
-        say(f"{config.folder} differs from its manifest in {len(differences)} ways; pack the dataset again")
-        return 1
-    manifest = read_manifest(config.folder)
+        raise RunFailed(f"{config.shards} differs from its manifest in {len(differences)} ways; pack the dataset again")
+    manifest = read_manifest(config.shards)
     duration_s = time.perf_counter() - start_s
-    say(f"{config.folder} is whole: {manifest.samples} samples in {len(manifest.shards)} shards, {duration_s:.1f} s")
+    say(f"{config.shards} is whole: {manifest.samples} samples in {len(manifest.shards)} shards, {duration_s:.1f} s")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:]))

@@ -61,7 +61,7 @@ def report(run: Path) -> Path:
     Raises:
         UserError: if `run` is not a run folder.
     """
-    config = configuration.load(PretrainConfig, run / "config.yaml")
+    config = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain")
     results, selection = read_results(run), read_selection(run)
     try:
         metrics = [line for line in read_metrics(run) if "loss" in line]

@@ -146,7 +146,7 @@ def test_simulated_data_are_labeled_and_never_compared_with_the_paper(
 ) -> None:
     arguments = [
         "probe",
-        f"--run_folder={run}",
+        str(run),
         f"--data.shards=[{simulated_cell}]",
         "--checkpoints=last",
         "--controls=false",

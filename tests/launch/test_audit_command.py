@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,24 +23,29 @@ def packed(root: Path) -> Path:
     return out
 
 
-def test_audit_ends_with_0_and_a_list_when_nothing_crosses_a_border(root, tmp_path, capsys):
+def test_audit_ends_with_0_and_a_list_when_nothing_crosses_a_border(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = next((root / "train" / "PNEUMONIA").iterdir())
     shutil.copy(first, first.with_name("person999_virus_1.jpeg"))
     assert main(["audit", str(packed(root)), f"--out={tmp_path / 'found'}", "--workers=1"]) == 0
     written = capsys.readouterr()
     assert "25 images of" in written.out
-    table = {line[:30].strip(): line[30:].split() for line in written.out.splitlines()}
+    cells = [re.split(r"  +", line.strip()) for line in written.out.splitlines()]
+    table = {name: counts for name, *counts in cells}
     assert table["patients in several places"] == ["-", "0", "0"]
     assert table["groups of identical images"] == ["1", "0", "0"]
     assert table["surplus copies in them"] == ["0", "0", "0"]
-    assert "in one split under several patients' names: 1" in written.out
-    assert "sets and splits share nothing" in written.err
+    assert "in one split with several patients' names: 1" in written.out
+    assert "datasets and splits share nothing" in written.err
     found = json.loads((tmp_path / "found" / "audit.json").read_text())
     assert [len(group["images"]) for group in found["identical"]] == [2]
     assert "2 images within one split" in (tmp_path / "found" / "audit.html").read_text()
 
 
-def test_audit_ends_with_1_and_one_line_when_images_cross_a_border(root, tmp_path, capsys):
+def test_audit_ends_with_1_and_one_line_when_images_cross_a_border(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = next((root / "train" / "PNEUMONIA").iterdir())
     shutil.copy(first, root / "test" / "PNEUMONIA" / "person999_virus_1.jpeg")
     with Image.open(next((root / "train" / "NORMAL").iterdir())) as image:
@@ -48,7 +54,9 @@ def test_audit_ends_with_1_and_one_line_when_images_cross_a_border(root, tmp_pat
     capsys.readouterr()
     assert main(["audit", str(folder), f"--out={tmp_path / 'found'}", "--workers=1"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("sternum: error: sets or splits share groups of identical images: 1, groups of near-ident")
+    assert error.startswith(
+        "sternum: error: datasets or splits share groups of identical images: 1, groups of near-ident"
+    )
     assert error.count("\n") == 1
     found = json.loads((tmp_path / "found" / "audit.json").read_text())
     assert {group["spread"] for group in found["identical"] + found["near_identical"]} == {"across splits"}
@@ -57,13 +65,19 @@ def test_audit_ends_with_1_and_one_line_when_images_cross_a_border(root, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "folders"),
+        ([], "shards is missing: sternum audit SHARDS"),
         (["/nowhere", "/elsewhere"], "/nowhere holds no manifest.json"),
         (["/nowhere", "--workers=-1"], "workers=-1 must not be negative"),
         (["/nowhere", "--threshold=3"], "unknown key 'threshold'"),
     ],
 )
-def test_audit_answers_wrong_usage_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+def test_audit_answers_wrong_usage_in_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["audit", *arguments]) == 2
     error = capsys.readouterr().err

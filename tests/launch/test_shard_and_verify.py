@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ from PIL import Image
 
 from infra.errors import UserError
 from launch import shard, verify
+from launch.cli import main as sternum
 
 
 @pytest.fixture
@@ -22,35 +24,38 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cell"
 
 
-def test_shard_and_verify_say_what_they_did(root, tmp_path, capsys):
+def test_shard_and_verify_say_what_they_did(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
     arguments = ["cell", "--root", str(root), "--out", str(out), "--workers=1"]
     assert shard.main(arguments) == 0
-    said = capsys.readouterr().err
-    assert "7 images of 7 patients in 2 shards (train 7)" in said
-    assert "rejected: 1, listed in manifest.json" in said
-    assert "1 x zero bytes" in said
-    assert "images/s" in said
+    printed = capsys.readouterr().err
+    assert "7 images of 7 patients in 2 shards (train 7)" in printed
+    assert "rejected: 1, listed in manifest.json" in printed
+    assert "1 x zero bytes" in printed
+    assert "images/s" in printed
     assert verify.main([str(out)]) == 0
     assert "is whole: 7 samples in 2 shards" in capsys.readouterr().err
     assert shard.main(arguments) == 0
-    said = capsys.readouterr().err
-    assert "holds this dataset already" in said
-    assert "images/s" not in said
+    printed = capsys.readouterr().err
+    assert "holds this dataset already" in printed
+    assert "images/s" not in printed
 
 
-def test_verify_returns_1_and_a_list_when_something_differs(root, tmp_path, capsys):
+def test_verify_returns_1_and_a_list_when_something_differs(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "shards"
     shard.main(["cell", "--root", str(root), "--out", str(out), "--workers=1"])
     (out / "notes.txt").touch()
     next(out.glob("*.tar")).unlink()
     capsys.readouterr()
-    assert verify.main([str(out), "--workers=1"]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3
-    assert said[0].endswith(".tar is missing")
-    assert said[1].endswith("notes.txt is not in manifest.json")
-    assert "differs from its manifest in 2 ways" in said[2]
+    assert sternum(["verify", str(out), "--workers=1"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].endswith(".tar is missing")
+    assert lines[1].endswith("notes.txt is not in manifest.json")
+    assert lines[2].startswith("sternum: error: ")
+    assert "differs from its manifest in 2 ways" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -58,14 +63,16 @@ def test_verify_returns_1_and_a_list_when_something_differs(root, tmp_path, caps
     [
         (["mnist"], "dataset='mnist' is not known; take one of chexpert, chestxray14, cell"),
         (["chexpert"], r"is not dataset 'chexpert': looked for train\.csv"),
-        (["--dataset=cell"], "'dataset' has no dashes: give its value alone; see sternum shard --help$"),
+        (["--dataset=cell"], "'dataset' has no dashes; give its value alone: sternum shard DATASET;"),
         (["cell", "--shorter_side=64"], "unknown key 'shorter_side'.* did you mean 'shorter_side_px'"),
         (["cell", "--jpeg_quality=0"], "jpeg_quality=0 must be from 1 to 100"),
         (["cell", "--jpeg_quality=high"], "jpeg_quality"),
         ([], "dataset"),
     ],
 )
-def test_shard_answers_wrong_usage_in_one_line_and_leaves_nothing(changed, message, root, tmp_path):
+def test_shard_answers_wrong_usage_in_one_line_and_leaves_nothing(
+    changed: list[str], message: str, root: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message) as raised:
         shard.main([*changed, "--root", str(root), "--out", str(tmp_path / "shards")])
     assert "\n" not in str(raised.value)
@@ -73,9 +80,11 @@ def test_shard_answers_wrong_usage_in_one_line_and_leaves_nothing(changed, messa
 
 
 @pytest.mark.parametrize("main", [shard.main, verify.main])
-def test_help_shows_options_and_examples(main, capsys):
+def test_help_shows_options_and_examples(
+    main: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    said = capsys.readouterr().out
-    assert "examples:" in said
-    assert "workers" in said
+    printed = capsys.readouterr().out
+    assert "examples:" in printed
+    assert "workers" in printed

@@ -9,13 +9,13 @@ import pytest
 from infra.errors import RunFailed, UserError
 from launch.submit import main
 
-PROBE = ["--", "sternum", "probe", "--run_folder=/shared/runs/a b", "--data.shards=[/shared/cell]"]
+PROBE = ["--", "sternum", "probe", "/shared/runs/a b", "--data.shards=[/shared/cell]"]
 
 
 def test_dry_run_prints_what_would_be_submitted_and_reaches_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ray", "--address=http://192.0.2.1:8265", "--dry_run=true", *PROBE]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "entrypoint": "sternum probe '--run_folder=/shared/runs/a b' '--data.shards=[/shared/cell]' --address=auto",
+        "entrypoint": "sternum probe '/shared/runs/a b' '--data.shards=[/shared/cell]' --address=auto",
         "runtime_env": {},
     }
 
@@ -24,9 +24,9 @@ def test_dry_run_prints_what_would_be_submitted_and_reaches_for_nothing(capsys: 
     ("words", "message"),
     [
         (["slurm", *PROBE], "slurm"),
-        (["ray"], "must be sternum probe behind `--`"),
+        (["ray"], "must be sternum probe, the only command that uses a Ray cluster, after `--`"),
         (["ray", "--", "rm", "-r", "x"], "command='rm -r x' must be sternum probe"),
-        (["ray", *PROBE, "--address=ray://elsewhere:10001"], "--address=ray://elsewhere:10001 must not be given"),
+        (["ray", *PROBE, "--address=ray://elsewhere:10001"], "--address=ray://elsewhere:10001 must be left out"),
         (["ray", "--address=head:8265", *PROBE], "address=head:8265 must be the URL of a job server"),
     ],
 )
@@ -93,5 +93,5 @@ def test_job_that_the_server_refuses_is_one_line(server: str, monkeypatch: pytes
 
 def test_cluster_that_asks_for_a_token_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JobServer, "token", "secret")
-    with pytest.raises(UserError, match="asks for a token; set RAY_AUTH_MODE=token"):
+    with pytest.raises(UserError, match="requires a token; set RAY_AUTH_MODE=token"):
         main(["ray", f"--address={server}", *PROBE])

@@ -39,7 +39,7 @@ if word == "hang":
 if word == "complain":  # as a launcher whose ranks refuse their start
     from infra.errors import RunFailed, UserError
     from launch.cli import fail
-    fail(UserError("train.world_size=4 processes were promised,\\nbut 2 came"))
+    fail(UserError("train.world_size=4 processes are expected,\\nbut 2 joined"))
     fail(RunFailed("another rank was lost"))
     sys.exit(1)
 if word == "misuse":
@@ -103,7 +103,9 @@ def test_a_refused_run_is_not_started_again(tmp_path: Path) -> None:
 
 def test_what_a_launchers_processes_refuse_at_their_start_is_tried_again_and_quoted_at_the_end(tmp_path: Path) -> None:
     config = SuperviseConfig(tmp_path, patience=1, pause_s=0.0)
-    with pytest.raises(RunFailed, match=r"it last said: train\.world_size=4 processes were promised, but 2 came; mend"):
+    with pytest.raises(
+        RunFailed, match=r"its last error: train\.world_size=4 processes are expected, but 2 joined; fix"
+    ):
         supervise(config, command(tmp_path, "complain complain finish"))
     assert starts(tmp_path) == 2
 
@@ -151,14 +153,14 @@ else:
 
 
 def test_a_stop_signal_reaches_the_command_and_ends_the_supervision(tmp_path: Path) -> None:
-    words = ["supervise", f"--run_folder={tmp_path}", "--", *command(tmp_path, "hang hang")]
+    words = ["supervise", str(tmp_path), "--", *command(tmp_path, "hang hang")]
     process = subprocess.Popen([sys.executable, "-m", "launch", *words], stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "starts").exists():
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "SIGTERM ended the run at step 0" in errors
+    assert "SIGTERM stopped the run at step 0" in errors
     assert starts(tmp_path) == 1
 
 
@@ -196,7 +198,7 @@ def stop_once_ready(run: Path) -> None:
 
 def test_a_stop_signal_that_the_launcher_keeps_to_itself_reaches_its_worker(tmp_path: Path) -> None:
     stop_once_ready(tmp_path)
-    with pytest.raises(RunFailed, match="SIGTERM ended the run"):
+    with pytest.raises(RunFailed, match="SIGTERM stopped the run"):
         supervise(SuperviseConfig(tmp_path), [sys.executable, "-c", DEAF_LAUNCHER, WORKER, str(tmp_path)])
     status = read_status(tmp_path)
     assert status is not None
@@ -207,18 +209,18 @@ def test_a_worker_that_does_not_obey_a_stop_signal_is_killed(tmp_path: Path, mon
     monkeypatch.setattr(supervising, "_SAVE_S", 1.0)
     stubborn = WORKER.replace("SIGTERM, stop", "SIGTERM, signal.SIG_IGN")
     stop_once_ready(tmp_path)
-    with pytest.raises(RunFailed, match="SIGTERM ended the run"):
+    with pytest.raises(RunFailed, match="SIGTERM stopped the run"):
         supervise(SuperviseConfig(tmp_path), [sys.executable, "-c", DEAF_LAUNCHER, stubborn, str(tmp_path)])
     assert has_ended(int((tmp_path / "ready").read_text()))
 
 
 def test_wrong_calls_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to supervise"):
-        main([f"--run_folder={tmp_path}"])
+        main([str(tmp_path)])
     with pytest.raises(UserError, match="cannot start 'no-such-program'"):
-        main([f"--run_folder={tmp_path}", "--", "no-such-program"])
+        main([str(tmp_path), "--", "no-such-program"])
     with pytest.raises(UserError, match="patience=-1"):
-        main([f"--run_folder={tmp_path}", "--patience=-1", "--", "true"])
+        main([str(tmp_path), "--patience=-1", "--", "true"])
 
 
 def test_a_status_of_an_earlier_run_does_not_count(tmp_path: Path) -> None:

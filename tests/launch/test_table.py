@@ -82,4 +82,4 @@ def test_preset_that_was_not_probed_by_is_refused_with_those_that_were(
     probed: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(capsys, probed("run", presets=("rigorous",)))
-    assert "has checkpoints probed by rigorous; probe it by gazda2021 too" in message
+    assert "was probed by rigorous; run sternum probe with --presets=[gazda2021]" in message

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from infra import config as configuration
+from infra.arrays import UInt8
 from launch.cli import main
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
@@ -13,7 +14,7 @@ from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
 
 
-def sheet(*arguments: str) -> np.ndarray:
+def sheet(*arguments: str) -> UInt8:
     out = next(word.partition("=")[2] for word in arguments if word.startswith("--out="))
     assert main(["views", *arguments]) == 0
     return np.asarray(Image.open(out))
@@ -60,7 +61,7 @@ def test_more_samples_than_there_are_shows_each_once(tmp_path: Path) -> None:
     [
         (["/nowhere"], "/nowhere"),
         (["SHARDS", "--out=page.jpg"], "out=page.jpg must end in .png; try page.png"),
-        (["SHARDS", "--count=0"], "count=0 must be from 1 to 20"),
+        (["SHARDS", "--count=0"], "count=0 must be between 1 and 20"),
         (["SHARDS", "--epoch=-1"], "epoch=-1 must be"),
         (["SHARDS", "--views.size_px=3"], "views.size_px=3 must be"),
         (["SHARDS", "--sed=3"], "unknown key 'sed'"),

@@ -35,7 +35,7 @@ def torchrun_command(config: PretrainConfig, *options: str) -> list[str]:
 
 def supervise_command(config: PretrainConfig, command: Sequence[str], *options: str) -> list[str]:
     """Return a command that runs `command` under `sternum supervise`."""
-    supervise = [sys.executable, "-m", "launch", "supervise", f"--run_folder={config.run_folder}", *options]
+    supervise = [sys.executable, "-m", "launch", "supervise", str(config.run_folder), *options]
     return [*supervise, "--pause_s=0.5", "--", *command]
 
 

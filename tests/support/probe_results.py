@@ -126,7 +126,7 @@ def made_results(datasets: Sequence[Dataset] | None = None, fraction_percent: in
     found = Results(
         version=VERSION,
         sternum="0.1.0",
-        command="sternum probe --run_folder=runs/made --data.shards=[shards/cell]",
+        command="sternum probe runs/made --data.shards=[shards/cell]",
         run=Run("resnet18", 128, 256, fraction_percent, 24.0, 0),
         config={"seed": 0},
         protocol={dataset.preset: {"max_iterations": 100, "standardize": False} for dataset in datasets},

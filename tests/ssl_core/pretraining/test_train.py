@@ -71,7 +71,7 @@ def test_a_run_leaves_a_checkpoint_an_epoch_and_its_configuration(small: Pretrai
     found = losses(small.run_folder)
     assert len(found) == checkpoints[-1].step
     assert sum(found[-6:]) < sum(found[:6])
-    assert configuration.load(PretrainConfig, small.run_folder / "config.yaml") == longer
+    assert configuration.load(PretrainConfig, small.run_folder / "config.yaml", command="pretrain") == longer
 
 
 def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(
