@@ -15,15 +15,15 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "image") -> Iterator[T]:
+def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "image") -> Iterator[T]:
     """Yield `items` and show a progress bar on standard error if that is a terminal.
 
     Args:
         items: the items
-        what: the bar's label
+        label: text in front of the bar
         total: number of items, if `len(items)` does not tell
         unit: name of one item
     """
     yield from tqdm(
-        items, desc=what, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False
+        items, desc=label, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False
     )

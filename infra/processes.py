@@ -204,12 +204,12 @@ def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
         raise error_class(message) from failure
 
 
-def require_same(value: object, what: str) -> None:
+def require_same(value: object, name: str) -> None:
     """Check that all ranks have the same value.
 
     Raises:
-        UserError: on every rank, if the values differ; `what` names them in the message
+        UserError: on every rank, if the values differ; the message calls them `name`
     """
     values = gather_objects(value)
     if any(other != values[0] for other in values):
-        raise UserError(f"{what} differs between ranks: {values}; start all ranks with the same files and options")
+        raise UserError(f"{name} differs between ranks: {values}; start all ranks with the same files and options")

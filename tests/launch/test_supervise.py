@@ -1,4 +1,4 @@
-"""Supervising real processes: small scripts that write what a pretraining leaves in its run folder."""
+"""Supervision of real processes: small scripts that write the same files as a pretraining."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from launch.supervise import SuperviseConfig, main, supervise
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 
-# Each start does what the next word of `plan.txt` says; the words are used up one by one.
+# Each start does what the next word of `plan.txt` names.
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
@@ -75,7 +75,7 @@ def starts(run: Path) -> int:
     return int((run / "starts").read_text())
 
 
-def test_a_run_that_dies_is_started_again_until_it_is_finished(tmp_path: Path) -> None:
+def test_a_run_that_dies_is_restarted_until_it_is_finished(tmp_path: Path) -> None:
     config = SuperviseConfig(tmp_path, patience=2, pause_s=0.0)
     assert supervise(config, command(tmp_path, "die die save die die save die finish")) == 0
     assert starts(tmp_path) == 8
@@ -88,20 +88,20 @@ def test_a_run_without_progress_is_given_up_after_the_stated_patience(tmp_path: 
     assert starts(tmp_path) == 4
 
 
-def test_a_run_that_goes_on_from_before_a_damaged_checkpoint_makes_progress(tmp_path: Path) -> None:
+def test_a_run_that_resumes_before_a_damaged_checkpoint_makes_progress(tmp_path: Path) -> None:
     """The one of step 900 has lost its weights, so that the run saves steps 1, 2 and 3 after it."""
     (save(tmp_path, 900) / "model.safetensors").unlink()
     config = SuperviseConfig(tmp_path, patience=0, pause_s=0.0)
     assert supervise(config, command(tmp_path, "save save save finish")) == 0
 
 
-def test_a_refused_run_is_not_started_again(tmp_path: Path) -> None:
+def test_a_refused_run_is_not_restarted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.lanes=3 does not fit"):
         supervise(SuperviseConfig(tmp_path, pause_s=0.0), command(tmp_path, "refuse finish"))
     assert starts(tmp_path) == 1
 
 
-def test_what_a_launchers_processes_refuse_at_their_start_is_tried_again_and_quoted_at_the_end(tmp_path: Path) -> None:
+def test_an_error_of_a_launchers_processes_is_retried_and_quoted_at_the_end(tmp_path: Path) -> None:
     config = SuperviseConfig(tmp_path, patience=1, pause_s=0.0)
     with pytest.raises(
         RunFailed, match=r"its last error: train\.world_size=4 processes are expected, but 2 joined; fix"
@@ -110,13 +110,13 @@ def test_what_a_launchers_processes_refuse_at_their_start_is_tried_again_and_quo
     assert starts(tmp_path) == 2
 
 
-def test_only_what_the_last_start_said_is_quoted(tmp_path: Path) -> None:
+def test_only_the_error_of_the_last_start_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="see its last error above"):
         supervise(SuperviseConfig(tmp_path, patience=1, pause_s=0.0), command(tmp_path, "complain die"))
 
 
-def test_a_command_that_refuses_its_arguments_is_not_started_again_and_quoted(tmp_path: Path) -> None:
-    write_status(tmp_path, Status("running", 3, time_s=time.time() + 60))  # what a start that was killed leaves
+def test_a_command_that_refuses_its_arguments_is_not_restarted_and_quoted(tmp_path: Path) -> None:
+    write_status(tmp_path, Status("running", 3, time_s=time.time() + 60))  # left by a killed start
     with pytest.raises(UserError, match=r"^data\.lanes=3 does not fit$"):
         supervise(SuperviseConfig(tmp_path, pause_s=0.0), command(tmp_path, "misuse finish"))
     assert starts(tmp_path) == 1
@@ -128,7 +128,7 @@ def test_a_budget_of_restarts_ends_even_a_run_with_progress(tmp_path: Path) -> N
     assert starts(tmp_path) == 3
 
 
-def test_a_run_that_says_nothing_any_more_is_killed_and_started_again(tmp_path: Path) -> None:
+def test_a_run_without_new_metrics_is_killed_and_restarted(tmp_path: Path) -> None:
     config = SuperviseConfig(tmp_path, pause_s=0.0, stall_s=2.0)
     assert supervise(config, command(tmp_path, "hang finish")) == 0
     assert starts(tmp_path) == 2
@@ -164,7 +164,7 @@ def test_a_stop_signal_reaches_the_command_and_ends_the_supervision(tmp_path: Pa
     assert starts(tmp_path) == 1
 
 
-# Its worker, which writes how it ended half a second after a stop signal, hears of none that the launcher gets.
+# The launcher passes no signal on to its worker, which writes its status half a second after a stop signal.
 DEAF_LAUNCHER = """
 import os, subprocess, sys, time
 worker = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
@@ -196,7 +196,7 @@ def stop_once_ready(run: Path) -> None:
     threading.Thread(target=stop, daemon=True).start()
 
 
-def test_a_stop_signal_that_the_launcher_keeps_to_itself_reaches_its_worker(tmp_path: Path) -> None:
+def test_a_stop_signal_reaches_a_worker_whose_launcher_does_not_pass_it_on(tmp_path: Path) -> None:
     stop_once_ready(tmp_path)
     with pytest.raises(RunFailed, match="SIGTERM stopped the run"):
         supervise(SuperviseConfig(tmp_path), [sys.executable, "-c", DEAF_LAUNCHER, WORKER, str(tmp_path)])
