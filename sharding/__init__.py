@@ -1,1 +1,1 @@
-"""From raw datasets to shards, and from shards to encoded bytes in order. Imports no torch."""
+"""Datasets packed into shards, and shards read as encoded images in order. Imports no torch."""

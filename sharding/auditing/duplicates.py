@@ -9,10 +9,9 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from infra.arrays import Int64, UInt8
+from infra.arrays import Int64, UInt8, UInt64
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
-from infra.rng import Uint64
 from sharding.auditing.fingerprints import Rows, decode_packed, fingerprints
 from sharding.auditing.hamming import pairs_within
 from sharding.auditing.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION, correlation
@@ -47,7 +46,7 @@ class Pairs(NamedTuple):
 
 def near_duplicate_groups(
     places: Sequence[Location], workers: int = 0, fetch: FetchConfig | None = None
-) -> tuple[Uint64, Int64]:
+) -> tuple[UInt64, Int64]:
     """Return the 64-bit identities (n,) of all samples in packed order, and for each the number of its group (n,).
 
     Samples that show one picture, to the pixel or nearly, are of one group: what a split or a resampling must not tear

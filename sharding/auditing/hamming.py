@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from infra.rng import Uint64
+from infra.arrays import UInt64
 
 Int64 = npt.NDArray[np.int64]
 
@@ -19,13 +19,13 @@ _FEWEST_BANDS: Final = 13  # so that the keys of a band have at most 20 bits and
 _CANDIDATES_AT_ONCE: Final = 1 << 18  # about 30 MB of working memory
 
 
-def distances(first: Uint64, second: Uint64) -> Int64:
+def distances(first: UInt64, second: UInt64) -> Int64:
     """Return the Hamming distances (n,) between the rows of two arrays (n, WORDS)."""
     apart: Int64 = np.bitwise_count(first ^ second).sum(axis=1, dtype=np.int64)
     return apart
 
 
-def pairs_within(hashes: Uint64, distance: int) -> tuple[Int64, Int64]:
+def pairs_within(hashes: UInt64, distance: int) -> tuple[Int64, Int64]:
     """Return every pair of rows i < j of `hashes` (n, WORDS) at most `distance` apart.
 
     The pairs are (m, 2) in ascending order, their distances (m,). None is missed, by the pigeonhole principle
@@ -51,7 +51,7 @@ def pairs_within(hashes: Uint64, distance: int) -> tuple[Int64, Int64]:
     return pairs, distances(hashes[pairs[:, 0]], hashes[pairs[:, 1]])
 
 
-def _band_keys(hashes: Uint64, band: int, bands: int) -> Int64:
+def _band_keys(hashes: UInt64, band: int, bands: int) -> Int64:
     """Return every `bands`-th bit from bit `band` on, as a number (n,): neighbouring bits are alike, so they part."""
     keys = np.zeros(len(hashes), np.int64)
     for bit in range(band, BITS, bands):
@@ -88,7 +88,7 @@ def _expanded(items: Int64, starts: Int64, ends: Int64) -> Iterator[tuple[Int64,
         yield items[owner], starts[owner] + number - (last - counts)[owner]
 
 
-def _near(words: Uint64, first: Int64, second: Int64, distance: int) -> Int64:
+def _near(words: UInt64, first: Int64, second: Int64, distance: int) -> Int64:
     """Return which of these pairs of columns of (WORDS, n) are within `distance`; half of the words rule out most."""
     half = WORDS // 2
     apart = sum((np.bitwise_count(word[first] ^ word[second]) for word in words[:half]), np.uint8(0))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.fft import dctn
 
-from infra.rng import Uint64
+from infra.arrays import UInt64
 from sharding.auditing.hamming import BITS
 
 Thumbnails = npt.NDArray[np.uint8]
@@ -31,7 +31,7 @@ def thumbnail(image: Image.Image) -> Thumbnails:
     return np.asarray(image.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS))
 
 
-def perceptual_hashes(thumbnails: Thumbnails) -> Uint64:
+def perceptual_hashes(thumbnails: Thumbnails) -> UInt64:
     """Return the pHash of each thumbnail (n, px, px) as (n, 4) words.
 
     The 16 x 16 lowest frequencies of the cosine transform, each a bit: above their median or not (Zauner 2010;

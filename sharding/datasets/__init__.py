@@ -1,10 +1,11 @@
-"""Readers: each a function from a dataset's root folder to its samples, checked against the layout upstream ships.
+"""Dataset readers: functions from a dataset's root folder to its samples.
 
-A table or folder tree that is not the dataset, or that contradicts itself, is a UserError; a single row or file that
-names no packable image is a Rejection, so that it is counted and not lost. Readers decode no image.
+Each reader checks the layout that upstream ships. It raises UserError for a table or folder tree that is not the
+dataset or contradicts itself, and yields a Rejection for a single row or file that names no packable image, so that
+none is lost uncounted. Readers decode no images.
 
-A reader that has options takes them behind the root: the frozen dataclass that OPTIONS names, which the configuration
-holds under the name of the dataset.
+A reader with options takes them after the root: the frozen dataclass in OPTIONS, which the configuration holds under
+the dataset's name.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from sharding.datasets.folder import FolderOptions
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 
-# A root that holds this file was drawn by a program (sharding.simulation.datasets), whatever dataset it looks like.
+# A root with this file was drawn by a program (sharding.simulation.datasets), whatever dataset it looks like.
 SIMULATED_MARKER: Final = "SIMULATED.txt"
 
 READERS: Final[dict[str, Callable[..., Iterator[Sample | Rejection]]]] = {

@@ -6,8 +6,8 @@ from typing import Final
 
 from infra.errors import UserError
 from sharding.datasets.files import visible_files
+from sharding.datasets.patient_fields import age_of, sex_of, view_of
 from sharding.datasets.table import read_table, require_files
-from sharding.datasets.terms import SEXES, VIEWS, age_years, normal
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample, key_of_path
 
@@ -22,22 +22,24 @@ _OTHER_FINDINGS: Final = ("No Finding", "Tuberculosis")
 
 
 def read(root: Path) -> Iterator[Sample | Rejection]:
-    """Read the rows of X-rays in `metadata.csv`, and count what else is there.
+    """Read the X-rays in `metadata.csv`, and reject everything else.
 
     Findings are paths such as `Pneumonia/Viral/COVID-19`. The labels are the paper's task: COVID-19 against other
-    pneumonia, both 0 for `No Finding` and `Tuberculosis`, both None for `todo` and `Unknown`. Patients go by
-    `patientid`, studies by the day (`offset`). A file name that an earlier row has is rejected, so are CT slices, rows
-    in another folder than `images` (CT volumes), rows without a patient, and files in `images/` without a row. A
-    row without a file is rejected when it is packed; so is a file that is no image, whatever its extension. Raises
-    UserError when `root` is not this dataset, and for a table from before the findings became paths (July 2020).
+    pneumonia, both 0 for `No Finding` and `Tuberculosis`, both None for `todo` and `Unknown`. `patientid` identifies
+    the patient, the day (`offset`) the study. Rejected are CT slices, rows of another folder than `images` (CT
+    volumes), rows without a patient, rows that repeat a file name, and files in `images/` without a row. A missing
+    file, or one that is no image, is rejected when it is packed.
+
+    Raises:
+        UserError: if `root` is not this dataset, or its table is older than July 2020, when findings became paths.
     """
-    found = (root / _TABLE).is_file() and (root / _IMAGES).is_dir()
-    require_files(root, "c19-cohen", (_TABLE, f"{_IMAGES}/"), found)
+    is_complete = (root / _TABLE).is_file() and (root / _IMAGES).is_dir()
+    require_files(root, "c19-cohen", (_TABLE, f"{_IMAGES}/"), is_complete)
     named: set[str] = set()
     taken: set[str] = set()
     for where, cells in read_table(root / _TABLE, COLUMNS):
         named.add(cells["filename"])
-        reason = _reason_against(cells, taken)
+        reason = _rejection_reason(cells, taken)
         if reason is not None:
             yield Rejection(f"{cells['folder']}/{cells['filename']}", reason)
             continue
@@ -50,7 +52,7 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
             yield Rejection(f"{_IMAGES}/{path.as_posix()}", f"no row in {_TABLE}")
 
 
-def _reason_against(cells: dict[str, str], taken: set[str]) -> str | None:
+def _rejection_reason(cells: dict[str, str], taken: set[str]) -> str | None:
     if cells["modality"] != "X-ray":
         return f"{cells['modality'] or 'unknown modality'}, not an X-ray"
     if cells["folder"] != _IMAGES:
@@ -67,9 +69,9 @@ def _sample(where: str, cells: dict[str, str]) -> Sample:
         path=path,
         patient=cells["patientid"],
         study=cells["offset"] or None,
-        view=VIEWS.get(normal(cells["view"])),
-        sex=SEXES.get(normal(cells["sex"])),
-        age=age_years(cells["age"]),
+        view=view_of(cells["view"]),
+        sex=sex_of(cells["sex"]),
+        age=age_of(cells["age"]),
         labels=_labels(where, cells["finding"]),
     )
 
@@ -81,7 +83,7 @@ def _labels(where: str, finding: str) -> dict[str, int | None]:
     if first != "Pneumonia" and finding not in _OTHER_FINDINGS:
         raise UserError(
             f"{where}: finding {finding!r} is none of Pneumonia/..., {', '.join((*_OTHER_FINDINGS, *_UNKNOWN[:2]))}; "
-            "take the table as upstream ships it since July 2020"
+            "use upstream's table of July 2020 or later"
         )
     covid = COVID in path
     return {COVID: int(covid), OTHER_PNEUMONIA: int(first == "Pneumonia" and not covid)}

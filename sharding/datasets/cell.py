@@ -1,4 +1,4 @@
-"""The paediatric pneumonia radiographs of Kermany et al. 2018 ("Cell" in the paper): a tree of split and class."""
+"""The pediatric pneumonia radiographs of Kermany et al. 2018 ("Cell" in the paper): folders of split and class."""
 
 import re
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ CLASSES: Final = ("NORMAL", "PNEUMONIA")
 _PATIENT: Final = re.compile(
     r"(?P<patient>person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|(?:BACTERIA|VIRUS|NORMAL)-\d+)(?:[_-]\d+)+"
 )
-_KIND: Final = re.compile(r"_(?:bacteria|virus)$|^(?:BACTERIA|VIRUS)-")
+_PATHOGEN: Final = re.compile(r"_(?:bacteria|virus)$|^(?:BACTERIA|VIRUS)-")
 
 
 @dataclass(frozen=True)
 class CellOptions:
-    """How images are grouped into patients.
+    """The grouping of images into patients.
 
     Args:
-        patients: whether person12_bacteria_34 and person12_virus_56, which upstream leaves open, are images of two
-            patients (by_name) or of one (by_number; 170 patients then stand in train and in test)
+        patients: whether person12_bacteria_34 and person12_virus_56, which upstream leaves open, show two patients
+            (by_name) or one (by_number; then 170 patients are in both train and test)
     """
 
     patients: Literal["by_name", "by_number"] = "by_name"
@@ -37,10 +37,12 @@ def read(root: Path, options: CellOptions) -> Iterator[Sample | Rejection]:
     """Read `{train,val,test}/{NORMAL,PNEUMONIA}/*` with either release's file names.
 
     Upstream does not say whether `person12_bacteria_34` and `person12_virus_56` show one child. By name (the lenient
-    grouping) they are two patients, and none stands in two official splits; by number (the strict one) they are one,
-    and 170 do. `IM-0383-0001` and `NORMAL2-IM-0383-0001` are two patients either way. A file whose name tells no
-    patient is rejected; hidden files are not part of the dataset. Raises UserError when `root` holds none of the
-    split folders, or one of them without both classes.
+    grouping) they are two patients, and no patient is in two official splits; by number (the strict one) they are
+    one, and 170 patients are. `IM-0383-0001` and `NORMAL2-IM-0383-0001` are two patients either way. A file whose
+    name does not identify a patient is rejected; hidden files are not part of the dataset.
+
+    Raises:
+        UserError: if `root` has none of the split folders, or one of them lacks a class.
     """
     present = [split for split in SPLITS if (root / split).is_dir()]
     require_files(root, "cell", [f"{split}/{name}/" for split in SPLITS for name in CLASSES], bool(present))
@@ -62,12 +64,12 @@ def _read_class(root: Path, split: str, class_name: str, options: CellOptions) -
         path = file.relative_to(root)
         match = _PATIENT.fullmatch(file.stem)
         if match is None:
-            yield Rejection(path.as_posix(), "file name tells no patient")
+            yield Rejection(path.as_posix(), "file name does not identify a patient")
             continue
         yield Sample(
             key=f"{split}_{class_name}_{file.stem}",
             path=path,
-            patient=match["patient"] if options.patients == "by_name" else _KIND.sub("", match["patient"]),
+            patient=match["patient"] if options.patients == "by_name" else _PATHOGEN.sub("", match["patient"]),
             split=split,
             labels={name: int(name == class_name) for name in CLASSES},
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError
+from sharding.datasets.patient_fields import parse_age, sex_of
 from sharding.datasets.table import read_table, require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -35,21 +36,22 @@ _PATH: Final = re.compile(
     r"(?:[^/]+/)?((?:train|valid|test)/(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|jpeg|png))"
 )
 _LABELS: Final = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
-_SEXES: Final = {"Female": "F", "Male": "M"}
 
 
 def read(root: Path) -> Iterator[Sample | Rejection]:
-    """Read `train.csv` (split `train`) and, where present, `valid.csv` (`val`) and the test part of a CheXpert release.
+    """Read `train.csv` (split `train`) and, if present, `valid.csv` (`val`) and the test part of a CheXpert release.
 
     The test part was published later, as `test.csv` or `test_labels.csv`: paths and observations, without sex, age
     and projection. Labels keep upstream's values: 1 present, 0 absent, -1 uncertain, None not mentioned. Age 0 and a
-    sex other than Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected. Raises
-    UserError when `root` holds no train.csv, and for a missing column or a cell that is not a label or an age.
+    sex other than Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected.
+
+    Raises:
+        UserError: if `root` has no train.csv, or a table lacks a column or has a cell that is no label or age.
     """
     require_files(root, "chexpert", ("train.csv", "valid.csv"), (root / "train.csv").is_file())
     present = {table: split for table, split in _TABLES.items() if (root / table).is_file()}
     if {"test.csv", "test_labels.csv"} <= present.keys():
-        raise UserError(f"root={root} holds test.csv and test_labels.csv, two tables of one part; remove one of them")
+        raise UserError(f"root={root} has both test.csv and test_labels.csv, tables of one part; remove one of them")
     for table, split in present.items():
         optional = (*_DETAILS, "No Finding") if split == "test" else ()
         required = [name for name in COLUMNS if name not in optional]
@@ -69,8 +71,8 @@ def _sample(where: str, cells: dict[str, str], split: str) -> Sample | Rejection
         patient=patient,
         study=study,
         view=_view(cells["Frontal/Lateral"] or view.rpartition("_")[2].capitalize(), cells["AP/PA"]),
-        sex=_SEXES.get(cells["Sex"]),
-        age=_age(where, cells["Age"]),
+        sex=sex_of(cells["Sex"]),
+        age=parse_age("Age", cells["Age"], where) or None,
         split=split,
         labels={name: _label(where, name, cells[name]) for name in OBSERVATIONS},
     )
@@ -84,14 +86,7 @@ def _view(side: str, projection: str) -> str | None:
     return None
 
 
-def _age(where: str, cell: str) -> float | None:
-    try:
-        return float(cell or 0) or None
-    except ValueError as error:
-        raise UserError(f"{where}: Age={cell!r} must be a number of years or blank; mend the row") from error
-
-
 def _label(where: str, name: str, cell: str) -> int | None:
     if cell not in _LABELS:
-        raise UserError(f"{where}: {name}={cell!r} must be 1.0, 0.0, -1.0 or blank; mend the row")
+        raise UserError(f"{where}: {name}={cell!r} must be 1.0, 0.0, -1.0 or blank; correct the row")
     return _LABELS[cell]

@@ -1,4 +1,4 @@
-"""COVIDGR-1.0 (Tabik et al. 2020): one frontal radiograph a patient, in P/ and N/, and how severe the positives are."""
+"""COVIDGR-1.0 (Tabik et al. 2020): one frontal radiograph per patient, in P/ and N/, and severities of positives."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,14 @@ _TABLE: Final = "severity.csv"
 
 
 def read(root: Path) -> Iterator[Sample | Rejection]:
-    """Read `P/*` (RT-PCR positive) and `N/*`; severities from `severity.csv` (`Name,Severity`) where it is present.
+    """Read `P/*` (RT-PCR positive) and `N/*`, and severities from `severity.csv` (`Name,Severity`) if it is present.
 
-    The labels are `COVID-19` and, beside the table, one for each severity: all 0 for a negative, None for a positive
-    without a row. Every image is a patient of its own and a PA view, as the authors say. Files elsewhere than in P/
-    and N/ are rejected, and so are rows of the table that name no image in P/. Raises UserError when `root` lacks P/
-    or N/, and for a severity that is not one of upstream's four.
+    The labels are `COVID-19` and, with the table, one for each severity: all 0 for a negative, None for a positive
+    without a row. Each image shows another patient in a PA view, as the authors say. Rejected are files outside P/
+    and N/, and rows of the table that name no image in P/.
+
+    Raises:
+        UserError: if `root` lacks P/ or N/, or a severity is not one of upstream's four.
     """
     require_files(root, "covidgr", ("P/", "N/"), all((root / name).is_dir() for name in _CLASSES))
     severities = _severities(root / _TABLE)
@@ -39,7 +41,7 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
 
 
 def _severities(table: Path) -> dict[str, str] | None:
-    """Return name -> severity, or None without a table."""
+    """Return name -> severity, None without a table."""
     if not table.is_file():
         return None
     severities: dict[str, str] = {}
@@ -47,9 +49,9 @@ def _severities(table: Path) -> dict[str, str] | None:
         severity = cells["Severity"].upper()
         if severity not in SEVERITIES:
             known = ", ".join(SEVERITIES)
-            raise UserError(f"{where}: Severity={cells['Severity']!r} is not one of {known}; mend the row")
+            raise UserError(f"{where}: Severity={cells['Severity']!r} is not one of {known}; correct the row")
         if severities.setdefault(cells["Name"], severity) != severity:
-            raise UserError(f"{where}: {cells['Name']} has another severity in an earlier row; mend one of them")
+            raise UserError(f"{where}: {cells['Name']} has another severity in an earlier row; correct one of them")
     return severities
 
 

@@ -1,4 +1,4 @@
-"""DICOM files below a folder, as a hospital's archive exports them."""
+"""DICOM files below a folder, as exported from a hospital's archive."""
 
 import re
 from collections.abc import Iterator
@@ -9,10 +9,11 @@ from typing import Final
 
 from infra.errors import UserError
 from infra.extras import require_extra
+from infra.options import key
 from infra.rng import stable_hash
 from sharding.datasets.files import visible_files
+from sharding.datasets.patient_fields import age_of, sex_of, view_of
 from sharding.datasets.table import require_files
-from sharding.datasets.terms import SEXES, VIEWS, age_years, normal
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 
@@ -38,28 +39,32 @@ _CODE: Final = re.compile(r"(?=\D*\d)[\w.-]+")  # one word with a digit in it
 
 @dataclass(frozen=True)
 class DicomOptions:
-    """What may be packed.
+    """The handling of files that are not de-identified.
 
     Args:
-        allow_identifiers: pack files too whose header names the patient or says that text is burned into the pixels;
-            no name or birth date enters the shards, but what is burned in does
+        allow_identifiers: also pack files whose header names the patient or reports text burned into the pixels; no
+            name or birth date enters the shards, but burned-in text does
     """
 
     allow_identifiers: bool = False
 
 
 def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
-    """Read the headers of all files below `root`; those that are no DICOM radiograph are rejected.
+    """Read the headers of all files below `root`, and reject files that are no DICOM radiograph.
 
     Patient and study are 64-bit hashes of PatientID and StudyInstanceUID, and the path stays out of the shards, so no
-    identifier enters them. A hash is a pseudonym: who has a list of all PatientIDs can tell which of them is meant.
-    A file without a PatientID, or with a placeholder for one, is rejected, since its patient could not be kept apart.
-    Raises UserError, unless `options.allow_identifiers`, for a file that is not de-identified:
+    identifier enters them. A hash is only a pseudonym: a list of all PatientIDs reveals which of them it belongs to.
+    A file whose PatientID is missing or a placeholder is rejected, since its patient cannot be told from others.
 
-    - PatientName is set, and neither a placeholder (`Anonymous`, `Patient 7`, `XXXX`) nor a code (one word with a
-      digit in it, as an UUID has);
+    A file is not de-identified if one of these holds:
+
+    - PatientName is set, and is neither a placeholder (`Anonymous`, `Patient 7`, `XXXX`) nor a code (one word with a
+      digit in it, such as a UUID);
     - PatientBirthDate is set;
     - BurnedInAnnotation is YES.
+
+    Raises:
+        UserError: if `root` has no files, or a file is not de-identified and `options.allow_identifiers` is off.
     """
     require_extra("dicom", "the dataset dicom")
     files = visible_files(root) if root.is_dir() else iter(())
@@ -84,8 +89,8 @@ def _item(root: Path, path: Path, options: DicomOptions) -> Sample | Rejection:
         return Rejection(path.as_posix(), f"modality {modality or 'unknown'}, not {', '.join(RADIOGRAPHS)}")
     if not options.allow_identifiers and (identifier := _identifier(header)) is not None:
         raise UserError(
-            f"{root / path} still has {identifier}; de-identify the files, or pack them all the same with "
-            "--dicom.allow_identifiers=true"
+            f"{root / path} still has {identifier}; de-identify the files, or pack them anyway with "
+            f"--{key(DicomOptions, 'allow_identifiers')}=true"
         )
     if _PLACEHOLDER.fullmatch(header["PatientID"]) and not re.search(r"\d", header["PatientID"]):
         return Rejection(path.as_posix(), "no PatientID")
@@ -94,15 +99,15 @@ def _item(root: Path, path: Path, options: DicomOptions) -> Sample | Rejection:
         path=path,
         patient=_pseudonym(header["PatientID"]),
         study=_pseudonym(header["StudyInstanceUID"]) if header["StudyInstanceUID"] else None,
-        view=VIEWS.get(normal(header["ViewPosition"])),
-        sex=SEXES.get(normal(header["PatientSex"])),
-        age=age_years(header["PatientAge"]),
+        view=view_of(header["ViewPosition"]),
+        sex=sex_of(header["PatientSex"]),
+        age=age_of(header["PatientAge"]),
         path_identifies=True,
     )
 
 
 def _identifier(header: dict[str, str]) -> str | None:
-    """Name the element that identifies the patient, but not its value: messages end up in logs."""
+    """Name the element that identifies the patient, without its value, since messages end up in logs."""
     name = header["PatientName"]
     if not _PLACEHOLDER.fullmatch(name) and not _CODE.fullmatch(name):
         return "a PatientName (0010,0010)"

@@ -1,4 +1,4 @@
-"""The files below a folder, in one order everywhere."""
+"""The files below a folder, in the same order on every machine."""
 
 import os
 from collections.abc import Iterator
@@ -8,24 +8,26 @@ from sharding.format.manifest import Rejection
 
 
 def visible_files(root: Path) -> Iterator[Path | Rejection]:
-    """Yield the paths, relative to `root`, of all files below it, sorted; hidden files and folders are left out.
+    """Yield the paths, relative to `root`, of all files below it, sorted and without hidden files and folders.
 
-    A path that is not UTF-8, which no JSON can hold, is a Rejection, and so is a link to a folder: links may circle.
+    A path that is not UTF-8 is a Rejection, since JSON cannot hold it. So is a link to a folder, since links may
+    form a cycle.
     """
-    for folder, names, files in os.walk(root, onerror=_raise):
-        here = Path(folder).relative_to(root)
-        names[:] = sorted(name for name in names if not name.startswith("."))
+    for folder, subfolders, files in os.walk(root, onerror=_raise):
+        relative = Path(folder).relative_to(root)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(file for file in files if not file.startswith(".")):
-            yield here / name if _is_utf8(here / name) else Rejection(str(here / name), "path is not UTF-8")
-        for name in names:
-            if (root / here / name).is_symlink():
-                yield Rejection(str(here / name), "link to a folder")
+            path = relative / name
+            yield path if _is_utf8(path) else Rejection(str(path), "path is not UTF-8")
+        for name in subfolders:
+            if (root / relative / name).is_symlink():
+                yield Rejection(str(relative / name), "link to a folder")
 
 
 def _is_utf8(path: Path) -> bool:
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # Python has such bytes as lone surrogates
+    except UnicodeEncodeError:  # Python represents other bytes as lone surrogates
         return False
     return True
 

@@ -1,1 +1,1 @@
-"""The format of a packed folder: samples, shards, index and manifest."""
+"""The format of a packed folder: samples, shards, indexes and the manifest."""

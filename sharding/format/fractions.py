@@ -4,22 +4,29 @@ from typing import Final
 
 import numpy as np
 
-from infra.rng import Uint64, draw_uint64
+from infra.arrays import UInt64
+from infra.rng import draw_uint64
 
 FRACTIONS_PERCENT: Final = (1, 10, 100)
 
 
-def patient_tiers(patients: Uint64, seed: int) -> Uint64:
-    """Return for each of these patients the smallest of 1, 10 and 100 percent whose fraction it belongs to: (N,).
+def patient_tiers(patients: UInt64, seed: int) -> UInt64:
+    """Return the tier of each patient: the smallest fraction, of 1, 10 and 100 percent, that the patient belongs to.
 
-    `patients` (N,) are 64-bit identities, in any order and as often as they have images. Patients are ranked by a draw
-    keyed on (seed, patient); the fraction f is the first ceil(f % of all) of them. So fractions are nested, never
-    share a patient's images with their remainder, and hold at least one patient each. A patient's draw does not depend
-    on the others: a dataset that grows moves only those near a border.
+    Patients are ranked by a draw keyed on (seed, patient), and the fraction f is the first ceil(f % of all) of them.
+    So fractions are nested, never split a patient's images, and hold at least one patient each. A patient's draw does
+    not depend on the others, so a dataset that grows moves only the patients near a border.
+
+    Args:
+        patients: (N,) 64-bit identities in any order, each once for every image of the patient.
+        seed: the seed of the draw.
+
+    Returns:
+        (N,) percentages.
     """
-    distinct, where = np.unique(patients, return_inverse=True)
+    distinct, inverse = np.unique(patients, return_inverse=True)
     ranking = np.argsort(draw_uint64(seed, "patient-tier", distinct, 0)[:, 0], kind="stable")
     tiers = np.empty(len(distinct), np.uint64)
     for percent in reversed(FRACTIONS_PERCENT):
         tiers[ranking[: -(-len(distinct) * percent // 100)]] = percent
-    return tiers[where]
+    return tiers[inverse]

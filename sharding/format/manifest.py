@@ -1,4 +1,4 @@
-"""`manifest.json`: what a folder of shards holds, and the index by which samples are read without scanning tars."""
+"""The content of `manifest.json`, and the index that locates samples without scanning tars."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,13 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import Records
 from infra.errors import UserError
-from infra.files import write_atomic
 from sharding.format.fractions import FRACTIONS_PERCENT
 
-NAME: Final = "manifest.json"
-PARTIAL: Final = ".partial"  # the folder of notes beside the shards while packing has not ended
+MANIFEST_NAME: Final = "manifest.json"
+PARTIAL: Final = ".partial"  # the folder of notes next to the shards of an unfinished packing
 VERSION: Final = 1
 
 _SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
@@ -26,9 +25,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LEAST_SAMPLE_BYTES: Final = 4 * BLOCKSIZE  # two members of at least one block, each with its header
 _MOST_BYTES: Final = 1 << 50
 
-# One row a sample, in the order of the shard, stored beside it as NAME.index.npy. The identities are 64-bit hashes
-# (infra.rng.stable_hash of "DATASET/KEY", "DATASET/PATIENT", "DATASET/PATIENT/STUDY"), so that what is drawn for a
-# sample outlives repacking. Offsets and sizes are those of the members' content inside the tar.
+# One row per sample, in the order of the shard, stored as NAME.index.npy. The identities are 64-bit hashes
+# (infra.rng.stable_hash of "DATASET/KEY", "DATASET/PATIENT", "DATASET/PATIENT/STUDY"), so that random draws for a
+# sample do not change when it is packed again. Offsets and sizes are those of the members' content in the tar.
 INDEX_ROW: Final = np.dtype(
     [
         ("sample", "<u8"),
@@ -51,10 +50,17 @@ _INDEX_HEADER: Final = re.compile(
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: samples of one official split and one fraction tier, so that both are chosen by choosing shards.
+    """One tar with samples of one official split and one fraction tier, so that choosing shards chooses both.
 
-    tier_percent: 1, 10 or 100, the smallest fraction of the patients that this shard belongs to; the fraction f
-    is all shards with tier_percent <= f.
+    Attributes:
+        name: of the tar.
+        samples: the number of its samples.
+        size_bytes: of the tar.
+        sha256: of the tar.
+        index_sha256: of its index.
+        tier_percent: 1, 10 or 100, the smallest fraction of the patients that this shard belongs to; the fraction f
+            is all shards with tier_percent <= f.
+        split: the official split of its samples, None if the dataset has none.
     """
 
     name: str
@@ -67,13 +73,13 @@ class Shard:
 
     @property
     def index_name(self) -> str:
-        """The file beside the tar that holds its INDEX_ROW rows."""
+        """The name of the file with its INDEX_ROW rows."""
         return f"{self.name.removesuffix('.tar')}.index.npy"
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A file or row of the dataset that was not packed, and why."""
+    """A file or row of the dataset that was not packed, with the reason."""
 
     path: str
     reason: str
@@ -81,9 +87,20 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. Pixel statistics are over all packed pixels, on the scale 0 to 1.
+    """The content of `manifest.json`.
 
-    source_bytes: size of the image files that were packed.
+    Attributes:
+        version: of the format.
+        dataset: the dataset's name.
+        made_by: the versions of the programs that the packed bytes depend on.
+        options: the options that the packed bytes depend on.
+        samples: the number of samples in all shards.
+        patients: the number of patients in all shards.
+        pixel_mean: over all packed pixels, scale 0 to 1.
+        pixel_std: over all packed pixels, scale 0 to 1.
+        shards: in packed order.
+        rejected: the files and rows that were not packed.
+        source_bytes: size of the image files that were packed.
     """
 
     version: int
@@ -99,9 +116,10 @@ class Manifest:
     source_bytes: int = 0
 
     def select(self, splits: Sequence[str] | None = None, fraction_percent: int = 100) -> list[Shard]:
-        """Return the shards of these official splits (None: all) and of this nested fraction of the patients.
+        """Return the shards of these official splits (None: all) and this nested fraction of the patients.
 
-        Raises UserError when a split is not in the dataset or nothing is left.
+        Raises:
+            UserError: if a split is not in the dataset, or no shard is left.
         """
         present = sorted({shard.split for shard in self.shards if shard.split is not None})
         for split in splits or ():
@@ -122,93 +140,99 @@ class Manifest:
         return sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `folder/manifest.json` atomically."""
-    write_atomic(folder / NAME, encode_manifest(manifest))
-
-
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the content of `manifest.json`."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
 class NotJson(UserError):
-    """A manifest that is no JSON at all."""
+    """A manifest that is not JSON."""
 
 
 def decode_manifest(content: bytes, path: str) -> Manifest:
-    """Return the manifest in `content`; raises UserError, naming `path`, unless it is one that can be true."""
+    """Return the manifest in `content`.
+
+    Args:
+        content: of `manifest.json`.
+        path: of the file, for messages.
+
+    Raises:
+        NotJson: if the content is not JSON.
+        UserError: if it is not a manifest of this version, or contradicts itself.
+    """
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
-        kind = UserError if isinstance(error, msgspec.ValidationError) else NotJson
-        raise kind(f"{path} cannot be read: {error}; pack the dataset again") from error
+        error_type = UserError if isinstance(error, msgspec.ValidationError) else NotJson
+        raise error_type(f"{path} cannot be read: {error}; pack the dataset again") from error
     if manifest.version != VERSION:
         raise UserError(f"{path} has version {manifest.version}, this Sternum reads {VERSION}; pack the dataset again")
-    for flaw in _flaws(manifest):
-        raise UserError(f"{path} is not as sternum shard wrote it: {flaw}; copy it again, or pack the dataset again")
+    for problem in _problems(manifest):
+        raise UserError(f"{path} has changed since packing: {problem}; copy it again, or pack the dataset again")
     return manifest
 
 
-def _flaws(manifest: Manifest) -> Iterator[str]:
-    """Yield what in a manifest contradicts the format or itself."""
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Yield the contradictions of a manifest to the format or to itself."""
     names = set()
     for number, shard in enumerate(manifest.shards):
-        where = f"shards[{number}]"
+        entry = f"shards[{number}]"
         if not _SHARD_NAME.fullmatch(shard.name):
-            yield f"{where}.name={shard.name!r} must be a plain file name that ends in .tar"
+            yield f"{entry}.name={shard.name!r} must be a plain file name that ends in .tar"
         if shard.name in names:
-            yield f"{where}.name={shard.name!r} stands there twice"
+            yield f"{entry}.name={shard.name!r} occurs twice"
         names.add(shard.name)
         for field in ("sha256", "index_sha256"):
             if not _SHA256.fullmatch(getattr(shard, field)):
-                yield f"{where}.{field}={getattr(shard, field)!r} must be 64 hexadecimal digits"
+                yield f"{entry}.{field}={getattr(shard, field)!r} must be 64 hexadecimal digits"
         if shard.tier_percent not in FRACTIONS_PERCENT:
-            yield f"{where}.tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
+            yield f"{entry}.tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
         if not 0 < shard.size_bytes < _MOST_BYTES:
-            yield f"{where}.size_bytes={shard.size_bytes} must be positive and below 2^50"
+            yield f"{entry}.size_bytes={shard.size_bytes} must be positive and below 2^50"
         if not 0 < shard.samples * _LEAST_SAMPLE_BYTES <= shard.size_bytes:
-            yield f"{where}.samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
+            yield f"{entry}.samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
     total = sum(shard.samples for shard in manifest.shards)
     if total != manifest.samples:
         yield f"samples={manifest.samples}, but its shards hold {total}"
     if not min(1, total) <= manifest.patients <= total:
-        yield f"patients={manifest.patients} of {total} samples"
+        yield f"patients={manifest.patients} does not fit {total} samples"
     for field in ("pixel_mean", "pixel_std"):
         if not 0 <= getattr(manifest, field) <= 1:
-            yield f"{field}={getattr(manifest, field)} must be 0 to 1"
+            yield f"{field}={getattr(manifest, field)} must be between 0 and 1"
 
 
-def read_index(folder: Path, shard: Shard) -> npt.NDArray[np.void]:
-    """Return the INDEX_ROW rows of a shard (samples,); raises UserError unless they are the manifest's."""
+def read_index(folder: Path, shard: Shard) -> Records:
+    """Return the INDEX_ROW rows of a local shard (samples,); raises UserError unless they match the manifest."""
     path = folder / shard.index_name
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; pack the dataset again") from error
     if sha256(content).hexdigest() != shard.index_sha256:
-        raise UserError(f"{path} is not the file that {NAME} describes; pack the dataset again")
+        raise UserError(f"{path} is not the file that {MANIFEST_NAME} describes; pack the dataset again")
     return decode_index(content, str(path))
 
 
-def decode_index(content: bytes, path: str) -> npt.NDArray[np.void]:
-    """Return the INDEX_ROW rows (samples,) in an index file; raises UserError, naming `path`, when it holds others.
+def decode_index(content: bytes, path: str) -> Records:
+    """Return the INDEX_ROW rows (samples,) of an index file; raises UserError, naming `path`, unless it is one.
 
-    numpy's own reader evaluates the header with `ast`, which fails now and then in threads of CPython 3.11.
+    numpy's own reader evaluates the header with `ast`, which fails at times in threads of CPython 3.11.
     """
     rows_start = 10 + int.from_bytes(content[8:10], "little")
     header = _INDEX_HEADER.fullmatch(content[10:rows_start].decode("latin1"))
     if header is None or not content.startswith(b"\x93NUMPY\x01\x00"):
-        raise UserError(f"{path} is no index of shards; pack the dataset again")
+        raise UserError(f"{path} is no index of a shard; pack the dataset again")
     if len(content) != rows_start + int(header[1]) * INDEX_ROW.itemsize:
-        raise UserError(f"{path} has not the {header[1]} rows that its header names; pack the dataset again")
+        raise UserError(f"{path} lacks some of the {header[1]} rows in its header; pack the dataset again")
     return np.frombuffer(content, INDEX_ROW, offset=rows_start)
 
 
-def require_fitting(rows: npt.NDArray[np.void], shard: Shard, path: str) -> None:
-    """Raise UserError unless an index has a row for each sample of its shard, and every member lies inside the tar."""
+def require_fitting(rows: Records, shard: Shard, path: str) -> None:
+    """Raise UserError unless an index has a row for each sample of its shard, and every member is inside the tar."""
     if len(rows) != shard.samples:
-        raise UserError(f"{path} has {len(rows)} rows, {NAME} says {shard.samples} samples; pack the dataset again")
+        raise UserError(
+            f"{path} has {len(rows)} rows, {MANIFEST_NAME} says {shard.samples} samples; pack the dataset again"
+        )
     size_bytes = np.uint64(shard.size_bytes)
     for member in ("image", "meta"):
         offset, length = rows[f"{member}_offset"], rows[f"{member}_bytes"].astype(np.uint64)
@@ -216,11 +240,11 @@ def require_fitting(rows: npt.NDArray[np.void], shard: Shard, path: str) -> None
         if outside.any():
             row = int(outside.argmax())
             raise UserError(
-                f"{path}, row {row}: {length[row]} bytes from {offset[row]} on are not within the "
+                f"{path}, row {row}: {length[row]} bytes from offset {offset[row]} are not within the "
                 f"{shard.size_bytes} bytes of {shard.name}; pack the dataset again"
             )
 
 
 def index_bytes(shard: Shard) -> int:
-    """Return the most bytes that a shard's index file may have: its rows, and a header that numpy pads."""
+    """Return the largest size of a shard's index file: its rows, and a header that numpy pads."""
     return shard.samples * INDEX_ROW.itemsize + 4096

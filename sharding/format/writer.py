@@ -1,4 +1,4 @@
-"""One shard: a WebDataset tar written forward, with the index of its samples beside it."""
+"""Shards: WebDataset tars written in one pass, each with an index of its samples."""
 
 import hashlib
 import tarfile
@@ -19,11 +19,15 @@ _END: Final = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class TarSample(NamedTuple):
-    """A sample as it will stand in a tar: made where it was encoded, so that the writer has only to append it.
+    """A sample in the bytes of a tar, made by the process that encodes it, so that the writer only appends.
 
-    members: KEY.jpg (or .png) and KEY.json with their headers and padding.
-    row: the bytes of its INDEX_ROW, offsets counted from the start of `members`.
-    pixels, pixel_sum, pixel_square_sum: of its 8-bit pixels before compression.
+    Attributes:
+        members: KEY.jpg (or .png) and KEY.json with their headers and padding.
+        row: the bytes of its INDEX_ROW, with offsets from the start of `members`.
+        source_bytes: size of the source file.
+        pixels: number of pixels.
+        pixel_sum: over the 8-bit pixels before compression.
+        pixel_square_sum: over the 8-bit pixels before compression.
     """
 
     members: bytes
@@ -47,7 +51,7 @@ def patient_identity(dataset: str, patient: str) -> int:
 def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
     """Return a sample's members and its index row.
 
-    A sample without a study is a study of its own in the index, so that nobody pairs what may not belong together.
+    In the index, each sample without a study is another study, so that nothing pairs images of different studies.
     """
     source = {"source_height": image.source_height, "source_width": image.source_width}
     metadata = msgspec.json.encode(sample.metadata() | source)
@@ -77,9 +81,17 @@ def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
 
 
 class ShardWriter:
-    """Writes NAME.tar and, beside it, NAME.index.npy; their bytes depend on the samples and nothing else."""
+    """Writes NAME.tar and NAME.index.npy, whose bytes depend only on the samples.
+
+    Attributes:
+        path: the tar.
+        split: the official split of its samples.
+        tier_percent: the fraction tier of its samples.
+        samples: the number of samples so far.
+    """
 
     def __init__(self, path: Path, split: str | None, tier_percent: int) -> None:
+        """Create the tar."""
         self.path, self.split, self.tier_percent = path, split, tier_percent
         self.samples = 0
         self._file = path.open("wb")
@@ -89,7 +101,7 @@ class ShardWriter:
         self._starts: list[int] = []
 
     def close(self) -> None:
-        """Close the file; for when packing is broken off."""
+        """Close the file, if packing is interrupted."""
         self._file.close()
 
     def size_with(self, sample: TarSample) -> int:
@@ -104,7 +116,7 @@ class ShardWriter:
         self.samples += 1
 
     def finish(self) -> Shard:
-        """End the tar, write the index, and return what the manifest says of them."""
+        """End the tar, write the index, and return the shard's entry for the manifest."""
         self._write(_END)
         self._write(bytes(-self._size_bytes % tarfile.RECORDSIZE))
         self._file.close()
@@ -132,8 +144,8 @@ class ShardWriter:
 
 
 def _member(name: str, content: bytes) -> bytes:
-    """Return one regular file as it stands in a tar."""
-    header = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the mode is 0644, whoever packs
+    """Return the bytes of one regular file in a tar."""
+    header = tarfile.TarInfo(name)  # mtime, uid and gid are 0 and the mode is 0644 for every user
     header.size = len(content)
     return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 

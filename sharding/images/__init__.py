@@ -1,1 +1,1 @@
-"""From an image file to 8-bit gray."""
+"""Image files, decoded to 8-bit gray and encoded for shards."""

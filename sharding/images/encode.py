@@ -1,4 +1,4 @@
-"""From an image file to the gray JPEG or PNG that a shard holds, or to the reason why it is refused."""
+"""Image files, encoded as the gray JPEG or PNG that a shard holds, or rejected with a reason."""
 
 import re
 import struct
@@ -13,8 +13,17 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from infra.extras import require_extra
+from sharding.images.file_formats import (
+    JPEG_APP0,
+    JPEG_END,
+    JPEG_HUFFMAN_FRAMES,
+    JPEG_SCAN,
+    JPEG_SIGNATURE,
+    JPEG_TABLES,
+    PNG_SIGNATURE,
+    is_dicom,
+)
 from sharding.images.grayscale import from_16_bit
-from sharding.images.magic import is_dicom
 
 FORMATS: Final = ("JPEG", "PNG")
 MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
@@ -29,23 +38,29 @@ TOO_LARGE: Final = f"declared size above {MAX_PIXELS // 10**6} megapixels or {MA
 UNSUPPORTED: Final = "pixel format is neither 8-bit nor 16-bit"
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_JPEG_FRAMES: Final = (b"\xc0", b"\xc1", b"\xc2")  # baseline, extended, progressive
-_JPEG_TABLES: Final = (b"\xc4", b"\xdb", b"\xdd")  # Huffman, quantisation, restart interval
-_JPEG_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-# What Pillow's decoders raise on bytes that are not what they claim to be.
+_JPEG_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # after compressed data: any but a restart
+# Pillow's decoders raise these on bytes that are not what they claim to be.
 DECODER_ERRORS: Final = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 
 class ImageRejected(Exception):
-    """The file is not an image that can be packed; the message is a reason of this module or of `dicom_file`."""
+    """The file is not an image that can be packed; the message is a reason of this module or of `dicom`."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A gray JPEG or PNG, its size, that of the upright source, and sums over its 8-bit pixels before compression.
+    """A gray image, encoded for a shard.
 
-    extension: `jpg` or `png`.
+    Attributes:
+        content: the JPEG or PNG file.
+        extension: `jpg` or `png`.
+        height: in pixels.
+        width: in pixels.
+        source_height: of the upright source, in pixels.
+        source_width: of the upright source, in pixels.
+        source_bytes: size of the source file.
+        pixel_sum: over the 8-bit pixels before compression.
+        pixel_square_sum: over the 8-bit pixels before compression.
     """
 
     content: bytes
@@ -62,7 +77,7 @@ class EncodedImage:
 def encode_file(
     path: Path, shorter_side_px: int, jpeg_quality: int, image_format: str = "jpeg", pass_through: bool = False
 ) -> EncodedImage | str:
-    """Encode an image file, or return the reason why it is rejected."""
+    """Encode an image file like `encode`, or return the reason for rejecting it."""
     try:
         content = _read(path)
         if is_dicom(content):
@@ -75,11 +90,20 @@ def encode_file(
 def encode(
     content: bytes, shorter_side_px: int, jpeg_quality: int, image_format: str = "jpeg", pass_through: bool = False
 ) -> EncodedImage:
-    """Return an image as upright 8-bit gray JPEG or PNG whose shorter side is at most `shorter_side_px`.
+    """Encode an image as an upright 8-bit gray JPEG or PNG.
 
-    Images are made smaller, never larger. 16-bit pixels become 8-bit as `grayscale` says, colours become
-    luma, transparent pixels black. Nothing but pixels is kept: no EXIF, no comments. With `pass_through`, a
-    gray JPEG that is small enough and holds nothing but pixels keeps its bytes. Raises ImageRejected.
+    16-bit pixels become 8-bit by the rule of `grayscale`, colors become luma, transparent pixels become black. Only
+    pixels are kept: no EXIF, no comments.
+
+    Args:
+        content: a JPEG, PNG or DICOM file.
+        shorter_side_px: images are reduced to this shorter side, never enlarged.
+        jpeg_quality: 1 to 100.
+        image_format: `jpeg` or `png`.
+        pass_through: whether a gray JPEG that is small enough and holds only pixels keeps its bytes.
+
+    Raises:
+        ImageRejected: if the file is not an image that can be packed.
     """
     image, (source_width, source_height) = decode(content, shorter_side_px)
     size = _reduced((source_width, source_height), shorter_side_px)
@@ -104,33 +128,33 @@ def encode(
 
 
 def is_plain_gray_jpeg(content: bytes) -> bool:
-    """Say whether a file is a JPEG of one 8-bit channel that holds pixels and nothing else.
+    """Say whether a file is a JPEG of one 8-bit channel that holds only pixels.
 
-    Nothing else: no EXIF (so no rotation either), comment, profile or thumbnail, in which a patient's name may stand,
-    and no byte behind the image. Looks at the markers only (ITU-T T.81, annex B); the data may still be damaged.
+    It must have no EXIF (so no rotation), comment, profile or thumbnail, which may hold a patient's name, and no byte
+    after the image. Only the markers are checked (ITU-T T.81, annex B); the data may still be damaged.
     """
     position, gray = 2, False
-    if content[:2] != b"\xff\xd8":
+    if not content.startswith(JPEG_SIGNATURE):
         return False
-    while content[position : position + 1] == b"\xff":
-        marker = content[position + 1 : position + 2]
-        if marker == b"\xd9":
+    while position + 2 <= len(content) and content[position] == 0xFF:
+        if content[position : position + 2] == JPEG_END:
             return gray and position + 2 == len(content)
+        marker = content[position + 1]
         end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
         segment = content[position + 4 : end]
-        if marker in _JPEG_FRAMES:
+        if marker in JPEG_HUFFMAN_FRAMES:
             gray = segment[:1] == b"\x08" and segment[5:6] == b"\x01"
-        elif marker == b"\xda":  # behind it follow compressed data, up to the next marker that is no restart
-            found = _JPEG_NEXT_MARKER.search(content, end)
-            end = found.start() if found else len(content)
-        elif not (marker in _JPEG_TABLES or (marker == b"\xe0" and segment[:5] == b"JFIF\0" and len(segment) == 14)):
+        elif marker == JPEG_SCAN:  # compressed data follow
+            next_marker = _JPEG_NEXT_MARKER.search(content, end)
+            end = next_marker.start() if next_marker else len(content)
+        elif not (marker in JPEG_TABLES or (marker == JPEG_APP0 and segment[:5] == b"JFIF\0" and len(segment) == 14)):
             return False
         position = end
     return False
 
 
 def _compressed(image: Image.Image, jpeg_quality: int, image_format: str) -> bytes:
-    image.info.clear()  # Pillow would write the source's comments and XMP into the file
+    image.info.clear()  # otherwise Pillow writes the source's comments and XMP into the file
     file = BytesIO()
     if image_format == "png":
         image.save(file, "PNG")
@@ -140,11 +164,20 @@ def _compressed(image: Image.Image, jpeg_quality: int, image_format: str) -> byt
 
 
 def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode a JPEG, PNG or DICOM to an upright 8-bit gray image; returns it with the source's upright (width, height).
+    """Decode an image to upright 8-bit gray.
 
-    More than 8 bits become 8 as `grayscale` says. The declared size is checked before any pixel is decoded.
-    With `shorter_side_px`, a large JPEG may be returned reduced by 2, 4 or 8, its shorter side still at least twice
-    that, which is far quicker. Raises ImageRejected.
+    More than 8 bits become 8 by the rule of `grayscale`. The declared size is checked before any pixel is decoded.
+
+    Args:
+        content: a JPEG, PNG or DICOM file.
+        shorter_side_px: allows a large JPEG to be reduced by 2, 4 or 8, to a shorter side that is still at least
+            twice this; that is far faster.
+
+    Returns:
+        The image, and the upright (width, height) of the source.
+
+    Raises:
+        ImageRejected: if the file is not an image that can be packed.
     """
     if not content:
         raise ImageRejected(EMPTY)
@@ -199,11 +232,12 @@ def _open(content: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRejected(TOO_LARGE) from error
     except DECODER_ERRORS as error:
-        raise ImageRejected(DAMAGED if content.startswith(_MAGIC) else NOT_AN_IMAGE) from error
+        is_image = content.startswith((JPEG_SIGNATURE, PNG_SIGNATURE))
+        raise ImageRejected(DAMAGED if is_image else NOT_AN_IMAGE) from error
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert("L") would clip
+    if image.mode.startswith("I;16"):  # convert("L") clips these
         return Image.fromarray(from_16_bit(np.asarray(image)))
     if image.mode in ("I", "F"):
         raise ImageRejected(UNSUPPORTED)

@@ -1,1 +1,1 @@
-"""`sternum shard` and `sternum verify`: writes packed folders and checks them."""
+"""`sternum shard` and `sternum verify`: packed folders, written and checked."""

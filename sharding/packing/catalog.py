@@ -1,4 +1,4 @@
-"""The samples of a dataset in the order of packing: rows in a file, and 26 bytes each in memory."""
+"""The samples of a dataset in packing order: records in a file, and 26 bytes per sample in memory."""
 
 import hashlib
 import os
@@ -13,39 +13,45 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import Int64, UInt8, UInt64
 from infra.errors import UserError
 from infra.files import disk_errors
-from infra.rng import Uint64, draw_uint64
+from infra.rng import draw_uint64
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 from sharding.format.writer import patient_identity, sample_identity
 
 _SPLIT_ORDER: Final = ("train", "val", "test", None)
-_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,90}")  # with its extension it fits the name of a plain ustar header
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,90}")  # with an extension it fits the name field of a ustar header
 _FIELDS: Final = tuple(field.name for field in fields(Sample))
 _VALUES: Final = attrgetter(*_FIELDS)
 _DRAWN_AT_ONCE: Final = 1 << 16  # bounds the memory of the draws
 
 
 class Catalog:
-    """What may be packed of a dataset, in order: by official split, tier, and a draw keyed on (seed, sample).
+    """The samples to pack, ordered by official split, tier, and a draw keyed on (seed, sample).
 
-    The order does not depend on the one in which the reader gives the samples. Rows lie in a file without a name, which
-    ends with its process; close the catalogue to be rid of it earlier.
+    The order does not depend on the reader's. Records are in a file without a name, which vanishes with its process;
+    close the catalog to remove it earlier.
 
     Attributes:
-        rejected: the rows and files that may not be packed.
-        sha256: a hash of all that the reader said, in whatever order.
-        patients: (N,) the patients' identities, in order.
+        rejected: the rows and files that cannot be packed.
+        sha256: a hash of all items, whatever their order.
+        patients: (N,) the patients' identities, in packing order.
     """
 
     def __init__(self, dataset: str, items: Iterable[Sample | Rejection], seed: int) -> None:
         """Read a whole dataset.
 
-        Raises UserError when two samples have one key, and when the folder for temporary files is full.
+        Args:
+            dataset: the dataset's name.
+            items: all its samples and rejections, in any order.
+            seed: the seed of order and tiers.
+
+        Raises:
+            UserError: if two samples have the same key, or the folder for temporary files is full.
         """
         self.rejected: list[Rejection] = []
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
@@ -55,13 +61,13 @@ class Catalog:
                 if isinstance(item, Rejection):
                     self.rejected.append(item)
                     continue
-                row = _to_row(item)
+                record = _to_record(item)
                 with disk_errors(Path(tempfile.gettempdir())):
-                    self._file.write(row)
+                    self._file.write(record)
                 samples.append(sample_identity(dataset, item.key))
                 patients.append(patient_identity(dataset, item.patient))
                 splits.append(_SPLIT_ORDER.index(item.split))
-                ends.append(ends[-1] + len(row))
+                ends.append(ends[-1] + len(record))
             with disk_errors(Path(tempfile.gettempdir())):
                 self._file.flush()
             self._ends = np.array(ends, np.uint64)
@@ -74,57 +80,57 @@ class Catalog:
         return len(self._order)
 
     def close(self) -> None:
-        """Let go of the rows."""
+        """Remove the records."""
         self._file.close()
 
-    def rows(self, start: int) -> Iterator[bytes]:
-        """Yield the samples from position `start` on, in the form that `from_row` reads."""
-        return map(self._row, self._order[start:])
+    def records(self, start: int) -> Iterator[bytes]:
+        """Yield the samples from position `start` on, in the form that `from_record` decodes."""
+        return map(self._record, self._order[start:])
 
     def path(self, position: int) -> Path:
         """Return the path of the sample at a position."""
-        return from_row(self._row(self._order[position])).path
+        return from_record(self._record(self._order[position])).path
 
     def group(self, position: int) -> tuple[str | None, int]:
-        """Return official split and tier in percent of the sample at a position; a shard holds one group."""
+        """Return the official split and the tier in percent of the sample at a position; a shard holds one group."""
         return _SPLIT_ORDER[self._splits[position]], int(self._tiers[position])
 
-    def _arrange(self, samples: Uint64, patients: Uint64, splits: npt.NDArray[np.uint8], seed: int) -> None:
+    def _arrange(self, samples: UInt64, patients: UInt64, splits: UInt8, seed: int) -> None:
         by_identity = np.argsort(samples, kind="stable")
         self._require_unique(samples, by_identity)
         self.sha256 = self._fingerprint(by_identity)
         tiers = patient_tiers(patients, seed)
         self._order = np.lexsort((samples, _draws(samples, seed), tiers, splits))
-        self.patients: Uint64 = patients[self._order]
+        self.patients: UInt64 = patients[self._order]
         self._splits = splits[self._order]
         self._tiers = tiers[self._order].astype(np.uint8)
 
-    def _require_unique(self, samples: Uint64, by_identity: npt.NDArray[np.int64]) -> None:
+    def _require_unique(self, samples: UInt64, by_identity: Int64) -> None:
         ordered = samples[by_identity]
         for position in np.flatnonzero(ordered[1:] == ordered[:-1])[:1]:
-            first, second = (from_row(self._row(row)) for row in by_identity[position : position + 2])
-            raise UserError(f"{first.path} and {second.path} have one key, {second.key!r}; remove one of them")
+            first, second = (from_record(self._record(number)) for number in by_identity[position : position + 2])
+            raise UserError(f"{first.path} and {second.path} have the same key, {second.key!r}; remove one of them")
 
-    def _fingerprint(self, by_identity: npt.NDArray[np.int64]) -> str:
+    def _fingerprint(self, by_identity: Int64) -> str:
         digest = hashlib.sha256()
-        for row in by_identity:
-            digest.update(self._row(row))
+        for number in by_identity:
+            digest.update(self._record(number))
         for rejection in sorted(self.rejected, key=attrgetter("path", "reason")):
             digest.update(msgspec.msgpack.encode(rejection))
         return digest.hexdigest()
 
-    def _row(self, row: int) -> bytes:
-        start, end = self._ends[row : row + 2].tolist()
+    def _record(self, number: int) -> bytes:
+        start, end = self._ends[number : number + 2].tolist()
         return os.pread(self._file.fileno(), end - start, start)
 
 
-def from_row(row: bytes) -> Sample:
-    """Return the sample that a row of a catalogue holds."""
-    values = dict(zip(_FIELDS, msgspec.msgpack.decode(row), strict=True))
+def from_record(record: bytes) -> Sample:
+    """Return the sample in a catalog's record."""
+    values = dict(zip(_FIELDS, msgspec.msgpack.decode(record), strict=True))
     return Sample(**values | {"path": Path(values["path"])})
 
 
-def _to_row(sample: Sample) -> bytes:
+def _to_record(sample: Sample) -> bytes:
     return msgspec.msgpack.encode(_VALUES(sample), enc_hook=Path.as_posix)
 
 
@@ -142,13 +148,12 @@ def _checked(item: Sample | Rejection) -> Sample | Rejection:
 
 
 def _utf8(path: str) -> str:
-    """Return a path with U+FFFD for the bytes that are not UTF-8, which Python has as lone surrogates."""
+    """Return a path with U+FFFD for bytes that are not UTF-8, which Python represents as lone surrogates."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _draws(samples: Uint64, seed: int) -> Uint64:
+def _draws(samples: UInt64, seed: int) -> UInt64:
     """Draw 64 bits for each sample (N,)."""
     blocks = [samples[i : i + _DRAWN_AT_ONCE] for i in range(0, len(samples), _DRAWN_AT_ONCE)]
-    return np.concatenate(
-        [np.empty(0, np.uint64), *(draw_uint64(seed, "pack-order", block, 0)[:, 0] for block in blocks)]
-    )
+    draws = [draw_uint64(seed, "pack-order", block, 0)[:, 0] for block in blocks]
+    return np.concatenate([np.empty(0, np.uint64), *draws])

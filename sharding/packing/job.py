@@ -1,4 +1,4 @@
-"""A packing that may be broken off at any moment: what it is, and which shards it has finished."""
+"""Resumable packing jobs: notes that identify a job and record its finished shards."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from infra.errors import UserError, require
-from sharding.format.manifest import NAME, PARTIAL, Manifest, Shard, decode_manifest, encode_manifest
+from sharding.format.manifest import MANIFEST_NAME, PARTIAL, Manifest, Shard, decode_manifest, encode_manifest
 from sharding.packing.destination import Destination
 from sharding.packing.verify import check_sizes
 
@@ -19,7 +19,13 @@ _NOTE: Final = f"{PARTIAL}/job.json"
 
 @dataclass(frozen=True)
 class Job:
-    """All that the packed bytes depend on: dataset, options, and the versions of what encodes."""
+    """Everything that the packed bytes depend on.
+
+    Attributes:
+        dataset: the dataset's name.
+        options: of packing, and a hash of the dataset's samples.
+        made_by: the versions of the programs that encode.
+    """
 
     dataset: str
     options: Options
@@ -28,11 +34,17 @@ class Job:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard in its place, and what the manifest says of it.
+    """The record of a shard that is at its destination.
 
-    start, end: the positions in the catalogue that were dealt with from the shard before on.
-    rejected: those of them that were not packed, each with its reason.
-    source_bytes, pixels, pixel_sum, pixel_square_sum: over the samples that were.
+    Attributes:
+        shard: its entry for the manifest.
+        start: the first catalog position after the shard before.
+        end: the catalog position after this shard.
+        rejected: the positions from start to end that were not packed, each with its reason.
+        source_bytes: over the packed samples.
+        pixels: over the packed samples.
+        pixel_sum: over the packed samples.
+        pixel_square_sum: over the packed samples.
     """
 
     shard: Shard
@@ -46,85 +58,100 @@ class FinishedShard:
 
     @property
     def note(self) -> str:
-        """The file that holds this record until packing has ended."""
+        """The name of the file that holds this record until the job is finished."""
         return f"{PARTIAL}/{self.shard.name}.json"
 
 
-def is_packed(place: Destination, job: Job, out: object) -> Manifest | None:
-    """Return the manifest when this job is done, None when it is not.
+def packed_manifest(destination: Destination, job: Job, out: object) -> Manifest | None:
+    """Return the manifest if this job is finished, otherwise None.
 
-    Raises UserError when `out` holds other files, another dataset or other options, or is not whole.
+    Args:
+        destination: of the shards.
+        job: the job to compare with.
+        out: the destination as the user named it, for messages.
+
+    Raises:
+        UserError: if the destination holds other files, another dataset or other options, or is incomplete.
     """
-    content = place.read(NAME)
+    content = destination.read(MANIFEST_NAME)
     if content is None:
-        others = sorted(place.sizes()) if place.read(_NOTE) is None else []
+        others = sorted(destination.sizes()) if destination.read(_NOTE) is None else []
         if others:
-            raise UserError(f"out={out} holds other files, {others[0]!r} for one; choose an empty or a new folder")
+            raise UserError(f"out={out} holds other files, such as {others[0]!r}; choose an empty or a new folder")
         return None
-    manifest = decode_manifest(content, f"{out}/{NAME}")
+    manifest = decode_manifest(content, f"{out}/{MANIFEST_NAME}")
     _require_same(job, Job(manifest.dataset, manifest.options, job.made_by), f"out={out} holds")
-    problems = check_sizes(place.sizes(), manifest)
-    require(not problems, f"out={out} holds this dataset, but not whole: {'; '.join(problems[:3])}; delete it first")
+    problems = check_sizes(destination.sizes(), manifest)
+    require(not problems, f"out={out} holds this dataset, but incomplete: {'; '.join(problems[:3])}; delete it first")
     return manifest
 
 
-def resume_job(place: Destination, job: Job, out: object) -> list[FinishedShard]:
-    """Begin the job, or return the shards, re-read and in order, that it had finished when it was broken off.
+def resume_job(destination: Destination, job: Job, out: object) -> list[FinishedShard]:
+    """Begin the job, or return the shards that it had finished when it was interrupted, checked and in order.
 
-    What stands behind a shard that is not as it was written is not counted. Raises UserError when the unfinished
-    packing is another job's.
+    Shards after a damaged one are not counted.
+
+    Args:
+        destination: of the shards.
+        job: the job to begin or resume.
+        out: the destination as the user named it, for messages.
+
+    Raises:
+        UserError: if the unfinished packing belongs to another job.
     """
-    note = _read(place, _NOTE, Job)
+    note = _read(destination, _NOTE, Job)
     if note is None:
-        _write(place, _NOTE, job)
+        _write(destination, _NOTE, job)
         return []
     _require_same(job, note, f"out={out} holds an unfinished packing of")
-    records = [_read(place, name, FinishedShard) for name in place.notes() if name != _NOTE]
+    records = [_read(destination, name, FinishedShard) for name in destination.notes() if name != _NOTE]
     finished = sorted((record for record in records if record is not None), key=lambda record: record.end)
     with ThreadPoolExecutor() as pool:
-        whole = list(pool.map(place.holds, [record.shard for record in finished]))
-    kept: list[FinishedShard] = []
+        whole = list(pool.map(destination.holds, [record.shard for record in finished]))
+    usable: list[FinishedShard] = []
     for record, is_whole in zip(finished, whole, strict=True):
-        if not is_whole or record.start != (kept[-1].end if kept else 0):
+        if not is_whole or record.start != (usable[-1].end if usable else 0):
             break
-        kept.append(record)
-    return kept
+        usable.append(record)
+    return usable
 
 
-def commit_shard(place: Destination, record: FinishedShard) -> None:
-    """Put a shard and its index from the workplace into their place, and then note it as finished."""
+def commit_shard(destination: Destination, record: FinishedShard) -> None:
+    """Move a shard and its index to the destination, then note that it is finished."""
     for name in (record.shard.index_name, record.shard.name):
-        place.take(place.workplace / name, name)
-    _write(place, record.note, record)
+        destination.take(destination.workplace / name, name)
+    _write(destination, record.note, record)
 
 
-def finish_job(place: Destination, manifest: Manifest) -> None:
-    """Write the manifest, which says that all is there, and remove the notes."""
-    file = place.workplace / NAME
+def finish_job(destination: Destination, manifest: Manifest) -> None:
+    """Write the manifest, whose presence means that all shards are there, and remove the notes."""
+    file = destination.workplace / MANIFEST_NAME
     file.write_bytes(encode_manifest(manifest))
-    place.take(file, NAME)
-    place.finish()
+    destination.take(file, MANIFEST_NAME)
+    destination.finish()
 
 
-def _read(place: Destination, name: str, kind: type[T]) -> T | None:
-    content = place.read(name)
+def _read(destination: Destination, name: str, record_type: type[T]) -> T | None:
+    content = destination.read(name)
     try:
-        return None if content is None else msgspec.json.decode(content, type=kind)
+        return None if content is None else msgspec.json.decode(content, type=record_type)
     except msgspec.DecodeError as error:
         raise UserError(f"{name} of an unfinished packing cannot be read: {error}; delete the folder first") from error
 
 
-def _write(place: Destination, name: str, value: object) -> None:
-    file = place.workplace / "note"
-    file.write_bytes(msgspec.json.encode(value))
-    place.take(file, name)
+def _write(destination: Destination, name: str, record: object) -> None:
+    file = destination.workplace / "note"
+    file.write_bytes(msgspec.json.encode(record))
+    destination.take(file, name)
 
 
-def _require_same(asked: Job, present: Job, what: str) -> None:
+def _require_same(requested: Job, present: Job, description: str) -> None:
     """Raise UserError, naming the first difference, unless both jobs give the same bytes."""
-    there, here = ({"dataset": job.dataset, **job.options, "made_by": job.made_by} for job in (present, asked))
-    for name in {**here, **there}:
-        if here.get(name) != there.get(name):
-            difference = f"{name}={there.get(name)!r}, not {here.get(name)!r}"
+    old, new = ({"dataset": job.dataset, **job.options, "made_by": job.made_by} for job in (present, requested))
+    for name in {**new, **old}:
+        if new.get(name) != old.get(name):
+            difference = f"{name}={old.get(name)!r}, not {new.get(name)!r}"
             difference = "other samples" if name == "samples_sha256" else difference
-            raise UserError(f"{what} dataset {present.dataset!r} packed with {difference}; choose another folder")
+            raise UserError(
+                f"{description} dataset {present.dataset!r} packed with {difference}; choose another folder"
+            )

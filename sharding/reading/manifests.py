@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from infra.errors import UserError
-from sharding.format.manifest import NAME, PARTIAL, Manifest, NotJson, decode_manifest
+from sharding.format.manifest import MANIFEST_NAME, PARTIAL, Manifest, NotJson, decode_manifest
 from sharding.reading.fetch import FetchConfig, Fetcher, Unavailable
 from sharding.reading.location import FetchFailed, LocalFolder, Location, RemoteFolder, open_location
 
@@ -22,13 +22,15 @@ def read_manifest(location: Location, fetch: FetchConfig | None = None) -> Manif
 
 
 def _read_local(folder: Path) -> Manifest:
-    path = folder / NAME
+    path = folder / MANIFEST_NAME
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         if (folder / PARTIAL).exists():
             raise UserError(f"{folder} is not fully packed; run the same sternum shard command to finish it") from error
-        raise UserError(f"{folder} holds no {NAME}; pack a dataset into it first: sternum shard --help") from error
+        raise UserError(
+            f"{folder} has no {MANIFEST_NAME}; pack a dataset into it first: sternum shard --help"
+        ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}; pack the dataset again") from error
     return decode_manifest(content, str(path))
@@ -36,7 +38,7 @@ def _read_local(folder: Path) -> Manifest:
 
 def fetch_manifest(remote: RemoteFolder, fetcher: Fetcher) -> Manifest:
     """Read the manifest of a remote folder; raises like `read_manifest`."""
-    path = f"{remote.name}/{NAME}"
+    path = f"{remote.name}/{MANIFEST_NAME}"
     previous = b""
 
     def decode(content: bytes) -> Manifest:
@@ -50,7 +52,7 @@ def fetch_manifest(remote: RemoteFolder, fetcher: Fetcher) -> Manifest:
             raise FetchFailed(f"it is not JSON: {error.__cause__}") from error
 
     try:
-        return fetcher.read(remote, NAME, decode)
+        return fetcher.read(remote, MANIFEST_NAME, decode)
     except Unavailable as error:
         if error.is_final:
             raise UserError(f"{error}; name a folder written by sternum shard") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infra.errors import UserError, require
-from sharding.format.manifest import NAME, Manifest, Shard
+from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard
 from sharding.reading.data_config import require_fraction
 from sharding.reading.location import LocalFolder, ShardFolder
 
@@ -85,10 +85,12 @@ def _require_size(folder: Path, shard: Shard) -> None:
         size_bytes = path.stat().st_size
     except OSError as error:
         raise UserError(
-            f"{path}, which {NAME} lists, cannot be read: {error.strerror}; pack the dataset again"
+            f"{path}, which {MANIFEST_NAME} lists, cannot be read: {error.strerror}; pack the dataset again"
         ) from error
     if size_bytes != shard.size_bytes:
-        raise UserError(f"{path} has {size_bytes} bytes, {NAME} says {shard.size_bytes}; pack the dataset again")
+        raise UserError(
+            f"{path} has {size_bytes} bytes, {MANIFEST_NAME} says {shard.size_bytes}; pack the dataset again"
+        )
 
 
 def _mix_pixels(parts: Sequence[tuple[int, Manifest]]) -> tuple[float, float]:

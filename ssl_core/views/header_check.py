@@ -8,13 +8,8 @@ from typing import Final, NamedTuple
 
 from infra.arrays import UInt8
 
-_JPEG_START: Final = b"\xff\xd8\xff"
-_JPEG_END: Final = b"\xff\xd9"
-# Start-of-frame markers hold the size (ITU-T T.81, table B.1); DHT, JPG and DAC share their range but do not.
-_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_SCAN: Final = 0xDA
-_PNG_START: Final = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-_PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+from sharding.images.file_formats import JPEG_END, JPEG_FRAMES, JPEG_SCAN, JPEG_SIGNATURE, PNG_END, PNG_HEADER
+
 _PNG_PLAIN: Final = (0, 2)  # the color types gray and RGB, without palette or alpha (PNG specification, 11.2.1)
 
 
@@ -33,10 +28,10 @@ def header_problem(encoded: UInt8, height: int, width: int) -> str | None:
         width: expected width in pixels
     """
     content = encoded.data
-    if bytes(content[:3]) == _JPEG_START:
-        frame, end = _jpeg_frame(content), _JPEG_END
-    elif len(content) >= 33 and bytes(content[:16]) == _PNG_START:
-        frame, end = _png_frame(content), _PNG_END
+    if bytes(content[:3]) == JPEG_SIGNATURE:
+        frame, end = _jpeg_frame(content), JPEG_END
+    elif len(content) >= 33 and bytes(content[:16]) == PNG_HEADER:
+        frame, end = _png_frame(content), PNG_END
     else:
         return "not a JPEG or PNG file"
     if frame is None:
@@ -54,10 +49,10 @@ def _jpeg_frame(content: memoryview) -> _Frame | None:
     position = 2
     while position + 10 <= len(content) and content[position] == 0xFF:
         marker = content[position + 1]
-        if marker in _JPEG_FRAMES:
+        if marker in JPEG_FRAMES:
             is_plain = content[position + 4] == 8 and content[position + 9] in (1, 3)
             return _Frame(_number(content, position + 5, 2), _number(content, position + 7, 2), is_plain)
-        if marker == _JPEG_SCAN:
+        if marker == JPEG_SCAN:
             return None
         position += 2 + _number(content, position + 2, 2)
     return None

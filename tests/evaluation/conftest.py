@@ -9,7 +9,6 @@ from PIL import Image
 from evaluation.fitting.ray_search import ray_session
 from infra import config as configuration
 from infra.metrics import MetricsWriter
-from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest
@@ -19,6 +18,7 @@ from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
+from tests.support.manifests import write_manifest
 
 
 @pytest.fixture(scope="session")

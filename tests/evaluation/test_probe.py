@@ -15,12 +15,12 @@ from evaluation.results.results import ProbeResult, Results, read_results
 from infra.errors import UserError
 from infra.options import registered
 from launch.cli import main as sternum
-from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
+from tests.support.manifests import write_manifest
 
 MakeRun = Callable[..., Path]
 

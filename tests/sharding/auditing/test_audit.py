@@ -211,7 +211,7 @@ def test_a_changed_byte_ends_the_audit_and_names_the_sample(cell_root):
 
 def test_wrong_folders_are_answered_in_one_line(cell_root, tmp_path):
     folder = packed("cell", cell_root)
-    with pytest.raises(UserError, match=r"holds no manifest\.json; pack a dataset into it first"):
+    with pytest.raises(UserError, match=r"has no manifest\.json; pack a dataset into it first"):
         audit([folder, tmp_path])
     with pytest.raises(UserError, match="2 times; name each folder once"):
         audit([folder, folder / ".." / folder.name])

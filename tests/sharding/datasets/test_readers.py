@@ -218,7 +218,7 @@ def test_folder_takes_folders_named_so_for_splits(val, tmp_path):
 
 
 def test_folder_names_both_when_splits_and_classes_are_mixed(tmp_path):
-    with pytest.raises(UserError, match=r"holds train/, a split, beside sick/, which is none"):
+    with pytest.raises(UserError, match=r"has the split train/ and sick/, which is no split"):
         list(folder.read(tree(tmp_path, "train/well/1.png", "sick/1.png"), FolderOptions()))
 
 
@@ -283,7 +283,7 @@ def test_folder_counts_rows_without_a_path_or_a_patient(tmp_path, csv_file):
 
 def test_folder_refuses_a_label_column_that_holds_no_classes(tmp_path, csv_file):
     csv_file(tmp_path / "t.csv", "path,label", *(f"{i}.png,{i}" for i in range(101)))
-    with pytest.raises(UserError, match=r"line 102: folder\.label='label' has more than 100 classes"):
+    with pytest.raises(UserError, match=r"line 102: label='label' has more than 100 classes"):
         list(folder.read(tmp_path, FolderOptions("t.csv", label="label")))
 
 

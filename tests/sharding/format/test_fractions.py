@@ -4,14 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.rng import Uint64
+from infra.arrays import UInt64
 from sharding.format.fractions import patient_tiers
 
 patients = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=300, unique=True)
 seeds = st.integers(0, 2**40)
 
 
-def identities(values: list[int]) -> Uint64:
+def identities(values: list[int]) -> UInt64:
     return np.array(values, np.uint64)
 
 

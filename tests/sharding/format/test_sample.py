@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.datasets.terms import age_years
+from sharding.datasets.patient_fields import age_of
 from sharding.format.sample import Sample, key_of_path
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=200)
@@ -30,4 +30,4 @@ def test_metadata_leaves_out_a_path_that_identifies():
     [("58", 58), ("058Y", 58), ("006M", 0.5), ("62.5", 62.5), ("", None), ("sixty", None), ("414", None), ("-3", None)],
 )
 def test_age_is_in_years_or_unknown(text, years):
-    assert age_years(text) == years
+    assert age_of(text) == years

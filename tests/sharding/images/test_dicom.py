@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -36,6 +38,7 @@ from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 from sharding.images import dicom as reasons
 from sharding.images.encode import TOO_LARGE, ImageRejected, decode
+from sharding.images.grayscale import to_8_bit
 from sharding.packing.pack import PackConfig, pack
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -78,6 +81,18 @@ def dicom_bytes(
     file = BytesIO()
     dcmwrite(file, dataset, enforce_file_format=True)
     return file.getvalue()
+
+
+def lut(depth: int, entries: Any = None) -> Dataset:
+    """A lookup table of 1000 entries of this depth, from value 500 on, that rise like a parabola."""
+    if entries is None:
+        entries = np.rint(np.linspace(0, 1, 1000) ** 2 * (2**depth - 1)).astype("<u2")
+    item = Dataset()
+    item.LUTDescriptor = [len(entries), 500, depth]
+    item.LUTData = entries.tobytes()
+    item["LUTData"].VR = "OW"
+    item.ModalityLUTType = "US"
+    return item
 
 
 def gray(content: bytes) -> np.ndarray:
@@ -215,6 +230,34 @@ def test_gray_follows_the_first_window():
     assert (exact == np.rint(np.clip((RAMP - 1536.0) / 1024, 0, 1) * 255)).all()
     sigmoid = gray(dicom_bytes(RAMP, WindowCenter=2048, WindowWidth=1024, VOILUTFunction="SIGMOID"))
     assert (sigmoid == np.rint(255 / (1 + np.exp(-4 * (RAMP - 2048.0) / 1024)))).all()
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"WindowCenter": 2048, "WindowWidth": 1024},
+        {"WindowCenter": 2048, "WindowWidth": 1024, "VOILUTFunction": "LINEAR_EXACT"},
+        {"WindowCenter": 1000, "WindowWidth": 3001, "RescaleSlope": 2, "RescaleIntercept": -1000},
+        {"VOILUTSequence": [lut(16)]},
+        {"ModalityLUTSequence": [lut(16)]},
+    ],
+)
+def test_gray_is_that_of_pydicom_where_pydicom_is_right(elements: dict[str, Any]) -> None:
+    content = dicom_bytes(RAMP, BitsStored=12, HighBit=11, **elements)
+    dataset = dcmread(BytesIO(content))
+    shown = apply_voi_lut(apply_modality_lut(RAMP, dataset), dataset)
+    assert (gray(content) == to_8_bit(shown, shown.min(), shown.max())).all()
+
+
+def test_gray_falls_where_the_rescale_slope_is_negative() -> None:
+    window = {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "LINEAR_EXACT"}
+    elements = {"RescaleSlope": -1, "RescaleIntercept": 4095, "BitsStored": 12, "HighBit": 11} | window
+    result = gray(dicom_bytes(RAMP, **elements)).ravel()
+    assert (np.diff(result) <= 0).all()
+    assert (result[0], result[-1]) == (255, 0)
+    dataset = dcmread(BytesIO(dicom_bytes(RAMP, **elements)))
+    inverted = apply_voi_lut(apply_modality_lut(RAMP, dataset), dataset).ravel()
+    assert (np.diff(inverted) >= 0).all()  # once pydicom mends this, its windowing can replace ours
 
 
 @pytest.mark.parametrize("width", [0, 1, ""])

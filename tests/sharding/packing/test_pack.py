@@ -302,7 +302,9 @@ def test_manifest_states_all_options_that_decide_about_the_bytes(config):
 def test_pack_counts_a_file_when_its_path_is_not_utf8(config):
     folder = os.fsencode(config.root / "train" / "NORMAL")
     Path(os.fsdecode(folder + b"/IM-\xff-0001.jpeg")).touch()
-    assert Rejection("train/NORMAL/IM-\ufffd-0001.jpeg", "file name tells no patient") in pack(config).rejected
+    assert (
+        Rejection("train/NORMAL/IM-\ufffd-0001.jpeg", "file name does not identify a patient") in pack(config).rejected
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from sharding.format.manifest import Manifest, write_manifest
+from sharding.format.manifest import Manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.packing.verify import verify
 from sharding.reading.manifests import read_manifest
+from tests.support.manifests import write_manifest
 
 
 @pytest.fixture
@@ -111,5 +112,5 @@ def test_verify_finds_a_split_that_is_not_the_samples(folder, manifest):
 
 
 def test_verify_says_what_to_do_when_there_is_no_manifest(tmp_path):
-    with pytest.raises(UserError, match=r"holds no manifest\.json; pack a dataset into it first"):
+    with pytest.raises(UserError, match=r"has no manifest\.json; pack a dataset into it first"):
         verify(tmp_path)

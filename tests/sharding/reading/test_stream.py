@@ -20,7 +20,6 @@ from PIL import Image
 import sharding.reading.shard_set
 from infra.errors import RunFailed, UserError
 from infra.rng import stable_hash
-from sharding.format.manifest import write_manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
@@ -30,6 +29,7 @@ from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import BLANK, EncodedBatch, packed_batches, packed_metadata, sample_batches, sample_order
 from sharding.simulation.datasets import write_cell
 from tests.support.fault_server import Fault, serving
+from tests.support.manifests import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_folder_named_twice_or_without_the_split_is_refused(packed: Path) -> Non
         ShardSet([packed, packed / ".." / packed.name])
     with pytest.raises(UserError, match="split 'val' is not in dataset 'cell'"):
         ShardSet([packed], ["val"])
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         ShardSet([packed.parent])
 
 
@@ -353,15 +353,15 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "path": (lambda m: m["shards"][0].update(name="../other/a.tar"), r"shards\[0\]\.name='\.\./other/a\.tar' must be"),
     "hidden": (lambda m: m["shards"][0].update(name=".tar"), r"shards\[0\]\.name='\.tar' must be"),
-    "twice": (lambda m: m["shards"][1].update(name=m["shards"][0]["name"]), r"shards\[1\]\.name=.* twice"),
+    "twice": (lambda m: m["shards"][1].update(name=m["shards"][0]["name"]), r"shards\[1\]\.name=.* occurs twice"),
     "negative": (lambda m: m["shards"][2].update(samples=-4), r"shards\[2\]\.samples=-4 do not fit"),
     "huge": (lambda m: m["shards"][2].update(samples=10**9), r"shards\[2\]\.samples=1000000000 do not fit"),
     "size": (lambda m: m["shards"][0].update(size_bytes=-1), r"shards\[0\]\.size_bytes=-1 must be positive"),
     "hash": (lambda m: m["shards"][0].update(sha256="AB"), r"shards\[0\]\.sha256='AB' must be 64"),
     "tier": (lambda m: m["shards"][0].update(tier_percent=50), r"tier_percent=50 must be one of"),
     "sum": (lambda m: m["shards"][0].update(samples=1), r"samples=52, but its shards hold"),
-    "patients": (lambda m: m.update(patients=99), "patients=99 of 52 samples"),
-    "mean": (lambda m: m.update(pixel_mean=128.0), r"pixel_mean=128\.0 must be 0 to 1"),
+    "patients": (lambda m: m.update(patients=99), "patients=99 does not fit 52 samples"),
+    "mean": (lambda m: m.update(pixel_mean=128.0), r"pixel_mean=128\.0 must be between 0 and 1"),
     "type": (
         lambda m: m["shards"][0].update(samples="4"),
         r"Expected `int`, got `str` - at `\$\.shards\[0\]\.samples`",
@@ -405,9 +405,9 @@ def changed(rows: Any, field: str, value: int) -> Any:
         (lambda rows: rows[:-1], r"has \d+ rows, manifest.json says \d+ samples"),
         (lambda rows: changed(rows, "image_offset", 2**63), "row 1: .* are not within"),
         (lambda rows: changed(rows, "meta_bytes", 2**31), "row 1: 2147483648 bytes .* are not within"),
-        (lambda rows: changed(rows, "meta_offset", 0), "row 1: .* from 0 on are not within"),
-        (lambda rows: rows["sample"], "is no index of shards"),
-        (lambda rows: rows[None], "is no index of shards"),
+        (lambda rows: changed(rows, "meta_offset", 0), "row 1: .* from offset 0 are not within"),
+        (lambda rows: rows["sample"], "is no index of a shard"),
+        (lambda rows: rows[None], "is no index of a shard"),
     ],
 )
 def test_index_that_does_not_fit_its_shard_is_refused(copied: Path, change: Callable[[Any], Any], message: str) -> None:

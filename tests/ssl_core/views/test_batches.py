@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import RunFailed, UserError
-from sharding.format.manifest import read_index, write_manifest
+from sharding.format.manifest import read_index
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest
@@ -27,6 +27,7 @@ from sharding.simulation.datasets import write_cell
 from ssl_core.views import PIXEL_TOLERANCE
 from ssl_core.views.batches import Batch, RandomViews, WholeImage, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
+from tests.support.manifests import write_manifest
 
 SPEC = ViewSpec(size_px=48)
 
