@@ -1,1 +1,1 @@
-"""`sternum audit`: patients and images that packed folders share."""
+"""`sternum audit`: patients and pictures shared by folders or splits."""

@@ -1,4 +1,4 @@
-"""`sternum audit`: the patients and pictures that packed folders share where sets and splits must share none."""
+"""`sternum audit`: finds patients and pictures that packed folders or official splits share."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
 
-# How far a patient or a picture reaches. Only the first is no leak.
+# The spread of a patient or a picture. All but the first are leaks.
 WITHIN: Final = "within one split"
 SPLITS: Final = "across splits"
 SETS: Final = "across sets"
@@ -30,7 +30,15 @@ _HEALTHY: Final = "No Finding"
 
 @dataclass(frozen=True)
 class AuditedFolder:
-    """A packed folder. splits: images of each official split, `no split` where there is none."""
+    """A packed folder.
+
+    Attributes:
+        path: as the user named it.
+        dataset: the dataset's name.
+        images: the number of images.
+        patients: the number of patients.
+        splits: images of each official split, `no split` for a dataset without splits.
+    """
 
     path: str
     dataset: str
@@ -41,7 +49,7 @@ class AuditedFolder:
 
 @dataclass(frozen=True)
 class PatientLocation:
-    """Where a patient stands, and with how many images."""
+    """A folder and split that a patient is in, with the number of the patient's images there."""
 
     folder: str
     split: str | None
@@ -50,7 +58,7 @@ class PatientLocation:
 
 @dataclass(frozen=True)
 class SharedPatient:
-    """A patient who stands in several folders, or in several official splits of one."""
+    """A patient who is in several folders, or in several official splits of one."""
 
     spread: str
     dataset: str
@@ -60,7 +68,7 @@ class SharedPatient:
 
 @dataclass(frozen=True)
 class TwoClassPatient:
-    """A patient with images of labels that exclude each other. labels: every such pair."""
+    """A patient with images of labels that exclude each other; `labels` has every such pair."""
 
     dataset: str
     patient: str
@@ -69,7 +77,7 @@ class TwoClassPatient:
 
 @dataclass(frozen=True)
 class AuditedImage:
-    """An image in a group. number: its place in the packed order of all audited folders."""
+    """An image in a group; `number` is its position in the packed order of all audited folders."""
 
     number: int
     folder: str
@@ -81,7 +89,16 @@ class AuditedImage:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of a group, by their places in its list. distance: bits in which their hashes differ."""
+    """Two images of a group.
+
+    Attributes:
+        first: index of an image in the group.
+        second: index of another image in the group.
+        equal_pixels: whether the decoded images are equal.
+        equal_bytes: whether the encoded images are equal.
+        distance: the number of bits in which their hashes differ.
+        correlation: of their thumbnails, at most 1.
+    """
 
     first: int
     second: int
@@ -93,7 +110,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Images that show one picture, and the pairs that connect them."""
+    """Images that show the same picture, and the pairs that connect them."""
 
     spread: str
     images: list[AuditedImage]
@@ -102,11 +119,17 @@ class ImageGroup:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found, the widest spread first, then in packed order.
+    """The findings of an audit, the widest spread first, then in packed order.
 
-    identical: groups of images with equal pixels, each image paired with the first.
-    near_identical: groups that near pairs hold together. The identical copies of their images are among them, and only
-    the first of these is paired with near ones.
+    Attributes:
+        folders: the audited folders.
+        max_hash_distance: the largest distance of a near pair, in bits.
+        min_correlation: the smallest correlation of a near pair.
+        shared_patients: patients in several folders or splits.
+        two_class_patients: patients with labels that exclude each other.
+        identical: groups of images with equal pixels, each image paired with the first.
+        near_identical: groups that near pairs connect. They include the identical copies of their images, of which
+            only the first is paired with near ones.
     """
 
     folders: list[AuditedFolder]
@@ -121,21 +144,28 @@ class Audit:
 def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
     """Compare all patients and images of these folders with each other.
 
-    Patients are the same where dataset and name are. Pictures are compared across datasets too; a mirrored or rotated
-    copy is not recognised. The result does not depend on the number of workers. Raises UserError when a folder is no
-    packed dataset or is named twice, and RunFailed when an image's bytes are not those that were packed.
+    Patients are the same if dataset and name are. Pictures are compared across datasets too; mirrored or rotated
+    copies are not recognized. The result does not depend on the number of workers.
+
+    Args:
+        folders: packed folders.
+        workers: processes that read; 0 means one for each CPU.
+
+    Raises:
+        UserError: if a folder is no packed dataset or occurs twice.
+        RunFailed: if an image is damaged.
     """
     shards = ShardSet(folders)
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(shards.folders)}
-    found = fingerprints(shards, workers)
-    identical, near = identical_pairs(found.rows), near_pairs(shards, found.rows, workers)
-    groups = _Groups(shards, found.rows)
+    prints = fingerprints(shards, workers)
+    identical, near = identical_pairs(prints.rows), near_pairs(shards, prints.rows, workers)
+    groups = _Groups(shards, prints.rows)
     return Audit(
         folders=[_folder(path, manifest) for path, manifest in manifests.items()],
         max_hash_distance=MAX_HASH_DISTANCE,
         min_correlation=MIN_CORRELATION,
-        shared_patients=_shared_patients(shards, manifests, found.rows),
-        two_class_patients=_two_class_patients(shards, manifests, found),
+        shared_patients=_shared_patients(shards, manifests, prints.rows),
+        two_class_patients=_two_class_patients(shards, manifests, prints),
         identical=groups.of(identical),
         near_identical=groups.of(_near_and_their_copies(near, identical)),
     )
@@ -149,21 +179,21 @@ def _folder(path: Path | str, manifest: Manifest) -> AuditedFolder:
 
 
 def _near_and_their_copies(near: Pairs, identical: Pairs) -> Pairs:
-    """Return the near pairs, and those identical ones whose picture is in one of them."""
+    """Return the near pairs, and the identical pairs of images in them."""
     copied = np.isin(identical.first, np.concatenate([near.first, near.second]))
     return near.joined(identical.chosen(copied))
 
 
-def _spread(places: Iterable[tuple[str, str | None]]) -> str:
-    """Return how far things at these places, of folder and split, reach."""
-    apart = set(places)
-    if len({folder for folder, _ in apart}) > 1:
+def _spread(locations: Iterable[tuple[str, str | None]]) -> str:
+    """Return the spread over these locations, each a folder and a split."""
+    distinct = set(locations)
+    if len({folder for folder, _ in distinct}) > 1:
         return SETS
-    return SPLITS if len(apart) > 1 else WITHIN
+    return SPLITS if len(distinct) > 1 else WITHIN
 
 
 class _Groups:
-    """Makes groups of images out of pairs, and reads what they are called."""
+    """Turns pairs into groups of images, and reads the images' names."""
 
     def __init__(self, shards: ShardSet, rows: Rows) -> None:
         self._shards, self._rows = shards, rows
@@ -173,7 +203,7 @@ class _Groups:
         component = connected(len(self._rows), pairs)[pairs.first]
         order = np.lexsort((pairs.second, pairs.first, component))
         borders = np.flatnonzero(np.diff(component[order])) + 1
-        groups = [self._group(pairs.chosen(some)) for some in np.split(order, borders) if len(some)]
+        groups = [self._group(pairs.chosen(members)) for members in np.split(order, borders) if len(members)]
         return sorted(groups, key=lambda group: (-SPREADS.index(group.spread), group.images[0].number))
 
     def _group(self, pairs: Pairs) -> ImageGroup:
@@ -209,66 +239,69 @@ class _Groups:
 
 
 def _patient(shards: ShardSet, number: int) -> str:
-    """Return the name of the patient whom image `number` shows."""
+    """Return the name of the patient in image `number`."""
     shard, row = (int(part) for part in shards.locate(number))
     return str(shards.metadata(shard, row)["patient"])
 
 
 def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], rows: Rows) -> list[SharedPatient]:
-    of_shard = [(folder, shard.split) for folder, shard in zip(shards.folders, shards.shards, strict=True)]
-    places = list(dict.fromkeys(of_shard))
-    place = np.array([places.index(one) for one in of_shard])[np.repeat(np.arange(len(of_shard)), shards.shard_samples)]
-    stands = np.stack([rows["patient"], place.astype(np.uint64)], axis=1)
-    stands, first, images = np.unique(stands, axis=0, return_index=True, return_counts=True)
+    shard_locations = [(folder, shard.split) for folder, shard in zip(shards.folders, shards.shards, strict=True)]
+    locations = list(dict.fromkeys(shard_locations))
+    numbers = np.repeat([locations.index(location) for location in shard_locations], shards.shard_samples)
+    patients = np.stack([rows["patient"], numbers.astype(np.uint64)], axis=1)  # (n, 2): patient, location
+    patients, first, images = np.unique(patients, axis=0, return_index=True, return_counts=True)
     shared = []
-    for some in _runs(stands[:, 0]):
-        if len(some) == 1:
+    for run in _runs(patients[:, 0]):
+        if len(run) == 1:
             continue
-        there = [places[int(number)] for number in stands[some, 1]]
+        own_locations = [locations[int(number)] for number in patients[run, 1]]
         shared.append(
             SharedPatient(
-                spread=_spread((str(folder), split) for folder, split in there),
-                dataset=manifests[there[0][0]].dataset,
-                patient=_patient(shards, int(first[some[0]])),
+                spread=_spread((str(folder), split) for folder, split in own_locations),
+                dataset=manifests[own_locations[0][0]].dataset,
+                patient=_patient(shards, int(first[run[0]])),
                 places=[
                     PatientLocation(str(folder), split, count)
-                    for (folder, split), count in zip(there, images[some].tolist(), strict=True)
+                    for (folder, split), count in zip(own_locations, images[run].tolist(), strict=True)
                 ],
             )
         )
-    return sorted(shared, key=lambda one: (-SPREADS.index(one.spread), one.dataset, one.patient))
+    return sorted(shared, key=lambda patient: (-SPREADS.index(patient.spread), patient.dataset, patient.patient))
 
 
 def _two_class_patients(
-    shards: ShardSet, manifests: dict[Path | str, Manifest], found: Fingerprints
+    shards: ShardSet, manifests: dict[Path | str, Manifest], prints: Fingerprints
 ) -> list[TwoClassPatient]:
     datasets = sorted({manifest.dataset for manifest in manifests.values()})
-    of_shard = np.array([datasets.index(manifests[folder].dataset) for folder in shards.folders])
-    dataset = np.repeat(of_shard, shards.shard_samples)
-    rows = found.rows
+    shard_datasets = np.array([datasets.index(manifests[folder].dataset) for folder in shards.folders])
+    image_datasets = np.repeat(shard_datasets, shards.shard_samples)
+    rows = prints.rows
     excluding = [
-        excluding_labels({found.label_sets[number] for number in np.unique(rows["labels"][dataset == one]).tolist()})
-        for one in range(len(datasets))
+        excluding_labels(
+            {prints.label_sets[labels] for labels in np.unique(rows["labels"][image_datasets == dataset]).tolist()}
+        )
+        for dataset in range(len(datasets))
     ]
-    carries = np.stack([rows["patient"], rows["labels"].astype(np.uint64)], axis=1)
-    carries, first = np.unique(carries, axis=0, return_index=True)
-    patients = []
-    for some in _runs(carries[:, 0]):
-        if len(some) == 1:
+    patients = np.stack([rows["patient"], rows["labels"].astype(np.uint64)], axis=1)  # (n, 2): patient, label set
+    patients, first = np.unique(patients, axis=0, return_index=True)
+    two_class = []
+    for run in _runs(patients[:, 0]):
+        if len(run) == 1:
             continue
-        labels = sorted({name for number in carries[some, 1].tolist() for name in found.label_sets[number]})
-        number = int(first[some[0]])
-        contradicting = [pair for pair in combinations(labels, 2) if pair in excluding[dataset[number]]]
+        labels = sorted({name for number in patients[run, 1].tolist() for name in prints.label_sets[number]})
+        image = int(first[run[0]])
+        dataset = image_datasets[image]
+        contradicting = [pair for pair in combinations(labels, 2) if pair in excluding[dataset]]
         if contradicting:
-            patients.append(TwoClassPatient(datasets[dataset[number]], _patient(shards, number), contradicting))
-    return sorted(patients, key=lambda one: (one.dataset, one.patient))
+            two_class.append(TwoClassPatient(datasets[dataset], _patient(shards, image), contradicting))
+    return sorted(two_class, key=lambda patient: (patient.dataset, patient.patient))
 
 
 def excluding_labels(label_sets: Iterable[LabelSet]) -> set[LabelPair]:
-    """Return the pairs of labels, in alphabetical order, that exclude each other by how a dataset uses them.
+    """Return the pairs of labels, each in alphabetical order, that exclude each other in a dataset.
 
-    No image carries both, and one of them is never with any other label (such as Cell's NORMAL), or is `No Finding`
-    (which stands beside CheXpert's Support Devices). Findings that merely happen not to meet are not among them.
+    No image has both, and one of them is never combined with any label (such as Cell's NORMAL), or is `No Finding`
+    (which CheXpert combines with Support Devices). Findings that merely do not occur together are not such pairs.
     """
     sets = list(label_sets)
     names = sorted({name for present in sets for name in present})

@@ -1,4 +1,4 @@
-"""What an audit compares images and patients by: one short row an image, read and checked in several processes."""
+"""Short records by which an audit compares images and patients, made in several processes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ from sharding.reading.shard_set import ShardSet
 Rows = npt.NDArray[np.void]
 LabelSet = tuple[str, ...]
 
-# `content` and `pixels` are 64-bit hashes of the encoded bytes, and of the decoded pixels with their size; `labels`
-# numbers the set of labels that are 1.
+# `content` and `pixels` are 64-bit hashes of the encoded bytes, and of the decoded pixels with their size; `labels` is
+# the number of the set of labels that are 1.
 ROW: Final = np.dtype(
     [
         ("sample", "<u8"),
@@ -41,14 +41,19 @@ _IMAGES_A_TASK: Final = 256
 
 
 class Fingerprints(NamedTuple):
-    """rows: ROW (n,), in packed order. label_sets: the names of the labels that are 1, by their number in the rows."""
+    """The fingerprints of all images.
+
+    Attributes:
+        rows: (n,) ROW, in packed order.
+        label_sets: the sets of labels that are 1, by their number in the rows.
+    """
 
     rows: Rows
     label_sets: list[LabelSet]
 
 
 class _Task(NamedTuple):
-    """Rows `first` to `last` of a folder's shard, and how that is fetched when it is elsewhere."""
+    """Rows `first` to `last` of a folder's shard, and the settings to download it."""
 
     folder: Location
     fetch: FetchConfig | None
@@ -58,9 +63,14 @@ class _Task(NamedTuple):
 
 
 def fingerprints(shards: ShardSet, workers: int = 0) -> Fingerprints:
-    """Read and decode every image of whole folders (no splits left out), in `workers` processes (0: one for each CPU).
+    """Read and decode every image; takes 68 bytes per image.
 
-    Takes 68 bytes an image. Raises RunFailed when an image's bytes are not those that were packed.
+    Args:
+        shards: whole folders, with all splits.
+        workers: processes that read; 0 means one for each CPU.
+
+    Raises:
+        RunFailed: if an image is damaged.
     """
     tasks = list(_tasks(shards))
     rows = np.empty(shards.samples, ROW)
@@ -77,11 +87,11 @@ def fingerprints(shards: ShardSet, workers: int = 0) -> Fingerprints:
 
 
 def decode_packed(content: UInt8) -> tuple[Thumbnails, bytes]:
-    """Return a packed image's thumbnail and the size and pixels that make it identical to another."""
+    """Return a packed image's thumbnail, and its size and pixels as bytes, which identical images share."""
     try:
         image, _ = decode(content.tobytes())
     except ImageRejected as rejected:
-        raise RunFailed(f"a packed image cannot be decoded: {rejected}; which one: sternum verify") from rejected
+        raise RunFailed(f"a packed image cannot be decoded: {rejected}; find it: sternum verify") from rejected
     return thumbnail(image), repr(image.size).encode() + image.tobytes()
 
 
@@ -103,14 +113,14 @@ def _fingerprint(task: _Task) -> Fingerprints:
     rows["sample"], rows["patient"] = index["sample"], index["patient"]
     thumbnails = []
     label_sets: dict[LabelSet, int] = {}
-    for place, number in enumerate(numbers.tolist()):
+    for item, number in enumerate(numbers.tolist()):
         content = shards.read(task.shard, number)
         small, pixels = decode_packed(content)
         thumbnails.append(small)
-        rows["content"][place], rows["pixels"][place] = _hash64(content.tobytes()), _hash64(pixels)
+        rows["content"][item], rows["pixels"][item] = _hash64(content.tobytes()), _hash64(pixels)
         labels = shards.metadata(task.shard, number)["labels"]
         present = tuple(sorted(name for name, value in labels.items() if value == 1))
-        rows["labels"][place] = label_sets.setdefault(present, len(label_sets))
+        rows["labels"][item] = label_sets.setdefault(present, len(label_sets))
     rows["perceptual"] = perceptual_hashes(np.stack(thumbnails))
     return Fingerprints(rows, list(label_sets))
 

@@ -1,4 +1,4 @@
-"""Whether two radiographs are one picture: a perceptual hash finds the pairs, a correlation confirms them.
+"""Measures of whether two radiographs are the same picture: a perceptual hash finds pairs, a correlation confirms them.
 
 The thresholds were measured on Kermany's and NIH's radiographs (docs/design.md, "The audit").
 """
@@ -23,7 +23,7 @@ MIN_CORRELATION: Final = 0.985
 
 _HASH_SIDE: Final = 16
 _CROPS: Final = (0.0, 0.01, 0.02)  # of a side, tried at each of the four
-_FLAT: Final = 0.5  # a single pixel that is one gray level off gives a length of 1
+_FLAT: Final = 0.5  # a flat image with a single pixel one gray level off has a length of 1
 
 
 def thumbnail(image: Image.Image) -> Thumbnails:
@@ -43,27 +43,28 @@ def perceptual_hashes(thumbnails: Thumbnails) -> UInt64:
 
 
 def correlation(first: Thumbnails, second: Thumbnails) -> float:
-    """Return the largest correlation of two thumbnails (px, px) over slight crops of one or the other.
+    """Return the largest correlation of two thumbnails (px, px) over slight crops of either.
 
-    Each side of either is cropped by 0, 1 or 2 %: without that, a margin of 1 % costs a copy more correlation
-    than what tells it from another patient. A flat image correlates with nothing.
+    Each side is cropped by 0, 1 or 2 %. Without crops, a margin of 1 % would lower a copy's correlation more than the
+    gap between a copy and another patient. A flat image correlates with nothing.
     """
-    one, other = first.astype(np.float32), second.astype(np.float32)
+    a, b = first.astype(np.float32), second.astype(np.float32)
     best = max(
-        float((_centred(_cropped(a)) * _centred(b)).sum(axis=(-2, -1)).max()) for a, b in ((one, other), (other, one))
+        float((_centered(_cropped(cropped)) * _centered(whole)).sum(axis=(-2, -1)).max())
+        for cropped, whole in ((a, b), (b, a))
     )
     return min(best, 1.0)
 
 
 def _cropped(pixels: _Pixels) -> _Pixels:
-    """Return (9, 9, px, px): every crop of the rows with every crop of the columns, stretched to full size."""
+    """Return (9, 9, px, px): each crop of the height with each crop of the width, stretched to full size."""
     rows: _Pixels = _STRETCHES @ pixels
     stretched: _Pixels = rows[:, None] @ _STRETCHES.transpose(0, 2, 1)
     return stretched
 
 
-def _centred(pixels: _Pixels) -> _Pixels:
-    """Return images (..., px, px) with mean 0 and sum of squares 1; flat ones become 0."""
+def _centered(pixels: _Pixels) -> _Pixels:
+    """Shift and scale images (..., px, px) to mean 0 and sum of squares 1; flat images become 0."""
     pixels = pixels - pixels.mean(axis=(-2, -1), keepdims=True)
     length = np.sqrt((pixels * pixels).sum(axis=(-2, -1), keepdims=True))
     unit: _Pixels = np.where(length > _FLAT, pixels, 0) / np.maximum(length, _FLAT)
@@ -71,12 +72,10 @@ def _centred(pixels: _Pixels) -> _Pixels:
 
 
 def _stretch(low: float, high: float) -> _Pixels:
-    """Return the matrix (px, px) that crops these shares off both ends of an axis and stretches the rest, linearly."""
-    centres = (np.arange(THUMBNAIL_PX) + 0.5) / THUMBNAIL_PX
-    places = np.clip(THUMBNAIL_PX * (low + centres * (1 - low - high)) - 0.5, 0, THUMBNAIL_PX - 1)
-    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(THUMBNAIL_PX)))
-    matrix: _Pixels = weights.astype(np.float32)
-    return matrix
+    """Return the matrix (px, px) that crops these shares off the ends of an axis and stretches the rest linearly."""
+    centers = (np.arange(THUMBNAIL_PX) + 0.5) / THUMBNAIL_PX
+    positions = np.clip(THUMBNAIL_PX * (low + centers * (1 - low - high)) - 0.5, 0, THUMBNAIL_PX - 1)
+    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(THUMBNAIL_PX))).astype(np.float32)
 
 
 _STRETCHES: Final = np.stack([_stretch(low, high) for low, high in product(_CROPS, _CROPS)])

@@ -83,9 +83,7 @@ def _read_tree(root: Path) -> Iterator[Sample | Rejection]:
     splits = [name for name in tops if split_of(name)]
     if splits and splits != tops:
         other = next(name for name in tops if name not in splits)
-        raise UserError(
-            f"root={root} has the split {splits[0]}/ and also {other}/, which is no split; move one of them"
-        )
+        raise UserError(f"root={root} has the split {splits[0]}/ and {other}/, which is no split; move one of them")
     depth = 2 if splits else 1
     classes = sorted({parts[-1] for parts in parents if len(parts) == depth})
     for path in visible_files(root):

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import infra.options
 from sharding.packing.pack import PackConfig, pack
 from sharding.simulation.datasets import write_cell
+
+
+@pytest.fixture(autouse=True)
+def no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have errors name options without the prefixes of a command that an earlier test ran."""
+    monkeypatch.setattr(infra.options, "_prefixes", {})
 
 
 @pytest.fixture(scope="session")

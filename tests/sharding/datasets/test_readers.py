@@ -206,7 +206,7 @@ def test_folder_takes_folders_for_classes(tmp_path, capsys):
     assert rejected == {("readme.txt", "not at CLASS/IMAGE"): 1, ("well/more/2.jpg", "not at CLASS/IMAGE"): 1}
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "every image counts as a patient of its own" in said
+    assert "each counts as another patient" in said
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
