@@ -38,7 +38,9 @@ class Pairs(NamedTuple):
 
     def chosen(self, selection: Bool | Int64) -> "Pairs":
         """Return a selection of the pairs, by mask or by position."""
-        return Pairs(self.first[selection], self.second[selection], self.distance[selection], self.correlation[selection])
+        return Pairs(
+            self.first[selection], self.second[selection], self.distance[selection], self.correlation[selection]
+        )
 
     def joined(self, others: "Pairs") -> "Pairs":
         """Return these pairs followed by others."""

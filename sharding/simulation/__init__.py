@@ -1,1 +1,1 @@
-"""Simulated radiographs, written as two of the real datasets are shipped."""
+"""Simulated radiographs, written in the layouts of two real datasets."""

@@ -1,12 +1,12 @@
-"""Simulated radiographs in the folders of two real datasets, for a first run and for tests.
+"""Writers of simulated radiographs in the layouts of two real datasets, for a first run and for tests.
 
 The images are phantoms (`sharding.simulation.phantom`, `.exposure`): body, lungs, heart and bones as simple solids on a
-film curve, pneumonia as soft textured patches inside the lungs. They let every part of the product run on something
-that it may ship; a figure measured on them says that the machinery learns, and proves nothing about medicine.
+film curve, and pneumonia as soft textured patches inside the lungs. Every part of Sternum can run on them without real
+patients. A score on them shows that the machinery learns, and proves nothing about medicine.
 
-`write_chexpert` makes the layout of CheXpert-v1.0-small (Irvin et al. 2019), `write_cell` that of the paediatric set
-of Kermany et al. 2018 ("Cell" in Gazda et al. 2021). Both hold different patients for one seed, and every image is a
-function of its patient and the seed alone: bit-identical on every call, whatever else is drawn beside it.
+`write_chexpert` writes the layout of CheXpert-v1.0-small (Irvin et al. 2019), `write_cell` that of the pediatric set
+of Kermany et al. 2018 ("Cell" in Gazda et al. 2021). With the same seed they draw different patients. Every image
+depends only on its patient and the seed: it is bit-identical in every call, whatever other images are drawn.
 """
 
 import csv
@@ -35,14 +35,14 @@ CELL_SPLITS = ("train", "val", "test")
 NOTE = "Simulated images of chest phantoms, drawn by Sternum: no real patients, no evidence about medicine.\n"
 _FIRST_VALID_PATIENT = 64541  # upstream's numbering of valid.csv
 _JPEG_QUALITY = 92
-_POOL_FROM_JOBS = 100  # below it, starting processes takes longer than drawing
+_POOL_FROM_JOBS = 100  # with fewer jobs, starting processes takes longer than drawing
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Study:
-    """One examination: what was drawn in it and which projections were taken."""
+    """One examination: its drawn findings, projections and labels."""
 
     opacities: tuple[Opacity, ...]
     lines: int
@@ -51,13 +51,19 @@ class _Study:
 
 
 def write_chexpert(root: Path, patients: int, seed: int, size_px: int = 160) -> None:
-    """Write train.csv, valid.csv and the images of `patients` patients, about one in twenty of them in valid.
+    """Write train.csv, valid.csv and the images of CheXpert.
 
-    Patients have 1 to 3 studies of 1 or 2 images: about two images each, 85 % of them frontal. The shorter side of an
-    image is `size_px`. Labels say what was drawn, as 1.0, 0.0, -1.0 (uncertain) or nothing, with valid.csv sure.
+    Patients have 1 to 3 studies of 1 or 2 images: about two images each, 85 % of them frontal. About one patient in
+    twenty is in valid. Labels describe the drawing, as 1.0, 0.0, -1.0 (uncertain) or blank; valid.csv has no -1.0.
+
+    Args:
+        root: the new folder.
+        patients: the number of patients, 2 to 50000.
+        seed: the seed of all images.
+        size_px: the shorter side of the images, 32 to 2048.
 
     Raises:
-        UserError: `root` holds something already, a number is out of range, or the disk is full.
+        UserError: if `root` is not empty, a number is out of range, or the disk is full.
     """
     require(2 <= patients <= 50_000, f"patients={patients} must be between 2 (one for train, one for valid) and 50000")
     _check(root, seed, size_px)
@@ -78,18 +84,24 @@ def write_chexpert(root: Path, patients: int, seed: int, size_px: int = 160) -> 
 
 
 def write_cell(root: Path, images: dict[str, int], seed: int, size_px: int = 160) -> None:
-    """Write {train,val,test}/{NORMAL,PNEUMONIA}/ with `images[split]` images each, half of them with pneumonia.
+    """Write {train,val,test}/{NORMAL,PNEUMONIA}/, half of the images with pneumonia.
 
-    Names are upstream's (`IM-0115-0001.jpeg`, `person1_bacteria_2.jpeg`), but a patient stands in one split only.
-    All images are frontal, the shorter side `size_px`; a patient has one to three of them.
+    Names are upstream's (`IM-0115-0001.jpeg`, `person1_bacteria_2.jpeg`), but each patient is in one split only. All
+    images are frontal; a patient has one to three of them.
+
+    Args:
+        root: the new folder.
+        images: the number of images in each split, 2 or more.
+        seed: the seed of all images.
+        size_px: the shorter side of the images, 32 to 2048.
 
     Raises:
-        UserError: `root` holds something already, a number is out of range, or the disk is full.
+        UserError: if `root` is not empty, a number is out of range, or the disk is full.
     """
-    wrong = sorted(set(images) - set(CELL_SPLITS))
-    require(not wrong, f"images names the split {wrong[:1]}; the splits are {', '.join(CELL_SPLITS)}")
+    unknown = sorted(set(images) - set(CELL_SPLITS))
+    require(not unknown, f"images={unknown[:1]} is no split; use {', '.join(CELL_SPLITS)}")
     for split, count in images.items():
-        require(count >= 2, f"images[{split}]={count} must be 2 or more: one of each class")
+        require(count >= 2, f"images[{split}]={count} must be at least 2: one of each class")
     _check(root, seed, size_px)
     with atomic_folder(root) as folder:
         for split in CELL_SPLITS:
@@ -106,11 +118,11 @@ def _check(root: Path, seed: int, size_px: int) -> None:
     require(seed >= 0, f"seed={seed} must not be negative")
     require(not root.is_file(), f"{root} is a file; choose a new folder")
     empty = not root.exists() or not any(root.iterdir())
-    require(empty, f"{root} holds something already; choose another folder, or delete it first")
+    require(empty, f"{root} is not empty; choose another folder, or delete it first")
 
 
 def _drawn(function: Callable[[tuple[Any, ...]], T], jobs: list[tuple[Any, ...]]) -> Iterator[T]:
-    """Run the jobs, many of them in two processes; results come in the order of the jobs either way."""
+    """Run the jobs, many of them in two processes, and yield their results in order."""
     workers = 1 if len(jobs) < _POOL_FROM_JOBS else min(2, worker_count(0, len(jobs)))
     with closing(ordered_map(function, jobs, workers, chunk=16)) as results:
         yield from progress(results, "simulating", len(jobs))
@@ -133,11 +145,12 @@ def _draw_study(seed: int, patient: int, study: int, anatomy: Anatomy) -> _Study
     projections += ["lateral"] if not portable and draws.chance(0.45) else []
     viral = draws.chance(0.4)
     opacities = draw_opacities(seed, "chexpert", patient, study, viral) if sick else ()
-    sure = patient >= _FIRST_VALID_PATIENT  # valid.csv was read by radiologists, train.csv by a program, from reports
+    sure = patient >= _FIRST_VALID_PATIENT  # radiologists labeled valid.csv, a program labeled train.csv from reports
     present = {"Support Devices": 1} if lines else {}
     if sick:
-        said = 0.0 if sure else draws.between(0, 1)
-        present |= {"Lung Opacity": 1} | ({"Pneumonia": 1} if said < 0.6 else {"Pneumonia": -1} if said < 0.85 else {})
+        doubt = 0.0 if sure else draws.between(0, 1)
+        present |= {"Lung Opacity": 1}
+        present |= {"Pneumonia": 1} if doubt < 0.6 else {"Pneumonia": -1} if doubt < 0.85 else {}
         present |= {"Consolidation": 1} if max(opacity.strength for opacity in opacities) > 0.34 else {}
     if anatomy.heart_ratio > CARDIOMEGALY_RATIO or (anatomy.heart_ratio > CARDIOMEGALY_RATIO - 0.02 and not sure):
         present["Cardiomegaly"] = 1 if anatomy.heart_ratio > CARDIOMEGALY_RATIO else -1
@@ -179,13 +192,13 @@ def _write_chexpert_patient(job: tuple[Path, str, int, int, int]) -> list[dict[s
 
 
 def _cell_images(images: dict[str, int], seed: int) -> Iterator[tuple[str, int, int, bool | None]]:
-    """Say for each image of the set: its path, its patient, its number among the patient's, viral (None: healthy)."""
+    """Yield each image's path, patient, number among the patient's images, and whether it is viral (None: healthy)."""
     numbers = {"NORMAL": 0, "PNEUMONIA": 0}
     running = 0
     for split in CELL_SPLITS:
         count = images.get(split, 0)
-        for name, wanted in (("NORMAL", count - count // 2), ("PNEUMONIA", count // 2)):
-            end = running + wanted
+        for name, class_count in (("NORMAL", count - count // 2), ("PNEUMONIA", count // 2)):
+            end = running + class_count
             while running < end:
                 numbers[name] += 1
                 number = numbers[name]
@@ -197,8 +210,8 @@ def _cell_images(images: dict[str, int], seed: int) -> Iterator[tuple[str, int, 
                     if name == "NORMAL":
                         yield f"{split}/NORMAL/IM-{number:04d}-{image:04d}.jpeg", patient, image, None
                     else:
-                        kind = "virus" if viral else "bacteria"
-                        yield f"{split}/PNEUMONIA/person{number}_{kind}_{running}.jpeg", patient, image, viral
+                        pathogen = "virus" if viral else "bacteria"
+                        yield f"{split}/PNEUMONIA/person{number}_{pathogen}_{running}.jpeg", patient, image, viral
 
 
 def _write_cell_image(job: tuple[Path, int, int, bool | None, int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Taking one radiograph of a phantom: its pose before the plate, the device, the film curve."""
+"""The exposure of one radiograph of a phantom: its pose before the plate, the device, the film curve."""
 
 import math
 
@@ -34,9 +34,21 @@ def radiograph(
     lines: int,
     size_px: int,
 ) -> npt.NDArray[np.uint8]:
-    """Take one radiograph: `projection` is PA, AP or lateral, `lines` counts leads and catheters on the chest.
+    """Take one radiograph.
 
-    Returns (height, width) gray levels; the shorter side is `size_px`, the other one up to a fifth longer.
+    Args:
+        seed: of all draws.
+        stream: the name of the dataset, which keys the draws.
+        patient: the patient's number.
+        image: the image's number among the patient's.
+        anatomy: the patient's.
+        opacities: the patches of pneumonia.
+        projection: PA, AP or lateral.
+        lines: the number of leads and catheters on the chest.
+        size_px: the shorter side.
+
+    Returns:
+        Gray levels (height, width); the longer side is up to 22 % longer.
     """
     draws = Draws(seed, f"{stream}-image", patient, image)
     portable = projection == "AP"
@@ -64,7 +76,7 @@ def radiograph(
 
 
 def _pose(draws: Draws, height: int, width: int, portable: bool) -> Matrix:
-    """Draw how the patient stands before the plate: the (2, 3) map from body to pixel coordinates."""
+    """Draw the patient's pose before the plate: the (2, 3) map from body to pixel coordinates."""
     angle = math.radians(draws.normal(0, 4.0 if portable else 2.5))
     unit_px = min(height, width) / 2 * draws.between(0.92, 1.30) * (1.03 if portable else 1.0)
     cos, sin = math.cos(angle) * unit_px, math.sin(angle) * unit_px
@@ -117,7 +129,7 @@ def _expose(attenuation: Field, device: Draws, draws: Draws, grain: Field) -> np
 
 
 def _mark(gray: Field, draws: Draws) -> None:
-    """Burn the side marker, a letter L, into the corner at the patient's left."""
+    """Write the side marker, a letter L, into the corner at the patient's left."""
     height, width = max(5, gray.shape[1] // 22), max(4, gray.shape[1] // 30)
     top, left = int(draws.between(2, 2 * height)), gray.shape[1] - int(draws.between(width + 2, 3 * width))
     stroke = max(1, height // 5)

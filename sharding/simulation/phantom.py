@@ -1,8 +1,8 @@
-"""A chest phantom: solids that add up to something like a chest radiograph. Nothing in it is anatomy of anybody.
+"""A chest phantom: simple solids whose sum resembles a chest radiograph. It shows no real person's anatomy.
 
-A patient is a set of shape factors. A projection sums, at each pixel, the path through body, air, bone and heart, all
-of them simple solids, and through the pneumonia inside the lungs; `sharding.simulation.exposure` makes gray levels of
-the sum. All draws are `infra.rng`'s: an image is a pure function of (seed, stream, patient, study, image).
+A patient is a set of shape factors. A projection sums, at each pixel, the paths through body, air, bone and heart,
+all of them simple solids, and through the pneumonia inside the lungs; `sharding.simulation.exposure` turns the sum
+into gray levels. All draws come from `infra.rng`: an image is a pure function of (seed, stream, patient, study, image).
 
 Lengths are in half chest frames: the body's midline is x = 0, the lungs reach from y = -0.8 to about 0.5. In a frontal
 projection x grows to the patient's left, in a lateral one to the back; y grows downwards.
@@ -20,12 +20,12 @@ from scipy.ndimage import gaussian_filter
 
 from infra import rng
 
-Field = npt.NDArray[np.floating[Any]]  # float32 throughout: numpy keeps it beside Python's numbers
+Field = npt.NDArray[np.floating[Any]]  # always float32, which numpy keeps in operations with Python's numbers
 Matrix = npt.NDArray[np.float64]
 
 
 class Draws:
-    """Numbers for one purpose, taken one after another from a keyed stream."""
+    """Random numbers for one purpose, drawn one after another from a keyed stream."""
 
     def __init__(self, seed: int, stream: str, item: int, counter: int = 0, count: int = 256) -> None:
         self._values = iter(rng.uniform(seed, stream, np.array([item], np.uint64), counter, count)[0].tolist())
@@ -35,7 +35,7 @@ class Draws:
         return low + (high - low) * float(next(self._values))
 
     def normal(self, mean: float, deviation: float) -> float:
-        """Draw from a bell that ends three deviations from its mean (the sum of three uniform numbers)."""
+        """Draw from a bell curve that ends three deviations from its mean (the sum of three uniform numbers)."""
         return mean + deviation * 2 * sum(self.between(-0.5, 0.5) for _ in range(3))
 
     def chance(self, probability: float) -> bool:
@@ -58,7 +58,7 @@ def stretched(cells: Field, height: int, width: int) -> Field:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What makes one patient's chest his or hers: lengths in half frames, ratios without unit."""
+    """The shape of one patient's chest: lengths in half frames, ratios without unit."""
 
     sex: str
     age: int
@@ -112,7 +112,7 @@ def draw_anatomy(seed: int, stream: str, patient: int) -> Anatomy:
 
 @dataclass(frozen=True)
 class Opacity:
-    """A patch of pneumonia: where it lies in its lung (0 to 1 each), how large, how dense and how streaky."""
+    """A patch of pneumonia: its position in its lung (0 to 1 each), size, density and streaks."""
 
     side: int
     along: float
@@ -151,7 +151,11 @@ def draw_opacities(seed: int, stream: str, patient: int, study: int, viral: bool
 def frontal(
     anatomy: Anatomy, breath: float, x: Field, y: Field, opacities: Sequence[Opacity], texture: Field
 ) -> tuple[Field, Field, Field]:
-    """Project from the front, or from the back: attenuation of the solids, air (0 to 1), attenuation of opacities."""
+    """Project from the front or the back.
+
+    Returns:
+        The attenuation of the solids, the air (0 to 1), and the attenuation of the opacities, each (height, width).
+    """
     x = x - anatomy.spine_bend * np.cos(2 * y)
     ax = np.abs(x)
     right = x < 0  # the image's left half is the patient's right
@@ -162,7 +166,7 @@ def frontal(
     shoulders = y - top + 0.16 - 0.18 * np.minimum(ax, 1) + 0.6 * np.clip(0.24 - ax, 0, 1)
     soft = (0.9 * anatomy.depth + anatomy.fat) * _round(np.minimum(trunk, shoulders), 0.45)
 
-    # The lungs: inside the cage, beside the mediastinum (with the aorta's knob), above the domes of the diaphragm.
+    # The lungs: inside the cage, next to the mediastinum (with the aorta's knob), above the domes of the diaphragm.
     cage = 0.72 - 0.72 * np.sqrt((x / width) ** 2 + (np.minimum(y - 0.15, 0) / (0.15 - top)) ** 2)
     middle = anatomy.mediastinum + 0.05 * np.clip(-0.3 - y, 0, 0.4) + 0.10 * np.clip(y, 0, 1)
     middle = middle + anatomy.aorta * np.exp(-np.square((y + 0.36) * 8)) * ~right
@@ -192,19 +196,19 @@ def frontal(
     solid += 0.22 * spine + anatomy.rib_strength * ribs + 0.24 * clavicles
     if anatomy.breast:
         solid += anatomy.breast * _ellipsoid(ax - 0.46, y - 0.22, 0.34, 0.33, 0.3)
-    places = []
+    offsets = []
     for opacity in opacities:
         outer = 0.80 * width * min(1.0, 0.55 + 0.6 * opacity.along)
-        centre_x = opacity.side * (0.17 + opacity.across * (outer - 0.17))
-        centre_y = top + 0.10 + opacity.along * (base - top - 0.28)
-        places.append((x - centre_x, y - centre_y))
-    return solid, lung, _patches(lung, places, opacities, texture)
+        center_x = opacity.side * (0.17 + opacity.across * (outer - 0.17))
+        center_y = top + 0.10 + opacity.along * (base - top - 0.28)
+        offsets.append((x - center_x, y - center_y))
+    return solid, lung, _patches(lung, offsets, opacities, texture)
 
 
 def lateral(
     anatomy: Anatomy, breath: float, x: Field, y: Field, opacities: Sequence[Opacity], texture: Field
 ) -> tuple[Field, Field, Field]:
-    """Project from the side; returns what `frontal` does."""
+    """Project from the side; returns the same three arrays as `frontal`."""
     top, base, half = -0.78 * anatomy.height, 0.50 * anatomy.height + breath, anatomy.depth
     front = x + 0.12 * y + half  # the sternum leans forward and down
     behind = half - x + 0.10 * np.cos(2 * y)
@@ -224,14 +228,14 @@ def lateral(
     sternum = _bone(front - 0.02, 0.035) * _edge(0.35 - np.abs(y + 0.1), 10)
     solid = soft + 0.30 * heart + 0.32 * belly + 0.30 * spine + 0.18 * sternum + 0.8 * anatomy.rib_strength * ribs
     solid += 0.5 * np.clip(-0.45 - y - 0.3 * np.square(x), 0, 1)  # the shoulders
-    places = [
+    offsets = [
         (x - 0.6 * half * opacity.depth, y - top - 0.15 - opacity.along * (base - top - 0.35)) for opacity in opacities
     ]
-    return solid, lung, _patches(lung, places, opacities, texture)
+    return solid, lung, _patches(lung, offsets, opacities, texture)
 
 
 def vessels(anatomy: Anatomy, draws: Draws, height: int, width: int, to_pixel: Matrix) -> Field:
-    """Draw the branching vessels around both hila (0 to 1): straight twigs that fork and thin out."""
+    """Draw the vessels around both hila (0 to 1) as straight twigs that fork and thin out."""
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
     unit_px = float(np.hypot(to_pixel[0, 0], to_pixel[0, 1]))
@@ -251,19 +255,19 @@ def vessels(anatomy: Anatomy, draws: Draws, height: int, width: int, to_pixel: M
 
 
 def _round(distance: Field, length: float) -> Field:
-    """Rise from 0 at the surface to 1 at `length` inside, like the path through a round solid."""
+    """Return a path through a round solid, which rises from 0 at the surface to 1 at the depth `length`."""
     path: Field = np.sqrt(np.clip(distance / length, 0, 1))
     return path
 
 
 def _edge(distance: Field, steepness: float) -> Field:
-    """Rise from 0 at the surface to 1, straight."""
+    """Return a level that rises linearly from 0 at the surface to 1."""
     level: Field = np.clip(distance * steepness, 0, 1)
     return level
 
 
 def _bone(distance: Field, half_width: float) -> Field:
-    """Return a hollow bone's profile across its axis: two bright rims around a lighter core."""
+    """Return a hollow bone's profile across its axis: two bright rims around a darker core."""
     q = np.square(distance / half_width)
     profile: Field = np.clip(1.6 - q, 0, 1) * (0.6 + 0.4 * np.minimum(q, 1))
     return profile
@@ -285,10 +289,12 @@ def _ellipsoid(x: Field, y: Field, radius_x: float, radius_y: float, angle: floa
     return path
 
 
-def _patches(lung: Field, places: Sequence[tuple[Field, Field]], opacities: Sequence[Opacity], texture: Field) -> Field:
-    """Sum the opacities: soft-edged, broken up by `texture`, and only where there is lung."""
+def _patches(
+    lung: Field, offsets: Sequence[tuple[Field, Field]], opacities: Sequence[Opacity], texture: Field
+) -> Field:
+    """Sum the opacities: soft-edged, broken up by `texture`, and only inside the lungs."""
     total: Field = np.zeros_like(lung)
-    for opacity, (x, y) in zip(opacities, places, strict=True):
+    for opacity, (x, y) in zip(opacities, offsets, strict=True):
         u, v = _turned(x, y, opacity.angle)
         q = np.square(u / opacity.radius) + np.square(v * (opacity.stretch / opacity.radius)) + 0.5 * texture
         patch = opacity.strength / (1 + np.exp(np.minimum(4 * q - 3.2, 30)))

@@ -1,13 +1,37 @@
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import infra.options
+from sharding.format.manifest import Rejection
+from sharding.format.sample import Sample
 from sharding.packing.pack import PackConfig, pack
 from sharding.simulation.datasets import write_cell
+
+
+def samples_of(items: Iterable[Sample | Rejection]) -> list[Sample]:
+    """Return the items, none of which may be a rejection."""
+    samples = []
+    for item in items:
+        assert isinstance(item, Sample), item
+        samples.append(item)
+    return samples
+
+
+class RadiographMaker(Protocol):
+    """Makes a smooth gray image that no other seed gives."""
+
+    def __call__(self, seed: int, height: int = 60, width: int = 72) -> Image.Image: ...
+
+
+class CsvWriter(Protocol):
+    """Writes a table of a header and rows, one string each."""
+
+    def __call__(self, path: Path, header: str, *rows: str, encoding: str = "utf-8") -> None: ...
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +41,7 @@ def no_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def radiograph() -> Callable[..., Image.Image]:
+def radiograph() -> RadiographMaker:
     """Make a smooth gray image that no other seed gives."""
 
     def make(seed: int, height: int = 60, width: int = 72) -> Image.Image:
@@ -37,7 +61,7 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cell_root(tmp_path: Path, radiograph: Callable[..., Image.Image]) -> Path:
+def cell_root(tmp_path: Path, radiograph: RadiographMaker) -> Path:
     """A tree in the Cell layout: 60 images of 42 patients in three splits."""
     root = tmp_path / "cell"
     for split, first, count in (("train", 0, 20), ("val", 20, 4), ("test", 24, 6)):
@@ -51,7 +75,7 @@ def cell_root(tmp_path: Path, radiograph: Callable[..., Image.Image]) -> Path:
 
 
 @pytest.fixture
-def csv_file() -> Callable[..., None]:
+def csv_file() -> CsvWriter:
     def write(path: Path, header: str, *rows: str, encoding: str = "utf-8") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([header, *rows]) + "\n", encoding=encoding)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from infra.errors import RunFailed, UserError
 from sharding.auditing import contact_sheet as sheet
-from sharding.auditing.audit import SETS, SPLITS, WITHIN, audit, excluding_labels
+from sharding.auditing.audit import SETS, SPLITS, WITHIN, ImageGroup, audit, excluding_labels
 from sharding.auditing.contact_sheet import contact_sheet
 from sharding.auditing.duplicates import near_duplicate_groups
 from sharding.datasets.chestxray14 import COLUMNS
@@ -31,7 +31,7 @@ def normal(root: Path, split: str, number: int) -> Path:
     return root / split / "NORMAL" / f"IM-{number:04d}-0001.jpeg"
 
 
-def keys(groups) -> list[list[str]]:
+def keys(groups: list[ImageGroup]) -> list[list[str]]:
     return [[image.key for image in group.images] for group in groups]
 
 
@@ -68,7 +68,7 @@ def leaking(cell_root: Path) -> Path:
     return cell_root
 
 
-def test_audit_finds_nothing_but_the_shared_patient_when_images_differ(cell_root):
+def test_audit_finds_nothing_but_the_shared_patient_when_images_differ(cell_root: Path) -> None:
     found = audit([packed("cell", cell_root)], workers=1)
     assert found.identical == found.near_identical == found.two_class_patients == []
     (shared,) = found.shared_patients
@@ -77,7 +77,7 @@ def test_audit_finds_nothing_but_the_shared_patient_when_images_differ(cell_root
     assert found.folders[0].splits == {"train": 40, "val": 8, "test": 12}
 
 
-def test_audit_finds_copies_within_and_across_splits(leaking):
+def test_audit_finds_copies_within_and_across_splits(leaking: Path) -> None:
     found = audit([packed("cell", leaking)], workers=1)
     (identical,) = found.identical
     assert identical.spread == SPLITS
@@ -97,7 +97,7 @@ def test_audit_finds_copies_within_and_across_splits(leaking):
         assert all(not pair.equal_pixels and pair.distance <= 40 and pair.correlation >= 0.985 for pair in group.pairs)
 
 
-def test_audit_tells_what_stays_within_one_split(cell_root):
+def test_audit_tells_what_stays_within_one_split(cell_root: Path) -> None:
     content = normal(cell_root, "train", 3).read_bytes()
     normal(cell_root, "train", 900).write_bytes(content)
     found = audit([packed("cell", cell_root)], workers=1)
@@ -105,7 +105,9 @@ def test_audit_tells_what_stays_within_one_split(cell_root):
     assert {image.patient for image in found.identical[0].images} == {"IM-0003", "IM-0900"}
 
 
-def test_audit_finds_what_two_datasets_share_though_it_was_encoded_anew(cell_root, chestxray14_root):
+def test_audit_finds_what_two_datasets_share_though_it_was_encoded_anew(
+    cell_root: Path, chestxray14_root: Path
+) -> None:
     with Image.open(normal(cell_root, "test", 24)) as image:
         image.resize((90, 75), Image.Resampling.LANCZOS).save(chestxray14_root / "images" / "00000004_001.png")
     folders = [packed("cell", cell_root), packed("chestxray14", chestxray14_root)]
@@ -120,7 +122,7 @@ def test_audit_finds_what_two_datasets_share_though_it_was_encoded_anew(cell_roo
     ]
 
 
-def test_audit_finds_every_patient_and_image_when_one_dataset_is_packed_twice(cell_root):
+def test_audit_finds_every_patient_and_image_when_one_dataset_is_packed_twice(cell_root: Path) -> None:
     folders = [packed("cell", cell_root, "one"), packed("cell", cell_root, "other")]
     found = audit(folders, workers=1)
     assert len(found.shared_patients) == read_manifest(folders[0]).patients
@@ -129,7 +131,7 @@ def test_audit_finds_every_patient_and_image_when_one_dataset_is_packed_twice(ce
     assert [place.folder for place in found.shared_patients[0].places] == [str(folder) for folder in folders]
 
 
-def test_audit_counts_patients_of_labels_that_exclude_each_other(chestxray14_root):
+def test_audit_counts_patients_of_labels_that_exclude_each_other(chestxray14_root: Path) -> None:
     found = audit([packed("chestxray14", chestxray14_root)], workers=1)
     assert {patient.patient: patient.labels for patient in found.two_class_patients} == {
         "1": [("No Finding", "Pneumonia")],
@@ -138,7 +140,7 @@ def test_audit_counts_patients_of_labels_that_exclude_each_other(chestxray14_roo
     assert found.shared_patients == []
 
 
-def test_labels_exclude_each_other_only_by_how_a_dataset_uses_them():
+def test_labels_exclude_each_other_only_by_how_a_dataset_uses_them() -> None:
     assert excluding_labels([("NORMAL",), ("PNEUMONIA",)]) == {("NORMAL", "PNEUMONIA")}
     assert excluding_labels([("Edema", "Mass"), ("Mass", "Nodule"), ("No Finding",), ()]) == {
         ("Edema", "No Finding"),
@@ -149,7 +151,7 @@ def test_labels_exclude_each_other_only_by_how_a_dataset_uses_them():
     assert excluding_labels(chexpert) == {("Edema", "No Finding")}
 
 
-def test_audit_does_not_depend_on_the_number_of_workers(leaking, monkeypatch):
+def test_audit_does_not_depend_on_the_number_of_workers(leaking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = packed("cell", leaking)
     one = msgspec.json.encode(audit([folder], workers=1))
     monkeypatch.setattr("sharding.auditing.fingerprints._IMAGES_A_TASK", 7)
@@ -157,7 +159,7 @@ def test_audit_does_not_depend_on_the_number_of_workers(leaking, monkeypatch):
     assert msgspec.json.encode(audit([folder], workers=2)) == one
 
 
-def test_near_duplicate_groups_names_every_sample_in_packed_order(leaking):
+def test_near_duplicate_groups_names_every_sample_in_packed_order(leaking: Path) -> None:
     folder = packed("cell", leaking)
     identities, groups = near_duplicate_groups([folder], workers=1)
     shards = ShardSet([folder])
@@ -170,7 +172,7 @@ def test_near_duplicate_groups_names_every_sample_in_packed_order(leaking):
     assert Counter(map(len, members.values())) == {1: 57, 2: 1, 3: 2}
 
 
-def test_a_hundred_blank_images_make_a_hundred_pairs(cell_root):
+def test_a_hundred_blank_images_make_a_hundred_pairs(cell_root: Path) -> None:
     for number in range(100):
         Image.new("L", (70 + number, 64), 9).save(normal(cell_root, "train", 1000 + number))
     found = audit([packed("cell", cell_root)], workers=1)
@@ -182,7 +184,9 @@ def test_a_hundred_blank_images_make_a_hundred_pairs(cell_root):
     assert (len(blank.images), len(blank.pairs)) == (101, 100)
 
 
-def test_the_contact_sheet_shows_a_bounded_number_of_pairs_and_says_so(leaking, monkeypatch):
+def test_the_contact_sheet_shows_a_bounded_number_of_pairs_and_says_so(
+    leaking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = audit([packed("cell", leaking)], workers=1)
     pairs = sum(not pair.equal_pixels for group in found.near_identical for pair in group.pairs) + 2
     page = contact_sheet(found)
@@ -196,7 +200,7 @@ def test_the_contact_sheet_shows_a_bounded_number_of_pairs_and_says_so(leaking, 
     assert page.count("<img") == 4
 
 
-def test_a_changed_byte_ends_the_audit_and_names_the_sample(cell_root):
+def test_a_changed_byte_ends_the_audit_and_names_the_sample(cell_root: Path) -> None:
     folder = packed("cell", cell_root)
     path = folder / read_manifest(folder).shards[0].name
     content = bytearray(path.read_bytes())
@@ -209,7 +213,7 @@ def test_a_changed_byte_ends_the_audit_and_names_the_sample(cell_root):
     assert "\n" not in str(raised.value)
 
 
-def test_wrong_folders_are_answered_in_one_line(cell_root, tmp_path):
+def test_wrong_folders_are_answered_in_one_line(cell_root: Path, tmp_path: Path) -> None:
     folder = packed("cell", cell_root)
     with pytest.raises(UserError, match=r"has no manifest\.json; pack a dataset into it first"):
         audit([folder, tmp_path])

@@ -25,7 +25,7 @@ def all_pairs(hashes: np.ndarray, distance: int) -> dict[tuple[int, int], int]:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(0, 120), distance=st.integers(3, 63))
-def test_pairs_within_finds_exactly_the_pairs_that_comparing_all_finds(seed, size, distance):
+def test_pairs_within_finds_exactly_the_pairs_that_comparing_all_finds(seed: int, size: int, distance: int) -> None:
     hashes = hashes_with_copies(seed, size)
     pairs, apart = pairs_within(hashes, distance)
     found = list(map(tuple, pairs.tolist()))
@@ -33,7 +33,7 @@ def test_pairs_within_finds_exactly_the_pairs_that_comparing_all_finds(seed, siz
     assert found == sorted(found)
 
 
-def test_pairs_within_finds_a_pair_wherever_its_bits_differ():
+def test_pairs_within_finds_a_pair_wherever_its_bits_differ() -> None:
     """Differences gathered in one band, or spread evenly over all of them."""
     rows = [np.zeros(BITS, np.uint8)]
     for flipped in (range(40), range(0, 240, 6), range(216, 256), [*range(0, 28), *range(100, 112)]):
@@ -44,7 +44,7 @@ def test_pairs_within_finds_a_pair_wherever_its_bits_differ():
     assert apart[:4].tolist() == [40] * 4
 
 
-def test_pairs_within_works_in_bounded_pieces(monkeypatch):
+def test_pairs_within_works_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = np.concatenate([np.zeros((60, WORDS), np.uint64), hashes_with_copies(0, 60)])
     whole = pairs_within(hashes, 40)
     monkeypatch.setattr("sharding.auditing.hamming._CANDIDATES_AT_ONCE", 7)
@@ -54,7 +54,7 @@ def test_pairs_within_works_in_bounded_pieces(monkeypatch):
 
 
 @pytest.mark.slow
-def test_pairs_within_compares_few_of_all_pairs_at_the_size_of_chexpert():
+def test_pairs_within_compares_few_of_all_pairs_at_the_size_of_chexpert() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, (224_316, WORDS), dtype=np.uint64)
     hashes[-1] = hashes[0] ^ np.array([2**20 - 1, 0, 2**20 - 1, 0], np.uint64)
     pairs, apart = pairs_within(hashes, 40)

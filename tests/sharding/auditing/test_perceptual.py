@@ -12,7 +12,7 @@ from sharding.simulation.datasets import write_cell
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory) -> list[Image.Image]:
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
     """Twenty simulated radiographs, each of another patient."""
     root = tmp_path_factory.mktemp("phantoms") / "cell"
     write_cell(root, {"train": 20, "val": 2, "test": 2}, seed=0, size_px=224)
@@ -57,14 +57,14 @@ def measured(first: Image.Image, second: Image.Image) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("copy", COPIES)
-def test_a_copy_is_near_its_original(copy, phantoms):
+def test_a_copy_is_near_its_original(copy: str, phantoms: list[Image.Image]) -> None:
     for phantom in phantoms:
         distance, correlated = measured(phantom, COPIES[copy](phantom))
         assert distance <= MAX_HASH_DISTANCE
         assert correlated >= MIN_CORRELATION
 
 
-def test_other_patients_are_not_near(phantoms):
+def test_other_patients_are_not_near(phantoms: list[Image.Image]) -> None:
     thumbnails = np.stack([thumbnail(phantom) for phantom in phantoms])
     first, second = np.triu_indices(len(phantoms), 1)
     hashes = perceptual_hashes(thumbnails)
@@ -73,14 +73,14 @@ def test_other_patients_are_not_near(phantoms):
     assert max(correlations) < MIN_CORRELATION
 
 
-def test_the_hash_is_that_of_imagehash(phantoms):
+def test_the_hash_is_that_of_imagehash(phantoms: list[Image.Image]) -> None:
     hashes = perceptual_hashes(np.stack([thumbnail(phantom) for phantom in phantoms]))
     for phantom, row in zip(phantoms, hashes, strict=True):
         bits = np.unpackbits(row.view(np.uint8), bitorder="little")
         assert np.array_equal(bits, imagehash.phash(phantom, hash_size=16).hash.reshape(-1))
 
 
-def test_correlation_does_not_depend_on_the_order(phantoms):
+def test_correlation_does_not_depend_on_the_order(phantoms: list[Image.Image]) -> None:
     one, other = thumbnail(phantoms[0]), thumbnail(COPIES["2 % off one side"](phantoms[0]))
     assert correlation(one, other) == correlation(other, one)
     assert correlation(one, one) == pytest.approx(1)
@@ -88,7 +88,7 @@ def test_correlation_does_not_depend_on_the_order(phantoms):
 
 
 @pytest.mark.parametrize("level", [0, 1, 200, 255])
-def test_a_flat_image_correlates_with_nothing(level, phantoms):
+def test_a_flat_image_correlates_with_nothing(level: int, phantoms: list[Image.Image]) -> None:
     flat = np.full((64, 64), level, np.uint8)
     assert correlation(flat, thumbnail(phantoms[0])) == 0
     assert correlation(flat, flat) == 0

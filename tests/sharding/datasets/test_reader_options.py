@@ -1,6 +1,7 @@
 """The options of readers on the command line, in the configuration and in the manifest."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,16 +9,21 @@ from infra.errors import UserError
 from launch import shard
 from sharding.datasets import OPTIONS, READERS
 from sharding.reading.manifests import read_manifest
+from tests.sharding.conftest import CsvWriter, RadiographMaker
 
 
 @pytest.mark.parametrize(("options", "recorded"), [([], "by_name"), (["--cell.patients=by_number"], "by_number")])
-def test_options_of_the_packed_dataset_and_no_others_are_recorded(options, recorded, cell_root, tmp_path):
+def test_options_of_the_packed_dataset_and_no_others_are_recorded(
+    options: list[Any] | list[str], recorded: str, cell_root: Path, tmp_path: Path
+) -> None:
     shard.main(["cell", f"--root={cell_root}", f"--out={tmp_path / 'out'}", "--workers=1", *options])
     recorded_options = read_manifest(tmp_path / "out").options
     assert {name: value for name, value in recorded_options.items() if "." in name} == {"cell.patients": recorded}
 
 
-def test_folder_options_reach_the_reader_from_the_command_line(tmp_path: Path, csv_file, radiograph):
+def test_folder_options_reach_the_reader_from_the_command_line(
+    tmp_path: Path, csv_file: CsvWriter, radiograph: RadiographMaker
+) -> None:
     csv_file(tmp_path / "root" / "t.csv", "file,who", "1.png,a", "2.png,a")
     for name in ("1.png", "2.png"):
         radiograph(1).save(tmp_path / "root" / name)
@@ -37,17 +43,17 @@ def test_folder_options_reach_the_reader_from_the_command_line(tmp_path: Path, c
         (["dicom", "--dicom.allow=true"], r"unknown key 'dicom\.allow'.*did you mean 'dicom\.allow_identifiers'"),
     ],
 )
-def test_options_that_are_wrong_are_refused_in_one_line(arguments, message, tmp_path):
+def test_options_that_are_wrong_are_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as raised:
         shard.main([*arguments, f"--root={tmp_path}", f"--out={tmp_path / 'out'}"])
     assert "\n" not in str(raised.value)
 
 
-def test_every_options_class_stands_under_the_name_of_its_dataset():
+def test_every_options_class_stands_under_the_name_of_its_dataset() -> None:
     assert OPTIONS.keys() <= READERS.keys()
 
 
-def test_help_explains_the_options_of_readers(capsys):
+def test_help_explains_the_options_of_readers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         shard.main(["--help"])
     said = capsys.readouterr().out

@@ -16,25 +16,27 @@ def identities(values: list[int]) -> UInt64:
 
 
 @given(patients, seeds)
-def test_patient_tiers_hold_1_and_10_percent_of_the_patients_rounded_up(values, seed):
+def test_patient_tiers_hold_1_and_10_percent_of_the_patients_rounded_up(values: list[int], seed: int) -> None:
     tiers = patient_tiers(identities(values), seed)
     for percent in (1, 10, 100):
         assert np.sum(tiers <= percent) == ceil(len(values) * percent / 100)
 
 
 @given(patients, seeds)
-def test_patient_tiers_are_the_same_when_patients_come_in_another_order_and_repeat(values, seed):
+def test_patient_tiers_are_the_same_when_patients_come_in_another_order_and_repeat(
+    values: list[int], seed: int
+) -> None:
     tiers = patient_tiers(identities(values), seed).tolist()
     assert patient_tiers(identities(values[::-1] + values), seed).tolist() == tiers[::-1] + tiers
 
 
-def test_patient_tiers_differ_when_the_seed_does():
+def test_patient_tiers_differ_when_the_seed_does() -> None:
     values = identities(list(range(500)))
     first, second = (patient_tiers(values, seed) <= 10 for seed in (0, 1))
     assert np.sum(first & second) < 20  # by chance 5 of 50
 
 
-def test_patient_tiers_keep_nearly_all_when_one_patient_is_added():
+def test_patient_tiers_keep_nearly_all_when_one_patient_is_added() -> None:
     values = list(range(500))
     before, after = patient_tiers(identities(values), 3), patient_tiers(identities([*values, 2**60]), 3)
     assert np.sum(before != after[:500]) <= 4

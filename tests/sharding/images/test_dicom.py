@@ -40,6 +40,7 @@ from sharding.images import dicom as reasons
 from sharding.images.encode import TOO_LARGE, ImageRejected, decode
 from sharding.images.grayscale import to_8_bit
 from sharding.packing.pack import PackConfig, pack
+from tests.sharding.conftest import RadiographMaker, samples_of
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 EIGHT_BITS = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -121,9 +122,9 @@ def read_one(root: Path, **options: bool) -> Sample | Rejection:
     return item
 
 
-def test_dicom_tells_patient_study_view_sex_and_age_but_no_identifier(root):
+def test_dicom_tells_patient_study_view_sex_and_age_but_no_identifier(root: Callable[..., Path]) -> None:
     folder = root(DOE_JOHN__a=dicom_bytes(EIGHT_BITS), DOE_JOHN__b=dicom_bytes(EIGHT_BITS, ViewPosition="LL"))
-    first, second = dicom.read(folder, DicomOptions())
+    first, second = samples_of(dicom.read(folder, DicomOptions()))
     assert (first.view, first.sex, first.age, first.split) == ("frontal-pa", "F", 58, None)
     assert second.view == "lateral"
     assert first.patient == second.patient
@@ -133,7 +134,7 @@ def test_dicom_tells_patient_study_view_sex_and_age_but_no_identifier(root):
         assert text not in json.dumps(first.metadata()) + first.key
 
 
-def test_packed_dicom_holds_no_identifier_and_the_pixels(root, tmp_path):
+def test_packed_dicom_holds_no_identifier_and_the_pixels(root: Callable[..., Path], tmp_path: Path) -> None:
     content = dicom_bytes(RAMP, PatientName="DOE^JOHN", PatientBirthDate="19500101", AccessionNumber="777888999")
     folder = root(DOE_JOHN__a=content, notes=b"text")
     config = PackConfig("dicom", folder, tmp_path / "out", workers=1, dicom=DicomOptions(allow_identifiers=True))
@@ -153,7 +154,7 @@ def test_packed_dicom_holds_no_identifier_and_the_pixels(root, tmp_path):
     "name",
     ["", "Anonymous", "ANONYMIZED^", "anon 12", "Patient^007", "XXXX", "16d7f894-55d7-4d95-8957-d18987f0e981", "S07"],
 )
-def test_dicom_packs_files_when_the_name_is_a_placeholder_or_a_code(name, root):
+def test_dicom_packs_files_when_the_name_is_a_placeholder_or_a_code(name: str, root: Callable[..., Path]) -> None:
     assert isinstance(read_one(root(a=dicom_bytes(EIGHT_BITS, PatientName=name, BurnedInAnnotation="NO"))), Sample)
 
 
@@ -167,7 +168,9 @@ def test_dicom_packs_files_when_the_name_is_a_placeholder_or_a_code(name, root):
         ({"BurnedInAnnotation": "YES"}, r"BurnedInAnnotation \(0028,0301\) = YES"),
     ],
 )
-def test_dicom_refuses_a_file_that_identifies_its_patient_unless_allowed(element, named, root):
+def test_dicom_refuses_a_file_that_identifies_its_patient_unless_allowed(
+    element: dict[str, Any], named: str, root: Callable[..., Path]
+) -> None:
     folder = root(a=dicom_bytes(EIGHT_BITS, **element))
     message = rf"root/a still has {named}; .*--dicom\.allow_identifiers=true"
     with pytest.raises(UserError, match=message) as raised:
@@ -192,18 +195,20 @@ def test_dicom_refuses_a_file_that_identifies_its_patient_unless_allowed(element
         ),
     ],
 )
-def test_dicom_counts_files_that_are_no_radiograph_of_a_patient(content, reason, root):
+def test_dicom_counts_files_that_are_no_radiograph_of_a_patient(
+    content: Any, reason: Any, root: Callable[..., Path]
+) -> None:
     assert read_one(root(a=content)) == Rejection("a", reason)
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("pixels", [EIGHT_BITS, RAMP])
-def test_gray_is_the_same_in_every_native_transfer_syntax(pixels, syntax):
+def test_gray_is_the_same_in_every_native_transfer_syntax(pixels: Any, syntax: Any) -> None:
     expected = np.rint(pixels * (255 / pixels.max()))
     assert (gray(dicom_bytes(pixels, syntax)) == expected).all()
 
 
-def test_gray_is_inverted_when_the_file_is_monochrome1():
+def test_gray_is_inverted_when_the_file_is_monochrome1() -> None:
     assert (
         gray(dicom_bytes(EIGHT_BITS, PhotometricInterpretation="MONOCHROME1")) == 255 - EIGHT_BITS.astype(int)
     ).all()
@@ -212,17 +217,17 @@ def test_gray_is_inverted_when_the_file_is_monochrome1():
     assert (gray(dicom_bytes(RAMP, PhotometricInterpretation="MONOCHROME1", **window)) == 255 - upright).all()
 
 
-def test_gray_of_8_bits_stays_as_it_is_however_little_of_the_range_is_used():
+def test_gray_of_8_bits_stays_as_it_is_however_little_of_the_range_is_used() -> None:
     assert (gray(dicom_bytes(EIGHT_BITS // 4 + 20)) == EIGHT_BITS // 4 + 20).all()
 
 
-def test_gray_covers_the_values_of_the_image_when_12_bits_are_declared_as_16():
+def test_gray_covers_the_values_of_the_image_when_12_bits_are_declared_as_16() -> None:
     result = gray(dicom_bytes(RAMP // 2 + 300))
     assert (result.min(), result.max()) == (0, 255)
     assert (result == gray(dicom_bytes(RAMP // 2 + 300, BitsStored=12, HighBit=11))).all()
 
 
-def test_gray_follows_the_first_window():
+def test_gray_follows_the_first_window() -> None:
     result = gray(dicom_bytes(RAMP, WindowCenter=[2048, 9], WindowWidth=[1024, 9]))
     low, high = 2048 - 0.5 - 1023 / 2, 2048 - 0.5 + 1023 / 2
     assert (result == np.rint(np.clip((RAMP - low) / (high - low), 0, 1) * 255)).all()
@@ -261,24 +266,24 @@ def test_gray_falls_where_the_rescale_slope_is_negative() -> None:
 
 
 @pytest.mark.parametrize("width", [0, 1, ""])
-def test_gray_is_that_without_a_window_when_the_window_has_no_width(width):
+def test_gray_is_that_without_a_window_when_the_window_has_no_width(width: int | str) -> None:
     assert (gray(dicom_bytes(RAMP, WindowCenter=9, WindowWidth=width)) == gray(dicom_bytes(RAMP))).all()
 
 
-def test_gray_applies_the_rescale_before_the_window():
+def test_gray_applies_the_rescale_before_the_window() -> None:
     rescaled = dicom_bytes(RAMP, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=1000, WindowWidth=2001)
     assert (gray(rescaled) == np.rint(np.clip((2.0 * RAMP - 1000 + 0.5) / 2000, 0, 1) * 255)).all()
     assert (gray(dicom_bytes(RAMP, RescaleSlope=-1, RescaleIntercept=4095)) == 255 - gray(dicom_bytes(RAMP))).all()
 
 
-def test_gray_of_signed_pixels_rises_through_zero():
+def test_gray_of_signed_pixels_rises_through_zero() -> None:
     signed = (RAMP.astype(np.int16) - 2048).astype(np.int16)
     assert (gray(dicom_bytes(signed)) == gray(dicom_bytes(RAMP))).all()
 
 
 @pytest.mark.parametrize("depth", [8, 12])
 @pytest.mark.parametrize("name", ["VOILUTSequence", "ModalityLUTSequence"])
-def test_gray_follows_a_lut_and_its_ends(name, depth):
+def test_gray_follows_a_lut_and_its_ends(name: str, depth: int) -> None:
     entries = np.rint(np.linspace(0, 1, 1000) ** 2 * (2**depth - 1)).astype("<u2")
     item = Dataset()
     item.LUTDescriptor = [1000, 500, depth]
@@ -290,7 +295,7 @@ def test_gray_follows_a_lut_and_its_ends(name, depth):
     assert (gray(dicom_bytes(RAMP, BitsStored=12, HighBit=11, **{name: [item]})) == np.rint(expected)).all()
 
 
-def test_gray_takes_the_lut_when_there_is_a_window_too():
+def test_gray_takes_the_lut_when_there_is_a_window_too() -> None:
     item = Dataset()
     item.LUTDescriptor = [4096, 0, 16]
     item.LUTData = list(range(4095, -1, -1))
@@ -300,7 +305,7 @@ def test_gray_takes_the_lut_when_there_is_a_window_too():
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_gray_of_padding_is_black_and_does_not_count_for_the_range(photometric):
+def test_gray_of_padding_is_black_and_does_not_count_for_the_range(photometric: str) -> None:
     padded = RAMP % 3000 + 1000
     padded[:8] = 65535
     content = dicom_bytes(padded, PixelPaddingValue=65535, PhotometricInterpretation=photometric)
@@ -309,13 +314,13 @@ def test_gray_of_padding_is_black_and_does_not_count_for_the_range(photometric):
     assert (result[8:].min(), result[8:].max()) == (0, 255)
 
 
-def test_gray_ignores_the_bits_that_are_not_stored():
+def test_gray_ignores_the_bits_that_are_not_stored() -> None:
     dirty = RAMP | 0xF000
     assert (gray(dicom_bytes(dirty, BitsStored=12, HighBit=11)) == gray(dicom_bytes(RAMP))).all()
 
 
 @pytest.mark.parametrize(("syntax", "image_format"), [(JPEGBaseline8Bit, "JPEG"), (JPEG2000Lossless, "JPEG2000")])
-def test_gray_is_decoded_when_pillow_can(syntax, image_format, radiograph):
+def test_gray_is_decoded_when_pillow_can(syntax: Any, image_format: str, radiograph: RadiographMaker) -> None:
     file = BytesIO()
     radiograph(1).save(file, image_format)
     pixels = np.asarray(radiograph(1))
@@ -323,7 +328,7 @@ def test_gray_is_decoded_when_pillow_can(syntax, image_format, radiograph):
     assert np.abs(gray(content) - pixels.astype(int)).max() <= (0 if image_format == "JPEG2000" else 12)
 
 
-def test_gray_is_decoded_when_the_pixels_are_run_length_encoded():
+def test_gray_is_decoded_when_the_pixels_are_run_length_encoded() -> None:
     row = bytes([0x100 - 15, 7])  # 16 times the value 7: one segment of two rows
     segments = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
     content = dicom_bytes(np.full((2, 16), 7, np.uint8), RLELossless, encapsulate([segments + row * 2]))
@@ -351,20 +356,20 @@ def test_gray_is_decoded_when_the_pixels_are_run_length_encoded():
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-def test_decode_says_why_when_a_dicom_is_not_one_gray_image(changed, reason):
+def test_decode_says_why_when_a_dicom_is_not_one_gray_image(changed: Any, reason: Any) -> None:
     if changed.get("syntax") is not None and "encoded" not in changed:
         changed = changed | {"encoded": encapsulate([b"\xff\xd8\xff\xd9"])}
     with pytest.raises(ImageRejected, match=reason):
         decode(dicom_bytes(EIGHT_BITS, **changed))
 
 
-def test_decode_names_the_transfer_syntax_when_a_jpeg_has_12_bits():
+def test_decode_names_the_transfer_syntax_when_a_jpeg_has_12_bits() -> None:
     content = dicom_bytes(RAMP, JPEGExtended12Bit, encapsulate([b"\xff\xd8\xff\xd9"]), BitsStored=12, HighBit=11)
     with pytest.raises(ImageRejected, match=r"JPEG Extended .*\(1\.2\.840\.10008\.1\.2\.4\.51\) cannot be decoded"):
         decode(content)
 
 
-def test_decode_refuses_a_dicom_whose_jpeg_is_of_another_size(radiograph):
+def test_decode_refuses_a_dicom_whose_jpeg_is_of_another_size(radiograph: RadiographMaker) -> None:
     file = BytesIO()
     radiograph(1, 64, 64).save(file, "JPEG")
     with pytest.raises(ImageRejected, match=reasons.DAMAGED):
@@ -373,7 +378,9 @@ def test_decode_refuses_a_dicom_whose_jpeg_is_of_another_size(radiograph):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.booleans())
-def test_damaged_dicom_gives_an_image_or_a_reason_and_never_a_crash(position, value, cut, tmp_path):
+def test_damaged_dicom_gives_an_image_or_a_reason_and_never_a_crash(
+    position: int, value: int, cut: int, tmp_path: Path
+) -> None:
     content = bytearray(dicom_bytes(EIGHT_BITS, WindowCenter=100, WindowWidth=50))
     content[132 + position % (len(content) - 132)] = value
     damaged = bytes(content[: 132 + position % len(content)] if cut else content)
@@ -390,7 +397,7 @@ def test_damaged_dicom_gives_an_image_or_a_reason_and_never_a_crash(position, va
         assert image.mode == "L"
 
 
-def test_packing_counts_what_of_a_dicom_tree_cannot_be_packed(root, tmp_path):
+def test_packing_counts_what_of_a_dicom_tree_cannot_be_packed(root: Callable[..., Path], tmp_path: Path) -> None:
     folder = root(
         a=dicom_bytes(EIGHT_BITS),
         b=dicom_bytes(EIGHT_BITS, NumberOfFrames=3),

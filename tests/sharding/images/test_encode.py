@@ -1,4 +1,5 @@
 from io import BytesIO
+from pathlib import Path
 from struct import pack as packed
 from zlib import crc32
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from sharding.images import encode as reasons
 from sharding.images.encode import ImageRejected, decode, encode, encode_file, is_plain_gray_jpeg
+from tests.sharding.conftest import RadiographMaker
 
 
 def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -33,7 +35,7 @@ def declared_size(png: bytes, width: int, height: int) -> bytes:
 
 @settings(max_examples=60)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(16, 200))
-def test_encode_reduces_to_the_shorter_side_and_never_enlarges(width, height, shorter_side_px):
+def test_encode_reduces_to_the_shorter_side_and_never_enlarges(width: int, height: int, shorter_side_px: int) -> None:
     encoded = encode(saved(Image.new("L", (width, height), 90)), shorter_side_px, 90)
     assert (encoded.source_width, encoded.source_height) == (width, height)
     assert min(encoded.width, encoded.height) == min(width, height, shorter_side_px)
@@ -42,20 +44,22 @@ def test_encode_reduces_to_the_shorter_side_and_never_enlarges(width, height, sh
     assert encoded.height == pytest.approx(height * scale, abs=0.5001)
 
 
-def test_encode_sums_the_pixels_before_compression(radiograph):
+def test_encode_sums_the_pixels_before_compression(radiograph: RadiographMaker) -> None:
     image = radiograph(1)
     encoded = encode(saved(image), 320, 20)
     values = np.asarray(image).astype(int)
     assert (encoded.pixel_sum, encoded.pixel_square_sum) == (values.sum(), (values**2).sum())
 
 
-def test_encode_scales_16_bit_over_its_full_range():
+def test_encode_scales_16_bit_over_its_full_range() -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     assert np.abs(pixels(saved(Image.fromarray(ramp))) - ramp / 257).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "RGB", "CMYK", "LA", "RGBA"])
-def test_encode_keeps_gray_values_when_the_source_has_another_pixel_format(radiograph, mode):
+def test_encode_keeps_gray_values_when_the_source_has_another_pixel_format(
+    radiograph: RadiographMaker, mode: str
+) -> None:
     image = radiograph(2).point(lambda value: 255 * (value > 99)) if mode == "1" else radiograph(2)
     content = (
         saved(image.convert(mode), "TIFF" if mode == "CMYK" else "PNG")
@@ -66,7 +70,7 @@ def test_encode_keeps_gray_values_when_the_source_has_another_pixel_format(radio
 
 
 @pytest.mark.parametrize("palette", [False, True])
-def test_encode_makes_transparent_pixels_black(palette):
+def test_encode_makes_transparent_pixels_black(palette: bool) -> None:
     image = Image.new("RGBA", (32, 32), (255, 255, 255, 255))
     image.paste((255, 255, 255, 0), (0, 0, 16, 32))
     result = pixels(saved(image.quantize(4) if palette else image))
@@ -74,7 +78,7 @@ def test_encode_makes_transparent_pixels_black(palette):
     assert result[:, 24:].min() > 250
 
 
-def test_encode_turns_the_image_upright_when_exif_says_so(radiograph):
+def test_encode_turns_the_image_upright_when_exif_says_so(radiograph: RadiographMaker) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
     image = radiograph(3, height=40, width=60)
@@ -85,7 +89,7 @@ def test_encode_turns_the_image_upright_when_exif_says_so(radiograph):
     assert np.abs(pixels(content) - upright).mean() < 2
 
 
-def test_encode_keeps_no_metadata_of_the_source(radiograph):
+def test_encode_keeps_no_metadata_of_the_source(radiograph: RadiographMaker) -> None:
     exif = Image.Exif()
     exif[0x013B] = "Dr. Artist"
     content = saved(radiograph(4), "JPEG", comment=b"NAME OF PATIENT", exif=exif, xmp=b"<x>NAME</x>", dpi=(300, 300))
@@ -95,7 +99,7 @@ def test_encode_keeps_no_metadata_of_the_source(radiograph):
     assert b"Artist" not in encoded
 
 
-def test_encode_of_a_large_jpeg_equals_a_full_decode_reduced(radiograph):
+def test_encode_of_a_large_jpeg_equals_a_full_decode_reduced(radiograph: RadiographMaker) -> None:
     image = radiograph(5, height=800, width=1000)
     result = pixels(saved(image, "JPEG", quality=98), shorter_side_px=100)
     expected = np.asarray(image.resize((125, 100), Image.Resampling.LANCZOS)).astype(int)
@@ -105,14 +109,14 @@ def test_encode_of_a_large_jpeg_equals_a_full_decode_reduced(radiograph):
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.95])
-def test_encode_rejects_an_image_when_it_is_truncated(image_format, part):
+def test_encode_rejects_an_image_when_it_is_truncated(image_format: str, part: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 150), dtype=np.uint8))
     content = saved(noise, image_format)
     with pytest.raises(ImageRejected, match=reasons.DAMAGED):
         encode(content[: int(len(content) * part)], 64, 90)
 
 
-def test_encode_rejects_a_jpeg_when_only_its_last_bytes_are_cut():
+def test_encode_rejects_a_jpeg_when_only_its_last_bytes_are_cut() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 150), dtype=np.uint8))
     content = saved(noise, "JPEG")
     for cut_bytes in (3, 10, 100):
@@ -121,14 +125,18 @@ def test_encode_rejects_a_jpeg_when_only_its_last_bytes_are_cut():
 
 
 @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (12_000, 8_000), (65_501, 1), (2**31 - 1, 2**31 - 1)])
-def test_decode_refuses_a_size_before_decoding_when_it_is_too_large(radiograph, width, height):
+def test_decode_refuses_a_size_before_decoding_when_it_is_too_large(
+    radiograph: RadiographMaker, width: int, height: int
+) -> None:
     with pytest.raises(ImageRejected, match="declared size above 64 megapixels"):
         decode(declared_size(saved(radiograph(6)), width, height))
 
 
 @settings(max_examples=200)
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255), image_format=st.sampled_from(["JPEG", "PNG"]))
-def test_decode_gives_an_image_or_a_reason_when_any_byte_is_changed(radiograph, position, value, image_format):
+def test_decode_gives_an_image_or_a_reason_when_any_byte_is_changed(
+    radiograph: RadiographMaker, position: int, value: int, image_format: str
+) -> None:
     content = bytearray(saved(radiograph(7, 24, 24), image_format))
     content[position % len(content)] = value
     try:
@@ -140,12 +148,12 @@ def test_decode_gives_an_image_or_a_reason_when_any_byte_is_changed(radiograph, 
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]))
-def test_decode_rejects_bytes_when_they_are_no_image(content, magic):
+def test_decode_rejects_bytes_when_they_are_no_image(content: bytes, magic: bytes) -> None:
     with pytest.raises(ImageRejected):
         decode(magic + content)
 
 
-def test_encode_file_says_why_when_there_is_nothing_to_read(radiograph, tmp_path):
+def test_encode_file_says_why_when_there_is_nothing_to_read(radiograph: RadiographMaker, tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("not a radiograph")
     (tmp_path / "bitmap.jpg").write_bytes(saved(radiograph(8), "BMP"))
@@ -164,7 +172,7 @@ def test_encode_file_says_why_when_there_is_nothing_to_read(radiograph, tmp_path
     }
 
 
-def test_pass_through_keeps_a_small_plain_gray_jpeg_byte_by_byte(radiograph):
+def test_pass_through_keeps_a_small_plain_gray_jpeg_byte_by_byte(radiograph: RadiographMaker) -> None:
     image = radiograph(9)
     for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}):
         content = saved(image, "JPEG", quality=70, **options)
@@ -174,7 +182,7 @@ def test_pass_through_keeps_a_small_plain_gray_jpeg_byte_by_byte(radiograph):
         assert encode(content, 60, 90).content != content
 
 
-def test_pass_through_encodes_what_is_large_or_holds_more_than_gray_pixels(radiograph):
+def test_pass_through_encodes_what_is_large_or_holds_more_than_gray_pixels(radiograph: RadiographMaker) -> None:
     image = radiograph(10)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -197,5 +205,5 @@ def test_pass_through_encodes_what_is_large_or_holds_more_than_gray_pixels(radio
 
 
 @given(st.binary(max_size=300))
-def test_anything_is_answered_when_asked_whether_it_is_a_plain_jpeg(content):
+def test_anything_is_answered_when_asked_whether_it_is_a_plain_jpeg(content: bytes) -> None:
     assert not is_plain_gray_jpeg(b"\xff\xd8\xff" + content) or content.endswith(b"\xff\xd9")

@@ -10,7 +10,7 @@ from infra.errors import UserError
 from infra.rng import stable_hash
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
-from sharding.packing.catalog import Catalog, from_row
+from sharding.packing.catalog import Catalog, from_record
 
 samples = st.builds(
     Sample,
@@ -30,20 +30,22 @@ def catalogue(items: list[Sample | Rejection], seed: int = 0) -> Catalog:
 
 def ordered(items: list[Sample], seed: int = 0, start: int = 0) -> list[Sample]:
     with closing(catalogue(items, seed)) as found:
-        return [from_row(row) for row in found.rows(start)]
+        return [from_record(row) for row in found.records(start)]
 
 
 @given(datasets, st.integers(0, 2**40), st.integers(0, 40))
-def test_catalogue_gives_back_every_sample_in_an_order_that_is_the_same_for_any_listing(items, seed, start):
+def test_catalogue_gives_back_every_sample_in_an_order_that_is_the_same_for_any_listing(
+    items: list[Sample], seed: int, start: int
+) -> None:
     found = ordered(items, seed)
     assert sorted(found, key=lambda sample: sample.key) == sorted(items, key=lambda sample: sample.key)
     assert ordered(items[::-1], seed, start) == found[start:]
 
 
 @given(datasets)
-def test_catalogue_groups_by_split_and_tier_and_knows_the_patients(items):
+def test_catalogue_groups_by_split_and_tier_and_knows_the_patients(items: list[Sample]) -> None:
     with closing(catalogue(items)) as found:
-        samples = [from_row(row) for row in found.rows(0)]
+        samples = [from_record(row) for row in found.records(0)]
         groups = [found.group(position) for position in range(len(found))]
         assert [split for split, _ in groups] == [sample.split for sample in samples]
         rank = {"train": 0, "val": 1, "test": 2, None: 3}
@@ -51,7 +53,7 @@ def test_catalogue_groups_by_split_and_tier_and_knows_the_patients(items):
         assert found.patients.tolist() == [stable_hash(f"set/{sample.patient}") for sample in samples]
 
 
-def test_hash_tells_samples_and_rejections_apart_but_not_their_listing():
+def test_hash_tells_samples_and_rejections_apart_but_not_their_listing() -> None:
     one, two = Sample("one", Path("a"), "p"), Sample("two", Path("b"), "p")
     no = Rejection("c", "why")
     listings = [[one, two, no], [no, two, one], [one, two], [one, no], [one, Sample("two", Path("b"), "q"), no]]
@@ -63,7 +65,7 @@ def test_hash_tells_samples_and_rejections_apart_but_not_their_listing():
     assert len(set(hashes)) == 4
 
 
-def test_samples_keep_their_order_among_each_other_when_others_are_added():
+def test_samples_keep_their_order_among_each_other_when_others_are_added() -> None:
     items = [Sample(f"key{i}", Path(f"{i}"), f"patient{i}") for i in range(200)]
     before = [sample.key for sample in ordered(items[:199])]
     after = [sample.key for sample in ordered(items) if sample.key != "key199"]
@@ -71,6 +73,6 @@ def test_samples_keep_their_order_among_each_other_when_others_are_added():
     assert np.mean([abs(after.index(key) - place) for place, key in enumerate(before)]) < 3
 
 
-def test_catalogue_names_both_files_when_they_have_one_key():
-    with pytest.raises(UserError, match="a and b have one key, 'one'; remove one of them"):
+def test_catalogue_names_both_files_when_they_have_one_key() -> None:
+    with pytest.raises(UserError, match="a and b have the same key, 'one'; remove one of them"):
         catalogue([Sample("one", Path("a"), "p"), Sample("one", Path("b"), "p")])

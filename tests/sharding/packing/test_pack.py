@@ -22,6 +22,7 @@ from sharding.images.encode import NOT_AN_IMAGE
 from sharding.packing.pack import PackConfig, pack
 from sharding.packing.verify import verify
 from sharding.reading.manifests import read_manifest
+from tests.sharding.conftest import CsvWriter, RadiographMaker
 
 NO_LABELS = "," * 14
 
@@ -48,13 +49,15 @@ def metadata(folder: Path, manifest: Manifest) -> list[tuple[int, str, dict]]:
     return found
 
 
-def test_pack_gives_equal_bytes_whatever_the_number_of_workers(config, tmp_path):
+def test_pack_gives_equal_bytes_whatever_the_number_of_workers(config: PackConfig, tmp_path: Path) -> None:
     pack(config)
     pack(replace(config, out=tmp_path / "again", workers=2))
     assert content(config.out) == content(tmp_path / "again")
 
 
-def test_pack_gives_equal_bytes_when_files_are_copied_elsewhere_in_another_order(config, tmp_path):
+def test_pack_gives_equal_bytes_when_files_are_copied_elsewhere_in_another_order(
+    config: PackConfig, tmp_path: Path
+) -> None:
     pack(config)
     for path in sorted(config.root.rglob("*.jpeg"), reverse=True):
         copy = tmp_path / "copy" / path.relative_to(config.root)
@@ -64,7 +67,7 @@ def test_pack_gives_equal_bytes_when_files_are_copied_elsewhere_in_another_order
     assert content(config.out) == content(tmp_path / "again")
 
 
-def test_pack_changes_order_and_fractions_when_the_seed_does(config, tmp_path):
+def test_pack_changes_order_and_fractions_when_the_seed_does(config: PackConfig, tmp_path: Path) -> None:
     first = metadata(config.out, pack(config))
     other = replace(config, out=tmp_path / "other", seed=1)
     second = metadata(other.out, pack(other))
@@ -72,7 +75,7 @@ def test_pack_changes_order_and_fractions_when_the_seed_does(config, tmp_path):
     assert sorted(key for _, key, _ in first) == sorted(key for _, key, _ in second)
 
 
-def test_pack_orders_shards_by_split_then_tier_and_shares_no_patient_between_tiers(config):
+def test_pack_orders_shards_by_split_then_tier_and_shares_no_patient_between_tiers(config: PackConfig) -> None:
     manifest = pack(config)
     groups = [(shard.split, shard.tier_percent) for shard in manifest.shards]
     splits = ["train", "val", "test"]
@@ -86,14 +89,14 @@ def test_pack_orders_shards_by_split_then_tier_and_shares_no_patient_between_tie
     assert counts[:2] == [1, -(-manifest.patients // 10) - 1]
 
 
-def test_pack_shuffles_the_samples_within_a_group(config):
+def test_pack_shuffles_the_samples_within_a_group(config: PackConfig) -> None:
     keys = [key for tier, key, meta in metadata(config.out, pack(config)) if (tier, meta["split"]) == (100, "train")]
     assert keys != sorted(keys)
     first_half = keys[: len(keys) // 2]
     assert {"NORMAL", "PNEUMONIA"} == {key.split("_")[1] for key in first_half}
 
 
-def test_pack_keeps_shards_below_their_size_and_fills_them(config):
+def test_pack_keeps_shards_below_their_size_and_fills_them(config: PackConfig) -> None:
     manifest = pack(config)
     sizes = [(config.out / shard.name).stat().st_size for shard in manifest.shards]
     assert sizes == [shard.size_bytes for shard in manifest.shards]
@@ -103,12 +106,12 @@ def test_pack_keeps_shards_below_their_size_and_fills_them(config):
     assert all(shard.size_bytes >= 20_000 for shard in of_one_group[:-1])
 
 
-def test_pack_puts_one_sample_into_a_shard_when_it_is_larger_than_the_limit(config):
+def test_pack_puts_one_sample_into_a_shard_when_it_is_larger_than_the_limit(config: PackConfig) -> None:
     manifest = pack(replace(config, shard_size_mb=1e-6))
     assert [shard.samples for shard in manifest.shards] == [1] * 60
 
 
-def test_shards_are_read_whole_when_the_reader_is_webdataset(config):
+def test_shards_are_read_whole_when_the_reader_is_webdataset(config: PackConfig) -> None:
     manifest = pack(config)
     urls = [str(config.out / shard.name) for shard in manifest.shards]
     with warnings.catch_warnings():
@@ -124,7 +127,7 @@ def test_shards_are_read_whole_when_the_reader_is_webdataset(config):
         assert np.abs(difference).mean() < 6
 
 
-def test_index_leads_to_the_content_of_the_members(config):
+def test_index_leads_to_the_content_of_the_members(config: PackConfig) -> None:
     manifest = pack(config)
     for shard in manifest.shards:
         rows = read_index(config.out, shard)
@@ -143,21 +146,21 @@ def test_index_leads_to_the_content_of_the_members(config):
         assert sizes == list(zip(rows["width"].tolist(), rows["height"].tolist(), strict=True))
 
 
-def test_manifest_states_mean_and_deviation_of_all_pixels(config):
+def test_manifest_states_mean_and_deviation_of_all_pixels(config: PackConfig) -> None:
     manifest = pack(replace(config, shorter_side_px=60, jpeg_quality=40))
     pixels = np.concatenate([np.asarray(Image.open(path)).ravel() for path in config.root.rglob("*.jpeg")]) / 255
     assert manifest.pixel_mean == pytest.approx(pixels.mean(), abs=1e-12)
     assert manifest.pixel_std == pytest.approx(pixels.std(), abs=1e-12)
 
 
-def test_manifest_names_neither_paths_nor_workers(config):
+def test_manifest_names_neither_paths_nor_workers(config: PackConfig) -> None:
     pack(config)
     text = (config.out / "manifest.json").read_text()
     assert str(config.root) not in text
     assert "workers" not in text
 
 
-def test_pack_rejects_and_names_bad_images_and_packs_the_rest(config):
+def test_pack_rejects_and_names_bad_images_and_packs_the_rest(config: PackConfig) -> None:
     folder = config.root / "train" / "NORMAL"
     (folder / "IM-0000-0001.jpeg").write_bytes(b"")
     (folder / "IM-0001-0001.jpeg").write_text("not a radiograph")
@@ -175,7 +178,9 @@ def test_pack_rejects_and_names_bad_images_and_packs_the_rest(config):
     assert read_manifest(config.out) == manifest
 
 
-def test_pack_rejects_a_path_when_it_leads_out_of_the_root(tmp_path, csv_file, radiograph):
+def test_pack_rejects_a_path_when_it_leads_out_of_the_root(
+    tmp_path: Path, csv_file: CsvWriter, radiograph: RadiographMaker
+) -> None:
     root = tmp_path / "nih"
     (root / "images").mkdir(parents=True)
     for path in (tmp_path / "secret.png", root / "images" / "00000001_000.png"):
@@ -197,14 +202,14 @@ def test_pack_rejects_a_path_when_it_leads_out_of_the_root(tmp_path, csv_file, r
     ]
 
 
-def test_pack_names_both_files_when_they_have_one_key(config):
+def test_pack_names_both_files_when_they_have_one_key(config: PackConfig) -> None:
     folder = config.root / "val" / "NORMAL"
     shutil.copy(folder / "IM-0020-0001.jpeg", folder / "IM-0020-0001.png")
     with pytest.raises(UserError, match=r"IM-0020-0001\.jpeg and .*IM-0020-0001\.png have one key"):
         pack(config)
 
 
-def test_pack_leaves_nothing_when_no_image_can_be_packed(tmp_path, csv_file):
+def test_pack_leaves_nothing_when_no_image_can_be_packed(tmp_path: Path, csv_file: CsvWriter) -> None:
     rows = [f"R/train/patient{i}/study1/view1_frontal.jpg,Male,5,Frontal,PA{NO_LABELS}" for i in range(3)]
     csv_file(tmp_path / "root" / "train.csv", ",".join(chexpert.COLUMNS), *rows)
     with pytest.raises(UserError, match=r"no image of dataset 'chexpert' .* can be packed: 3 x missing file"):
@@ -215,14 +220,14 @@ def test_pack_leaves_nothing_when_no_image_can_be_packed(tmp_path, csv_file):
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_pack_touches_nothing_when_the_same_dataset_is_already_there(config):
+def test_pack_touches_nothing_when_the_same_dataset_is_already_there(config: PackConfig) -> None:
     manifest = pack(config)
     before = {path: path.stat().st_mtime_ns for path in config.out.iterdir()}
     assert pack(replace(config, workers=2)) == manifest
     assert {path: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
 
 
-def test_pack_refuses_a_folder_when_something_else_stands_in_it(config, tmp_path):
+def test_pack_refuses_a_folder_when_something_else_stands_in_it(config: PackConfig, tmp_path: Path) -> None:
     pack(config)
     before = content(config.out)
     with pytest.raises(UserError, match="packed with seed=0, not 1; choose another folder"):
@@ -239,14 +244,14 @@ def test_pack_refuses_a_folder_when_something_else_stands_in_it(config, tmp_path
         pack(replace(config, out=tmp_path / "full" / "thesis.tex"))
 
 
-def test_pack_refuses_its_own_folder_when_that_is_not_whole(config):
+def test_pack_refuses_its_own_folder_when_that_is_not_whole(config: PackConfig) -> None:
     manifest = pack(config)
     (config.out / manifest.shards[0].name).unlink()
     with pytest.raises(UserError, match=rf"not whole: {manifest.shards[0].name} is missing; delete it first"):
         pack(config)
 
 
-def test_shards_hold_the_sources_pixels_when_the_format_is_png(config):
+def test_shards_hold_the_sources_pixels_when_the_format_is_png(config: PackConfig) -> None:
     manifest = pack(replace(config, shorter_side_px=60, image_format="png"))
     assert verify(config.out, workers=1) == []
     with tarfile.open(config.out / manifest.shards[0].name, "r:") as tar:
@@ -256,7 +261,7 @@ def test_shards_hold_the_sources_pixels_when_the_format_is_png(config):
         assert np.array_equal(np.asarray(Image.open(tar.extractfile(image))), np.asarray(source))
 
 
-def test_pass_through_copies_the_bytes_that_fit_and_encodes_the_others(config):
+def test_pass_through_copies_the_bytes_that_fit_and_encodes_the_others(config: PackConfig) -> None:
     large = next(config.root.rglob("*.jpeg"))
     Image.open(large).resize((200, 200)).save(large)
     manifest = pack(replace(config, shorter_side_px=60, pass_through=True))
@@ -272,7 +277,7 @@ def test_pass_through_copies_the_bytes_that_fit_and_encodes_the_others(config):
     assert copied == 59
 
 
-def test_shards_hold_at_most_the_samples_that_were_asked_for(config):
+def test_shards_hold_at_most_the_samples_that_were_asked_for(config: PackConfig) -> None:
     manifest = pack(replace(config, shard_samples=5))
     counts = defaultdict(list)
     for shard in manifest.shards:
@@ -283,7 +288,7 @@ def test_shards_hold_at_most_the_samples_that_were_asked_for(config):
         assert samples[-1] <= 5
 
 
-def test_manifest_states_all_options_that_decide_about_the_bytes(config):
+def test_manifest_states_all_options_that_decide_about_the_bytes(config: PackConfig) -> None:
     options = pack(config).options
     assert options == {
         "shorter_side_px": 32,
@@ -299,7 +304,7 @@ def test_manifest_states_all_options_that_decide_about_the_bytes(config):
     }
 
 
-def test_pack_counts_a_file_when_its_path_is_not_utf8(config):
+def test_pack_counts_a_file_when_its_path_is_not_utf8(config: PackConfig) -> None:
     folder = os.fsencode(config.root / "train" / "NORMAL")
     Path(os.fsdecode(folder + b"/IM-\xff-0001.jpeg")).touch()
     assert (
@@ -318,18 +323,20 @@ def test_pack_counts_a_file_when_its_path_is_not_utf8(config):
         ("shard_samples", 0),
     ],
 )
-def test_config_names_option_and_value_when_it_is_out_of_range(option, value, config):
+def test_config_names_option_and_value_when_it_is_out_of_range(
+    option: str, value: int | str, config: PackConfig
+) -> None:
     with pytest.raises(UserError, match=f"{option}={value!r}"):
         replace(config, **{option: value})
 
 
-def test_config_refuses_to_copy_jpegs_when_the_format_is_png(config):
+def test_config_refuses_to_copy_jpegs_when_the_format_is_png(config: PackConfig) -> None:
     with pytest.raises(UserError, match=r"pass_through=true copies JPEGs, which image_format='png' excludes"):
         replace(config, pass_through=True, image_format="png")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
-def test_pack_leaves_nothing_when_the_disk_is_full_before_the_first_shard(config, tmp_path):
+def test_pack_leaves_nothing_when_the_disk_is_full_before_the_first_shard(config: PackConfig, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=False, capture_output=True)

@@ -13,6 +13,7 @@ from sharding.datasets.chexpert import COLUMNS
 from sharding.format.manifest import read_index
 from sharding.packing.verify import verify
 from sharding.reading.manifests import read_manifest
+from tests.sharding.conftest import RadiographMaker
 
 ROWS = 224_316
 PATIENTS = 64_740
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, radiograph) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory, radiograph: RadiographMaker) -> Iterator[Path]:
     """A table as long as CheXpert's; the images are hard links of 32 small ones."""
     root = tmp_path_factory.mktemp("chexpert")
     sources = [root / f"source{seed}.jpg" for seed in range(32)]
@@ -59,7 +60,9 @@ def root(tmp_path_factory, radiograph) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory's high-water mark from /proc")
-def test_table_of_224316_rows_packs_in_bounded_memory_and_its_fractions_share_no_patient(root, tmp_path):
+def test_table_of_224316_rows_packs_in_bounded_memory_and_its_fractions_share_no_patient(
+    root: Path, tmp_path: Path
+) -> None:
     script = tmp_path / "pack_chexpert.py"  # a file, since the workers import the main module again
     script.write_text(PACK)
     out = tmp_path / "shards"

@@ -33,13 +33,13 @@ def flip(path: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_verify_finds_nothing_when_the_folder_is_whole(folder, workers):
+def test_verify_finds_nothing_when_the_folder_is_whole(folder: Path, workers: int) -> None:
     assert verify(folder, workers) == []
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6))
-def test_verify_finds_a_flipped_bit_wherever_it_is(folder, manifest, position):
+def test_verify_finds_a_flipped_bit_wherever_it_is(folder: Path, manifest: Manifest, position: int) -> None:
     path = folder / manifest.shards[-1].name
     position %= path.stat().st_size
     flip(path, position)
@@ -49,7 +49,7 @@ def test_verify_finds_a_flipped_bit_wherever_it_is(folder, manifest, position):
     assert verify(folder, workers=1) == []
 
 
-def test_verify_names_the_member_when_its_bytes_differ(folder, manifest):
+def test_verify_names_the_member_when_its_bytes_differ(folder: Path, manifest: Manifest) -> None:
     shard = manifest.shards[0]
     flip(folder / shard.name, 700)
     _, samples = verify(folder, workers=1)
@@ -57,14 +57,14 @@ def test_verify_names_the_member_when_its_bytes_differ(folder, manifest):
     assert samples.endswith(".jpg has other bytes")
 
 
-def test_verify_finds_a_missing_shard_and_a_missing_index(folder, manifest):
+def test_verify_finds_a_missing_shard_and_a_missing_index(folder: Path, manifest: Manifest) -> None:
     (folder / manifest.shards[0].name).unlink()
     (folder / manifest.shards[1].index_name).unlink()
     differences = verify(folder, workers=1)
     assert differences[:2] == [f"{manifest.shards[0].name} is missing", f"{manifest.shards[1].index_name} is missing"]
 
 
-def test_verify_finds_a_cut_shard_even_at_a_members_border(folder, manifest):
+def test_verify_finds_a_cut_shard_even_at_a_members_border(folder: Path, manifest: Manifest) -> None:
     shard = manifest.shards[-1]
     size_bytes = shard.size_bytes
     os.truncate(folder / shard.name, size_bytes // 2 // 512 * 512)
@@ -72,12 +72,12 @@ def test_verify_finds_a_cut_shard_even_at_a_members_border(folder, manifest):
     assert f"{shard.name} has {size_bytes // 2 // 512 * 512} bytes, not {size_bytes}" in differences
 
 
-def test_verify_finds_an_extra_file(folder):
+def test_verify_finds_an_extra_file(folder: Path) -> None:
     (folder / "cell-train-100-99999.tar").touch()
     assert verify(folder, workers=1) == ["cell-train-100-99999.tar is not in manifest.json"]
 
 
-def test_verify_finds_two_indexes_when_they_are_swapped(folder, manifest):
+def test_verify_finds_two_indexes_when_they_are_swapped(folder: Path, manifest: Manifest) -> None:
     first, second = (folder / shard.index_name for shard in manifest.shards[:2])
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
@@ -87,7 +87,9 @@ def test_verify_finds_two_indexes_when_they_are_swapped(folder, manifest):
     assert all("index.npy is not the file that manifest.json describes" in difference for difference in differences)
 
 
-def test_verify_finds_a_shard_that_agrees_with_itself_but_not_with_the_dataset(folder, manifest):
+def test_verify_finds_a_shard_that_agrees_with_itself_but_not_with_the_dataset(
+    folder: Path, manifest: Manifest
+) -> None:
     copy = replace(manifest.shards[0], name="copy.tar")
     for name in ("name", "index_name"):
         shutil.copy(folder / getattr(manifest.shards[0], name), folder / getattr(copy, name))
@@ -97,7 +99,7 @@ def test_verify_finds_a_shard_that_agrees_with_itself_but_not_with_the_dataset(f
     assert f"{shards[0].samples} samples have a key that another has too" in differences
 
 
-def test_verify_finds_patients_that_stand_in_two_tiers(folder, manifest):
+def test_verify_finds_patients_that_stand_in_two_tiers(folder: Path, manifest: Manifest) -> None:
     moved = [vars(shard) | ({"tier_percent": 1} if number == 2 else {}) for number, shard in enumerate(manifest.shards)]
     shards = [type(manifest.shards[0])(**values) for values in moved]
     write_manifest(folder, Manifest(**(vars(manifest) | {"shards": shards})))
@@ -105,12 +107,12 @@ def test_verify_finds_patients_that_stand_in_two_tiers(folder, manifest):
     assert any("patients stand in two fraction tiers" in difference for difference in verify(folder, workers=1))
 
 
-def test_verify_finds_a_split_that_is_not_the_samples(folder, manifest):
+def test_verify_finds_a_split_that_is_not_the_samples(folder: Path, manifest: Manifest) -> None:
     shards = [type(shard)(**(vars(shard) | {"split": "test"})) for shard in manifest.shards]
     write_manifest(folder, Manifest(**(vars(manifest) | {"shards": shards})))
     assert any("has another split than the shard" in difference for difference in verify(folder, workers=1))
 
 
-def test_verify_says_what_to_do_when_there_is_no_manifest(tmp_path):
+def test_verify_says_what_to_do_when_there_is_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no manifest\.json; pack a dataset into it first"):
         verify(tmp_path)

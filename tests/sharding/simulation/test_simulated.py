@@ -149,9 +149,9 @@ def test_cell_is_refused_when_a_split_is_unknown_or_too_small(tmp_path: Path) ->
 
 def test_writers_are_refused_when_the_folder_holds_something(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(UserError, match="holds something"):
+    with pytest.raises(UserError, match="is not empty"):
         write_chexpert(tmp_path, patients=2, seed=0)
-    with pytest.raises(UserError, match="holds something"):
+    with pytest.raises(UserError, match="is not empty"):
         write_cell(tmp_path, {"train": 2}, seed=0)
     with pytest.raises(UserError, match="is a file"):
         write_cell(tmp_path / "mine.txt", {"train": 2}, seed=0)
