@@ -70,7 +70,7 @@ def leaking(cell_root: Path) -> Path:
 
 def test_audit_finds_nothing_but_the_shared_patient_when_images_differ(cell_root: Path) -> None:
     found = audit([packed("cell", cell_root)], workers=1)
-    assert found.identical == found.near_identical == found.two_class_patients == []
+    assert [*found.identical, *found.near_identical, *found.two_class_patients] == []
     (shared,) = found.shared_patients
     assert (shared.spread, shared.dataset, shared.patient) == (SPLITS, "cell", "person6_virus")
     assert [(place.split, place.images) for place in shared.places] == [("train", 2), ("val", 1)]
@@ -127,7 +127,9 @@ def test_audit_finds_every_patient_and_image_when_one_dataset_is_packed_twice(ce
     found = audit(folders, workers=1)
     assert len(found.shared_patients) == read_manifest(folders[0]).patients
     assert len(found.identical) == 60
-    assert {item.spread for item in [*found.shared_patients, *found.identical]} == {SETS}
+    assert (
+        {patient.spread for patient in found.shared_patients} == {group.spread for group in found.identical} == {SETS}
+    )
     assert [place.folder for place in found.shared_patients[0].places] == [str(folder) for folder in folders]
 
 

@@ -1,6 +1,7 @@
 from io import BytesIO
 from pathlib import Path
 from struct import pack as packed
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from infra.arrays import UInt8
 from sharding.images import encode as reasons
 from sharding.images.encode import ImageRejected, decode, encode, encode_file, is_plain_gray_jpeg
 from tests.sharding.conftest import RadiographMaker
@@ -20,9 +22,9 @@ def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> b
     return buffer.getvalue()
 
 
-def pixels(content: bytes, **options: int) -> np.ndarray:
+def pixels(content: bytes, **options: Any) -> UInt8:
     """The decoded pixels of the JPEG that is packed for an image."""
-    image = Image.open(BytesIO(encode(content, **({"shorter_side_px": 320, "jpeg_quality": 100} | options)).content))
+    image = Image.open(BytesIO(encode(content, **{"shorter_side_px": 320, "jpeg_quality": 100, **options}).content))
     assert (image.format, image.mode) == ("JPEG", "L")
     return np.asarray(image).astype(int)
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,7 +25,7 @@ samples = st.builds(
 datasets = st.lists(samples, max_size=40, unique_by=lambda sample: sample.key)
 
 
-def catalogue(items: list[Sample | Rejection], seed: int = 0) -> Catalog:
+def catalogue(items: Sequence[Sample | Rejection], seed: int = 0) -> Catalog:
     return Catalog("set", items, seed)
 
 
@@ -56,7 +57,13 @@ def test_catalogue_groups_by_split_and_tier_and_knows_the_patients(items: list[S
 def test_hash_tells_samples_and_rejections_apart_but_not_their_listing() -> None:
     one, two = Sample("one", Path("a"), "p"), Sample("two", Path("b"), "p")
     no = Rejection("c", "why")
-    listings = [[one, two, no], [no, two, one], [one, two], [one, no], [one, Sample("two", Path("b"), "q"), no]]
+    listings: list[list[Sample | Rejection]] = [
+        [one, two, no],
+        [no, two, one],
+        [one, two],
+        [one, no],
+        [one, Sample("two", Path("b"), "q"), no],
+    ]
     hashes = []
     for items in listings:
         with closing(catalogue(items)) as found:

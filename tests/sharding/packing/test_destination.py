@@ -1,11 +1,10 @@
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
-import sharding.packing.destination
-import sharding.packing.pack
 from infra.errors import RunFailed, UserError
 from sharding.packing.pack import PackConfig, pack
 
@@ -14,7 +13,7 @@ from sharding.packing.pack import PackConfig, pack
 def config(cell_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackConfig:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(sharding.packing.destination.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(temporary))
     url = f"memory://{tmp_path.name}/shards"
     return PackConfig("cell", cell_root, url, shorter_side_px=32, shard_size_mb=0.06, workers=1)
 
@@ -68,7 +67,7 @@ def test_pack_goes_on_in_an_object_store_when_uploads_fail(
     assert any(name.startswith(".partial/") for name in stored(str(config.out)))
     assert list((tmp_path / "temporary").iterdir()) == []
     pack(config)
-    assert "images are dealt with already" in capsys.readouterr().err
+    assert "images are packed already" in capsys.readouterr().err
     pack(replace(config, out=tmp_path / "local"))
     assert stored(str(config.out)) == content(tmp_path / "local")
 

@@ -87,9 +87,9 @@ def test_pack_ends_with_the_same_bytes_when_it_is_killed_at_any_step(
         shutil.rmtree(config.root / part)
     (config.root / "train" / "NORMAL").mkdir()
     pack(replace(config, shard_size_mb=256, shard_samples=10))
-    undisturbed = content(config.out)
-    assert len(list(config.out.glob("*.tar"))) == 3
-    script = [sys.executable, "-c", KILLED_AT_EVERY_STEP, config.root, tmp_path / "killed", str(stride)]
+    undisturbed = content(Path(config.out))
+    assert len(list(Path(config.out).glob("*.tar"))) == 3
+    script = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(config.root), str(tmp_path / "killed"), str(stride)]
     subprocess.run(script, check=True, capture_output=True, timeout=240)
     folders = sorted((tmp_path / "killed").iterdir())
     assert len(folders) > 25 / stride
@@ -104,14 +104,14 @@ def killed_at_random_moments(config: PackConfig, kills: int, seed: int) -> list[
     moments = random.Random(seed)
     finished = []
     for _ in range(kills):
-        had = len(list(config.out.glob("*.tar")))
+        had = len(list(Path(config.out).glob("*.tar")))
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             wanted = had + moments.randint(0, 2)  # the moment: so many shards, and a little more
-            while process.poll() is None and len(list(config.out.glob("*.tar"))) < wanted:
+            while process.poll() is None and len(list(Path(config.out).glob("*.tar"))) < wanted:
                 time.sleep(0.001)
             time.sleep(moments.random() * 0.02)
             process.send_signal(signal.SIGKILL)
-        finished.append(len(list(config.out.glob("*.tar"))))
+        finished.append(len(list(Path(config.out).glob("*.tar"))))
     subprocess.run(command, check=True, capture_output=True)
     return finished
 
@@ -123,8 +123,8 @@ def test_pack_ends_with_the_same_bytes_when_it_is_killed_at_random_moments(
     pack(replace(config, out=tmp_path / "undisturbed"))
     finished = killed_at_random_moments(config, kills, seed)
     assert finished == sorted(finished)
-    assert content(config.out) == content(tmp_path / "undisturbed")
-    assert verify(config.out, workers=1) == []
+    assert content(Path(config.out)) == content(tmp_path / "undisturbed")
+    assert verify(Path(config.out), workers=1) == []
 
 
 def test_pack_encodes_only_what_was_not_finished(
@@ -133,14 +133,14 @@ def test_pack_encodes_only_what_was_not_finished(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(40, patch)
         pack(config)
-    tars = {path.name: path.stat().st_mtime_ns for path in config.out.glob("*.tar")}
+    tars = {path.name: path.stat().st_mtime_ns for path in Path(config.out).glob("*.tar")}
     assert len(tars) > 1
-    assert not list(config.out.rglob("writing"))
+    assert not list(Path(config.out).rglob("writing"))
     pack(config)
-    assert "of 60 images are dealt with already" in capsys.readouterr().err
-    assert {name: (config.out / name).stat().st_mtime_ns for name in tars} == tars
+    assert "of 60 images are packed already" in capsys.readouterr().err
+    assert {name: (Path(config.out) / name).stat().st_mtime_ns for name in tars} == tars
     pack(replace(config, out=tmp_path / "undisturbed"))
-    assert content(config.out) == content(tmp_path / "undisturbed")
+    assert content(Path(config.out)) == content(tmp_path / "undisturbed")
 
 
 def test_pack_keeps_the_rejections_of_finished_shards(
@@ -155,7 +155,7 @@ def test_pack_keeps_the_rejections_of_finished_shards(
     assert manifest.samples == 40
     assert [rejection.reason for rejection in manifest.rejected] == ["zero bytes"] * 20
     pack(replace(config, out=tmp_path / "undisturbed"))
-    assert content(config.out) == content(tmp_path / "undisturbed")
+    assert content(Path(config.out)) == content(tmp_path / "undisturbed")
 
 
 def test_pack_does_a_finished_shard_again_when_it_is_damaged(
@@ -164,11 +164,11 @@ def test_pack_does_a_finished_shard_again_when_it_is_damaged(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(50, patch)
         pack(config)
-    tar = sorted(config.out.glob("*.tar"))[-1]
+    tar = sorted(Path(config.out).glob("*.tar"))[-1]
     tar.write_bytes(bytes([tar.read_bytes()[0] ^ 1]) + tar.read_bytes()[1:])
     pack(config)
     pack(replace(config, out=tmp_path / "undisturbed"))
-    assert content(config.out) == content(tmp_path / "undisturbed")
+    assert content(Path(config.out)) == content(tmp_path / "undisturbed")
 
 
 def test_unfinished_folder_is_refused_when_it_belongs_to_another_job_or_is_read(
@@ -179,7 +179,7 @@ def test_unfinished_folder_is_refused_when_it_belongs_to_another_job_or_is_read(
         pack(config)
     with pytest.raises(UserError, match="holds an unfinished packing of dataset 'cell' packed with seed=0, not 1"):
         pack(replace(config, seed=1))
-    with pytest.raises(UserError, match=r"has not ended; give the same command again to finish it"):
+    with pytest.raises(UserError, match=r"is not fully packed; run the same sternum shard command"):
         read_manifest(config.out)
     next(config.root.rglob("*.jpeg")).unlink()
     with pytest.raises(UserError, match="packed with other samples"):
@@ -192,12 +192,12 @@ def test_pack_leaves_no_trace_when_it_stops_before_the_first_shard(
     stop_after(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pack(config)
-    assert not config.out.exists()
+    assert not Path(config.out).exists()
 
 
 def test_second_pack_into_a_folder_is_refused_while_the_first_goes_on(config: PackConfig) -> None:
     with (
-        locked(config.out / ".partial", "packing"),
+        locked(Path(config.out) / ".partial", "packing"),
         pytest.raises(UserError, match="is in use by another process that is packing"),
     ):
         pack(config)
@@ -207,7 +207,7 @@ def test_second_pack_into_a_folder_is_refused_while_the_first_goes_on(config: Pa
 def test_pack_keeps_what_is_finished_when_the_disk_is_full(config: PackConfig, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("may not mount a file system here")
     try:
@@ -219,6 +219,6 @@ def test_pack_keeps_what_is_finished_when_the_disk_is_full(config: PackConfig, t
         subprocess.run(["mount", "-o", "remount,size=2m", disk], check=True)
         pack(on_disk)
         pack(config)
-        assert content(disk) == content(config.out)
+        assert content(disk) == content(Path(config.out))
     finally:
         subprocess.run(["umount", disk], check=True)

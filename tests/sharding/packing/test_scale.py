@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, radiograph: RadiographMaker) 
     sources = [root / f"source{seed}.jpg" for seed in range(32)]
     for seed, source in enumerate(sources):
         radiograph(seed, 32, 39).save(source)
-    source = cycle(sources)
+    endless_sources = cycle(sources)
     left = ROWS
     with (root / "train.csv").open("w") as train, (root / "valid.csv").open("w") as valid:
         tables = {"train": csv.writer(train), "valid": csv.writer(valid)}
@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, radiograph: RadiographMaker) 
             for study in range(1, 1 + -(-left // (PATIENTS + 1 - patient))):
                 path = f"{split}/patient{patient:05d}/study{study}/view1_frontal.jpg"
                 (root / path).parent.mkdir(parents=True)
-                (root / path).hardlink_to(next(source))
+                (root / path).hardlink_to(next(endless_sources))
                 labels = ["1.0" if patient % 7 == i else "" for i in range(14)]
                 tables[split].writerow([f"CheXpert-v1.0/{path}", "Female", 60, "Frontal", "AP", *labels])
                 left -= 1

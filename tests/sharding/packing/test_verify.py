@@ -45,7 +45,7 @@ def test_verify_finds_a_flipped_bit_wherever_it_is(folder: Path, manifest: Manif
     flip(path, position)
     differences = verify(folder, workers=1)
     flip(path, position)
-    assert any(difference.startswith(f"{path.name} has another sha256") for difference in differences)
+    assert any(difference.startswith(f"{path.name} does not match its sha256") for difference in differences)
     assert verify(folder, workers=1) == []
 
 
@@ -53,8 +53,8 @@ def test_verify_names_the_member_when_its_bytes_differ(folder: Path, manifest: M
     shard = manifest.shards[0]
     flip(folder / shard.name, 700)
     _, samples = verify(folder, workers=1)
-    assert samples.startswith(f"{shard.name}: 1 of {shard.samples} samples differ; the first: number 0: train_")
-    assert samples.endswith(".jpg has other bytes")
+    assert samples.startswith(f"{shard.name}: 1 of {shard.samples} samples differ; the first: sample 0: train_")
+    assert samples.endswith(".jpg does not match its checksum")
 
 
 def test_verify_finds_a_missing_shard_and_a_missing_index(folder: Path, manifest: Manifest) -> None:
@@ -96,7 +96,7 @@ def test_verify_finds_a_shard_that_agrees_with_itself_but_not_with_the_dataset(
     shards = [copy, *manifest.shards]
     write_manifest(folder, replace(manifest, shards=shards, samples=manifest.samples + copy.samples))
     differences = verify(folder, workers=1)
-    assert f"{shards[0].samples} samples have a key that another has too" in differences
+    assert f"{shards[0].samples} samples have the key of another sample" in differences
 
 
 def test_verify_finds_patients_that_stand_in_two_tiers(folder: Path, manifest: Manifest) -> None:
@@ -104,13 +104,13 @@ def test_verify_finds_patients_that_stand_in_two_tiers(folder: Path, manifest: M
     shards = [type(manifest.shards[0])(**values) for values in moved]
     write_manifest(folder, Manifest(**(vars(manifest) | {"shards": shards})))
     assert manifest.shards[2].tier_percent == 100
-    assert any("patients stand in two fraction tiers" in difference for difference in verify(folder, workers=1))
+    assert any("patients are in two fraction tiers" in difference for difference in verify(folder, workers=1))
 
 
 def test_verify_finds_a_split_that_is_not_the_samples(folder: Path, manifest: Manifest) -> None:
     shards = [type(shard)(**(vars(shard) | {"split": "test"})) for shard in manifest.shards]
     write_manifest(folder, Manifest(**(vars(manifest) | {"shards": shards})))
-    assert any("has another split than the shard" in difference for difference in verify(folder, workers=1))
+    assert any("does not have the shard's split" in difference for difference in verify(folder, workers=1))
 
 
 def test_verify_says_what_to_do_when_there_is_no_manifest(tmp_path: Path) -> None:

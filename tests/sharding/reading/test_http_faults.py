@@ -22,7 +22,7 @@ import sharding.reading.fetch
 from infra.errors import RunFailed, UserError
 from sharding.format.manifest import Manifest
 from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownload
-from sharding.reading.location import open_location
+from sharding.reading.location import WebFolder
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import BLANK
@@ -312,7 +312,7 @@ def test_file_that_had_come_whole_when_its_process_ended_is_not_asked_for_again(
     shutil.copy(small_shards / shard.index_name, tmp_path / "came")
     wanted = FileSpec(shard.index_name, shard.index_sha256, 10_000, is_exact=False)
     with FileIO(tmp_path / "came", "r+") as file:
-        Fetcher(fetch).fetch(open_location(f"{server.url}/set"), wanted, PartialDownload(file), threading.Event())
+        Fetcher(fetch).fetch(WebFolder(f"{server.url}/set"), wanted, PartialDownload(file), threading.Event())
     assert server.requests == []
     assert (tmp_path / "came").read_bytes() == (small_shards / shard.index_name).read_bytes()
 

@@ -40,7 +40,7 @@ def runs(draw: st.DrawFn) -> Run:
     sizes = draw(st.lists(st.integers(1, 60), min_size=1, max_size=15))
     sizes[-1] += max(0, global_batch - sum(sizes))
     window = draw(st.one_of(st.integers(1, 3 * lanes), st.integers(1, 2 * sum(sizes))))
-    plan = {"shard_samples": sizes, "lanes": lanes, "global_batch": global_batch, "window": window}
+    plan: dict[str, Any] = {"shard_samples": sizes, "lanes": lanes, "global_batch": global_batch, "window": window}
     steps = SampleOrder(**plan, seed=0).first_step_after_epoch(EPOCHS - 1)
     stops = draw(st.lists(st.integers(1, steps - 1), max_size=4)) if steps > 1 else []
     worlds = st.sampled_from([world for world in WORLDS if lanes % world == 0])
