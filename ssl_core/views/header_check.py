@@ -7,7 +7,6 @@ gigabytes.
 from typing import Final, NamedTuple
 
 from infra.arrays import UInt8
-
 from sharding.images.file_formats import JPEG_END, JPEG_FRAMES, JPEG_SCAN, JPEG_SIGNATURE, PNG_END, PNG_HEADER
 
 _PNG_PLAIN: Final = (0, 2)  # the color types gray and RGB, without palette or alpha (PNG specification, 11.2.1)
