@@ -54,7 +54,7 @@ def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
 
     Patient and study are 64-bit hashes of PatientID and StudyInstanceUID, and the path stays out of the shards, so no
     identifier enters them. A hash is only a pseudonym: a list of all PatientIDs reveals which of them it belongs to.
-    A file whose PatientID is missing or a placeholder is rejected, since its patient cannot be told from others.
+    A file whose PatientID is missing or a placeholder is rejected, since nothing distinguishes its patient from others.
 
     A file is not de-identified if one of these holds:
 

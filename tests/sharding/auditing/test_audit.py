@@ -105,9 +105,7 @@ def test_audit_tells_what_stays_within_one_split(cell_root: Path) -> None:
     assert {image.patient for image in found.identical[0].images} == {"IM-0003", "IM-0900"}
 
 
-def test_audit_finds_what_two_datasets_share_though_it_was_encoded_anew(
-    cell_root: Path, chestxray14_root: Path
-) -> None:
+def test_audit_finds_shared_images_of_two_datasets_after_reencoding(cell_root: Path, chestxray14_root: Path) -> None:
     with Image.open(normal(cell_root, "test", 24)) as image:
         image.resize((90, 75), Image.Resampling.LANCZOS).save(chestxray14_root / "images" / "00000004_001.png")
     folders = [packed("cell", cell_root), packed("chestxray14", chestxray14_root)]

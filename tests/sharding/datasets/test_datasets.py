@@ -27,7 +27,7 @@ def read_only(reader: ModuleType, root: Path) -> Sample:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_reader_names_what_it_looked_for_when_root_is_not_the_dataset(name: str, tmp_path: Path) -> None:
+def test_reader_names_the_expected_files_when_root_is_not_the_dataset(name: str, tmp_path: Path) -> None:
     options = [OPTIONS[name]()] if name in OPTIONS else []
     expected = r"train\.csv|Data_Entry_2017\.csv|train/NORMAL/|metadata\.csv, images/|P/, N/|CLASS/IMAGE|DICOM files"
     with pytest.raises(UserError, match=f"is not dataset '{name}', which has .*({expected})"):
@@ -202,7 +202,7 @@ def test_chestxray14_names_the_value_when_a_cell_is_not_upstreams(tmp_path: Path
         list(chestxray14.read(tmp_path))
 
 
-def test_chestxray14_names_both_places_when_an_image_stands_twice(tmp_path: Path, csv_file: CsvWriter) -> None:
+def test_chestxray14_names_both_paths_when_an_image_exists_twice(tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(tmp_path / "Data_Entry_2017.csv", CHESTXRAY14_HEADER)
     csv_file(tmp_path / "images" / "a.png", "")
     csv_file(tmp_path / "images_001" / "images" / "a.png", "")
@@ -234,7 +234,7 @@ def test_cell_groups_by_patient_under_both_naming_schemes(
 
 
 @pytest.mark.parametrize(("patients", "count"), [("by_name", 6), ("by_number", 4)])
-def test_cell_takes_bacteria_and_virus_of_one_number_for_one_patient_when_told_to(
+def test_cell_groups_bacteria_and_virus_of_one_number_into_one_patient_by_option(
     patients: Literal["by_name", "by_number"], count: int, tmp_path: Path, csv_file: CsvWriter
 ) -> None:
     for class_name in cell.CLASSES:

@@ -49,7 +49,7 @@ def test_options_that_are_wrong_are_refused_in_one_line(arguments: list[str], me
     assert "\n" not in str(raised.value)
 
 
-def test_every_options_class_stands_under_the_name_of_its_dataset() -> None:
+def test_every_options_class_has_the_name_of_its_dataset() -> None:
     assert OPTIONS.keys() <= READERS.keys()
 
 

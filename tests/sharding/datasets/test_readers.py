@@ -282,7 +282,7 @@ def test_folder_reads_a_table_with_columns_of_any_name(
         ("1.png,train,PA,M,five", "line 2: age='five' must be years, or like 058Y"),
     ],
 )
-def test_folder_names_the_cell_when_it_means_nothing(
+def test_folder_names_the_cell_when_it_has_no_meaning(
     row: str, message: str, tmp_path: Path, csv_file: CsvWriter
 ) -> None:
     csv_file(tmp_path / "t.csv", "path,split,view,sex,age", row)

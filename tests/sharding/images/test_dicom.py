@@ -122,7 +122,7 @@ def read_one(root: Path, **options: bool) -> Sample | Rejection:
     return item
 
 
-def test_dicom_tells_patient_study_view_sex_and_age_but_no_identifier(root: Callable[..., Path]) -> None:
+def test_dicom_gives_patient_study_view_sex_and_age_but_no_identifier(root: Callable[..., Path]) -> None:
     folder = root(DOE_JOHN__a=dicom_bytes(EIGHT_BITS), DOE_JOHN__b=dicom_bytes(EIGHT_BITS, ViewPosition="LL"))
     first, second = samples_of(dicom.read(folder, DicomOptions()))
     assert (first.view, first.sex, first.age, first.split) == ("frontal-pa", "F", 58, None)

@@ -25,17 +25,17 @@ samples = st.builds(
 datasets = st.lists(samples, max_size=40, unique_by=lambda sample: sample.key)
 
 
-def catalogue(items: Sequence[Sample | Rejection], seed: int = 0) -> Catalog:
+def catalog(items: Sequence[Sample | Rejection], seed: int = 0) -> Catalog:
     return Catalog("set", items, seed)
 
 
 def ordered(items: list[Sample], seed: int = 0, start: int = 0) -> list[Sample]:
-    with closing(catalogue(items, seed)) as found:
+    with closing(catalog(items, seed)) as found:
         return [from_record(row) for row in found.records(start)]
 
 
 @given(datasets, st.integers(0, 2**40), st.integers(0, 40))
-def test_catalogue_gives_back_every_sample_in_an_order_that_is_the_same_for_any_listing(
+def test_catalog_returns_every_sample_in_an_order_that_does_not_depend_on_the_reader(
     items: list[Sample], seed: int, start: int
 ) -> None:
     found = ordered(items, seed)
@@ -44,8 +44,8 @@ def test_catalogue_gives_back_every_sample_in_an_order_that_is_the_same_for_any_
 
 
 @given(datasets)
-def test_catalogue_groups_by_split_and_tier_and_knows_the_patients(items: list[Sample]) -> None:
-    with closing(catalogue(items)) as found:
+def test_catalog_groups_by_split_and_tier_and_has_the_patients(items: list[Sample]) -> None:
+    with closing(catalog(items)) as found:
         samples = [from_record(row) for row in found.records(0)]
         groups = [found.group(position) for position in range(len(found))]
         assert [split for split, _ in groups] == [sample.split for sample in samples]
@@ -66,7 +66,7 @@ def test_hash_tells_samples_and_rejections_apart_but_not_their_listing() -> None
     ]
     hashes = []
     for items in listings:
-        with closing(catalogue(items)) as found:
+        with closing(catalog(items)) as found:
             hashes.append(found.sha256)
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 4
@@ -80,6 +80,6 @@ def test_samples_keep_their_order_among_each_other_when_others_are_added() -> No
     assert np.mean([abs(after.index(key) - place) for place, key in enumerate(before)]) < 3
 
 
-def test_catalogue_names_both_files_when_they_have_one_key() -> None:
+def test_catalog_names_both_files_when_they_have_the_same_key() -> None:
     with pytest.raises(UserError, match="a and b have the same key, 'one'; remove one of them"):
-        catalogue([Sample("one", Path("a"), "p"), Sample("one", Path("b"), "p")])
+        catalog([Sample("one", Path("a"), "p"), Sample("one", Path("b"), "p")])

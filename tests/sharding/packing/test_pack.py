@@ -212,7 +212,7 @@ def test_pack_rejects_a_path_when_it_leads_out_of_the_root(
     ]
 
 
-def test_pack_names_both_files_when_they_have_one_key(config: PackConfig) -> None:
+def test_pack_names_both_files_when_they_have_the_same_key(config: PackConfig) -> None:
     folder = config.root / "val" / "NORMAL"
     shutil.copy(folder / "IM-0020-0001.jpeg", folder / "IM-0020-0001.png")
     with pytest.raises(UserError, match=r"IM-0020-0001\.jpeg and .*IM-0020-0001\.png have the same key"):
@@ -237,7 +237,7 @@ def test_pack_touches_nothing_when_the_same_dataset_is_already_there(config: Pac
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).iterdir()} == before
 
 
-def test_pack_refuses_a_folder_when_something_else_stands_in_it(config: PackConfig, tmp_path: Path) -> None:
+def test_pack_refuses_a_folder_when_it_holds_something_else(config: PackConfig, tmp_path: Path) -> None:
     pack(config)
     before = content(Path(config.out))
     with pytest.raises(UserError, match="packed with seed=0, not 1; choose another folder"):

@@ -99,7 +99,7 @@ def test_verify_finds_a_shard_that_agrees_with_itself_but_not_with_the_dataset(
     assert f"{shards[0].samples} samples have the key of another sample" in differences
 
 
-def test_verify_finds_patients_that_stand_in_two_tiers(folder: Path, manifest: Manifest) -> None:
+def test_verify_finds_patients_in_two_tiers(folder: Path, manifest: Manifest) -> None:
     moved = [vars(shard) | ({"tier_percent": 1} if number == 2 else {}) for number, shard in enumerate(manifest.shards)]
     shards = [type(manifest.shards[0])(**values) for values in moved]
     write_manifest(folder, Manifest(**(vars(manifest) | {"shards": shards})))

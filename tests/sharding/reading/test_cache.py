@@ -121,7 +121,7 @@ def test_file_larger_than_the_limit_is_refused(server: FaultServer, tmp_path: Pa
         cache_of(tmp_path, 0.5).open(remote(server), wanted("a.tar"))
 
 
-def test_what_a_killed_process_left_is_continued(server: FaultServer, tmp_path: Path) -> None:
+def test_partial_file_of_a_killed_process_is_continued(server: FaultServer, tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 3)
     (tmp_path / f"{wanted('a.tar').sha256}.{SIZE_BYTES}.partial").write_bytes(FILES["a.tar"][:4000])
     assert content(cache.open(remote(server), wanted("a.tar"))) == FILES["a.tar"]
@@ -129,14 +129,14 @@ def test_what_a_killed_process_left_is_continued(server: FaultServer, tmp_path: 
 
 
 @pytest.mark.parametrize("left", [b"x" * 4000, b"x" * SIZE_BYTES, b"x" * 2 * SIZE_BYTES])
-def test_what_a_killed_process_left_wrong_is_thrown_away(server: FaultServer, tmp_path: Path, left: bytes) -> None:
+def test_wrong_partial_file_is_thrown_away(server: FaultServer, tmp_path: Path, left: bytes) -> None:
     cache = cache_of(tmp_path, 3)
     (tmp_path / f"{wanted('a.tar').sha256}.{SIZE_BYTES}.partial").write_bytes(left)
     assert content(cache.open(remote(server), wanted("a.tar"))) == FILES["a.tar"]
     assert names(cache) == {"a.tar"}
 
 
-def test_what_a_killed_process_left_of_another_file_makes_room(server: FaultServer, tmp_path: Path) -> None:
+def test_partial_file_of_another_shard_makes_room(server: FaultServer, tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 1)
     left = tmp_path / f"{wanted('a.tar').sha256}.{SIZE_BYTES}.partial"
     left.write_bytes(b"a")
@@ -168,7 +168,7 @@ def test_other_files_in_the_folder_are_left_alone(server: FaultServer, tmp_path:
     assert (tmp_path / "thesis.tex").stat().st_size == 10 * SIZE_BYTES
 
 
-def test_what_came_of_a_file_that_cannot_be_had_is_kept_for_later(server: FaultServer, tmp_path: Path) -> None:
+def test_bytes_of_a_failed_download_are_kept_for_later(server: FaultServer, tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 3, attempts=1)
     server.script("/a.tar", Fault("cut", 6000))
     with pytest.raises(Unavailable, match=r"/a\.tar cannot be downloaded: the answer broke off; 1 attempts$"):
@@ -178,7 +178,7 @@ def test_what_came_of_a_file_that_cannot_be_had_is_kept_for_later(server: FaultS
     assert first_bytes(server.gets("/a.tar")) == [0, 6000]
 
 
-def test_fetch_ends_when_it_is_told_to_stop(server: FaultServer, tmp_path: Path) -> None:
+def test_fetch_ends_when_stop_is_set(server: FaultServer, tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Unavailable, match=r"download of .*/a\.tar was stopped"):
@@ -186,7 +186,7 @@ def test_fetch_ends_when_it_is_told_to_stop(server: FaultServer, tmp_path: Path)
     assert server.gets("/a.tar") == []
 
 
-def test_room_for_what_is_read_is_asked_of_limit_and_disk(tmp_path: Path) -> None:
+def test_room_must_fit_the_limit_and_the_disk(tmp_path: Path) -> None:
     cache = ShardCache(FetchConfig(cache_folder=tmp_path, limit_gb=1e6))
     cache.require_room(1000, "a test reads")
     with pytest.raises(

@@ -87,7 +87,7 @@ PASSING = {
 }
 
 
-def test_faults_that_pass_cost_nothing_but_the_missing_bytes(
+def test_passing_faults_cost_only_the_missing_bytes(
     server: FaultServer, fetch: FetchConfig, manifest: Manifest, undisturbed: Epoch, tmp_path: Path
 ) -> None:
     for number, start in enumerate(range(0, len(PASSING), len(manifest.shards))):
@@ -287,7 +287,7 @@ def test_next_start_goes_on_where_a_killed_one_stopped(
     assert partial_files(tmp_path / "cache") == []
 
 
-def test_damage_in_the_cache_masks_one_sample_and_is_said(
+def test_damage_in_the_cache_masks_one_sample_with_a_warning(
     server: FaultServer, undisturbed: Epoch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch = quick_fetch(tmp_path / "cache")

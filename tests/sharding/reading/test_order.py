@@ -140,7 +140,7 @@ def test_billion_samples_are_planned_in_memory_of_the_shards() -> None:
         (64, 64, 64, r"global_batch=64 must not exceed the 40 samples of the shards.*try 32$"),
     ],
 )
-def test_order_names_value_rule_and_fix_when_it_cannot_be(
+def test_order_names_value_rule_and_fix_when_it_is_impossible(
     lanes: int, global_batch: int, window: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

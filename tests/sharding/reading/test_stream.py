@@ -241,7 +241,7 @@ def contents(batches: list[EncodedBatch]) -> list[Any]:
     ]
 
 
-def test_set_elsewhere_is_the_local_one(packed: Path, tmp_path: Path) -> None:
+def test_remote_set_equals_the_local_one(packed: Path, tmp_path: Path) -> None:
     local = ShardSet([packed])
     data = DataConfig([str(packed)], global_batch=8, lanes=4, shuffle_window=16)
     order = sample_order(local, data, seed=3)
@@ -278,7 +278,7 @@ def test_index_alone_is_read_without_its_shard(packed: Path, tmp_path: Path) -> 
         assert not any(request.path.endswith(".tar") for request in server.requests)
 
 
-def test_shards_of_later_steps_come_before_they_are_read_and_go_behind_them(packed: Path, tmp_path: Path) -> None:
+def test_shards_of_later_steps_are_prefetched_and_released_after_use(packed: Path, tmp_path: Path) -> None:
     fetch = FetchConfig(cache_folder=tmp_path, connections=2)
     with serving(packed.parent) as server:
         shards = ShardSet([f"{server.url}/packed"], fetch=fetch)
@@ -298,7 +298,7 @@ def test_shards_of_later_steps_come_before_they_are_read_and_go_behind_them(pack
         time.sleep(0.01)
 
 
-def test_closing_the_stream_does_not_wait_for_a_server_that_says_nothing(packed: Path, tmp_path: Path) -> None:
+def test_closing_the_stream_does_not_wait_for_a_silent_server(packed: Path, tmp_path: Path) -> None:
     fetch = FetchConfig(cache_folder=tmp_path, stall_s=1000, total_s=2000)
     with serving(packed.parent) as server:
         shards = ShardSet([f"{server.url}/packed"], fetch=fetch)
@@ -312,7 +312,7 @@ def test_closing_the_stream_does_not_wait_for_a_server_that_says_nothing(packed:
     assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_shard_that_is_not_there_stops_the_stream_where_it_is_needed(packed: Path, tmp_path: Path) -> None:
+def test_missing_shard_stops_the_stream_where_it_is_needed(packed: Path, tmp_path: Path) -> None:
     with serving(packed.parent) as server:
         shards = ShardSet([f"{server.url}/packed"], fetch=FetchConfig(cache_folder=tmp_path))
         order = sample_order(shards, DataConfig(["x"], global_batch=2, lanes=2, shuffle_window=4), seed=1)

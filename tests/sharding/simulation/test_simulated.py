@@ -110,7 +110,7 @@ def test_cell_names_and_counts_are_as_asked(cell: Path) -> None:
         assert all(re.fullmatch(r"person\d+_(bacteria|virus)_\d+\.jpeg", name) for name in sick)
 
 
-def test_cell_patients_stand_in_one_split(cell: Path) -> None:
+def test_cell_patients_are_in_one_split(cell: Path) -> None:
     splits = defaultdict(set)
     images = list(cell.rglob("*.jpeg"))
     for path in images:
