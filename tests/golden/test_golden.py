@@ -15,7 +15,7 @@ from infra import config as configuration
 from infra.metrics import read_metrics
 from infra.status import read_status
 from launch.cli import main as sternum
-from sharding.format.manifest import NAME
+from sharding.format.manifest import MANIFEST_NAME
 from sharding.packing import pack as packing
 from sharding.packing.verify import verify
 from sharding.reading.shard_set import ShardSet
@@ -48,7 +48,7 @@ def test_every_sample_of_old_shards_is_read(dataset: str, splits: list[str]) -> 
     assert verify(folder, workers=1) == []
     shards = ShardSet([str(folder)], splits)
     read = sum(len(batch.encoded) for batch in packed_batches(shards, local_batch=4))
-    assert read == json.loads((folder / NAME).read_text())["samples"] == shards.samples
+    assert read == json.loads((folder / MANIFEST_NAME).read_text())["samples"] == shards.samples
 
 
 def test_an_unfinished_packing_ends_with_the_bytes_of_a_whole_one(
