@@ -65,13 +65,8 @@ def test_audit_ends_with_1_and_one_line_when_images_cross_a_border(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-<<<<<<< HEAD
         ([], "shards is missing: sternum audit SHARDS"),
         (["/nowhere", "/elsewhere"], "/nowhere has no manifest.json"),
-=======
-        ([], "folders"),
-        (["/nowhere", "/elsewhere"], "/nowhere has no manifest.json"),
->>>>>>> 4d04293 (Parse patients once, keep one table of image formats, rewrite format and packing)
         (["/nowhere", "--workers=-1"], "workers=-1 must not be negative"),
         (["/nowhere", "--threshold=3"], "unknown key 'threshold'"),
     ],
