@@ -1,4 +1,4 @@
-"""A process for each measurement, and the memory that it takes."""
+"""Measurements in a process of their own, and the memory that they take."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -12,7 +12,11 @@ from benchmarks.common import one_line
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a new process, so that its memory is its own; raises RuntimeError with a line if it fails."""
+    """Call a function in a new process, whose memory holds nothing else, and return its result.
+
+    Raises:
+        RuntimeError: if the call fails, with its error in one line.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments))
@@ -38,7 +42,7 @@ def _answer(connection: Connection, function: Callable[..., Any], arguments: tup
 
 
 class Memory:
-    """The most memory that was in use since this was made, beyond what was in use then."""
+    """Peak memory since the creation of this object, beyond what was in use then."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,14 +55,14 @@ class Memory:
             self._before_bytes = _status_bytes("VmRSS")
 
     def peak_bytes(self) -> int:
-        """Return it."""
+        """Return the peak in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self._before_bytes
         return _status_bytes("VmHWM") - self._before_bytes
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much memory can still be had."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")

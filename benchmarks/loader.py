@@ -1,20 +1,22 @@
-"""Loading beside its limit and its peers: two views of the same images, in turns, medians of the repeats.
+"""Loading speed compared with its limit and with other libraries: two views of the same images.
 
-sternum, DALI              training batches as a run uses them: order, verified bytes, drawn parameters, DALI
-its limit, DALI            the same executor on encoded bytes and parameters that lie in memory
+The loaders take turns; figures are medians of the repeats.
+
+sternum, DALI              batches as a training run uses them: order, verified bytes, drawn parameters, DALI
+its limit, DALI            the same executor, with encoded bytes and parameters in memory
 sternum, torchvision       the same with the torchvision executor
 its limit, torchvision
 torchvision + DataLoader   image files, Pillow and torchvision.transforms.v2 in the workers of a DataLoader
 webdataset                 our shards, webdataset's shuffle and decoding, the same transforms, its WebLoader
 mosaicml-streaming         its shards of the same bytes, its dataset, the same transforms, a DataLoader
-DALI, separate operators   our shards by DALI's own reader and random numbers, an operator an augmentation (solo-learn)
+DALI, separate operators   our shards, DALI's own reader and random numbers, one operator per augmentation (solo-learn)
 
-Every loader lives in a process of its own and rests while another is measured. Reported are images/s, CPU time an image
-(all processes and threads of a loader), and the share of its time that a consumer waits which could take four fifths of
-the rate that was just measured: 0 for a loader that makes batches ahead of their use. With --step the consumer is the
-forward and backward pass of a ResNet-50 in bf16 on both views: images/s of both together, and the share of waiting.
+Each loader runs in its own process and rests while another is measured. The figures are images/s, CPU time per image
+(all processes and threads of a loader), and the share of time that a consumer waits if it takes 4/5 of the rate just
+measured: 0 for a loader that makes batches ahead of time. With --step, the consumer is the forward and backward pass
+of a ResNet-50 in bf16 on both views; then images/s are those of loading and training together.
 
-The images are simulated radiographs; sets that `sternum shard` packed may stand beside them (--shards).
+The images are simulated radiographs; --shards adds packed sets of your own.
 """
 
 import argparse
@@ -57,7 +59,7 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """How a turn goes: batches that do not count, then batches for so long; with a training step or without."""
+    """The course of a turn: batches to warm up, then batches for `window_s`, with or without a training step."""
 
     warm_batches: int
     window_s: float
@@ -65,15 +67,15 @@ class Turn:
 
 
 def serve(connection: Connection, name: str, task: Task, turn: Turn) -> None:
-    """Build a loader, then answer every True with the figures of a turn, or with a line that says what failed."""
-    multiprocessing.set_start_method("fork", force=True)  # what a DataLoader's workers start by where nobody chose
+    """Build a loader, then answer every True with the figures of a turn, or with an error in one line."""
+    multiprocessing.set_start_method("fork", force=True)  # the default start method of a DataLoader's workers
     try:
         consume = training_step(task) if turn.step else None
         batches = WAYS[name](task)
         while connection.recv():
             connection.send(take_turn(batches, turn, task.device, consume))
             rest()
-    except Exception as error:  # of a peer it is a result; of ours the caller raises it
+    except Exception as error:  # for a peer this is a result; for ours the caller raises it
         connection.send(one_line(error))
 
 
@@ -101,7 +103,7 @@ def draw(
     while now_s - began_s < window_s:
         views = next(batches)
         if device != "cpu":
-            torch.cuda.synchronize()  # a batch counts when it is there, not when it is promised
+            torch.cuda.synchronize()  # a batch counts once it is complete
         waited_s += time.perf_counter() - now_s
         consume(views)
         images += len(views[0])
@@ -111,7 +113,7 @@ def draw(
 
 def training_step(task: Task) -> Callable[[Sequence[torch.Tensor]], None]:
     """Return the forward and backward pass of a one-channel ResNet-50 in bf16."""
-    from torchvision.models import resnet50  # noqa: PLC0415 - only where it is options for
+    from torchvision.models import resnet50  # noqa: PLC0415 - only needed for --step
 
     model = resnet50()
     model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
@@ -145,7 +147,7 @@ def _cpu_ticks(process: int) -> int:
 
 
 def rest() -> None:
-    """Return when this loader has filled its queues, so that it takes no time from the next one."""
+    """Wait until this loader has filled its queues, so that it takes no time from the next one."""
     spent_s, before_s = cpu_s(), -1.0
     while spent_s - before_s > 0.02:
         time.sleep(_REST_S)
@@ -153,7 +155,7 @@ def rest() -> None:
 
 
 class Loader:
-    """One way in its own process."""
+    """A loader in its own process."""
 
     def __init__(self, name: str, task: Task, turn: Turn) -> None:
         self.name = name
@@ -164,7 +166,7 @@ class Loader:
         theirs.close()
 
     def turn(self) -> Figures | str:
-        """Return the figures, or the line that says what failed."""
+        """Return the figures of a turn, or an error in one line."""
         try:
             self.connection.send(True)
             answer: Figures | str = self.connection.recv()
@@ -174,7 +176,7 @@ class Loader:
         return answer
 
     def close(self) -> None:
-        """End the process: a loader that rests holds nothing worth saving."""
+        """End the process; a loader at rest has nothing to save."""
         with suppress(OSError):
             self.connection.send(False)
         self.process.join(5)
@@ -183,7 +185,7 @@ class Loader:
 
 
 def measure(task: Task, turn: Turn, repeats: int, ways: Sequence[str]) -> dict[str, list[Figures] | str]:
-    """Return the figures of all turns for each way, or the line that says why there are none."""
+    """Return the figures of all turns for each loader, or the reason why there are none."""
     results: dict[str, list[Figures] | str] = {}
     loaders: dict[str, Loader] = {}
     try:
@@ -196,19 +198,19 @@ def measure(task: Task, turn: Turn, repeats: int, ways: Sequence[str]) -> dict[s
             folder.mkdir()
             results[name] = []
             loaders[name] = Loader(name, Task(**{**vars(task), "scratch": folder}), turn)
-            take_in(results, name, loaders[name].turn(), counts=False)  # builds it, and is the first warm-up
+            record(results, name, loaders[name].turn(), counts=False)  # builds the loader and warms it up
         for repeat in range(repeats):
-            for name in list(loaders)[:: -1 if repeat % 2 else 1]:  # there and back: a slow drift hits all alike
+            for name in list(loaders)[:: -1 if repeat % 2 else 1]:  # forth and back: a drift hits all alike
                 if not isinstance(results[name], str):
-                    take_in(results, name, loaders[name].turn(), counts=True)
+                    record(results, name, loaders[name].turn(), counts=True)
     finally:
         for loader in loaders.values():
             loader.close()
     return results
 
 
-def take_in(results: dict[str, list[Figures] | str], name: str, answer: Figures | str, counts: bool) -> None:
-    """Keep a turn's figures; a peer that failed is named in the table, a failure of ours ends the benchmark."""
+def record(results: dict[str, list[Figures] | str], name: str, answer: Figures | str, counts: bool) -> None:
+    """Record the figures of a turn; a failed peer is listed in the table, a failure of ours ends the benchmark."""
     if isinstance(answer, str):
         if "sternum" in name or "limit" in name:
             raise RunFailed(f"{name}: {answer}")
@@ -220,12 +222,12 @@ def take_in(results: dict[str, list[Figures] | str], name: str, answer: Figures 
 
 
 def shares(results: dict[str, list[Figures] | str], name: str, other: str) -> list[float]:
-    """Return the rate of `name` as a share of the other's in the same turn."""
+    """Return the rate of `name` divided by the rate of `other`, for each turn."""
     return [a.images_per_s / b.images_per_s for a, b in pairs(results, name, other)]
 
 
 def pairs(results: dict[str, list[Figures] | str], name: str, other: str) -> list[tuple[Figures, Figures]]:
-    """Return what both ways did in each turn; nothing where one has no figures."""
+    """Return the figures of both loaders in each turn; an empty list if one has none."""
     ours, theirs = results.get(name, ""), results.get(other, "")
     if isinstance(ours, str) or isinstance(theirs, str):
         return []
@@ -233,7 +235,7 @@ def pairs(results: dict[str, list[Figures] | str], name: str, other: str) -> lis
 
 
 def text(results: dict[str, list[Figures] | str]) -> str:
-    """Return the medians of a block as a table."""
+    """Return the medians of a block in a table."""
     ours = next((name for name in results if "sternum" in name and not isinstance(results[name], str)), "")
     rows = []
     for name, figures in results.items():
@@ -266,20 +268,20 @@ def text(results: dict[str, list[Figures] | str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the images, measure, print, and write the figures."""
+    """Make the images, measure, and print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     parser.add_argument("--images", type=int, default=640, help="simulated radiographs; 0 for none")
-    parser.add_argument("--shards", type=Path, nargs="*", default=[], help="further packed sets, measured apart")
+    parser.add_argument("--shards", type=Path, nargs="*", default=[], help="more packed sets, each measured separately")
     parser.add_argument("--size_px", type=int, nargs="+", default=[224, 96], help="width and height of a view")
     parser.add_argument("--local_batch", type=int, default=64)
     parser.add_argument("--cpus", type=int, default=2, help="CPUs to use, and workers or threads of each loader")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="loaders to measure")
-    parser.add_argument("--step", action="store_true", help="with the training step of a ResNet-50 beside it")
+    parser.add_argument("--step", action="store_true", help="consume the batches by training a ResNet-50")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--window_s", type=float, default=5.0, help="length of a turn, and half of it for the waiting")
-    parser.add_argument("--warm_batches", type=int, default=8, help="batches at the start of a turn that do not count")
+    parser.add_argument("--window_s", type=float, default=5.0, help="length of a turn; waiting takes half of it more")
+    parser.add_argument("--warm_batches", type=int, default=8, help="batches to warm up at the start of a turn")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cpus])
     turn = Turn(options.warm_batches, options.window_s, options.step)
@@ -305,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def as_json(
     blocks: dict[str, dict[str, list[Figures] | str]], options: argparse.Namespace, turn: Turn
 ) -> dict[str, Any]:
-    """Return what the file holds: units, medians, every turn, options, machine."""
+    """Return the content of the JSON file: units, medians, every turn, options, machine."""
 
     def medians(figures: list[Figures]) -> dict[str, float]:
         return {field: statistics.median(values) for field, values in columns(figures).items()}

@@ -1,6 +1,6 @@
-"""The loaders that `loader.py` measures, each an endless iterator of batches: one float32 (n, 1, S, S) a view.
+"""The loaders that `loader.py` measures: endless iterators of batches, with one float32 tensor (n, 1, S, S) per view.
 
-All of them see the same encoded images, decode them to gray, and draw two views with the ranges of `ViewSpec`.
+All of them decode the same images to gray and draw two views with the ranges of `ViewSpec`.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,12 +25,12 @@ from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
 Batches = Iterator[list[torch.Tensor]]
 
 _ENDLESS: Final = 10**6  # batches
-_EXTENSIONS: Final = "jpg;png"  # as webdataset and DALI both write alternatives
+_EXTENSIONS: Final = "jpg;png"  # webdataset and DALI both separate alternatives so
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to load, and with what: `shards` is a packed folder, `scratch` one for the formats of others."""
+    """The images to load, and how; `shards` is a packed folder, `scratch` a folder for the formats of peers."""
 
     shards: Path
     scratch: Path
@@ -51,7 +51,7 @@ class Task:
 
 
 def sternum(kind: str, task: Task) -> Batches:
-    """Ours, as a training run uses it."""
+    """Return our batches, as a training run uses them."""
     shards, order = _order(task)
     batches = training_batches(
         shards, order, task.spec, seed=0, view_executor=kind, device=task.device, threads=task.cpus
@@ -60,7 +60,7 @@ def sternum(kind: str, task: Task) -> Batches:
 
 
 def limit(kind: str, task: Task) -> Batches:
-    """The same executor alone: bytes and parameters lie in memory, nothing is read, ordered, verified or drawn."""
+    """Return the views of the executor alone: nothing is read, ordered, verified or drawn."""
     shards, order = _order(task)
     stream = sample_batches(shards, order)
     encoded = list(islice(stream, order.first_step_after_epoch(0)))
@@ -81,7 +81,7 @@ def _order(task: Task) -> tuple[ShardSet, SampleOrder]:
 
 
 class _TwoViews:
-    """The usual recipe of SimCLR by torchvision's transforms, with our ranges, twice on one decoded image."""
+    """SimCLR's usual augmentations by torchvision's transforms, with our ranges, twice for each image."""
 
     def __init__(self, task: Task, mean: float, std: float) -> None:
         from torchvision.transforms import InterpolationMode, v2  # noqa: PLC0415 - only in the workers that need it
@@ -105,7 +105,7 @@ class _TwoViews:
         return [self.transform(image).as_subclass(torch.Tensor) for _ in range(VIEWS)]
 
     def of_bytes(self, content: bytes) -> list[torch.Tensor]:
-        """Decode first."""
+        """Decode an image, then draw its views."""
         with Image.open(BytesIO(content)) as image:
             return self(image.convert("L"))
 
@@ -124,7 +124,7 @@ class _Files(torch.utils.data.Dataset[list[torch.Tensor]]):
 
 
 def torchvision_files(task: Task) -> Batches:
-    """Files, Pillow and torchvision's transforms in the workers of a DataLoader."""
+    """Read image files by Pillow and torchvision's transforms, in the workers of a DataLoader."""
     shards = ShardSet([task.shards])
     folder = task.scratch / "files"
     folder.mkdir()
@@ -157,7 +157,7 @@ def _only(sample: tuple[Any]) -> Any:
 
 
 def streaming_shards(task: Task) -> Batches:
-    """mosaicml-streaming: the same encoded bytes in its format, its dataset in the workers of a DataLoader."""
+    """Read the same images from mosaicml-streaming's format, by its dataset in the workers of a DataLoader."""
     from streaming import MDSWriter, StreamingDataset  # noqa: PLC0415 - a peer, imported only where it runs
     from streaming.base.util import clean_stale_shared_memory  # noqa: PLC0415
 
@@ -172,17 +172,17 @@ def streaming_shards(task: Task) -> Batches:
         def __getitem__(self, index: Any) -> Any:
             return views.of_bytes(super().__getitem__(index)["image"])
 
-    clean_stale_shared_memory()  # of an earlier run that was killed
-    batches = 10**5 // task.local_batch + 1  # it lays out its whole epoch in memory, so an endless one is too long
+    clean_stale_shared_memory()  # left by a killed run
+    batches = 10**5 // task.local_batch + 1  # it plans a whole epoch in memory, so the epoch cannot be endless
     images = Images(local=str(folder), shuffle=True, batch_size=task.local_batch, epoch_size=batches * task.local_batch)
     return _on_device(task, _data_loader(task, images))
 
 
 def dali_operators(task: Task) -> Batches:
-    """DALI as solo-learn uses it: its reader, its random numbers, an operator an augmentation, its torch iterator.
+    """Use DALI as solo-learn does: its reader, random numbers and torch iterator, one operator per augmentation.
 
-    Kinder to it than solo-learn is: one channel instead of three, the window that fits the blur instead of 23 taps, and
-    no second branch where nothing is blurred.
+    This is faster than solo-learn: one channel instead of three, a window that fits the blur instead of 23 taps, and no
+    second branch for images without blur.
     """
     from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - takes a second, only where it runs
     from nvidia.dali.plugin.pytorch import DALIGenericIterator  # noqa: PLC0415
@@ -260,7 +260,7 @@ WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
     "mosaicml-streaming": streaming_shards,
     "DALI, separate operators": dali_operators,
 }
-# What a way needs beside what Sternum needs anyway: the module, and how to get it.
+# Modules that a loader needs beyond those of the base install, and how to get them.
 NEEDS: Final = {
     "sternum, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
     "its limit, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),

@@ -1,14 +1,14 @@
-"""The loss beside its peers: time, memory, and whether the gradient is right in several processes.
+"""The loss compared with those of other libraries: time, memory, and correct gradients in several processes.
 
-speed      forward and backward of one process over N rows of d projections, and the memory that they take at their
-           peak beyond the projections; every figure from a process of its own, in turns, medians of the repeats
-gradients  the gradient of a linear map that DDP leaves under each loss, on several processes (gloo), beside that of one
-           process with the whole batch in float64: relative error, cosine of the angle, ratio of the lengths.
-           open_clip's loss is CLIP's and not NT-Xent: it is compared with its own in one process
-cache      gradient caching: a step whose global batch is P micro-batches, beside a step of one micro-batch alone and
-           one of the whole batch at once; and its gradient beside autograd's through all micro-batches
+speed      time of forward and backward over N rows of d numbers in one process, and the peak of memory beyond the rows;
+           each figure comes from its own process, the losses take turns, and medians of the repeats are given
+gradients  gradient of a linear map under each loss after DDP's averaging over several processes (gloo), compared with
+           one process with the whole batch in float64: relative error, cosine, ratio of the lengths. open_clip's
+           loss is CLIP's, not NT-Xent, so it is compared with itself in one process
+cache      gradient caching: a step whose global batch is P micro-batches, compared with a step of one micro-batch and
+           with one of the whole batch at once; and its gradient compared with autograd through all micro-batches
 
-A way whose memory would exceed what is free is left out with what it would need, going by its last size.
+A loss that would need more than the free memory, judged by its last size, is left out with the amount it would need.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _GB: Final = 1e9
 
 
 class Cost(NamedTuple):
-    """What forward and backward take."""
+    """Cost of one forward and backward pass."""
 
     seconds: float
     peak_bytes: int
@@ -45,7 +45,7 @@ class Cost(NamedTuple):
 
 
 def measure_speed(sizes: list[int], width: int, repeats: int, device: str) -> dict[str, dict[int, list[Cost] | str]]:
-    """Return the costs of each way at each size, or the line that says why there are none."""
+    """Return the costs of each loss at each size, or the reason why there are none."""
     results: dict[str, dict[int, list[Cost] | str]] = {}
     for name, way in ALONE.items():
         if way.needs and not installed(way.needs[0]):
@@ -55,25 +55,25 @@ def measure_speed(sizes: list[int], width: int, repeats: int, device: str) -> di
     for rows in sizes:
         for name, by_size in results.items():
             if rows not in by_size:
-                need_bytes = foretell_bytes(by_size, rows, ALONE[name].growth)
+                need_bytes = predict_bytes(by_size, rows, ALONE[name].growth)
                 fits = need_bytes <= _FREE * free_bytes(torch.device(device))
                 by_size[rows] = [] if fits else f"needs {need_bytes / _GB:,.0f} GB"
         for repeat in range(repeats):
-            for name in list(results)[:: -1 if repeat % 2 else 1]:  # there and back: a slow drift hits all alike
-                take_in(results[name], rows, name, width, device)
+            for name in list(results)[:: -1 if repeat % 2 else 1]:  # forth and back: a drift hits all alike
+                record(results[name], rows, name, width, device)
     return results
 
 
-def foretell_bytes(by_size: dict[int, list[Cost] | str], rows: int, growth: int) -> float:
-    """Return what a size will need: going by the last one measured, else three fp32 tensors of its largest shape."""
+def predict_bytes(by_size: dict[int, list[Cost] | str], rows: int, growth: int) -> float:
+    """Predict the memory for a size from the last size measured, else as three fp32 tensors of the largest shape."""
     for before, costs in reversed(by_size.items()):
         if not isinstance(costs, str):
             return float(max(turn.peak_bytes for turn in costs) * (rows / before) ** growth)
     return float(3 * 4 * rows**growth)
 
 
-def take_in(result: dict[int, list[Cost] | str], rows: int, name: str, width: int, device: str) -> None:
-    """Measure once more; a peer that fails is named in the table, a failure of ours ends the benchmark."""
+def record(result: dict[int, list[Cost] | str], rows: int, name: str, width: int, device: str) -> None:
+    """Measure once more; a failed peer is listed in the table, a failure of ours ends the benchmark."""
     costs = result[rows]
     if isinstance(costs, str):
         return
@@ -86,10 +86,10 @@ def take_in(result: dict[int, list[Cost] | str], rows: int, name: str, width: in
 
 
 def cost(name: str, rows: int, width: int, device: str) -> Cost:
-    """Measure one way in this process: the median time of a few calls, the peak of the memory."""
+    """Measure one loss in this process: median time of a few calls, peak of memory."""
     loss = ALONE[name].build(0, 1, TEMPERATURE)
     small, projections = (make_projections(n, width, device) for n in (64, rows))
-    forward_backward(loss, small)  # what is loaded or compiled at the first call
+    forward_backward(loss, small)  # the first call loads and compiles
     memory = Memory(projections.device)
     taken_s: list[float] = []
     while len(taken_s) < _CALLS and sum(taken_s) < _ENOUGH_S:
@@ -100,7 +100,7 @@ def cost(name: str, rows: int, width: int, device: str) -> Cost:
 
 
 def make_projections(rows: int, width: int, device: str) -> Tensor:
-    """Return two views (2, rows / 2, width) that are alike, as after some training."""
+    """Return two similar views (2, rows / 2, width), as after some training."""
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(rows // 2, width, generator=generator)
     views = torch.stack([sample + 0.5 * torch.randn(rows // 2, width, generator=generator) for _ in range(2)])
@@ -108,7 +108,7 @@ def make_projections(rows: int, width: int, device: str) -> Tensor:
 
 
 def forward_backward(loss: Callable[[Tensor, Tensor], Tensor], projections: Tensor) -> float:
-    """Return the loss, and leave nothing behind."""
+    """Return the loss after a backward pass that accumulates no gradient."""
     value = loss(*projections)
     torch.autograd.grad(value, [projections])
     return value.item()  # waits for the device
@@ -153,11 +153,11 @@ def gradients_text(results: dict[str, dict[str, Deviation | str]]) -> str:
                 figures = [f"{found.relative_error:.1e}", f"{found.cosine:.6f}", f"{found.length:.4f}"]
                 rows.append([name, world, *figures])
     header = ["", "processes", "relative error", "cosine", "length"]
-    return f"gradient after DDP's averaging, beside the true one\n{table(header, rows)}"
+    return f"gradient after DDP's averaging, compared with the true one\n{table(header, rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the figures."""
+    """Measure, and print and write the figures."""
     on_gpu = torch.cuda.is_available()
     sizes = [4096, 16384, 32768, 65536] + ([262144, 1048576] if on_gpu else [])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, by_world in gradients.items()
         }
     if "cache" in options.sections:
-        from benchmarks.loss_cache import CacheTask, measure_cache  # noqa: PLC0415 - the processes of `speed` need not load it
+        from benchmarks.loss_cache import CacheTask, measure_cache  # noqa: PLC0415 - `speed` does not need it
 
         task = CacheTask(options.backbone, options.size_px, options.global_batch, options.micro_batches, options.device)
         result["cache"], text = measure_cache(task, options.repeats)

@@ -1,8 +1,7 @@
-"""How near the loss and its gradient in fp32 come to autograd in float64, from the start of training to its end.
+"""Errors of the loss and its gradient in fp32 against autograd in float64, from the start to the end of training.
 
-Printed is the relative error of the gradient with respect to the projections, and in brackets that of the loss. Where
-the loss is below 1e-8, float64 autograd has no correct digits left to compare with (`test_ntxent.py`
-compares with 90 decimals there).
+The table has the relative error of the gradient with respect to the projections and, in brackets, that of the loss.
+Below a loss of 1e-8, float64 autograd has no correct digits left; `test_ntxent.py` compares with 90 decimals there.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from benchmarks.common import table
 from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent, nt_xent
 
 TEMPERATURES: Final = (0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
-# How far a sample's two views are apart, of the distance between samples; None for projections that are all alike.
+# Distance of a sample's two views, relative to the distance between samples; None if all projections are alike.
 STAGES: Final = {"start": None, "midway": 1.0, "end": 1e-2, "very end": 1e-4}
 LEAST_LOSS: Final = 1e-8
 SamePatient = Literal["negative", "masked", "positive"]
@@ -24,7 +23,7 @@ Name = Literal["dense", "tiled", "triton"]
 
 
 class Errors(NamedTuple):
-    """Relative errors, and the loss to which they belong."""
+    """Relative errors, and the loss they belong to."""
 
     in_loss: float
     in_gradient: float
@@ -32,7 +31,7 @@ class Errors(NamedTuple):
 
 
 def make_projections(stage: str, samples: int) -> tuple[Tensor, Tensor]:
-    """Return two views' projections (B, 128) as a network gives them at some stage of training."""
+    """Return two views' projections (B, 128) as a network makes them at a stage of training."""
     draw = torch.Generator().manual_seed(1)
     each, first, second = (torch.randn(samples, 128, generator=draw) for _ in range(3))
     apart = STAGES[stage]

@@ -1,4 +1,4 @@
-"""Gradient caching beside the steps that it replaces: peak memory, time a sample, and the gradient itself."""
+"""Gradient caching compared with the steps that it replaces: peak memory, time per sample, and the gradient."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ _FREE: Final = 0.9  # share of the free memory that a step may take
 
 @dataclass(frozen=True)
 class CacheTask:
-    """A step: its network, its views' size, its global batch in samples, and the parts that this is cut into."""
+    """A step: network, size of the views, global batch in samples, and number of micro-batches."""
 
     backbone: str
     size_px: int
@@ -33,7 +33,7 @@ class CacheTask:
 
 
 def measure_cache(task: CacheTask, repeats: int) -> tuple[dict[str, Any], str]:
-    """Return the figures, and a table of them."""
+    """Return the figures and their table."""
     micro_batch = task.global_batch // task.micro_batches
     ways = {
         f"one micro-batch of {micro_batch} alone": replace(task, global_batch=micro_batch, micro_batches=1),
@@ -64,8 +64,8 @@ def measure_cache(task: CacheTask, repeats: int) -> tuple[dict[str, Any], str]:
     text = "\n".join(
         [
             title,
-            table(["", "MB at the peak", "ms a sample", "range"], rows),
-            "  gradient beside autograd's through all micro-batches at once, relative error: "
+            table(["", "MB at the peak", "ms per sample", "range"], rows),
+            "  relative error of the gradient, compared with autograd through all micro-batches at once: "
             + ", ".join(f"{error:.1e} in {name}" for name, error in errors.items()),
         ]
     )
@@ -73,7 +73,7 @@ def measure_cache(task: CacheTask, repeats: int) -> tuple[dict[str, Any], str]:
 
 
 def _need_bytes(results: dict[str, Any], way: CacheTask, task: CacheTask) -> float:
-    """Foretell the whole batch's need from that of a micro-batch; the others are taken to fit."""
+    """Predict the memory of the whole batch from that of a micro-batch; the other steps are assumed to fit."""
     if way.micro_batches > 1 or way.global_batch < task.global_batch:
         return 0.0
     return task.micro_batches * max(turn["peak_bytes"] for turn in next(iter(results.values())))
@@ -82,7 +82,7 @@ def _need_bytes(results: dict[str, Any], way: CacheTask, task: CacheTask) -> flo
 def step_cost(task: CacheTask) -> dict[str, float]:
     """Measure forward and backward of one step in this process."""
     engine = _engine(task, _encoder(task), "bf16" if task.device != "cpu" else "fp32")
-    engine.backward(_views(replace(task, global_batch=2)))  # what is loaded or chosen at the first call
+    engine.backward(_views(replace(task, global_batch=2)))  # the first call loads libraries and chooses algorithms
     views = _views(task)
     memory, times_s = Memory(engine.device), []
     for _ in range(_CALLS):
@@ -95,10 +95,9 @@ def step_cost(task: CacheTask) -> dict[str, float]:
 
 
 def gradient_error(task: CacheTask, dtype: torch.dtype) -> float:
-    """Return the relative error of the cached gradient over all parameters, on a small batch of as many parts.
+    """Return the relative error of the cached gradient over all parameters, for a small batch in as many parts.
 
-    It is held against autograd through all parts at once, each of them normalised by its own statistics as caching
-    does it.
+    The reference is autograd through all parts at once, each normalized by its own statistics as in caching.
     """
     small = replace(task, global_batch=min(task.global_batch, 4 * task.micro_batches))
     views = [view.to(dtype) for view in _views(small)]

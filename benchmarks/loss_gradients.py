@@ -1,4 +1,4 @@
-"""Whether a loss's gradient is right in several processes: what DDP leaves, beside one process with the whole batch."""
+"""Gradients of a loss after DDP's averaging over several processes, compared with one process and the whole batch."""
 
 import tempfile
 import warnings
@@ -22,7 +22,7 @@ _TIMEOUT: Final = timedelta(seconds=60)
 
 
 class Deviation(NamedTuple):
-    """How a gradient lies to the true one: |g - t| / |t|, the cosine of their angle, and |g| / |t|."""
+    """Deviation of a gradient g from the true one t: |g - t| / |t|, the cosine of their angle, and |g| / |t|."""
 
     relative_error: float
     cosine: float
@@ -30,7 +30,7 @@ class Deviation(NamedTuple):
 
 
 def measure_gradients(worlds: list[int]) -> dict[str, dict[str, Deviation | str]]:
-    """Return the deviation of each way at each world size, or the line that says why there is none."""
+    """Return the deviation of each loss at each world size, or the reason why there is none."""
     true = {equation: _true_gradient(equation) for equation in ("NT-Xent", "CLIP") if _has(equation)}
     results: dict[str, dict[str, Deviation | str]] = {}
     for world in worlds:
@@ -50,7 +50,7 @@ def _has(equation: str) -> bool:
 
 
 def _batch() -> tuple[Tensor, Tensor]:
-    """Return two views of the global batch (samples, inputs) that are alike, as after some training."""
+    """Return two similar views of the global batch (samples, inputs), as after some training."""
     generator = torch.Generator().manual_seed(0)
     sample, *noise = torch.randn(3, SAMPLES, _INPUTS, generator=generator)
     return sample + 0.5 * noise[0], sample + 0.5 * noise[1]
@@ -64,7 +64,7 @@ def _model() -> nn.Linear:
 
 
 def _true_gradient(equation: str) -> Tensor:
-    """Return the gradient (outputs, inputs) of one process in float64, by autograd of the equation."""
+    """Return the gradient (outputs, inputs) of one process by autograd in float64."""
     name = "equation 4 by autograd" if equation == "NT-Xent" else "open_clip ClipLoss (CLIP's loss)"
     model, (first, second) = _model().double(), _batch()
     loss = ALONE[name].build(0, 1, _TEMPERATURE)(model(first.double()), model(second.double()))
@@ -87,7 +87,7 @@ def _on_ranks(world: int) -> dict[str, Tensor | str]:
 
 def _rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the peers' deprecations
+    warnings.simplefilter("ignore")  # deprecations in peers
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     gradients: dict[str, Tensor | str] = {}
@@ -98,7 +98,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
         first, second = (view.chunk(world)[rank] for view in _batch())
         try:
             loss = way.build(rank, world, _TEMPERATURE)
-            # one pass through DDP for both views, as it wants it
+            # DDP needs one pass for both views
             projections = model(torch.cat([first, second]))
             loss(*projections.chunk(2)).backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # a peer's failure is a result, the same on all ranks

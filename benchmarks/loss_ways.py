@@ -1,7 +1,7 @@
-"""The losses that `loss.py` measures: ours, the equation as it is written, and those of other libraries.
+"""The losses that `loss.py` measures: ours, equation 4 as written, and those of other libraries.
 
-A loss takes the projections of two views, (n, d) each, not normalised, and returns a scalar. Other libraries are used
-as their documentation shows; what is not installed is named by `benchmarks/loss.py`.
+A loss takes the unnormalized projections of two views, (n, d) each, and returns a scalar. Other libraries are used as
+in their documentation; `loss.py` lists those that are not installed.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ssl_core.loss.ntxent import LossConfig, nt_xent
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-# Of rank, world size and temperature.
+# Called with rank, world size and temperature.
 Build = Callable[[int, int, float], Loss]
 
 _PML: Final = ("pytorch_metric_learning", "pip install pytorch-metric-learning")
@@ -28,13 +28,13 @@ _OPEN_CLIP: Final = ("open_clip", "pip install open_clip_torch")
 
 @dataclass(frozen=True)
 class Way:
-    """One loss.
+    """A loss to measure.
 
-    Args:
-        build: makes the loss in the process that calls it; there a library is imported.
-        needs: the module of the library and how to get it; none for ours.
-        growth: its memory grows with this power of the number of rows.
-        equation: whose loss it is; a gradient is compared with that of the same equation over the whole batch.
+    Attributes:
+        build: makes the loss; it imports the library in the process that calls it.
+        needs: module of the library and the command to install it; None for ours.
+        growth: exponent by which memory grows with the number of rows.
+        equation: the equation of the loss, whose gradient over the whole batch is the reference.
     """
 
     build: Build
@@ -44,13 +44,13 @@ class Way:
 
 
 def sternum(executor: Literal["auto", "dense", "tiled", "triton"], rank: int, world: int, temperature: float) -> Loss:
-    """Ours, with one of its executors."""
+    """Return our loss by one of its executors."""
     config = LossConfig(temperature=temperature, executor=executor)
     return lambda first, second: nt_xent(first, second, config).loss
 
 
 def equation_4(rank: int, world: int, temperature: float) -> Loss:
-    """Equation 4 in the fewest operations of torch: one matrix of similarities and a cross entropy, by autograd."""
+    """Return equation 4 in the fewest operations of torch: a similarity matrix and a cross entropy, by autograd."""
 
     def loss(first: Tensor, second: Tensor) -> Tensor:
         z = F.normalize(torch.cat([first, second]), dim=1)
@@ -61,7 +61,7 @@ def equation_4(rank: int, world: int, temperature: float) -> Loss:
 
 
 def lightly(rank: int, world: int, temperature: float) -> Loss:
-    """Build lightly's loss, which gathers from all ranks when asked to."""
+    """Build lightly's loss, which can gather from all ranks."""
     from lightly.loss import NTXentLoss  # noqa: PLC0415 - a peer, imported only where it runs
 
     loss: Loss = NTXentLoss(temperature, gather_distributed=world > 1)
@@ -69,12 +69,12 @@ def lightly(rank: int, world: int, temperature: float) -> Loss:
 
 
 def solo_learn(rank: int, world: int, temperature: float) -> Loss:
-    """Build solo-learn's loss; in 1.0.2, which the package index has, it contrasts within a rank only."""
+    """Build solo-learn's loss; version 1.0.2 on PyPI contrasts within a rank only."""
     function = _solo_learn_function()
     if "indexes" not in signature(function).parameters:
         return lambda first, second: function(first, second, temperature=temperature)
 
-    def loss(first: Tensor, second: Tensor) -> Tensor:  # later versions, from its repository
+    def loss(first: Tensor, second: Tensor) -> Tensor:  # later versions, in its repository
         indexes = rank * len(first) + torch.arange(len(first), device=first.device)
         return function(torch.cat([first, second]), indexes=indexes.repeat(2), temperature=temperature)
 
@@ -82,7 +82,7 @@ def solo_learn(rank: int, world: int, temperature: float) -> Loss:
 
 
 def _solo_learn_function() -> Callable[..., Tensor]:
-    """Load the module of the loss alone: the package imports pytorch-lightning 1.4, which torch 2 has left behind."""
+    """Load only the module of the loss: the package imports pytorch-lightning 1.4, which torch 2 does not support."""
     try:
         from solo.losses.simclr import simclr_loss_func  # noqa: PLC0415 - a peer, imported only where it runs
     except ImportError:
@@ -99,7 +99,7 @@ def _solo_learn_function() -> Callable[..., Tensor]:
 
 
 def metric_learning(name: str, efficient: bool, rank: int, world: int, temperature: float) -> Loss:
-    """Build one of pytorch-metric-learning's; its wrapper gathers from all ranks, labels are unique over them."""
+    """Build a loss of pytorch-metric-learning; its wrapper gathers from all ranks, so labels differ between ranks."""
     from pytorch_metric_learning import losses  # noqa: PLC0415 - a peer, imported only where it runs
     from pytorch_metric_learning.utils.distributed import DistributedLossWrapper  # noqa: PLC0415
 
@@ -116,7 +116,7 @@ def metric_learning(name: str, efficient: bool, rank: int, world: int, temperatu
 
 
 def open_clip(local_loss: bool, gather_with_grad: bool, rank: int, world: int, temperature: float) -> Loss:
-    """Build open_clip's loss, the views as its two modalities: CLIP's, without negatives of the same view."""
+    """Build open_clip's loss, with the views as its two modalities: CLIP's loss, without negatives of the same view."""
     from open_clip import ClipLoss  # noqa: PLC0415 - a peer, imported only where it runs
 
     function = ClipLoss(local_loss, gather_with_grad, rank=rank, world_size=world)
@@ -128,7 +128,7 @@ def open_clip(local_loss: bool, gather_with_grad: bool, rank: int, world: int, t
     return loss
 
 
-# One process: time and memory.
+# Measured in one process: time and memory.
 ALONE: Final = {
     "sternum, tiled": Way(partial(sternum, "tiled"), growth=1),
     "sternum, triton": Way(partial(sternum, "triton"), growth=1),
@@ -141,7 +141,7 @@ ALONE: Final = {
     "open_clip ClipLoss (CLIP's loss)": Way(partial(open_clip, False, False), _OPEN_CLIP, equation="CLIP"),
 }
 
-# Several processes: the gradient after DDP has averaged it.
+# Measured in several processes: the gradient after DDP's averaging.
 TOGETHER: Final = {
     "sternum, dense": ALONE["sternum, dense"],
     "sternum, tiled": ALONE["sternum, tiled"],

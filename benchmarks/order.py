@@ -1,14 +1,13 @@
-"""Planning the order of samples: time, memory, and the bytes that each node reads beside its fair share.
+"""Planning the order of samples: time, memory, and the bytes that each node reads compared with its fair share.
 
-chexpert     224,316 images in 219 shards, one epoch counted sample by sample on 1, 2, 4, 8 and 16 nodes
-huge         a billion images in a million shards on 4,096 ranks; a few of its 512 nodes counted, sample by sample
-sampler      torch's DistributedSampler, which permutes all samples: measured at the size of chexpert; at a billion
-             samples, its permutation and its list of Python numbers take some 50 GB, and it is not run
+chexpert     224,316 images in 219 shards; all samples of an epoch are counted on 1, 2, 4, 8 and 16 nodes
+huge         a billion images in a million shards on 4,096 ranks; all samples of a few of its 512 nodes are counted
+sampler      torch's DistributedSampler, which permutes all samples, at the size of chexpert; for a billion samples its
+             permutation and its list of Python numbers would take about 50 GB, so it does not run
 
-Each rank plans alone and all ranks do the same, so that one rank is measured. Sizes of shards are drawn around their
-mean, as packing to a size in bytes gives them; the bytes of a shard are counted once for each node that needs it in
-an epoch. `held at once` is the most that a node needs between the first and the last use of a shard: with a cache of
-this size it fetches no shard twice.
+All ranks plan independently in the same way, so one rank is measured. Sizes of shards vary around their mean, as after
+packing to a size in bytes. The bytes of a shard count once for each node that needs it in an epoch. `held at once` is
+the largest total of shards between their first and last use on a node: a cache of this size fetches no shard twice.
 """
 
 import argparse
@@ -32,12 +31,12 @@ from sharding.reading.order import SampleOrder
 Int64 = npt.NDArray[np.int64]
 
 REPEATS = 5
-EPOCH = 1  # counted: the first one begins with lane 0 at its start and is no example
+EPOCH = 1  # the epoch that is counted; epoch 0 is not typical, because lane 0 begins at its start
 UNITS = {
-    "first_batch_ms": "milliseconds, planning an epoch included; median",
-    "batch_ms": "milliseconds, median; batch_slowest_ms: the slowest, in which windows are shuffled",
-    "resumption_ms": "milliseconds from nothing to the first batch in the middle of a later epoch; median",
-    "peak_mb": "10^6 bytes allocated while planning, the sizes of the shards left out",
+    "first_batch_ms": "milliseconds, including the plan of an epoch; median",
+    "batch_ms": "milliseconds, median; batch_slowest_ms: the slowest batch, which shuffles windows",
+    "resumption_ms": "milliseconds from the start to the first batch, in the middle of a later epoch; median",
+    "peak_mb": "10^6 bytes allocated while planning, without the sizes of the shards",
     "manifest": "10^6 bytes of the file, seconds to read it, 10^6 bytes in memory",
     "read_gb": "10^9 bytes that a node reads in an epoch, on average and at most",
     "fair_gb": "10^9 bytes of the set divided by the nodes",
@@ -47,7 +46,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A set of shards and a run over it. image_kb: 10^3 bytes of an image in its shard."""
+    """A set of shards and a run over it; `image_kb` is the size of an image in its shard, in 10^3 bytes."""
 
     samples: int
     shards: int
@@ -59,18 +58,18 @@ class Plan:
     seed: int = 0
 
     def shard_samples(self) -> Int64:
-        """Return sizes that add up to all samples, and differ by a tenth of their mean."""
+        """Return the samples of each shard, which vary by a tenth of their mean."""
         weights = 1 + 0.1 * np.random.default_rng(self.seed).standard_normal(self.shards).clip(-3, 3)
         ends: Int64 = np.round(np.cumsum(weights) * (self.samples / weights.sum())).astype(np.int64)
         return np.diff(ends, prepend=np.int64(0))
 
     def order(self, shard_samples: Int64) -> SampleOrder:
-        """Plan anew."""
+        """Return a new order."""
         return SampleOrder(shard_samples, self.lanes, self.global_batch, self.window, self.seed)
 
 
 def measure_planning(plan: Plan, steps: int) -> dict[str, float]:
-    """Return times and memory of the last rank; memory in a pass of its own, since counting it takes time."""
+    """Return times and memory of the last rank; memory in a separate pass, because measuring it takes time."""
     sizes, rank = plan.shard_samples(), plan.ranks - 1
     middle = int(2.5 * plan.samples / plan.global_batch)
 
@@ -96,7 +95,7 @@ def measure_planning(plan: Plan, steps: int) -> dict[str, float]:
 
 
 def _peak_mb(plan: Plan, sizes: Int64, steps: int) -> float:
-    """Return what an order holds at most over the border of two epochs, where it has the plans of both."""
+    """Return the peak of memory around the border of two epochs, where an order holds the plans of both."""
     border = plan.samples // plan.global_batch
     tracemalloc.start()
     try:
@@ -109,7 +108,7 @@ def _peak_mb(plan: Plan, sizes: Int64, steps: int) -> float:
 
 
 def measure_manifest(plan: Plan) -> dict[str, float]:
-    """Return what the list of shards costs each process before it plans."""
+    """Return the cost of reading the list of shards, which each process does before it plans."""
     entries = [
         Shard(f"set-train-100-{number:07d}.tar", samples, 40_000 * samples, f"{number:064x}", f"{number:064x}", 100)
         for number, samples in enumerate(plan.shard_samples().tolist())
@@ -130,7 +129,7 @@ def measure_manifest(plan: Plan) -> dict[str, float]:
 
 
 def measure_reading(plan: Plan, nodes: int, counted: list[int]) -> dict[str, float]:
-    """Return what these nodes read in one epoch beside their fair share."""
+    """Return the bytes that these nodes read in one epoch, compared with their fair share."""
     sizes = plan.shard_samples()
     order = plan.order(sizes)
     shard_bytes = sizes * plan.image_kb * 1e3
@@ -154,9 +153,9 @@ def measure_reading(plan: Plan, nodes: int, counted: list[int]) -> dict[str, flo
 
 
 def first_and_last_use(order: SampleOrder, node: int, nodes: int) -> tuple[Int64, Int64]:
-    """Return for each shard the steps in which a node reads it first and last in the epoch, -1 for never.
+    """Return for each shard the first and the last step of the epoch in which a node reads it, or -1.
 
-    A node is one block of lanes, as a rank is: its ranks' parts laid end to end.
+    Like a rank, a node has one block of lanes: those of its ranks, end to end.
     """
     first, last = np.full((2, len(order.shard_samples)), -1)
     for step, shards in _shards_by_step(order, node, nodes):
@@ -173,7 +172,7 @@ def _shards_by_step(order: SampleOrder, node: int, nodes: int) -> Iterator[tuple
 
 
 def _held_bytes(first: Int64, last: Int64, size_bytes: npt.NDArray[np.floating[Any]]) -> float:
-    """Return the most bytes of shards that are between their first and their last use at one step."""
+    """Return the largest total size of shards that are between their first and last use at one step."""
     steps = np.concatenate([first, last + 1])
     change = np.concatenate([size_bytes, -size_bytes])
     by_step = np.lexsort((change, steps))
@@ -181,8 +180,8 @@ def _held_bytes(first: Int64, last: Int64, size_bytes: npt.NDArray[np.floating[A
 
 
 def measure_sampler(plan: Plan, nodes: int) -> dict[str, float]:
-    """Return the time of an epoch's first index and the share of the bytes that a node reads with the usual sampler."""
-    from torch.utils.data import DistributedSampler  # noqa: PLC0415 - the rest needs no torch
+    """Return the time to the first index of an epoch, and the bytes a node reads, with torch's sampler."""
+    from torch.utils.data import DistributedSampler  # noqa: PLC0415 - nothing else needs torch
 
     began_s = time.perf_counter()
     sampler: Any = DistributedSampler(range(plan.samples), num_replicas=plan.ranks, rank=plan.ranks - 1, shuffle=True)  # type: ignore[arg-type]
@@ -233,21 +232,21 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _even(count: int, nodes: int) -> list[int]:
-    """Return `count` of the nodes, evenly apart, the first and the last among them."""
+    """Return `count` evenly spaced nodes, including the first and the last."""
     return sorted({round(number) for number in np.linspace(0, nodes - 1, min(count, nodes))})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the figures."""
+    """Measure, and print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     parser.add_argument("--samples", type=int, default=10**9, help="of the huge set")
     parser.add_argument("--shards", type=int, default=10**6, help="of the huge set")
-    parser.add_argument("--ranks", type=int, default=4096, help="of the huge run; 8 form a node")
-    parser.add_argument("--nodes", type=int, default=4, help="nodes of the huge run that are counted")
-    parser.add_argument("--small_samples", type=int, default=224_316, help="of the set of CheXpert's size")
-    parser.add_argument("--small_shards", type=int, default=219, help="of the set of CheXpert's size")
-    parser.add_argument("--steps", type=int, default=1000, help="later batches that are timed")
+    parser.add_argument("--ranks", type=int, default=4096, help="of the huge run; 8 per node")
+    parser.add_argument("--nodes", type=int, default=4, help="nodes of the huge run to count")
+    parser.add_argument("--small_samples", type=int, default=224_316, help="of the set like CheXpert")
+    parser.add_argument("--small_shards", type=int, default=219, help="of the set like CheXpert")
+    parser.add_argument("--steps", type=int, default=1000, help="number of later batches to time")
     options = parser.parse_args(arguments)
     small = Plan(options.small_samples, options.small_shards, lanes=128, global_batch=1024, window=16384, ranks=128)
     huge = Plan(

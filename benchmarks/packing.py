@@ -1,11 +1,13 @@
-"""Packing beside its limit and its peers: images/s of the same images, in turns, medians of the repeats.
+"""Packing speed compared with its limit and with other libraries: images/s of the same images.
 
-sternum      `sternum shard`, as a user would call it: several processes, manifest, index, checksums
-limit        decoding, reducing and encoding alone, in as many processes; nothing is written
-webdataset   the same decoding, reducing and encoding in a plain loop in front of webdataset.ShardWriter
-streaming    the same in front of mosaicml-streaming's MDSWriter, if it is installed
+All take turns; figures are medians of the repeats.
 
-The images are simulated radiographs; a folder of real ones may stand beside them (--root).
+sternum      `sternum shard` as a user calls it: several processes, manifest, index, checksums
+limit        only decoding, reducing and encoding, in as many processes; nothing is written
+webdataset   the same decoding, reducing and encoding in a plain loop, written by webdataset.ShardWriter
+streaming    the same, written by mosaicml-streaming's MDSWriter, if installed
+
+The images are simulated radiographs; --root adds a folder of real ones.
 """
 
 import argparse
@@ -44,7 +46,7 @@ def encoded_bytes(path: Path) -> int:
 
 
 def run_sternum(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
-    """Pack by the library's one call."""
+    """Pack by `pack`."""
     options = FolderOptions()
     config = PackConfig(
         dataset,
@@ -56,17 +58,17 @@ def run_sternum(root: Path, dataset: str, paths: Sequence[Path], out: Path, work
         workers=workers,
         folder=options,
     )
-    assert pack(config).samples == len(paths), "an image was rejected: the rates would not be comparable"
+    assert pack(config).samples == len(paths), "an image was rejected, so the rates are not comparable"
 
 
 def run_limit(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
-    """Encode in the same number of processes, and keep nothing."""
+    """Encode in the same number of processes and write nothing."""
     assert sum(ordered_map(encoded_bytes, paths, workers, chunk=8)) > 0
 
 
 def run_webdataset(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
-    """The loop of webdataset's documentation."""
-    import webdataset  # noqa: PLC0415 - so that the workers of the others need not wait for it
+    """Pack by the loop in webdataset's documentation."""
+    import webdataset  # noqa: PLC0415 - workers of the others do not need it
 
     out.mkdir()
     with webdataset.ShardWriter(str(out / "%06d.tar"), maxsize=SHARD_MB * 1e6, verbose=0) as writer:
@@ -75,7 +77,7 @@ def run_webdataset(root: Path, dataset: str, paths: Sequence[Path], out: Path, w
 
 
 def run_streaming(root: Path, dataset: str, paths: Sequence[Path], out: Path, workers: int) -> None:
-    """The loop of mosaicml-streaming's documentation."""
+    """Pack by the loop in mosaicml-streaming's documentation."""
     from streaming import MDSWriter  # noqa: PLC0415 - it may not be installed
 
     columns = {"jpg": "bytes", "json": "json"}
@@ -85,7 +87,7 @@ def run_streaming(root: Path, dataset: str, paths: Sequence[Path], out: Path, wo
 
 
 def measure(root: Path, dataset: str, workers: int, repeats: int, folder: Path) -> dict[str, list[float]]:
-    """Return the images/s of each repeat of each way, in turns, so that a slow minute hits all of them."""
+    """Return the images/s of all packers in each repeat; they take turns, so that a slow minute hits all."""
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     ways: dict[str, Callable[[Path, str, Sequence[Path], Path, int], None]] = {
         "sternum": run_sternum,
@@ -109,7 +111,7 @@ def measure(root: Path, dataset: str, workers: int, repeats: int, folder: Path) 
 
 
 def text(measured: dict[str, dict[str, list[float]]]) -> str:
-    """Return the medians as text: one block for each set of images."""
+    """Return the medians as text, one block per set of images."""
     blocks = []
     for what, rates in measured.items():
         medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -124,13 +126,13 @@ def text(measured: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the images, measure, print, and write the figures."""
+    """Make the images, measure, and print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     parser.add_argument("--images", type=int, default=400, help="simulated radiographs")
     parser.add_argument("--size_px", type=int, default=1024, help="their shorter side")
-    parser.add_argument("--root", type=Path, help="a folder CLASS/IMAGE of further images, measured apart")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one for each CPU")
+    parser.add_argument("--root", type=Path, help="folder CLASS/IMAGE of more images, measured separately")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 for one per CPU")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sternum-packing-") as name:

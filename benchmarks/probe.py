@@ -1,14 +1,14 @@
-"""The search for C beside its peers: a run's checkpoints on two datasets, by the paper's protocol, on features made up.
+"""The search for C compared with scikit-learn's: checkpoints of a run on two datasets, with synthetic features.
 
-Every way fits 5 folds x 6 values of C a feature set and, once more, the best C to all of the development part, and
-predicts a test part a quarter as large: scikit-learn's logistic regression (at most 100 iterations, unscaled). Wall
-times, in turns, medians of the repeats; all ways have to choose the same C for the same AUC.
+Each search follows the paper's protocol. For each feature set it fits 5 folds x 6 values of C, fits the best C to the
+whole development part, and predicts a test part a quarter as large, by scikit-learn's logistic regression (at most 100
+iterations, unscaled). The searches take turns; figures are median wall times. All must choose the same C and AUC.
 
-sternum, Ray Tune   `search_with_ray`: a trial a fold and a last fit, one core each; before every search a Ray is
-                    started and has some seconds to load what trials need (its start stands apart)
+sternum, Ray Tune   `search_with_ray`: one trial per fold and a last fit, one core each. Ray starts before every search
+                    and gets 5 s to load what trials need; the time of its start is given separately
 sternum, serial     `search_serially`: one process, one core
-GridSearchCV        scikit-learn's, one feature set after the other: folds and grid on as many processes as cores, one
-                    thread each, started and warmed before; the last fit in the main process, on all cores
+GridSearchCV        scikit-learn's, one feature set at a time: folds and grid in one process per core with one thread
+                    each, started and warmed up before; the last fit in the main process, on all cores
 """
 
 import argparse
@@ -45,11 +45,11 @@ RAY: Final = "sternum, Ray Tune"
 PEER: Final = "GridSearchCV"
 _LATENTS: Final = 64
 _LOAD_S: Final = 5.0
-_SAME_AUC: Final = 1e-6  # of 100 unfinished iterations, on cores that may add in another order
+_SAME_AUC: Final = 1e-6  # after 100 iterations without convergence, on cores that may sum in another order
 
 
 class Found(NamedTuple):
-    """What a search has to agree on."""
+    """The result on which all searches must agree."""
 
     c: float
     auc: float
@@ -59,7 +59,7 @@ Case = tuple[dict[str, Float32], dict[str, SearchProblem]]
 
 
 def make_case(images: list[int], size: int) -> Case:
-    """Return features (N, size), a matrix a dataset and checkpoint, and the probe of each."""
+    """Return a feature matrix (N, size) for each dataset and checkpoint, and its search problem."""
     features, problems = {}, {}
     for dataset, development in enumerate(images):
         count = development + development // 4
@@ -78,7 +78,7 @@ def make_case(images: list[int], size: int) -> Case:
 
 
 def patients(count: int) -> Any:
-    """Return a patient (count,) of each image, two images each."""
+    """Return the patient (count,) of each image; each has two images."""
     return np.arange(count) // 2
 
 
@@ -89,7 +89,7 @@ def normal(stream: str, epoch: int, count: int, width: int) -> Float64:
 
 
 def make_features(classes: Any, size: int, number: int, distance: float) -> Float32:
-    """Return what a pooled ReLU layer looks like: not negative, correlated, the class in a few directions of many."""
+    """Return features like a pooled ReLU layer's: nonnegative, correlated, with the class in a few directions."""
     latents = normal("latents", number, len(classes), _LATENTS)
     latents[:, :8] += distance * classes[:, None]
     mixed = latents @ normal("mixing", number, _LATENTS, size) / np.sqrt(_LATENTS)
@@ -98,7 +98,7 @@ def make_features(classes: Any, size: int, number: int, distance: float) -> Floa
 
 
 def by_ray(case: Case) -> dict[str, Found]:
-    """Search with Ray Tune; Ray runs."""
+    """Search with Ray Tune; Ray must be running."""
     with tempfile.TemporaryDirectory(prefix="sternum-probe-") as storage:
         return found(search_with_ray(*case, storage=Path(storage), name="benchmark"))
 
@@ -109,12 +109,12 @@ def serially(case: Case) -> dict[str, Found]:
 
 
 def found(search: Mapping[str, Any]) -> dict[str, Found]:
-    """Return what is compared of our searches."""
+    """Return the values to compare of our searches."""
     return {name: Found(chosen.c, chosen.validation_auc) for name, chosen in search.items()}
 
 
 def by_grid_search(case: Case, cores: int) -> dict[str, Found]:
-    """Search with scikit-learn, in processes that are kept for the next call."""
+    """Search with scikit-learn, in processes that the next call uses again."""
     features, problems = case
     result = {}
     with parallel_config("loky", inner_max_num_threads=1), warnings.catch_warnings():
@@ -134,7 +134,7 @@ def by_grid_search(case: Case, cores: int) -> dict[str, Found]:
 
 
 def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]], list[float], dict[str, Found]]:
-    """Return the seconds of every way and repeat, those of Ray's starts, and what all ways found."""
+    """Return the seconds of every search and repeat, those of Ray's starts, and the common result."""
     ways: dict[str, Callable[[], dict[str, Found]]] = {
         RAY: lambda: by_ray(case),
         "sternum, serial": lambda: serially(case),
@@ -144,7 +144,7 @@ def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     starts_s, results = [], {}
     for repeat in range(repeats):
-        for name in list(ways)[:: -1 if repeat % 2 else 1]:  # there and back: a slow drift hits all alike
+        for name in list(ways)[:: -1 if repeat % 2 else 1]:  # forth and back: a drift hits all alike
             began_s = time.perf_counter()
             with ray_session(cores) if name == RAY else nullcontext():
                 if name == RAY:
@@ -159,7 +159,7 @@ def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]
 
 
 def require_same(name: str, result: Mapping[str, Found], peer: Mapping[str, Found]) -> None:
-    """Let a benchmark of different work fail."""
+    """Fail if two searches did not do the same work."""
     for probe, (c, auc) in peer.items():
         assert result[probe].c == c, f"{name}: {probe} chose C={result[probe].c}, {PEER} {c}"
         assert abs(result[probe].auc - auc) < _SAME_AUC, f"{name}: {probe} has AUC {result[probe].auc}, {PEER} {auc}"
@@ -179,15 +179,15 @@ def text(seconds: Mapping[str, list[float]], start_s: float, probes: int) -> str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the figures."""
+    """Measure, and print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--images", type=int, nargs="+", default=[4000, 900], help="development images a dataset")
-    parser.add_argument("--size", type=int, default=512, help="features an image")
+    parser.add_argument("--images", type=int, nargs="+", default=[4000, 900], help="development images of each dataset")
+    parser.add_argument("--size", type=int, default=512, help="features per image")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
-    os.environ["PYTHONWARNINGS"] = "ignore"  # of fits that have not converged, in other processes
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of fits without convergence in other processes
     case = make_case(options.images, options.size)
     seconds, starts_s, chosen = measure(case, options.cores, options.repeats)
     print(text(seconds, statistics.median(starts_s), len(chosen)), flush=True)

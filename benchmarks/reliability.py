@@ -1,15 +1,15 @@
-"""Faults injected into real runs on this machine, and what they cost.
+"""Recovery from faults injected into real runs on this machine, and its cost.
 
-ratio    effective-training-time ratio: ResNet-18 by `sternum supervise -- torchrun` in two processes, of which,
-         torchrun among them, a random one is killed once in a while; the time of the steps that count, that is their
-         number times the median of what one takes, as a share of all time from the first start to the stop
-faults   each fault many times, at random steps of a short run in two processes: whether the run then ends as the
-         undisturbed one, and at what price. Processes are forked with everything imported, so that a start takes next
-         to no time; what it takes in earnest, `ratio` has
-network  two network namespaces for machines, with real launchers: cables pulled, machines lost (needs root)
+ratio    effective-training-time ratio: ResNet-18 under `sternum supervise -- torchrun` in two processes. A random
+         process, which may be torchrun, is killed at random moments. The ratio is the number of steps that count times
+         the median time of a step, divided by the time from the first start to the stop
+faults   each fault many times, at random steps of a short run in two processes: whether the run ends like the
+         undisturbed one, and the cost. Processes are forked with everything imported, so a start takes almost no time;
+         `ratio` includes the time of real starts
+network  two network namespaces as machines, with real launchers: cables pulled, machines lost (needs root)
 
-Rows with a * end at another number of ranks, so that the losses agree to 0.2 % and not to the bit.
-The figures go to --out as JSON, the tables beside it as Markdown.
+Rows with a * end at another number of ranks, so losses agree to 0.2 % and not to the bit.
+The figures go to --out as JSON, the tables to a Markdown file of the same name.
 """
 
 import argparse
@@ -50,12 +50,14 @@ def markdown(ratio: Ratio | None, rows: list[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the images, inject, print, and write the figures."""
+    """Make the images, inject the faults, and print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures; a .md beside it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON file for the figures; the tables go to the same name with .md"
+    )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--ratio_s", type=float, default=600.0, help="how long to train under fire")
-    parser.add_argument("--kill_every_s", type=float, default=60.0, help="one kill in each such period")
+    parser.add_argument("--ratio_s", type=float, default=600.0, help="seconds to train while processes are killed")
+    parser.add_argument("--kill_every_s", type=float, default=60.0, help="seconds; one kill in each such period")
     parser.add_argument("--checkpoint_every_steps", type=int, default=10, help="under fire")
     parser.add_argument("--global_batch", type=int, default=64, help="under fire")
     parser.add_argument("--size_px", type=int, default=96, help="of a view, under fire")
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def injected(shards: Path, folder: Path, options: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of the sections that were options for."""
+    """Yield the rows of the chosen sections."""
     for section in ("faults", "network"):
         (folder / section).mkdir()
     if "faults" in options.sections:
@@ -96,7 +98,7 @@ def injected(shards: Path, folder: Path, options: argparse.Namespace) -> Iterato
 
 
 def as_json(ratio: Ratio | None, rows: list[Row], options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the file holds: units, figures, options, machine."""
+    """Return the content of the JSON file: units, figures, options, machine."""
     return {
         "units": {
             "effective_share": "share of wall_s",

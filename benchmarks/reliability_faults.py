@@ -1,4 +1,4 @@
-"""Each fault many times, at random steps of a short run in two processes that are forked with everything imported."""
+"""Faults at random steps of short runs, in two processes that are forked with everything imported."""
 
 import random
 import shutil
@@ -36,11 +36,16 @@ _SMALL_DISK_MB: Final = 800  # which the run's checkpoints fit
 
 @dataclass(frozen=True)
 class Row:
-    """A fault: how often it was injected and survived, and its price over all times.
+    """A fault, its injections and recoveries, and its cost.
 
-    recovered: runs that ended in the samples, losses and weights of the undisturbed one (for a step left out: of a run
-    in which all ranks met the fault). steps_redone: those begun again, the one that was hit included. seconds: what a
-    run took longer than the undisturbed one, median.
+    Attributes:
+        fault: description.
+        injected: number of injections.
+        recovered: runs that ended with the samples, losses and weights of the undisturbed run (for a step left out:
+            of a run in which all ranks met the fault).
+        samples_lost_or_repeated: over all runs.
+        steps_redone: steps begun again over all runs, including the step of the fault.
+        seconds: how much longer a run took than the undisturbed one, median.
     """
 
     fault: str
@@ -52,7 +57,7 @@ class Row:
 
 
 class Ended(NamedTuple):
-    """A run that was finished."""
+    """A finished run."""
 
     outcome: Outcome
     took_s: float
@@ -60,7 +65,7 @@ class Ended(NamedTuple):
 
 
 class Range:
-    """Where faults are injected: shards and a folder, and the undisturbed run to compare with."""
+    """Runs to inject faults into, and the undisturbed run to compare them with."""
 
     def __init__(self, shards: Path, folder: Path) -> None:
         self._shards, self._folder = shards, folder
@@ -71,7 +76,7 @@ class Range:
 
     @property
     def steps(self) -> int:
-        """How many steps a run has."""
+        """The number of steps of a run."""
         return len(self.undisturbed.outcome.consumed)
 
     def train(
@@ -83,17 +88,22 @@ class Range:
         small_disk_mb: int | None = None,
         **changes: Any,
     ) -> Ended:
-        """Train to the end, through these faults.
+        """Train to the end through these faults.
 
-        between: what to do when the first start has ended, which `first_world` ranks took part in. small_disk_mb: the
-        size of a disk of its own that the run's folder is.
+        Args:
+            faults: the faults.
+            between: called after the first start has ended.
+            first_world: number of ranks of the first start.
+            keep_last: number of checkpoints to keep, all without it.
+            small_disk_mb: size of a file system of its own for the run folder.
+            changes: further settings of `TrainConfig`.
         """
         with ExitStack() as stack:
             config = self._config(keep_last, changes)
             if small_disk_mb:
                 config.run_folder.mkdir()
                 stack.enter_context(small_disk(config.run_folder, small_disk_mb))
-            # Faults that never strike: what is left of them is a count of how often their step was begun.
+            # Faults that never strike count how often their step was begun.
             steps = range(total_steps(config))
             counts = [Fault("kill", 0, step, times=0) for step in steps]
             began_s = time.perf_counter()
@@ -135,7 +145,7 @@ def row(
     undisturbed_s: float,
     require: Callable[[Outcome, Outcome], None] = assert_same_bits,
 ) -> Row:
-    """Compare runs that a fault was injected into with what they should have come to."""
+    """Compare runs with a fault with the run that they should equal."""
     return Row(
         fault,
         injected=len(ends),
@@ -147,7 +157,7 @@ def row(
 
 
 def holds(require: Callable[[Outcome, Outcome], None], found: Outcome, expected: Outcome) -> bool:
-    """Say whether two runs came to the same."""
+    """Return whether two runs are the same by `require`."""
     try:
         require(found, expected)
     except AssertionError:

@@ -1,4 +1,4 @@
-"""Faults of machines and cables: two network namespaces, torchrun on each under `sternum supervise`."""
+"""Faults of machines and cables: torchrun under `sternum supervise` in two network namespaces."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ def nothing(_: Machines) -> None:
 
 
 def pull(seconds: float) -> Callable[[Machines], None]:
-    """Return what pulls a cable for a while."""
+    """Return a fault that pulls a cable for some seconds."""
     return lambda both: both.pull_cable(1, seconds)
 
 
 def lose(node: int) -> Callable[[Machines], None]:
-    """Return what takes a machine away and brings it back."""
+    """Return a fault that removes a machine and brings it back."""
 
     def lost(both: Machines) -> None:
         both.lose(node)
@@ -42,14 +42,18 @@ def lose(node: int) -> Callable[[Machines], None]:
 
 
 def shrink(both: Machines) -> None:
-    """Take a machine away until the other has gone on alone."""
+    """Remove a machine until the other has continued alone, then bring it back."""
     both.lose(1)
     both.wait_for_step(both.step() + 8)
     both.bring_back(1)
 
 
 def measure_network(shards: Path, folder: Path, times: int) -> Iterator[Row]:
-    """Yield a row for each fault; raises NoNetwork where there are no namespaces."""
+    """Yield a row for each fault.
+
+    Raises:
+        NoNetwork: if this machine does not allow network namespaces.
+    """
     runs = iter(range(1000))
 
     def train(disturb: Callable[[Machines], None], config: PretrainConfig, nodes: str) -> Ended:

@@ -1,4 +1,4 @@
-"""The effective-training-time ratio of a run whose processes are killed once in a while."""
+"""The effective-training-time ratio of a run whose processes are killed at random."""
 
 import argparse
 import math
@@ -33,7 +33,7 @@ _POLL_S: Final = 0.1
 
 @dataclass(frozen=True)
 class Ratio:
-    """What the run under fire came to. step_s, back_s: medians of a step, and from a kill to the next step's end."""
+    """Figures of the run; `step_s` is the median step, `back_s` the median from a kill to the end of the next step."""
 
     effective_share: float
     wall_s: float
@@ -46,7 +46,7 @@ class Ratio:
 
 
 class Step(NamedTuple):
-    """A step that was done, whether it counts in the end or not."""
+    """A step that was done, whether or not a restart discarded it."""
 
     number: int
     ended_s: float
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 
 def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Ratio:
-    """Train under fire for so long, then stop the run as a scheduler does."""
+    """Train while processes are killed, then stop the run as a scheduler does."""
     config = small_config(folder / "run", shards, epochs=10**6, checkpoint_every_epochs=10**6, precision="bf16")
     config = replace(
         config,
@@ -88,7 +88,7 @@ def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Rati
 
 
 def fire(run: LaunchedCommand, began_s: float, asked: argparse.Namespace) -> list[float]:
-    """Kill a process at a random moment of every period; returns when it killed."""
+    """Kill a process at a random moment of every period, and return the times of the kills."""
     draw = random.Random(asked.seed)
     killed_s: list[float] = []
     periods = range(int(asked.ratio_s / asked.kill_every_s))
@@ -107,7 +107,7 @@ def fire(run: LaunchedCommand, began_s: float, asked: argparse.Namespace) -> lis
 
 @contextmanager
 def steps_seen(config: PretrainConfig) -> Iterator[set[Step]]:
-    """Give the steps that were done, growing while the block runs; those that a restart drops from the metrics too."""
+    """Collect the steps done while the block runs, including those that a restart drops from the metrics."""
     seen: set[Step] = set()
     over = threading.Event()
 
@@ -126,14 +126,14 @@ def steps_seen(config: PretrainConfig) -> Iterator[set[Step]]:
 
 
 def steps_of(config: PretrainConfig) -> set[Step]:
-    """Return the steps that stand in the run's metrics now, which has a line for each."""
+    """Return the steps in the run's metrics, which have a line for each."""
     images = config.data.global_batch
     lines = read_metrics(config.run_folder)
     return {Step(int(line["step"]), line["time_s"], images / line["speed/images_per_s"]) for line in lines}
 
 
 def misplaced(config: PretrainConfig) -> int:
-    """Return how many samples that the run consumed are others than the order has there."""
+    """Return how many samples that the run consumed differ from those of the order."""
     shards = ShardSet(config.data.shards)
     order = sample_order(shards, config.data, config.seed)
     wrong = 0

@@ -1,12 +1,12 @@
-"""The training loop beside its limit: what a step costs, and what of it is neither forward, backward nor update.
+"""The cost of a training step, and the share of it that is neither forward, backward nor update.
 
-Each case is the real `pretrain` on simulated radiographs, in processes of its own, and gives
+Each case runs the real `pretrain` on simulated radiographs in its own processes, and gives
 
-images/s       of the loop; GFLOP/s beside it: 3 x forward pass x 2 views, whatever is computed again for micro-batches
-limit          forward, backward and update alone, over and over on one batch in memory, in the same processes
-overhead       share of the time that is neither these three nor waiting for data, as the run itself reports it
-waiting        share of the time in which the loop stands still for data, as the run itself reports it
-outside        overhead and waiting together, measured from outside by when the three begin and end
+images/s       of the loop; GFLOP/s count 3 x forward pass x 2 views, without what micro-batches compute twice
+limit          forward, backward and update alone, repeated on one batch in memory in the same processes
+overhead       share of time that is neither these three nor waiting for data, as the run reports it
+waiting        share of time that the loop waits for data, as the run reports it
+outside        overhead and waiting together, measured from outside by the start and end of the three
 save           share of a checkpoint's saving, from the call until it is durable, that the loop waits for
 
 Three windows between two lines of metrics each: the first warms up, the second counts and holds one line, and in the
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What stands in the table."""
+        """The name in the table."""
         parts = f", {self.parts} micro-batches" if self.parts > 1 else ""
         return f"{self.backbone}, {self.size_px} px, {self.engine}{parts}"
 
@@ -88,7 +88,7 @@ class Turn:
 
 
 class Figures(NamedTuple):
-    """What a case gave; seconds are those of one step."""
+    """Figures of a case; seconds are per step."""
 
     images_per_s: float
     limit_images_per_s: float
@@ -178,7 +178,7 @@ def configuration(case: Case, turn: Turn, shards: Path, run: Path) -> PretrainCo
 
 
 def take_part(rank: int, config: PretrainConfig, turn: Turn, port: int, answer: Path) -> None:
-    """Be one rank of a case; the first one writes down what was measured."""
+    """Run one rank of a case; the first rank writes the measurements to `answer`."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(turn.threads)
     watch = Stopwatch(config.run_folder, turn)
@@ -216,7 +216,7 @@ def measure(case: Case, turn: Turn, shards: Path, folder: Path) -> Figures:
 
 
 def forward_gflop(case: Case) -> float:
-    """Return what the encoder computes for one view (a multiplication and an addition are two)."""
+    """Return the GFLOP of the encoder for one view; a multiplication and an addition count as two."""
     with torch.device("meta"):
         encoder = build_encoder(ModelConfig(case.backbone), 0).to("meta")
         with FlopCounterMode(display=False) as counter:
@@ -249,7 +249,7 @@ def text(results: dict[str, list[Figures]]) -> str:
 
 
 def as_json(cases: list[Case], results: dict[str, list[Figures]], turn: Turn, device: str) -> dict[str, Any]:
-    """Return what the file holds: units, medians, every turn, cases, machine."""
+    """Return the content of the JSON file: units, medians, every turn, cases, machine."""
     return {
         "units": {
             **{name: "images/s" for name in Figures._fields if name.endswith("images_per_s")},
@@ -268,7 +268,7 @@ def as_json(cases: list[Case], results: dict[str, list[Figures]], turn: Turn, de
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the images, measure all cases in turns, print, and write the figures."""
+    """Make the images, measure all cases in turns, and print and write the figures."""
     gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")

@@ -1,4 +1,4 @@
-"""What several folders of tests share: a small packed set of simulated radiographs, a port, one thread a process."""
+"""Fixtures of several test folders: a small packed set of simulated radiographs, and a free port."""
 
 import os
 import socket

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks import loss
+from benchmarks.apart import apart
 
 
 def run(out: Path, *arguments: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def fail() -> None:
 
 def test_a_measurement_runs_in_a_process_of_its_own_whose_failure_is_one_line() -> None:
     with pytest.raises(RuntimeError, match=r"^ValueError: no such thing$"):
-        loss.apart(fail)
+        apart(fail)
 
 
 def test_loss_benchmark_finds_our_gradient_right_in_two_processes(

@@ -126,14 +126,17 @@ def test_few_labels_are_probed_for_the_last_checkpoint_and_the_controls_with_fea
         assert all(len(item.aucs) == 5 for item in few)
 
 
-def test_nothing_is_extracted_or_fitted_twice_and_the_results_are_the_same_with_ray(
-    run: Path, shards: Path, ray: None
-) -> None:
+def test_nothing_is_extracted_or_fitted_twice(run: Path, shards: Path) -> None:
     serial = probe(config_of(run, shards))
     written = {path: path.stat().st_mtime_ns for path in (run / "features").rglob("*.*s*") if path.is_file()}
     again = probe(config_of(run, shards))
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert again.rows == serial.rows
+
+
+@pytest.mark.slow  # by default, test_ray_search.py compares the searches, and test_demo.py probes with Ray
+def test_results_are_the_same_with_ray(run: Path, shards: Path, ray: None) -> None:
+    serial = probe(config_of(run, shards))
     for path in (run / "features" / "probes").iterdir():
         path.unlink()
     parallel = probe(config_of(run, shards, search="ray"))

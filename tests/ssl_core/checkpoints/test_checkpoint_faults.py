@@ -113,7 +113,7 @@ def test_a_save_killed_at_any_step_leaves_a_whole_checkpoint_and_is_made_good(
         save(run, 3)
         (run / "checkpoints" / "step-3" / "state.json").unlink()
     out.mkdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # `disk` among them
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # finds tests.support
     script = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(run), str(out), str(stride)]
     subprocess.run(script, check=True, capture_output=True, timeout=240, env=environment)
     killed = [folder for folder in out.iterdir() if not folder.name.endswith("-again")]

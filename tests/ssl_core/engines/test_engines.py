@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -301,7 +302,8 @@ def test_deepspeed_says_nothing_on_the_terminal() -> None:
         "engine.backward(two_views(4)); engine.update(1e-3)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import sys; sys.path += {sys.path}\n{script}"],
+        [sys.executable, "-W", "error", "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=200,
