@@ -1,16 +1,14 @@
 """Probes a live pretraining: each new checkpoint as it appears, so that TensorBoard shows what the backbone learns."""
 
-import fcntl
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from evaluation.probe import Prober
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
-from infra.files import locked
+from infra.files import is_locked, locked
 from infra.log import say
 from infra.options import setting
 from infra.status import Status, read_status
@@ -49,7 +47,7 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
     with locked(run / "features", "probing"):
         while True:
             status = read_status(run)
-            if _is_locked(run):
+            if is_locked(run):
                 held_s = time.time()
             ended = status is not None and _is_over(status, held_s, watching_s)
             checkpoints = find_checkpoints(run)
@@ -82,20 +80,3 @@ def _is_over(status: Status, held_s: float, watching_s: float) -> bool:
         return False
     since_s = status.time_s if status.state == "failed" else watching_s  # a killed run leaves the status `running`
     return time.time() - max(since_s, held_s) > RESTART_S
-
-
-def _is_locked(run: Path) -> bool:
-    """Return whether a pretraining holds the lock of its folder (`infra.files.locked`).
-
-    The check holds the lock for microseconds only, because a run that starts in the meantime would be refused. A lock
-    that cannot be read counts as held.
-    """
-    try:
-        with (run / ".lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -1,37 +1,49 @@
-"""Files that are either whole or absent: atomic writes, checksums, locks."""
+"""Atomic writes, checksums, locks, and one-line errors of the disk."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from filelock import FileLock, Timeout
 
 from infra.errors import RunFailed, UserError
 
-_DISK_ERRORS = {
+_LOCK: Final = ".lock"
+
+_DISK_ERRORS: Final = {
     errno.ENOSPC: "no space left on the device; free some, or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space, or choose another folder",
     errno.EACCES: "permission denied; choose a folder that you may write to",
     errno.EPERM: "permission denied; choose a folder that you may write to",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
-    errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
-    errno.ENOENT: "a folder on the way cannot be made; choose another folder",
-    errno.EEXIST: "something that is not a folder stands there; choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOENT: "a parent folder cannot be created; choose another folder",
+    errno.EEXIST: "a file of this name exists, where a folder is needed; choose another folder",
 }
-_DISK_FAILURES = {
-    errno.EIO: "the disk failed (input/output error); look after it, or choose another folder",
+_DISK_FAILURES: Final = {
+    errno.EIO: "the disk failed (input/output error); check it, or choose another folder",
     errno.ESTALE: "the network disk has lost this file; mount it again, or choose another folder",
 }
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full, foreign or read-only disk raises into one line about `path`, RunFailed for a broken one."""
+    """Turn errors of the disk into one line.
+
+    Args:
+        path: the file or folder that the block writes, for the message
+
+    Raises:
+        UserError: if the disk is full, read-only or not writable by this user, or the path is unusable
+        RunFailed: if the disk is broken
+    """
     try:
         yield
     except OSError as error:
@@ -43,11 +55,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def require_space(path: Path, needed_bytes: int) -> None:
-    """Raise UserError unless the file system on which `path` will lie has `needed_bytes` left for this user."""
-    there = next(folder for folder in path.absolute().parents if folder.is_dir())
-    system = os.statvfs(there)
+    """Check that a file or folder will fit on its disk.
+
+    Args:
+        path: the file or folder; it and its parents need not exist
+        needed_bytes: its size
+
+    Raises:
+        UserError: if the file system has less than that left for this user
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    system = os.statvfs(parent)
     free_bytes = system.f_bavail * system.f_frsize
-    if system.f_blocks and free_bytes < needed_bytes:  # a file system that counts no blocks cannot say what is free
+    if system.f_blocks and free_bytes < needed_bytes:  # some file systems count no blocks; their free space is unknown
         raise UserError(
             f"cannot write {path}: it needs {needed_bytes / 1e6:,.1f} MB, but {free_bytes / 1e6:,.1f} MB are free; "
             "free some, or choose another folder"
@@ -64,9 +84,14 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` so that `path` holds either what it held before or all of it, even after a power cut.
+    """Write a file so that it holds either its old content or all of the new one, even after a power cut.
 
-    Raises UserError when the disk is full or not writable.
+    Args:
+        path: the file; missing parent folders are created
+        content: what to write; text becomes UTF-8
+
+    Raises:
+        UserError: if the disk is full or not writable
     """
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -85,10 +110,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that takes its name once the block has ended well.
+    """Yield a temporary folder next to `path` that is renamed to `path` when the block succeeds.
 
-    An older folder of that name is replaced. When the block raises, nothing is left behind; what a killed process
-    leaves, `remove_remains` removes.
+    An older folder of that name is replaced. If the block raises, nothing remains. If the process is killed,
+    `remove_remains` removes what it leaves.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with disk_errors(path):
@@ -108,7 +133,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder (of a link to one, the link) that loses its name first, so that no half of it is taken for it."""
+    """Rename a folder, then delete it, so that a half-deleted folder is never mistaken for a whole one.
+
+    Of a link to a folder, only the link is removed.
+    """
     removed = path.with_name(f".{path.name}.removed-{os.getpid()}")
     shutil.rmtree(removed, ignore_errors=True)
     path.rename(removed)
@@ -117,7 +145,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what killed processes left in `folder` of writing or removing; nobody else may be at it meanwhile."""
+    """Remove unfinished files and folders of killed processes; no other process may write to `folder` meanwhile."""
     for pattern in (".*.partial-*", ".*.removed-*"):
         for remains in folder.glob(pattern):
             _remove(remains)
@@ -131,20 +159,27 @@ def _remove(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold `folder` for this process; a second one gets a UserError instead of waiting.
+    """Hold a lock on a folder until the block ends; never wait for another process.
 
-    The lock is the kernel's (flock on `folder/.lock`): it ends with its process, however that ends.
+    The lock is the kernel's (flock on `folder/.lock`): it ends with its process, even if that is killed.
+
+    Args:
+        folder: the folder; it is created if missing
+        purpose: what the processes that lock this folder do, such as "pretraining", for the message
+
+    Raises:
+        UserError: if another process holds the lock, or the folder cannot be written
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -155,3 +190,19 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether some process holds the lock of a folder; also if the lock cannot be read.
+
+    This takes the lock itself for some microseconds; a process that calls `locked` in that time gets its UserError.
+    """
+    try:
+        with (folder / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

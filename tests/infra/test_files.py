@@ -1,3 +1,5 @@
+"""Tests of atomic writes, checksums, locks and the errors of the disk."""
+
 import errno
 import hashlib
 import os
@@ -11,6 +13,7 @@ from infra.errors import RunFailed, UserError
 from infra.files import (
     atomic_folder,
     disk_errors,
+    is_locked,
     locked,
     remove_folder,
     remove_remains,
@@ -44,14 +47,14 @@ def test_write_atomic_keeps_the_old_content_when_the_disk_is_full(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_space_left_becomes_one_line_that_names_the_path() -> None:
+def test_a_full_disk_is_one_line_that_names_the_path() -> None:
     full = Path("/dev/full")  # the kernel answers every write with ENOSPC
     message = r"cannot write /dev/full: no space left .*choose another folder"
     with pytest.raises(UserError, match=message), disk_errors(full), full.open("wb", buffering=0) as file:
         file.write(b"x")
 
 
-def test_atomic_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:
+def test_atomic_folder_appears_only_if_the_block_succeeds(tmp_path: Path) -> None:
     target = tmp_path / "target"
     with pytest.raises(RuntimeError, match="stop"), atomic_folder(target) as folder:
         (folder / "a").write_text("1")
@@ -65,20 +68,20 @@ def test_atomic_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> 
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["target", "target/b"]
 
 
-def test_a_broken_disk_is_a_failure_and_not_a_wrong_input(tmp_path: Path) -> None:
+def test_a_broken_disk_is_a_failure_and_not_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="the disk failed"), disk_errors(tmp_path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     with pytest.raises(BrokenPipeError), disk_errors(tmp_path):
         raise BrokenPipeError
 
 
-def test_space_is_required_where_the_path_will_lie(tmp_path: Path) -> None:
+def test_space_is_required_on_the_disk_of_the_path(tmp_path: Path) -> None:
     require_space(tmp_path / "not" / "there" / "yet", 1)
     with pytest.raises(UserError, match=r"not/there/yet: it needs [\d,]+\.0 MB, but [\d,]+\.\d MB are free; free some"):
         require_space(tmp_path / "not" / "there" / "yet", 10**18)
 
 
-def test_remove_folder_takes_a_link_for_itself_and_remains_go(tmp_path: Path) -> None:
+def test_remove_folder_removes_only_a_link_and_remains_are_removed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "a").write_text("1")
     (tmp_path / "link").symlink_to(tmp_path / "kept")
@@ -99,6 +102,7 @@ def test_sha256_file_equals_hashlib(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_and_a_killed_one_frees_the_folder(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
     program = (
         "import sys, time; from pathlib import Path; from infra.files import locked\n"
         "with locked(Path(sys.argv[1]), 'pretraining'):\n    print('held', flush=True); time.sleep(60)\n"
@@ -106,9 +110,12 @@ def test_a_second_process_is_refused_and_a_killed_one_frees_the_folder(tmp_path:
     with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
+        assert is_locked(tmp_path)
         with pytest.raises(UserError, match="in use by another process"), locked(tmp_path, "pretraining"):
             pass
         holder.kill()
         holder.wait()
+    assert not is_locked(tmp_path)
     with locked(tmp_path, "pretraining"):
-        pass
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
