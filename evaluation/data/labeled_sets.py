@@ -11,10 +11,10 @@ from infra.arrays import UInt64
 from infra.errors import RunFailed, UserError, require
 from infra.log import progress
 from infra.options import key, setting
+from infra.urls import Location, require_no_credentials
 from sharding.format.manifest import Manifest
 from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
-from sharding.reading.location import Location
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
@@ -35,6 +35,8 @@ class ProbeData:
     def __post_init__(self) -> None:
         """Raise UserError if no shards are named."""
         require(bool(self.shards), f"{setting(self, 'shards')} must name a folder; try [shards/cell]")
+        for location in self.shards:
+            require_no_credentials(location, key(self, "shards"))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Unc
 from evaluation.results.results import Dataset, PartSize, TaskKey
 from infra.arrays import Bool, Int64
 from infra.errors import UserError
+from infra.urls import shown
 from sharding.auditing.duplicates import near_duplicate_groups
-from sharding.reading.location import without_credentials
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def _record(
         label=key.dataset,
         preset=key.preset,
         name=labeled_set.manifest.dataset,
-        folder=without_credentials(labeled_set.location),
+        folder=shown(labeled_set.location),
         identity=labeled_set.manifest.identity,
         simulated=is_simulated(labeled_set.manifest),
         positive=cohort.task.positive,

@@ -19,9 +19,9 @@ from infra import config as configuration
 from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
+from infra.urls import Location, shown
 from sharding.format.manifest import Manifest
 from sharding.reading.fetch import FetchConfig
-from sharding.reading.location import Location, without_credentials
 from sharding.reading.manifests import read_manifest
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
@@ -102,5 +102,5 @@ def _shard_folder(folder: Location) -> ShardFolder:
     try:
         manifest = read_manifest(folder, _QUICK_FETCH)
     except (UserError, RunFailed):
-        return ShardFolder(without_credentials(folder), "", None)
-    return ShardFolder(without_credentials(folder), display_name(manifest), manifest)
+        return ShardFolder(shown(folder), "", None)
+    return ShardFolder(shown(folder), display_name(manifest), manifest)

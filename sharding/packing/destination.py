@@ -1,7 +1,7 @@
-"""Where shards go: a local folder, or through fsspec an object store.
+"""Where shards are written: a local folder or an object store.
 
-A file takes its place as a whole. While a packing has not ended, notes about it lie in `OUT/.partial/`: so it can be
-taken up again, from another machine too where OUT is an object store.
+Every file appears whole or not at all. Notes about an unfinished packing lie in `OUT/.partial/`, so that any machine
+that reaches OUT can resume it.
 """
 
 import os
@@ -13,79 +13,83 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
-from fsspec.core import url_to_fs
-
-from infra.errors import RunFailed, UserError, require
+from infra.errors import require
 from infra.files import disk_errors, fsync_path, locked, sha256_file
+from infra.object_store import ObjectStore, file_path, require_store_url
+from infra.urls import Location, scheme_of, shown
 from sharding.format.manifest import PARTIAL, Shard
 
-_WRITING: Final = "writing"
+_STAGING: Final = "writing"
 
 
 class Destination(Protocol):
-    """A place for shards.
+    """The folder that a packing writes its shards to.
 
     Attributes:
-        workplace: the local folder for files that are being written; it exists while the destination is held.
+        staging: local folder for files that are being written; it exists while the destination is locked
     """
 
-    workplace: Path
+    staging: Path
 
-    def held(self) -> AbstractContextManager[None]:
-        """Make the workplace and keep other processes out of it.
+    def locked(self) -> AbstractContextManager[None]:
+        """Create the staging folder and keep other processes out of the destination.
 
-        When the block raises, what is half-written goes, and everything if nothing has taken its place yet.
+        If the block raises, unfinished files are removed, and the destination too if it holds no finished one.
         """
 
     def sizes(self) -> dict[str, int]:
-        """Return the size in bytes of each file here, notes left out."""
+        """Return the size in bytes of each file, notes excluded."""
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's content, None when there is none."""
+        """Return the content of a file, None if there is none."""
 
-    def take(self, file: Path, name: str) -> None:
-        """Move a file from the workplace to its place."""
+    def commit(self, file: Path, name: str) -> None:
+        """Move a file from the staging folder to the destination."""
 
     def holds(self, shard: Shard) -> bool:
-        """Say whether a shard and its index stand here as they were written."""
+        """Return whether the destination has a shard and its index as they were written."""
 
     def notes(self) -> list[str]:
         """Return the names of the notes."""
 
     def is_tidy(self) -> bool:
-        """Say whether nothing is here of a packing that did not end."""
+        """Return whether no unfinished packing has left anything."""
 
     def finish(self) -> None:
-        """Remove notes and workplace."""
+        """Remove notes and staging folder."""
 
 
-def destination(out: str | Path) -> Destination:
-    """Return the place that `out` names: a URL such as s3://BUCKET/FOLDER, or else a local folder.
+def open_destination(out: Location) -> Destination:
+    """Open the folder that `out` names: a path, or a URL such as s3://BUCKET/FOLDER.
 
-    Raises UserError when it is a file, or a URL that fsspec cannot open here.
+    Raises:
+        UserError: if it is a file, or a URL that cannot be opened or holds credentials
     """
-    return _ObjectStore(out) if isinstance(out, str) and "://" in out else _Folder(Path(out))
+    if isinstance(out, Path) or scheme_of(out) is None:
+        return _LocalDestination(Path(out))
+    scheme = require_store_url(out, "out")
+    return _LocalDestination(file_path(out)) if scheme == "file" else _StoreDestination(out)
 
 
-class _Folder:
-    """A local folder; the workplace lies in it, so that a file takes its place by being renamed."""
+class _LocalDestination:
+    """A local folder; the staging folder lies in it, so that a rename moves a file to its final name."""
 
     def __init__(self, path: Path) -> None:
         require(not path.is_file(), f"out={path} is a file; choose another folder")
         self._path = path.resolve()
         self._partial = self._path / PARTIAL
-        self.workplace = self._partial / _WRITING
+        self.staging = self._partial / _STAGING
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         existed = self._path.exists()
         with locked(self._partial, f"packing into {self._path}"), disk_errors(self._path):
-            shutil.rmtree(self.workplace, ignore_errors=True)
-            self.workplace.mkdir()
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir()
             try:
                 yield
             except BaseException:
-                shutil.rmtree(self.workplace, ignore_errors=True)
+                shutil.rmtree(self.staging, ignore_errors=True)
                 if not self.sizes():
                     shutil.rmtree(self._partial, ignore_errors=True)
                     if not existed:
@@ -103,11 +107,11 @@ class _Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def take(self, file: Path, name: str) -> None:
-        place = self._path / name
+    def commit(self, file: Path, name: str) -> None:
+        final = self._path / name
         fsync_path(file)
-        file.replace(place)
-        fsync_path(place.parent)
+        file.replace(final)
+        fsync_path(final.parent)
 
     def holds(self, shard: Shard) -> bool:
         try:
@@ -127,36 +131,34 @@ class _Folder:
         fsync_path(self._path)
 
 
-class _ObjectStore:
+class _StoreDestination:
     """A folder of an object store; each shard is written to a local temporary folder first and then uploaded.
 
-    An object store has no lock: only processes of one user on one machine are kept apart. Two that pack the same
-    dataset with the same options from two machines write the same bytes.
+    An object store has no lock, so only processes of one user on one machine are kept apart. Two machines that pack the
+    same dataset with the same options write the same bytes.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        try:
-            self._store, path = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"out={url} cannot be opened: {error}; or choose a local folder") from error
-        self._path = path.rstrip("/")
-        # The same for the same user and URL, so that what a killed process left is found and removed.
+        self._url = shown(url)
+        self._store = ObjectStore(
+            url, "out", hint="check the address and the credentials; the same command resumes the packing"
+        )
+        # The same name for the same user and URL, so that the next process finds and removes what a killed one left.
         name = f"sternum-{os.getuid()}-{sha256(url.encode()).hexdigest()[:16]}"
         self._local = Path(tempfile.gettempdir()) / name
-        self.workplace = self._local / _WRITING
+        self.staging = self._local / _STAGING
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         with disk_errors(self._local):
             self._local.mkdir(mode=0o700, exist_ok=True)
         with locked(self._local, f"packing into {self._url}"), disk_errors(self._local):
             try:
-                shutil.rmtree(self.workplace, ignore_errors=True)
-                self.workplace.mkdir()
+                shutil.rmtree(self.staging, ignore_errors=True)
+                self.staging.mkdir()
                 yield
             except BaseException:
-                with suppress(Exception):  # what is raised already matters more
+                with suppress(Exception):  # the first error matters more
                     if not self.sizes():
                         self.finish()
                 raise
@@ -164,20 +166,13 @@ class _ObjectStore:
                 shutil.rmtree(self._local, ignore_errors=True)
 
     def sizes(self) -> dict[str, int]:
-        return {name: size for name, size in self._list(self._path).items() if name != PARTIAL}
+        return {name: size for name, size in self._store.sizes().items() if name != PARTIAL}
 
     def read(self, name: str) -> bytes | None:
-        with self._errors("read"):
-            try:
-                content: bytes = self._store.cat_file(f"{self._path}/{name}")
-            except FileNotFoundError:
-                return None
-            return content
+        return self._store.read(name)
 
-    def take(self, file: Path, name: str) -> None:
-        with self._errors("written"):
-            self._store.makedirs(f"{self._path}/{name}".rpartition("/")[0], exist_ok=True)
-            self._store.put_file(str(file), f"{self._path}/{name}")
+    def commit(self, file: Path, name: str) -> None:
+        self._store.put(file, name)
         file.unlink()
 
     def holds(self, shard: Shard) -> bool:
@@ -185,33 +180,10 @@ class _ObjectStore:
         return sizes.get(shard.name) == shard.size_bytes and shard.index_name in sizes
 
     def notes(self) -> list[str]:
-        return sorted(f"{PARTIAL}/{name}" for name in self._list(f"{self._path}/{PARTIAL}"))
+        return sorted(f"{PARTIAL}/{name}" for name in self._store.sizes(PARTIAL))
 
     def is_tidy(self) -> bool:
         return not self.notes()
 
     def finish(self) -> None:
-        with self._errors("tidied up"):
-            if self._store.exists(f"{self._path}/{PARTIAL}"):
-                self._store.rm(f"{self._path}/{PARTIAL}", recursive=True)
-
-    def _list(self, path: str) -> dict[str, int]:
-        with self._errors("listed"):
-            try:
-                self._store.invalidate_cache()  # another process may have written since
-                entries = self._store.ls(path, detail=True)
-            except FileNotFoundError:
-                return {}
-            names = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in entries]
-            return {name: entry["size"] or 0 for name, entry in names if name}
-
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """Turn whatever a store's client raises into one line."""
-        try:
-            yield
-        except Exception as error:
-            raise RunFailed(
-                f"{self._url} cannot be {what}: {type(error).__name__}: {error}; "
-                "check address and credentials, the same command goes on from there"
-            ) from error
+        self._store.remove(PARTIAL)

@@ -119,15 +119,15 @@ def resume_job(destination: Destination, job: Job, out: object) -> list[Finished
 def commit_shard(destination: Destination, record: FinishedShard) -> None:
     """Move a shard and its index to the destination, then note that it is finished."""
     for name in (record.shard.index_name, record.shard.name):
-        destination.take(destination.workplace / name, name)
+        destination.commit(destination.staging / name, name)
     _write(destination, record.note, record)
 
 
 def finish_job(destination: Destination, manifest: Manifest) -> None:
     """Write the manifest, whose presence means that all shards are there, and remove the notes."""
-    file = destination.workplace / MANIFEST_NAME
+    file = destination.staging / MANIFEST_NAME
     file.write_bytes(encode_manifest(manifest))
-    destination.take(file, MANIFEST_NAME)
+    destination.commit(file, MANIFEST_NAME)
     destination.finish()
 
 
@@ -140,9 +140,9 @@ def _read(destination: Destination, name: str, record_type: type[T]) -> T | None
 
 
 def _write(destination: Destination, name: str, record: object) -> None:
-    file = destination.workplace / "note"
+    file = destination.staging / "note"
     file.write_bytes(msgspec.json.encode(record))
-    destination.take(file, name)
+    destination.commit(file, name)
 
 
 def _require_same(requested: Job, present: Job, description: str) -> None:

@@ -37,8 +37,7 @@ from sharding.format.sample import Sample
 from sharding.format.writer import ShardWriter, TarSample, tar_sample
 from sharding.images.encode import encode_file
 from sharding.packing.catalog import Catalog, from_record
-from sharding.packing.destination import Destination
-from sharding.packing.destination import destination as open_destination
+from sharding.packing.destination import Destination, open_destination
 from sharding.packing.job import FinishedShard, Job, Options, commit_shard, finish_job, packed_manifest, resume_job
 
 _IMAGES_A_TASK: Final = 8
@@ -130,7 +129,7 @@ def pack(config: PackConfig) -> Manifest:
         if manifest is not None and destination.is_tidy():
             say(f"{config.out} holds this dataset already, packed with the same options; nothing to do")
             return manifest
-        with destination.held():
+        with destination.locked():
             if (manifest := packed_manifest(destination, job, config.out)) is not None:  # interrupted before cleanup
                 destination.finish()
                 return manifest
@@ -275,7 +274,7 @@ class _Packing:
         split, tier_percent = group = self._catalog.group(position)
         name = f"{self._config.dataset}-{split or 'all'}-{tier_percent:03d}-{self._names[group]:05d}.tar"
         self._names[group] += 1
-        return ShardWriter(self._destination.workplace / name, split, tier_percent)
+        return ShardWriter(self._destination.staging / name, split, tier_percent)
 
     def _finish(self, writer: ShardWriter, position: int, committer: ThreadPoolExecutor) -> None:
         """End a shard, and wait for the commit of the one before, so that finished shards never leave a gap."""

@@ -1,3 +1,5 @@
+"""Tests of the search for C by Ray Tune."""
+
 import json
 import os
 import subprocess
@@ -14,44 +16,44 @@ import pytest
 from evaluation.fitting.ray_search import search_with_ray
 from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
 from infra.arrays import Float32
-from infra.errors import RunFailed
+from infra.errors import RunFailed, UserError
 
 FOLDS = 3
 Case = tuple[dict[str, Float32], dict[str, SearchProblem]]
 
 
 def case(problems: int = 2, count: int = 120, size: int = 24) -> Case:
-    """Features of different sizes, two problems on each, one of them standardised."""
+    """Return feature matrices of different sizes, and two problems on each, one of them standardized."""
     random = np.random.default_rng(0)
     classes = np.arange(count) % 2
     fold = np.where(np.arange(count) < 0.8 * count, np.arange(count) // 2 % FOLDS, -1)
     problem = SearchProblem("x0", np.arange(count), classes, fold, False, (0.01, 0.1, 1.0), 100)
-    features, found = {}, {}
+    features, searches = {}, {}
     for number in range(problems):
         values = random.normal(size=(count, size + number // 2))
         features[f"x{number // 2}"] = (values + 0.4 * classes[:, None]).astype(np.float32)
-        found[f"probe {number}"] = replace(problem, features=f"x{number // 2}", standardize=bool(number % 2))
-    return features, found
+        searches[f"probe {number}"] = replace(problem, features=f"x{number // 2}", standardize=bool(number % 2))
+    return features, searches
 
 
-def require_same(found: dict[str, FittedProbe], expected: dict[str, FittedProbe]) -> None:
-    """To the last bit."""
-    assert list(found) == list(expected)
-    for name, one in found.items():
-        values, others = asdict(one), asdict(expected[name])
+def require_same(fitted: dict[str, FittedProbe], expected: dict[str, FittedProbe]) -> None:
+    """Check that the fitted probes are equal to the last bit."""
+    assert list(fitted) == list(expected)
+    for name, probe in fitted.items():
+        values, others = asdict(probe), asdict(expected[name])
         assert [np.asarray(value).tobytes() for value in values.values() if not isinstance(value, dict)] == [
             np.asarray(value).tobytes() for value in others.values() if not isinstance(value, dict)
         ]
-        assert one.aucs == expected[name].aucs
+        assert probe.aucs == expected[name].aucs
 
 
 def statuses(folder: Path) -> dict[str, int]:
-    """How many trials a snapshot of Tune counts with each status."""
+    """Return how many trials have each status in the last snapshot of Tune."""
     state = json.loads(max(folder.glob("experiment_state-*.json")).read_text())
     return Counter(json.loads(trial)["status"] for trial, _ in state["trial_data"])
 
 
-def test_ray_finds_what_the_serial_search_finds_to_the_last_bit_and_leaves_no_folder(ray: None, tmp_path: Path) -> None:
+def test_ray_and_the_serial_search_agree_to_the_last_bit_and_no_folder_remains(ray: None, tmp_path: Path) -> None:
     features, problems = case(4)
     require_same(search_with_ray(features, problems, storage=tmp_path, name="a"), search_serially(features, problems))
     assert not list(tmp_path.iterdir())
@@ -64,10 +66,14 @@ def test_ray_is_quiet_and_listens_on_the_loopback_address_only(
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    own = {process.pid for process in psutil.Process().children(recursive=True)}
-    listening = [c for c in psutil.net_connections("tcp") if c.pid in own and c.status == psutil.CONN_LISTEN]
+    children = {process.pid for process in psutil.Process().children(recursive=True)}
+    listening = [
+        connection.laddr
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in children and connection.status == psutil.CONN_LISTEN
+    ]
     assert listening
-    assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert {next(iter(address)) for address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.mark.slow
@@ -75,24 +81,22 @@ def test_failure_names_problem_fold_and_reason_after_all_others_have_ended(ray: 
     features, problems = case()
     one_class = problems["probe 1"].fold == 1
     bad = replace(problems["probe 1"], classes=np.where(one_class, 1, problems["probe 1"].classes))
-    with pytest.raises(RunFailed, match=r"^1 of 8 fits failed, the first being probe 1, fold 1: .*one class only"):
+    with pytest.raises(RunFailed, match=r"^1 of 8 fits failed; the first is probe 1, fold 1: .*one class only"):
         search_with_ray(features, problems | {"probe 1": bad}, storage=tmp_path, name="a")
-    assert statuses(tmp_path / "a") == {"TERMINATED": 6, "ERROR": 1}  # the last fit of the bad one was never begun
+    assert statuses(tmp_path / "a") == {"TERMINATED": 6, "ERROR": 1}  # the final fit of the bad one never started
 
 
 @pytest.mark.slow
-def test_search_that_cannot_be_taken_up_is_named_and_started_anew(
-    ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_search_is_named_and_starts_again(ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "tuner.pkl").write_bytes(b"half")
     (tmp_path / "a" / "experiment_state-2026-01-01_00-00-00.json").write_text('{"trial_data": [')
     features, problems = case()
     require_same(search_with_ray(features, problems, storage=tmp_path, name="a"), search_serially(features, problems))
-    assert "cannot be taken up" in capfd.readouterr().err
+    assert "cannot be resumed" in capfd.readouterr().err
 
 
-# Each session notes the trials that it starts and ends, by a callback that Tune takes from its environment.
+# Each session prints the trials that it starts and ends, by a callback that Tune reads from its environment.
 SEARCH = """
 from pathlib import Path
 from tests.evaluation.fitting.test_ray_search import case, summed
@@ -110,19 +114,22 @@ if __name__ == "__main__":
             def on_trial_start(self, trial, **_):
                 if trial.config["task"] == dict(problem="probe 3", fold=1):
                     ray.kill(trial.temporary_state.ray_actor)
-        found = search_with_ray(*case(12, 200, 64), storage=Path({storage!r}), name="a")
-    print(summed(found))
+        fitted = search_with_ray(*case(12, 200, 64), storage=Path({storage!r}), name="a")
+    print(summed(fitted))
 """
 
 
-def summed(found: dict[str, FittedProbe]) -> float:
-    return float(sum(chosen.validation.sum() + chosen.probabilities.sum() for chosen in found.values()))
+def summed(fitted: dict[str, FittedProbe]) -> float:
+    return float(sum(probe.validation.sum() + probe.probabilities.sum() for probe in fitted.values()))
 
 
-def start(script: str, storage: Path, stderr: int | None = None, **environment: str) -> "subprocess.Popen[str]":
-    text = script.format(storage=str(storage))
+def start(
+    script: str, storage: Path, environment: dict[str, str], stderr: int | None = None
+) -> "subprocess.Popen[str]":
+    """Start a script with more environment variables."""
+    code = script.format(storage=str(storage))
     return subprocess.Popen(
-        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | environment
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | environment
     )
 
 
@@ -133,34 +140,34 @@ def output(process: "subprocess.Popen[str]") -> list[str]:
 
 
 @pytest.mark.slow
-def test_search_that_was_killed_goes_on_with_the_trials_that_had_not_ended(tmp_path: Path) -> None:
+def test_killed_search_resumes_with_its_unfinished_trials(tmp_path: Path) -> None:
     noting = {"RAY_TUNE_CALLBACKS": "__main__.Note", "TUNE_GLOBAL_CHECKPOINT_S": "0.1"}
     ended = 0
-    with start(SEARCH, tmp_path, **noting) as killed:
+    with start(SEARCH, tmp_path, noting) as killed:
         assert killed.stdout is not None
         while ended < 12:
             ended += killed.stdout.readline() == "ended\n"
         killed.kill()
     saved = statuses(tmp_path / "a")["TERMINATED"]
-    assert 0 < saved <= ended  # what ended since the last snapshot is lost, and how much that is depends on the load
-    *lines, total = output(start(SEARCH, tmp_path, **noting))
+    assert 0 < saved <= ended  # trials that ended after the last snapshot are lost; how many depends on the load
+    *lines, total = output(start(SEARCH, tmp_path, noting))
     assert lines.count("began") == 12 * (FOLDS + 1) - saved
     assert float(total) == summed(search_serially(*case(12, 200, 64)))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_trial_whose_process_keeps_dying_is_alone_in_being_run_by_the_next_search(tmp_path: Path) -> None:
-    with start(SEARCH, tmp_path, RAY_TUNE_CALLBACKS="__main__.Kill", stderr=subprocess.PIPE) as failing:
-        said, trace = failing.communicate(timeout=250)
-    assert said.splitlines() == ["ended"] * (12 * (FOLDS + 1) - 2)
-    assert "RunFailed: 1 of 48 fits failed, the first being probe 3, fold 1: The actor died" in trace
-    *lines, total = output(start(SEARCH, tmp_path, RAY_TUNE_CALLBACKS="__main__.Note"))
+def test_next_search_repeats_only_the_trial_whose_process_kept_dying(tmp_path: Path) -> None:
+    with start(SEARCH, tmp_path, {"RAY_TUNE_CALLBACKS": "__main__.Kill"}, stderr=subprocess.PIPE) as failing:
+        printed, trace = failing.communicate(timeout=250)
+    assert printed.splitlines() == ["ended"] * (12 * (FOLDS + 1) - 2)
+    assert "RunFailed: 1 of 48 fits failed; the first is probe 3, fold 1: The actor died" in trace
+    *lines, total = output(start(SEARCH, tmp_path, {"RAY_TUNE_CALLBACKS": "__main__.Note"}))
     assert lines == ["began", "ended"] * 2
     assert float(total) == summed(search_serially(*case(12, 200, 64)))
 
 
-# Four nodes of one core each; one that runs trials dies, with all its processes, once a quarter of them have ended.
+# Four nodes of one core each; one that runs trials dies, with all its processes, after a quarter of the trials.
 CLUSTER = """
 from pathlib import Path
 import psutil
@@ -188,15 +195,16 @@ if __name__ == "__main__":
             def on_trial_recover(self, **_):
                 print("recovered", flush=True)
         print(sum(node["Alive"] for node in ray.nodes()), "nodes")
-        found = search_with_ray(*case(12, 400, 200), storage=Path({storage!r}), name="a")
+        fitted = search_with_ray(*case(12, 400, 200), storage=Path({storage!r}), name="a")
     cluster.shutdown()
-    require_same(found, search_serially(*case(12, 400, 200)))
+    require_same(fitted, search_serially(*case(12, 400, 200)))
 """
 
 
 @pytest.mark.slow
-def test_trials_of_a_node_that_dies_are_run_elsewhere(tmp_path: Path) -> None:
-    lines = output(start(CLUSTER, tmp_path, RAY_TUNE_CALLBACKS="__main__.Kill"))  # and what Ray says of dead nodes
+def test_trials_of_a_dead_node_run_on_another(tmp_path: Path) -> None:
+    lines = output(start(CLUSTER, tmp_path, {"RAY_TUNE_CALLBACKS": "__main__.Kill"}))
+    # Ray prints messages about dead nodes too.
     assert [line for line in lines if line in ("4 nodes", "killing", "recovered")] == [
         "4 nodes",
         "killing",
@@ -207,7 +215,7 @@ def test_trials_of_a_node_that_dies_are_run_elsewhere(tmp_path: Path) -> None:
 ADDRESSES = """
 from evaluation.fitting.ray_search import ray_session
 from infra.errors import UserError
-for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "auto"):
+for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "auto", "ray://anna:secret@127.0.0.1:1"):
     try:
         with ray_session(address=address):
             print("joined")
@@ -216,13 +224,28 @@ for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "auto"):
 """
 
 
-def test_cluster_that_cannot_be_reached_is_one_line_at_once(tmp_path: Path) -> None:
+def test_unreachable_cluster_is_one_line_at_once(tmp_path: Path) -> None:
     began_s = time.monotonic()
-    lines = output(start(ADDRESSES, tmp_path, RAY_ADDRESS="127.0.0.1:1"))
+    lines = output(start(ADDRESSES, tmp_path, {"RAY_ADDRESS": "127.0.0.1:1"}))
+    assert "secret" not in "".join(lines)
     assert time.monotonic() - began_s < 60  # Ray itself takes over three minutes
     assert [line.partition(": ")[0] for line in lines] == [
         "address=127.0.0.1:1",
         "address=ray://127.0.0.1:1",
         "address=nonsense",
         "address=auto",
+        "address=ray://127.0.0.1:1 must not hold a user, a password, a query or a fragment; remove them",
     ]
+
+
+def test_storage_with_credentials_is_refused_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    for url in (
+        "s3://anna:secret@bucket/a",
+        "gs://bucket/a?token=secret",
+        "file:///a#secret",
+        "hdfs://secret@server/a",
+    ):
+        with pytest.raises(UserError, match="must not hold a user, a password, a query or a fragment") as error:
+            search_with_ray({}, {}, storage=url, name="a")
+        assert "secret" not in str(error.value)
+    assert capfd.readouterr() == ("", "")

@@ -1,10 +1,10 @@
-"""Reading from S3: against moto's server where all is well, and against one that misbehaves as it is told."""
+"""Tests of reading from S3: moto's server when all is well, and the fault server when it is not."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
+import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -17,7 +17,7 @@ from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_unti
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Handler
 
-PLACE = f"s3://{BUCKET}/set"
+LOCATION = f"s3://{BUCKET}/set"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def undisturbed(small_shards: Path) -> Epoch:
 
 @pytest.fixture(autouse=True)
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Credentials as a user gives them, and none of this machine's."""
+    """Set credentials as a user does, and hide those of this machine."""
     monkeypatch.setattr(sharding.reading.fetch, "_FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -49,14 +49,11 @@ def moto_url(small_shards: Path) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client(
-        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET
-    )
-    client.create_bucket(Bucket=BUCKET)
+    client = fsspec.filesystem("s3", endpoint_url=url, key=KEY_ID, secret=SECRET, skip_instance_cache=True)
+    client.mkdir(BUCKET)
     for path in small_shards.iterdir():
-        client.upload_file(str(path), BUCKET, f"set/{path.name}")
+        client.put_file(str(path), f"{BUCKET}/set/{path.name}")
     yield url
-    client.close()
     server.stop()
 
 
@@ -83,24 +80,22 @@ def object_path(name: str) -> str:
     return f"/{BUCKET}/set/{name}"
 
 
-def test_set_in_moto_is_read_as_from_the_disk(moto: str, undisturbed: Epoch, tmp_path: Path) -> None:
-    assert read_epoch(PLACE, quick_fetch(tmp_path / "cache", stall_s=10)) == undisturbed
+def test_shards_in_s3_are_read_as_from_the_disk(moto: str, undisturbed: Epoch, tmp_path: Path) -> None:
+    assert read_epoch(LOCATION, quick_fetch(tmp_path / "cache", stall_s=10)) == undisturbed
 
 
-def test_bucket_or_folder_that_moto_does_not_have_is_named(moto: str, tmp_path: Path) -> None:
-    for place in ("s3://no-such-bucket/set", f"s3://{BUCKET}/no-such-folder"):
-        with pytest.raises(UserError, match=rf"{place}.*manifest\.json"):
-            ShardSet([place], fetch=quick_fetch(tmp_path / "cache", stall_s=10))
+def test_missing_bucket_or_folder_is_named(moto: str, tmp_path: Path) -> None:
+    for location in ("s3://no-such-bucket/set", f"s3://{BUCKET}/no-such-folder"):
+        with pytest.raises(UserError, match=rf"{location}.*manifest\.json"):
+            ShardSet([location], fetch=quick_fetch(tmp_path / "cache", stall_s=10))
 
 
-def test_shard_that_is_missing_is_named(
-    server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path
-) -> None:
+def test_missing_shard_is_named(server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path) -> None:
     lost = manifest.shards[-1].name
     server.always(object_path(lost), Fault("status", 404))
-    error, images = read_until_stopped(PLACE, quick_fetch(tmp_path / "cache", stall_s=10))
+    error, images = read_until_stopped(LOCATION, quick_fetch(tmp_path / "cache", stall_s=10))
     assert isinstance(error, RunFailed)
-    assert re.search(rf"{PLACE}/{lost} .*not found", str(error))
+    assert re.search(rf"{LOCATION}/{lost} .*not found", str(error))
     assert images == undisturbed.images[: len(images)]
 
 
@@ -108,20 +103,20 @@ def test_wrong_credentials_are_named_and_not_shown(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOFNOBODY")
-    error, _ = read_until_stopped(PLACE, quick_fetch(tmp_path / "cache", stall_s=10))
-    assert re.search(rf"{PLACE}/manifest\.json .*credentials", str(error))
+    error, _ = read_until_stopped(LOCATION, quick_fetch(tmp_path / "cache", stall_s=10))
+    assert re.search(rf"{LOCATION}/manifest\.json .*credentials", str(error))
     assert SECRET not in str(error)
-    assert len(server.requests) <= 2  # asking again would not help
+    assert len(server.requests) <= 2  # repeating the request would not help
 
 
 def test_missing_credentials_are_named(server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    error, _ = read_until_stopped(PLACE, quick_fetch(tmp_path / "cache", stall_s=10))
-    assert re.search(rf"{PLACE}/manifest\.json .*[Cc]redentials", str(error))
+    error, _ = read_until_stopped(LOCATION, quick_fetch(tmp_path / "cache", stall_s=10))
+    assert re.search(rf"{LOCATION}/manifest\.json .*[Cc]redentials", str(error))
 
 
-PASSING = {
+TEMPORARY = {
     "SlowDown": [Fault("status", 503)] * 2,
     "InternalError": [Fault("status", 500)],
     "reset at once": [Fault("reset at once")],
@@ -134,19 +129,19 @@ PASSING = {
 }
 
 
-def test_faults_of_s3_that_pass_leave_no_trace(
+def test_temporary_faults_of_s3_change_nothing(
     server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path
 ) -> None:
-    paths = {name: object_path(shard.name) for name, shard in zip(PASSING, manifest.shards, strict=False)}
-    assert len(paths) == len(PASSING)  # each shard meets another fault
+    paths = {name: object_path(shard.name) for name, shard in zip(TEMPORARY, manifest.shards, strict=False)}
+    assert len(paths) == len(TEMPORARY)  # each shard meets another fault
     for name, path in paths.items():
-        server.script(path, *PASSING[name])
-    assert read_epoch(PLACE, quick_fetch(tmp_path / "cache", stall_s=3)) == undisturbed
+        server.script(path, *TEMPORARY[name])
+    assert read_epoch(LOCATION, quick_fetch(tmp_path / "cache", stall_s=3)) == undisturbed
     for name, path in paths.items():
-        assert len(server.gets(path)) == len(PASSING[name]) + 1, name
+        assert len(server.gets(path)) == len(TEMPORARY[name]) + 1, name
 
 
-LASTING = {
+PERMANENT = {
     "SlowDown": (Fault("status", 503), "Service Unavailable"),
     "AccessDenied": (Fault("status", 403), "permission"),
     "stall": (Fault("silent", 100), "no answer within"),
@@ -155,28 +150,28 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("name", LASTING)
-def test_fault_of_s3_that_lasts_stops_the_run_and_names_shard_and_reason(
+@pytest.mark.parametrize("name", PERMANENT)
+def test_permanent_fault_of_s3_stops_the_run_and_names_shard_and_reason(
     server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path, name: str
 ) -> None:
-    fault, reason = LASTING[name]
+    fault, reason = PERMANENT[name]
     lost = manifest.shards[-1].name
     server.always(object_path(lost), fault)
     error, images = read_until_stopped(
-        PLACE, quick_fetch(tmp_path / "cache", attempts=2, stall_s=3 if name == "stall" else 10)
+        LOCATION, quick_fetch(tmp_path / "cache", attempts=2, stall_s=3 if name == "stall" else 10)
     )
     assert isinstance(error, RunFailed)
-    assert re.search(rf"{PLACE}/{lost} .*({reason})", str(error)), error
+    assert re.search(rf"{LOCATION}/{lost} .*({reason})", str(error)), error
     assert "\n" not in str(error)
     assert images == undisturbed.images[: len(images)]
 
 
-def test_large_object_goes_on_from_the_part_that_came(
+def test_interrupted_download_continues_from_the_last_range(
     server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sharding.reading.location._RANGE_BYTES", 16_000)
     path = object_path(manifest.shards[0].name)
     server.script(path, None, Fault("status", 503), None)
-    assert read_epoch(PLACE, quick_fetch(tmp_path / "cache", stall_s=10)) == undisturbed
+    assert read_epoch(LOCATION, quick_fetch(tmp_path / "cache", stall_s=10)) == undisturbed
     assert first_bytes(server.gets(path))[:3] == [0, 16_000, 16_000]
     assert server.sent[path] == manifest.shards[0].size_bytes

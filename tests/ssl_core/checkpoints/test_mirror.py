@@ -1,3 +1,5 @@
+"""Tests of the copies of checkpoints in an object store."""
+
 import errno
 import os
 import shutil
@@ -12,11 +14,22 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from infra.errors import RunFailed, UserError
+from infra.object_store import SCHEMES
+from infra.options import registered
 from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_checkpoints, find_damage
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.checkpoints.writer import CheckpointWriter
+from ssl_core.pretraining.config import PretrainConfig
+
+
+@pytest.fixture(autouse=True)
+def pretraining(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Name options as `sternum pretrain` does, and accept stores in memory."""
+    monkeypatch.setitem(SCHEMES, "memory", None)
+    with registered(PretrainConfig):
+        yield
 
 
 def state(step: int) -> CheckpointState:
@@ -36,6 +49,7 @@ def steps(run: Path) -> list[int]:
 
 
 def failing(*_: object, **__: object) -> None:
+    """Fail as a client does whose connection breaks."""
     raise ConnectionError("reset by peer")
 
 
@@ -44,7 +58,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{tmp_path.name}/run" if request.param == "memory" else f"file://{tmp_path}/bucket/run"
 
 
-def test_a_fresh_folder_goes_on_from_the_mirror(tmp_path: Path, url: str) -> None:
+def test_a_new_folder_resumes_from_the_mirror(tmp_path: Path, url: str) -> None:
     with writer(tmp_path / "first", url, keep_last=2) as saving:
         for step in (1, 2):
             saving.save(state(step), model(step), {"weight/exp_avg": torch.ones(2)})
@@ -58,7 +72,7 @@ def test_a_fresh_folder_goes_on_from_the_mirror(tmp_path: Path, url: str) -> Non
     assert torch.equal(load_state(checkpoint)[0]["weight"], model(3)["weight"])
 
 
-def test_the_mirror_is_left_alone_by_a_run_that_is_as_new(tmp_path: Path, url: str) -> None:
+def test_a_run_fetches_only_a_newer_checkpoint(tmp_path: Path, url: str) -> None:
     with writer(tmp_path / "first", url) as saving:
         saving.save_now(state(3), model(3), {})
     for step, expected in ((2, [2, 3]), (3, [3]), (4, [4])):
@@ -68,7 +82,7 @@ def test_the_mirror_is_left_alone_by_a_run_that_is_as_new(tmp_path: Path, url: s
         assert steps(run) == expected
 
 
-def test_a_damaged_checkpoint_is_mended_from_the_mirror(tmp_path: Path, url: str) -> None:
+def test_a_damaged_checkpoint_is_replaced_by_its_copy(tmp_path: Path, url: str) -> None:
     with writer(tmp_path, url) as saving:
         saving.save_now(state(3), model(3), {})
     (tmp_path / "checkpoints" / "step-3" / "state.json").unlink()
@@ -76,7 +90,7 @@ def test_a_damaged_checkpoint_is_mended_from_the_mirror(tmp_path: Path, url: str
     assert [find_damage(checkpoint) for checkpoint in find_checkpoints(tmp_path)] == [None]
 
 
-def test_a_damaged_copy_is_passed_over_loudly_and_an_unfinished_one_is_none(
+def test_a_damaged_copy_is_skipped_with_a_warning_and_an_unfinished_one_does_not_count(
     tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with writer(tmp_path / "first", url) as saving:
@@ -89,57 +103,61 @@ def test_a_damaged_copy_is_passed_over_loudly_and_an_unfinished_one_is_none(
     restore_from_mirror(tmp_path / "second", url)
     assert steps(tmp_path / "second") == [1]
     assert [path.name for path in (tmp_path / "second" / "checkpoints").iterdir()] == ["step-1"]
-    assert "step-2 in " + url + " is damaged (the SHA-256 of model.safetensors differs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"warning: step-2 in checkpoints.mirror={url} is damaged (the SHA-256 of model.safetensors differs" in error
 
 
-def test_damaged_copies_alone_are_no_reason_to_begin_anew_nor_to_remove_what_is_here(tmp_path: Path, url: str) -> None:
+def test_a_mirror_with_only_damaged_copies_stops_the_run_and_keeps_its_folder(tmp_path: Path, url: str) -> None:
     with writer(tmp_path, url) as saving:
         saving.save_now(state(3), model(3), {})
     store, path = fsspec.core.url_to_fs(url)
-    for harm in (lambda file: store.pipe_file(file, b"{}"), store.rm_file):
-        harm(f"{path}/step-3/state.json")
+    for damage in (lambda file: store.pipe_file(file, b"{}"), store.rm_file):
+        damage(f"{path}/step-3/state.json")
         with pytest.raises(
-            RunFailed, match=r"no checkpoint in checkpoints\.mirror=.* is whole; mend the store, or name"
+            RunFailed, match=r"^checkpoints\.mirror=.* holds no intact checkpoint; repair it, or name another folder"
         ):
             restore_from_mirror(tmp_path / "fresh", url)
         assert steps(tmp_path / "fresh") == []
     weights = tmp_path / "checkpoints" / "step-3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(RunFailed, match="is whole"):
+    with pytest.raises(RunFailed, match="holds no intact checkpoint"):
         restore_from_mirror(tmp_path, url)
     assert steps(tmp_path) == [3]
 
 
-def test_a_copy_of_another_version_is_refused(tmp_path: Path, url: str) -> None:
+def test_a_copy_in_another_format_is_refused(tmp_path: Path, url: str) -> None:
     with writer(tmp_path / "first", url) as saving:
         for step in (2, 3):
             saving.save_now(state(step), model(step), {})
     store, path = fsspec.core.url_to_fs(url)
     store.pipe_file(f"{path}/step-3/manifest.json", b'{"version": 2}')
-    with pytest.raises(UserError, match=r"step-3 in .* is in format 2 .*; take that Sternum, or another"):
+    with pytest.raises(
+        UserError, match=r"step-3 in .* is in format 2 .*; use that version of Sternum, or another checkpoints\.mirror$"
+    ):
         restore_from_mirror(tmp_path / "second", url)
     assert steps(tmp_path / "second") == []
 
 
-def test_a_store_that_cannot_be_read_ends_only_a_run_that_has_nothing_else(
+def test_an_unreadable_store_stops_only_a_run_without_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"memory://{tmp_path.name}/run"
     save_checkpoint(tmp_path / "run", state(2), model(2), {})
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "glob", failing)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", failing)
     restore_from_mirror(tmp_path / "run", url)
-    said = capsys.readouterr().err
-    assert "warning: checkpoints.mirror=memory://" in said
-    assert f"reset by peer; check address and credentials; going on from step 2, the newest in {tmp_path}/run" in said
+    error = capsys.readouterr().err
+    assert "warning: checkpoints.mirror=memory://" in error
+    assert "reset by peer; check the address and the credentials; " in error
+    assert f"; resuming from step 2, the newest in {tmp_path}/run" in error
     (tmp_path / "run" / "checkpoints" / "step-2" / "state.json").unlink()
     for run in ("run", "fresh"):
         with pytest.raises(RunFailed, match=r"checkpoints\.mirror=memory://.* cannot be listed: .*reset by peer"):
             restore_from_mirror(tmp_path / run, url)
 
 
-@pytest.mark.parametrize("foreseen", [True, False])
-def test_a_disk_that_is_too_small_for_the_copy_is_named(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+@pytest.mark.parametrize("is_known_before", [True, False])
+def test_a_disk_that_is_too_small_for_the_copy_is_an_error(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, is_known_before: bool
 ) -> None:
     with writer(tmp_path / "first", url) as saving:
         saving.save_now(state(3), model(3), {})
@@ -147,7 +165,7 @@ def test_a_disk_that_is_too_small_for_the_copy_is_named(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if foreseen:
+    if is_known_before:
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=512, f_blocks=1000))
         message = r"cannot write .*/second/checkpoints/step-3: it needs .* MB, but 0\.0 MB are free"
     else:
@@ -158,12 +176,12 @@ def test_a_disk_that_is_too_small_for_the_copy_is_named(
     assert steps(tmp_path / "second") == []
 
 
-def test_an_empty_mirror_gives_nothing(tmp_path: Path, url: str) -> None:
+def test_an_empty_mirror_changes_nothing(tmp_path: Path, url: str) -> None:
     restore_from_mirror(tmp_path, url)
     assert steps(tmp_path) == []
 
 
-def test_a_mirror_that_fails_is_an_alarm_and_caught_up_with_by_the_next_save(
+def test_a_failed_copy_is_an_alarm_and_the_next_save_repeats_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"memory://{tmp_path.name}/run"
@@ -186,7 +204,7 @@ def test_a_mirror_that_fails_is_an_alarm_and_caught_up_with_by_the_next_save(
     assert Mirror(url).steps() == steps(tmp_path) == [3, 4]
 
 
-def test_what_a_killed_process_did_not_do_in_the_mirror_the_next_one_does(tmp_path: Path, url: str) -> None:
+def test_the_next_process_completes_what_a_killed_one_left_undone(tmp_path: Path, url: str) -> None:
     with writer(tmp_path, url) as saving:
         for step in (1, 2):
             saving.save_now(state(step), model(step), {})
@@ -205,14 +223,14 @@ def test_what_a_killed_process_did_not_do_in_the_mirror_the_next_one_does(tmp_pa
     assert steps(tmp_path / "second") == [4]
 
 
-def test_a_last_save_that_fails_in_the_store_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_copy_of_its_last_checkpoint_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{tmp_path.name}/run"
     with monkeypatch.context() as patch:
         patch.setattr(type(fsspec.filesystem("memory")), "put_file", failing)
         for _ in range(2):
             with pytest.raises(RunFailed, match="cannot be written"), writer(tmp_path, url) as saving:
                 saving.save_now(state(1), model(1), {})
-        # The next start has nothing left to train; as long as the copy is missing, it is not finished either.
+        # The next start has nothing left to train, but it is not finished while the copy is missing.
         with pytest.raises(RunFailed, match="cannot be written"), writer(tmp_path, url):
             pass
     with writer(tmp_path, url):
@@ -221,7 +239,7 @@ def test_a_last_save_that_fails_in_the_store_is_not_forgotten(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(("keep_last", "every", "kept"), [(None, None, [1, 2, 12, 13, 14]), (2, 1, [12, 13, 14])])
-def test_a_fresh_machine_takes_nothing_from_the_mirror_but_what_is_superseded_there(
+def test_a_new_machine_removes_only_superseded_copies(
     tmp_path: Path, url: str, keep_last: int | None, every: int | None, kept: list[int]
 ) -> None:
     with writer(tmp_path / "first", url) as saving:
@@ -234,7 +252,7 @@ def test_a_fresh_machine_takes_nothing_from_the_mirror_but_what_is_superseded_th
     assert Mirror(url).steps() == kept
 
 
-def test_copies_that_are_newer_than_the_folder_stay(tmp_path: Path, url: str) -> None:
+def test_copies_newer_than_the_folder_are_kept(tmp_path: Path, url: str) -> None:
     with writer(tmp_path / "first", url) as saving:
         for step in (2, 3, 4):
             saving.save(state(step), model(step), {})
@@ -244,7 +262,7 @@ def test_copies_that_are_newer_than_the_folder_stay(tmp_path: Path, url: str) ->
     assert Mirror(url).steps() == [1, 4]
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_its_copy(tmp_path: Path, url: str) -> None:
+def test_a_damaged_checkpoint_never_replaces_its_copy(tmp_path: Path, url: str) -> None:
     with writer(tmp_path / "first", url) as saving:
         saving.save_now(state(3), model(3), {})
     for name in ("state.json", "manifest.json"):
@@ -266,7 +284,7 @@ def test_a_damaged_copy_is_replaced_by_the_next_save_of_its_step(tmp_path: Path,
     assert steps(tmp_path / "second") == [3]
 
 
-def test_a_slow_store_holds_up_no_save_and_loses_nothing_that_it_copies(
+def test_a_slow_store_delays_no_save_and_keeps_what_it_is_copying(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"memory://{tmp_path.name}/run"
@@ -292,15 +310,15 @@ def test_a_slow_store_holds_up_no_save_and_loses_nothing_that_it_copies(
     assert steps(tmp_path) == Mirror(url).steps() == [4]
 
 
-@pytest.mark.parametrize("url", ["pipe:cat", "/a/folder", "hdfs://a/b", "s4://bucket/run"])
-def test_a_mirror_of_an_unknown_kind_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match=r"checkpoints\.mirror=.* must begin with one of s3://, gs://"):
+@pytest.mark.parametrize("url", ["pipe:cat", "/a/folder", "hdfs://a/b", "s4://bucket/run", "https://server/run"])
+def test_a_mirror_that_is_not_an_object_store_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"^checkpoints\.mirror=.* must begin with s3://, gs:// or file://$"):
         Mirror(url)
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of a real S3 server on this machine."""
+    """Return the URL of an empty bucket on a real S3 server on this machine."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -308,14 +326,14 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     s3 = fsspec.get_filesystem_class("s3")
-    s3.clear_instance_cache()  # clients of another server
+    s3.clear_instance_cache()  # `s3()` must not be a client of another server
     s3().mkdir("bucket")
     yield "s3://bucket"
     s3.clear_instance_cache()
     server.stop()
 
 
-def test_a_fresh_folder_goes_on_from_s3(tmp_path: Path, bucket: str) -> None:
+def test_a_new_folder_resumes_from_s3(tmp_path: Path, bucket: str) -> None:
     url = f"{bucket}/runs/first"
     with writer(tmp_path / "first", url, keep_last=2) as saving:
         for step in (1, 2, 3):
