@@ -9,6 +9,7 @@ from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain
 from infra.errors import require
 from infra.options import key, require_at_least, require_seed, setting
+from infra.urls import require_no_credentials
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, or for options that exclude each other."""
+        require_no_credentials(self.address or "", key(self, "address"))
         require(
             bool(self.presets) and len(set(self.presets)) == len(self.presets),
             f"{setting(self, 'presets')} must name gazda2021, rigorous or both, each once",

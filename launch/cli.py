@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import RunFailed, UserError
+from infra.urls import scrub
 
 # Environment variable: a file to which errors are also appended, so that `sternum supervise` can quote them.
 ERRORS_FILE: Final = "STERNUM_ERRORS_FILE"
@@ -68,7 +69,7 @@ def fail(error: UserError | RunFailed) -> int:
     """Print an error as one line, with the rank if it is not the first, and return its exit code."""
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
-    line = " ".join(str(error).split())
+    line = scrub(" ".join(str(error).split()))
     sys.stderr.write(f"sternum: error{where}: {line}\n")
     if ERRORS_FILE in os.environ:
         with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:  # missing on another machine

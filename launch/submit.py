@@ -15,7 +15,8 @@ from infra.config import parse
 from infra.errors import RunFailed, UserError, require
 from infra.extras import require_extra
 from infra.log import say
-from infra.options import setting
+from infra.options import key, setting
+from infra.urls import require_no_credentials
 from launch.cli import split_at_dashes
 
 _TIMEOUT_S: Final = 10.0
@@ -37,6 +38,7 @@ class SubmitConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        require_no_credentials(self.address, key(self, "address"))
         parts = urlsplit(self.address)
         require(
             parts.scheme in ("http", "https") and bool(parts.hostname),

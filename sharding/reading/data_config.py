@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from infra.errors import require
 from infra.options import key, require_between
+from infra.urls import require_no_credentials
 from sharding.format.fractions import FRACTIONS_PERCENT
 from sharding.reading.fetch import FetchConfig
 
@@ -42,6 +43,8 @@ class DataConfig:
             len(self.shards) > 0,
             f"{key(self, 'shards')}=[] must name a folder of shards; make one: sternum shard --help",
         )
+        for location in self.shards:
+            require_no_credentials(location, key(self, "shards"))
         require_fraction(self.fraction_percent)
         require_lanes(self.lanes, self.global_batch, self.shuffle_window)
         require_between(self, "max_masked_percent", 0, 100, "try 0.1")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from infra.errors import require
 from infra.options import key, require_at_least, setting
+from infra.urls import require_no_credentials
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class CheckpointConfig:
     mirror: str | None = None
 
     def __post_init__(self) -> None:
+        require_no_credentials(self.mirror or "", key(self, "mirror"))
         for name in ("keep_last", "keep_every_epochs"):
             require_at_least(self, name, 1, "leave it out for all")
         require(
