@@ -137,22 +137,22 @@ class Mirror:
 
 
 def restore_from_mirror(run: Path, url: str) -> None:
-    """Fetch the newest intact checkpoint from the mirror, unless the run folder has an intact one at least as new.
+    """Fetch the newest whole checkpoint from the mirror, unless the run folder has a whole one at least as new.
 
     Only one process calls this, before the ranks choose the checkpoint to resume. A damaged copy is skipped with a
-    warning. So is a store that cannot be read, if the run folder has an intact checkpoint.
+    warning. So is a store that cannot be read, if the run folder has a whole checkpoint.
 
     Args:
         run: the run folder
         url: the mirror, such as s3://BUCKET/RUN
 
     Raises:
-        RunFailed: if the run folder has no intact checkpoint and the store cannot be read, or holds only damaged copies
+        RunFailed: if the run folder has no whole checkpoint and the store cannot be read, or holds only damaged copies
         UserError: if the URL cannot be opened, or as `Mirror.fetch` raises it
     """
     mirror = Mirror(url)
-    intact = (checkpoint.step for checkpoint in reversed(named_checkpoints(run)) if find_damage(checkpoint) is None)
-    local = next(intact, None)
+    whole = (checkpoint.step for checkpoint in reversed(named_checkpoints(run)) if find_damage(checkpoint) is None)
+    local = next(whole, None)
     try:
         _fetch_newer(mirror, run, -1 if local is None else local)
     except RunFailed as error:
@@ -162,7 +162,7 @@ def restore_from_mirror(run: Path, url: str) -> None:
 
 
 def _fetch_newer(mirror: Mirror, run: Path, local: int) -> None:
-    """Fetch the newest intact checkpoint after step `local`, if there is one."""
+    """Fetch the newest whole checkpoint after step `local`, if there is one."""
     steps = mirror.steps()
     for step in reversed(steps):
         if step <= local:
@@ -176,7 +176,7 @@ def _fetch_newer(mirror: Mirror, run: Path, local: int) -> None:
             return
     if steps:
         raise RunFailed(
-            f"{mirror.name} holds no intact checkpoint; repair it, or name another folder to start from step 0"
+            f"{mirror.name} holds no whole checkpoint; repair it, or name another folder to start from step 0"
         )
 
 

@@ -114,13 +114,13 @@ def test_a_mirror_with_only_damaged_copies_stops_the_run_and_keeps_its_folder(tm
     for damage in (lambda file: store.pipe_file(file, b"{}"), store.rm_file):
         damage(f"{path}/step-3/state.json")
         with pytest.raises(
-            RunFailed, match=r"^checkpoints\.mirror=.* holds no intact checkpoint; repair it, or name another folder"
+            RunFailed, match=r"^checkpoints\.mirror=.* holds no whole checkpoint; repair it, or name another folder"
         ):
             restore_from_mirror(tmp_path / "fresh", url)
         assert steps(tmp_path / "fresh") == []
     weights = tmp_path / "checkpoints" / "step-3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(RunFailed, match="holds no intact checkpoint"):
+    with pytest.raises(RunFailed, match="holds no whole checkpoint"):
         restore_from_mirror(tmp_path, url)
     assert steps(tmp_path) == [3]
 
