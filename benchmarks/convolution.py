@@ -70,7 +70,7 @@ def measure_backbone(name: str, size_px: int, dtype: torch.dtype, batch: int, re
     def step(backbone: Backbone) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             features = backbone(images)
-        features.float().square().mean().backward()
+        torch.autograd.backward(features.float().square().mean())
 
     plain, fast = (Backbone(name).to(memory_format=torch.channels_last) for _ in range(2))
     use_matrix_products(fast)

@@ -22,8 +22,8 @@ class MatrixConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
-        [size, _], [stride, _], [padding, _] = self.kernel_size, self.stride, self.padding
-        assert isinstance(padding, int), "use_matrix_products leaves padding by name alone"
+        assert isinstance(self.padding, tuple), "use_matrix_products leaves padding by name alone"
+        size, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
         height, width = ((side + 2 * padding - size) // stride + 1 for side in input.shape[2:])
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         if self.weight.numel() < _LEAST_WEIGHTS.get(dtype, math.inf) * height * width:
