@@ -57,8 +57,8 @@ def measure_layer(layer: tuple[int, int, int, int, int], dtype: torch.dtype, bat
     weight = torch.randn(out, channels, size, size).to(dtype, memory_format=torch.channels_last).requires_grad_()
     dy = torch.randn_like(F.conv2d(x, weight, None, stride, size // 2))
     ways: dict[str, Callable[[], object]] = {
-        "conv2d": lambda: F.conv2d(x, weight, None, stride, size // 2).backward(dy),
-        "matrix": lambda: _MatrixConvolution.apply(x, weight, stride, size // 2).backward(dy),
+        "conv2d": lambda: torch.autograd.backward(F.conv2d(x, weight, None, stride, size // 2), dy),
+        "matrix": lambda: torch.autograd.backward(_MatrixConvolution.apply(x, weight, stride, size // 2), dy),
     }
     return in_turns(ways, repeats)
 
