@@ -14,6 +14,7 @@ from ssl_core.engines.gradient_cache import Projector, contrast_gradients
 from ssl_core.engines.loss_scale import LossScale
 from ssl_core.loss.ntxent import Identities, LossReport
 from ssl_core.model.batch_norm import synchronize_batch_norm
+from ssl_core.model.cpu_convolution import use_matrix_products
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import build_optimizer
 from ssl_core.train_config import Precision
@@ -57,6 +58,8 @@ class Engine(Projector):
     def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
         self.device = setup.device
         synchronize_batch_norm(encoder, setup.device)
+        if setup.device.type == "cpu":
+            use_matrix_products(encoder)
         self.encoder = encoder.to(setup.device).train()
         self.module: nn.Module = AutocastEncoder(self.encoder, setup.precision)
         self.optimizer = build_optimizer(setup.optim, self.encoder)
