@@ -35,6 +35,8 @@ def handle_signals(numbers: Sequence[signal.Signals], handle: Callable[[signal.S
 class StopRequest:
     """A context in which a stop signal is noted instead of ending the process.
 
+    Pretraining reads it after each step: all ranks save a checkpoint and stop at the same step.
+
     Attributes:
         name: the last stop signal that came, such as "SIGTERM"; None before
     """

@@ -75,8 +75,12 @@ class RunOutputs:
     def write_metrics(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics."""
         if self._metrics and self._writer:
-            saving = {name: float(getattr(self._writer, name)) for name in ("failures", "wait_s", "save_s")}
-            self._metrics.write(step, {**values, **{f"checkpoint/{name}": value for name, value in saving.items()}})
+            saving = {
+                "checkpoint/failures": float(self._writer.failures),
+                "checkpoint/wait_s": self._writer.wait_s,
+                "checkpoint/save_s": self._writer.save_s,
+            }
+            self._metrics.write(step, values | saving)
 
     def show_image(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
         """Write an image (H, W, C) to TensorBoard."""

@@ -9,7 +9,16 @@ from infra.processes import sum_over_ranks
 from sharding.reading.shard_set import StreamStats
 from ssl_core.loss.ntxent import LossReport
 
-_NAMES: Final = ("loss", *(f"contrast/{name}" for name in LossReport._fields[1:]))
+# Tags of TensorBoard and keys of metrics.jsonl, in the order of the fields.
+_LOSS_TAGS: Final = (
+    "loss",
+    "contrast/top1",
+    "contrast/top5",
+    "contrast/alignment",
+    "contrast/uniformity",
+    "contrast/deviation",
+)
+_STREAM_TAGS: Final = ("data/bytes_fetched", "data/shards_fetched", "data/cache_hits", "data/retries")
 
 
 class RunningMeans:
@@ -58,14 +67,14 @@ class RunningMeans:
             stream: this process's totals so far
         """
         elapsed_s = time.perf_counter() - self._since_s
-        values = dict(zip(_NAMES, _mean(self._reports), strict=True))
+        values = dict(zip(_LOSS_TAGS, _mean(self._reports), strict=True))
         fetched = [now - before for now, before in zip(stream, self._stream, strict=True)]
         values |= {
             "speed/images_per_s": self._steps * self._global_batch / elapsed_s,
             "speed/data_wait_share": self._wait_s / elapsed_s,
             "speed/overhead_share": max(0.0, 1 - (self._wait_s + self._learn_s) / elapsed_s),
         }
-        values |= {f"data/{name}": total for name, total in zip(stream._fields, sum_over_ranks(*fetched), strict=True)}
+        values |= dict(zip(_STREAM_TAGS, sum_over_ranks(*fetched), strict=True))
         self._stream = stream
         loss, top1, images_per_s = (values[name] for name in ("loss", "contrast/top1", "speed/images_per_s"))
         self.summary = f"loss {loss:.4f}  top-1 {top1:.3f}  {images_per_s:.0f} images/s"
@@ -75,6 +84,6 @@ class RunningMeans:
 
 def _mean(reports: list[LossReport]) -> list[float]:
     if not reports:  # every step was skipped
-        return [float("nan")] * len(_NAMES)
+        return [float("nan")] * len(_LOSS_TAGS)
     means: list[float] = torch.stack([torch.stack(list(report)) for report in reports]).mean(0).tolist()
     return means

@@ -34,7 +34,7 @@ class ViewSpec:
 
     Args:
         size_px: width and height of a view, from 16 to 4096
-        crop_area: smallest and largest share of the image's area in a crop
+        crop_area: smallest and largest share of the image's area in a crop, from 0.01 to 1
         crop_aspect: smallest and largest width / height of a crop, drawn evenly on the log scale
         flip_probability: probability of a horizontal flip
         rotation_degrees: largest rotation in either direction
