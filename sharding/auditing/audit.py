@@ -33,11 +33,11 @@ class AuditedFolder:
     """A packed folder.
 
     Attributes:
-        path: as the user named it.
-        dataset: the dataset's name.
-        images: the number of images.
-        patients: the number of patients.
-        splits: images of each official split, `no split` for a dataset without splits.
+        path: as the user named it
+        dataset: the dataset's name
+        images: the number of images
+        patients: the number of patients
+        splits: images of each official split, `no split` for a dataset without splits
     """
 
     path: str
@@ -92,12 +92,12 @@ class Pair:
     """Two images of a group.
 
     Attributes:
-        first: index of an image in the group.
-        second: index of another image in the group.
-        equal_pixels: whether the decoded images are equal.
-        equal_bytes: whether the encoded images are equal.
-        distance: the number of bits in which their hashes differ.
-        correlation: of their thumbnails, at most 1.
+        first: index of an image in the group
+        second: index of another image in the group
+        equal_pixels: whether the decoded images are equal
+        equal_bytes: whether the encoded images are equal
+        distance: the number of bits in which their hashes differ
+        correlation: of their thumbnails, at most 1
     """
 
     first: int
@@ -122,12 +122,12 @@ class Audit:
     """The findings of an audit, the widest spread first, then in packed order.
 
     Attributes:
-        folders: the audited folders.
-        max_hash_distance: the largest distance of a near pair, in bits.
-        min_correlation: the smallest correlation of a near pair.
-        shared_patients: patients in several folders or splits.
-        two_class_patients: patients with labels that exclude each other.
-        identical: groups of images with equal pixels, each image paired with the first.
+        folders: the audited folders
+        max_hash_distance: the largest distance of a near pair, in bits
+        min_correlation: the smallest correlation of a near pair
+        shared_patients: patients in several folders or splits
+        two_class_patients: patients with labels that exclude each other
+        identical: groups of images with equal pixels, each image paired with the first
         near_identical: groups that near pairs connect. They include the identical copies of their images, of which
             only the first is paired with near ones.
     """
@@ -148,12 +148,12 @@ def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
     copies are not recognized. The result does not depend on the number of workers.
 
     Args:
-        folders: packed folders.
-        workers: processes that read; 0 means one for each CPU.
+        folders: packed folders
+        workers: processes that read; 0 means one for each CPU
 
     Raises:
-        UserError: if a folder is no packed dataset or occurs twice.
-        RunFailed: if an image is damaged.
+        UserError: if a folder is no packed dataset or occurs twice
+        RunFailed: if an image is damaged
     """
     shards = ShardSet(folders)
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(shards.folders)}

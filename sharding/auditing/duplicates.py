@@ -25,10 +25,10 @@ class Pairs(NamedTuple):
     """Pairs of images.
 
     Attributes:
-        first: (m,) number of an image in packed order.
-        second: (m,) number of the other image, above `first`.
-        distance: (m,) in bits of the hash.
-        correlation: (m,) of the thumbnails.
+        first: (m,) number of an image in packed order
+        second: (m,) number of the other image, above `first`
+        distance: (m,) in bits of the hash
+        correlation: (m,) of the thumbnails
     """
 
     first: Int64
@@ -58,16 +58,16 @@ def near_duplicate_groups(
     """Group the samples that show the same picture, exactly or nearly; splits and resampling must keep groups whole.
 
     Args:
-        locations: packed folders: paths or URLs.
-        workers: processes that read; 0 means one for each CPU.
-        fetch: settings for downloads; None means the defaults.
+        locations: packed folders: paths or URLs
+        workers: processes that read; 0 means one for each CPU
+        fetch: settings for downloads; None means the defaults
 
     Returns:
         The 64-bit identities (n,) of all samples in packed order, and the number of each sample's group (n,).
 
     Raises:
-        UserError: if a location is no packed dataset or occurs twice.
-        RunFailed: if an image is damaged or cannot be downloaded.
+        UserError: if a location is no packed dataset or occurs twice
+        RunFailed: if an image is damaged or cannot be downloaded
     """
     shards = ShardSet(locations, fetch=fetch)
     rows = fingerprints(shards, workers).rows

@@ -44,8 +44,8 @@ class Fingerprints(NamedTuple):
     """The fingerprints of all images.
 
     Attributes:
-        rows: (n,) ROW, in packed order.
-        label_sets: the sets of labels that are 1, by their number in the rows.
+        rows: (n,) ROW, in packed order
+        label_sets: the sets of labels that are 1, by their number in the rows
     """
 
     rows: Rows
@@ -66,11 +66,11 @@ def fingerprints(shards: ShardSet, workers: int = 0) -> Fingerprints:
     """Read and decode every image; takes 68 bytes per image.
 
     Args:
-        shards: whole folders, with all splits.
-        workers: processes that read; 0 means one for each CPU.
+        shards: whole folders, with all splits
+        workers: processes that read; 0 means one for each CPU
 
     Raises:
-        RunFailed: if an image is damaged.
+        RunFailed: if an image is damaged
     """
     tasks = list(_tasks(shards))
     rows = np.empty(shards.samples, ROW)

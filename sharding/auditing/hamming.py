@@ -33,8 +33,8 @@ def pairs_within(hashes: UInt64, distance: int) -> tuple[Int64, Int64]:
     grows with n and with the number of pairs.
 
     Args:
-        hashes: (n, WORDS).
-        distance: in bits, below 64.
+        hashes: (n, WORDS)
+        distance: in bits, below 64
 
     Returns:
         The pairs (m, 2) of positions i < j in ascending order, and their distances (m,).

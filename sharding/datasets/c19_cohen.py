@@ -31,7 +31,7 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
     file, or one that is no image, is rejected when it is packed.
 
     Raises:
-        UserError: if `root` is not this dataset, or its table is older than July 2020, when findings became paths.
+        UserError: if `root` is not this dataset, or its table is older than July 2020, when findings became paths
     """
     is_complete = (root / _TABLE).is_file() and (root / _IMAGES).is_dir()
     require_files(root, "c19-cohen", (_TABLE, f"{_IMAGES}/"), is_complete)

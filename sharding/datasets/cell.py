@@ -42,7 +42,7 @@ def read(root: Path, options: CellOptions) -> Iterator[Sample | Rejection]:
     name does not identify a patient is rejected; hidden files are not part of the dataset.
 
     Raises:
-        UserError: if `root` has none of the split folders, or one of them lacks a class.
+        UserError: if `root` has none of the split folders, or one of them lacks a class
     """
     present = [split for split in SPLITS if (root / split).is_dir()]
     require_files(root, "cell", [f"{split}/{name}/" for split in SPLITS for name in CLASSES], bool(present))

@@ -48,7 +48,7 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
     `058Y`, `011M` and `003D` become years; impossible ones become None. Each follow-up is a study.
 
     Raises:
-        UserError: if `root` is not this dataset, lacks a column, or has a cell that upstream does not use.
+        UserError: if `root` is not this dataset, lacks a column, or has a cell that upstream does not use
     """
     table = next((root / name for name in _TABLES if (root / name).is_file()), None)
     images = _images(root)

@@ -46,7 +46,7 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
     sex other than Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected.
 
     Raises:
-        UserError: if `root` has no train.csv, or a table lacks a column or has a cell that is no label or age.
+        UserError: if `root` has no train.csv, or a table lacks a column or has a cell that is no label or age
     """
     require_files(root, "chexpert", ("train.csv", "valid.csv"), (root / "train.csv").is_file())
     present = {table: split for table, split in _TABLES.items() if (root / table).is_file()}

@@ -24,7 +24,7 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
     and N/, and rows of the table that name no image in P/.
 
     Raises:
-        UserError: if `root` lacks P/ or N/, or a severity is not one of upstream's four.
+        UserError: if `root` lacks P/ or N/, or a severity is not one of upstream's four
     """
     require_files(root, "covidgr", ("P/", "N/"), all((root / name).is_dir() for name in _CLASSES))
     severities = _severities(root / _TABLE)

@@ -64,7 +64,7 @@ def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
     - BurnedInAnnotation is YES.
 
     Raises:
-        UserError: if `root` has no files, or a file is not de-identified and `options.allow_identifiers` is off.
+        UserError: if `root` has no files, or a file is not de-identified and `options.allow_identifiers` is off
     """
     require_extra("dicom", "the dataset dicom")
     files = visible_files(root) if root.is_dir() else iter(())

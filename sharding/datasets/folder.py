@@ -45,7 +45,7 @@ class FolderOptions:
         """Check that columns come with a table.
 
         Raises:
-            UserError: if a column is set without a table.
+            UserError: if a column is set without a table
         """
         if self.csv is None:
             for field in fields(self):
@@ -60,7 +60,7 @@ def read(root: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
     splits (train, val or valid or validation, test) or all classes; a file at another depth is rejected.
 
     Raises:
-        UserError: if `root` has neither layout, or the table lacks a column or has a cell without a meaning.
+        UserError: if `root` has neither layout, or the table lacks a column or has a cell without a meaning
     """
     if options.csv is not None:
         require_files(root, "folder", (options.csv,), (root / options.csv).is_file())

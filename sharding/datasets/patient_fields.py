@@ -65,13 +65,13 @@ def parse_term(field: str, column: str, text: str, where: str) -> str | None:
     """Return the view, sex or split in a table's cell, None for a blank.
 
     Args:
-        field: "view", "sex" or "split".
-        column: the name of the cell's column.
-        text: the cell.
-        where: the cell's file and line.
+        field: "view", "sex" or "split"
+        column: the name of the cell's column
+        text: the cell
+        where: the cell's file and line
 
     Raises:
-        UserError: if the text is not a known term.
+        UserError: if the text is not a known term
     """
     terms = _TERMS[field]
     if _normalized(text) not in terms:
@@ -84,12 +84,12 @@ def parse_age(column: str, text: str, where: str) -> float | None:
     """Return the age in a table's cell in years, None for a blank and for ages above 120 years.
 
     Args:
-        column: the name of the cell's column.
-        text: the cell.
-        where: the cell's file and line.
+        column: the name of the cell's column
+        text: the cell
+        where: the cell's file and line
 
     Raises:
-        UserError: if the text is not an age.
+        UserError: if the text is not an age
     """
     if text.strip() and _AGE.fullmatch(text.strip()) is None:
         raise UserError(

@@ -17,12 +17,12 @@ def read_table(
     mark and blank lines are skipped.
 
     Args:
-        path: the table.
-        columns: the columns to read.
-        optional: columns to read if they exist; their cells are blank if they do not.
+        path: the table
+        columns: the columns to read
+        optional: columns to read if they exist; their cells are blank if they do not
 
     Raises:
-        UserError: if a column is missing, a row is too short, or the file is not UTF-8 or not CSV.
+        UserError: if a column is missing, a row is too short, or the file is not UTF-8 or not CSV
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -53,14 +53,14 @@ class Shard:
     """One tar with samples of one official split and one fraction tier, so that choosing shards chooses both.
 
     Attributes:
-        name: of the tar.
-        samples: the number of its samples.
-        size_bytes: of the tar.
-        sha256: of the tar.
-        index_sha256: of its index.
+        name: of the tar
+        samples: the number of its samples
+        size_bytes: of the tar
+        sha256: of the tar
+        index_sha256: of its index
         tier_percent: 1, 10 or 100, the smallest fraction of the patients that this shard belongs to; the fraction f
-            is all shards with tier_percent <= f.
-        split: the official split of its samples, None if the dataset has none.
+            is all shards with tier_percent <= f
+        split: the official split of its samples, None if the dataset has none
     """
 
     name: str
@@ -90,17 +90,17 @@ class Manifest:
     """The content of `manifest.json`.
 
     Attributes:
-        version: of the format.
-        dataset: the dataset's name.
-        made_by: the versions of the programs that the packed bytes depend on.
-        options: the options that the packed bytes depend on.
-        samples: the number of samples in all shards.
-        patients: the number of patients in all shards.
-        pixel_mean: over all packed pixels, scale 0 to 1.
-        pixel_std: over all packed pixels, scale 0 to 1.
-        shards: in packed order.
-        rejected: the files and rows that were not packed.
-        source_bytes: size of the image files that were packed.
+        version: of the format
+        dataset: the dataset's name
+        made_by: the versions of the programs that the packed bytes depend on
+        options: the options that the packed bytes depend on
+        samples: the number of samples in all shards
+        patients: the number of patients in all shards
+        pixel_mean: over all packed pixels, scale 0 to 1
+        pixel_std: over all packed pixels, scale 0 to 1
+        shards: in packed order
+        rejected: the files and rows that were not packed
+        source_bytes: size of the image files that were packed
     """
 
     version: int
@@ -119,7 +119,7 @@ class Manifest:
         """Return the shards of these official splits (None: all) and this nested fraction of the patients.
 
         Raises:
-            UserError: if a split is not in the dataset, or no shard is left.
+            UserError: if a split is not in the dataset, or no shard is left
         """
         present = sorted({shard.split for shard in self.shards if shard.split is not None})
         for split in splits or ():
@@ -153,12 +153,12 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
     """Return the manifest in `content`.
 
     Args:
-        content: of `manifest.json`.
-        path: of the file, for messages.
+        content: of `manifest.json`
+        path: of the file, for messages
 
     Raises:
-        NotJson: if the content is not JSON.
-        UserError: if it is not a manifest of this version, or contradicts itself.
+        NotJson: if the content is not JSON
+        UserError: if it is not a manifest of this version, or contradicts itself
     """
     try:
         manifest = msgspec.json.decode(content, type=Manifest)

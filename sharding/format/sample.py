@@ -18,17 +18,17 @@ class Sample:
     """One image of a dataset with its metadata.
 
     Attributes:
-        key: unique in the dataset, only letters, digits, `_` and `-`; the name of the tar members.
-        path: the image file, relative to the dataset's root.
-        patient: the patient's identity in the dataset; never empty, since fractions are made of patients.
-        study: the examination's identity, None if unknown.
-        view: `frontal-pa`, `frontal-ap`, `frontal` or `lateral`, None if unknown.
-        sex: `F` or `M`, None if unknown.
-        age: in years, None if unknown.
-        split: the official split (`train`, `val`, `test`), None if the dataset has none.
-        labels: name -> 1 present, 0 absent, -1 uncertain, None not mentioned.
+        key: unique in the dataset, only letters, digits, `_` and `-`; the name of the tar members
+        path: the image file, relative to the dataset's root
+        patient: the patient's identity in the dataset; never empty, since fractions are made of patients
+        study: the examination's identity, None if unknown
+        view: `frontal-pa`, `frontal-ap`, `frontal` or `lateral`, None if unknown
+        sex: `F` or `M`, None if unknown
+        age: in years, None if unknown
+        split: the official split (`train`, `val`, `test`), None if the dataset has none
+        labels: name -> 1 present, 0 absent, -1 uncertain, None not mentioned
         path_identifies: whether the path may identify the patient, as in a hospital's archive; then it stays out of
-            the shard.
+            the shard
     """
 
     key: str

@@ -22,12 +22,12 @@ class TarSample(NamedTuple):
     """A sample in the bytes of a tar, made by the process that encodes it, so that the writer only appends.
 
     Attributes:
-        members: KEY.jpg (or .png) and KEY.json with their headers and padding.
-        row: the bytes of its INDEX_ROW, with offsets from the start of `members`.
-        source_bytes: size of the source file.
-        pixels: number of pixels.
-        pixel_sum: over the 8-bit pixels before compression.
-        pixel_square_sum: over the 8-bit pixels before compression.
+        members: KEY.jpg (or .png) and KEY.json with their headers and padding
+        row: the bytes of its INDEX_ROW, with offsets from the start of `members`
+        source_bytes: size of the source file
+        pixels: number of pixels
+        pixel_sum: over the 8-bit pixels before compression
+        pixel_square_sum: over the 8-bit pixels before compression
     """
 
     members: bytes
@@ -84,10 +84,10 @@ class ShardWriter:
     """Writes NAME.tar and NAME.index.npy, whose bytes depend only on the samples.
 
     Attributes:
-        path: the tar.
-        split: the official split of its samples.
-        tier_percent: the fraction tier of its samples.
-        samples: the number of samples so far.
+        path: the tar
+        split: the official split of its samples
+        tier_percent: the fraction tier of its samples
+        samples: the number of samples so far
     """
 
     def __init__(self, path: Path, split: str | None, tier_percent: int) -> None:

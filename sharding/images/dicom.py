@@ -40,7 +40,7 @@ def read_header(file: BinaryIO, keywords: Sequence[str]) -> dict[str, str]:
     """Return header elements as text by keyword, "" for an absent one, without reading the pixels.
 
     Raises:
-        DicomRejected: if the file is no DICOM file or is damaged.
+        DicomRejected: if the file is no DICOM file or is damaged
     """
     header, _ = _read(file, keywords)
     with _errors_as_damage():
@@ -52,11 +52,11 @@ class DicomImage:
     """A gray image of a DICOM file, not decoded yet.
 
     Attributes:
-        dataset: the parsed file.
-        syntax: its transfer syntax, which encodes the pixels.
-        height: as the header declares it, in pixels.
-        width: as the header declares it, in pixels.
-        bits: stored per pixel.
+        dataset: the parsed file
+        syntax: its transfer syntax, which encodes the pixels
+        height: as the header declares it, in pixels
+        width: as the header declares it, in pixels
+        bits: stored per pixel
     """
 
     dataset: Dataset
@@ -73,7 +73,7 @@ class DicomImage:
         pixels become black.
 
         Raises:
-            DicomRejected: if the pixels cannot be decoded.
+            DicomRejected: if the pixels cannot be decoded
         """
         with _errors_as_damage():
             pixels, _ = get_decoder(self.syntax).as_array(self.dataset, raw=True)
@@ -86,7 +86,7 @@ def open_image(content: bytes) -> DicomImage:
     """Read a DICOM file and leave its pixels encoded.
 
     Raises:
-        DicomRejected: unless the file holds one gray image that can be decoded.
+        DicomRejected: unless the file holds one gray image that can be decoded
     """
     dataset, syntax = _read(BytesIO(content))
     with _errors_as_damage():

@@ -52,15 +52,15 @@ class EncodedImage:
     """A gray image, encoded for a shard.
 
     Attributes:
-        content: the JPEG or PNG file.
-        extension: `jpg` or `png`.
-        height: in pixels.
-        width: in pixels.
-        source_height: of the upright source, in pixels.
-        source_width: of the upright source, in pixels.
-        source_bytes: size of the source file.
-        pixel_sum: over the 8-bit pixels before compression.
-        pixel_square_sum: over the 8-bit pixels before compression.
+        content: the JPEG or PNG file
+        extension: `jpg` or `png`
+        height: in pixels
+        width: in pixels
+        source_height: of the upright source, in pixels
+        source_width: of the upright source, in pixels
+        source_bytes: size of the source file
+        pixel_sum: over the 8-bit pixels before compression
+        pixel_square_sum: over the 8-bit pixels before compression
     """
 
     content: bytes
@@ -96,14 +96,14 @@ def encode(
     pixels are kept: no EXIF, no comments.
 
     Args:
-        content: a JPEG, PNG or DICOM file.
-        shorter_side_px: images are reduced to this shorter side, never enlarged.
-        jpeg_quality: 1 to 100.
-        image_format: `jpeg` or `png`.
-        pass_through: whether a gray JPEG that is small enough and holds only pixels keeps its bytes.
+        content: a JPEG, PNG or DICOM file
+        shorter_side_px: images are reduced to this shorter side, never enlarged
+        jpeg_quality: 1 to 100
+        image_format: `jpeg` or `png`
+        pass_through: whether a gray JPEG that is small enough and holds only pixels keeps its bytes
 
     Raises:
-        ImageRejected: if the file is not an image that can be packed.
+        ImageRejected: if the file is not an image that can be packed
     """
     image, (source_width, source_height) = decode(content, shorter_side_px)
     size = _reduced((source_width, source_height), shorter_side_px)
@@ -169,15 +169,15 @@ def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Im
     More than 8 bits become 8 by the rule of `grayscale`. The declared size is checked before any pixel is decoded.
 
     Args:
-        content: a JPEG, PNG or DICOM file.
+        content: a JPEG, PNG or DICOM file
         shorter_side_px: allows a large JPEG to be reduced by 2, 4 or 8, to a shorter side that is still at least
-            twice this; that is far faster.
+            twice this; that is far faster
 
     Returns:
         The image, and the upright (width, height) of the source.
 
     Raises:
-        ImageRejected: if the file is not an image that can be packed.
+        ImageRejected: if the file is not an image that can be packed
     """
     if not content:
         raise ImageRejected(EMPTY)

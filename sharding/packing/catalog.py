@@ -37,21 +37,21 @@ class Catalog:
     close the catalog to remove it earlier.
 
     Attributes:
-        rejected: the rows and files that cannot be packed.
-        sha256: a hash of all items, whatever their order.
-        patients: (N,) the patients' identities, in packing order.
+        rejected: the rows and files that cannot be packed
+        sha256: a hash of all items, whatever their order
+        patients: (N,) the patients' identities, in packing order
     """
 
     def __init__(self, dataset: str, items: Iterable[Sample | Rejection], seed: int) -> None:
         """Read a whole dataset.
 
         Args:
-            dataset: the dataset's name.
-            items: all its samples and rejections, in any order.
-            seed: the seed of order and tiers.
+            dataset: the dataset's name
+            items: all its samples and rejections, in any order
+            seed: the seed of order and tiers
 
         Raises:
-            UserError: if two samples have the same key, or the folder for temporary files is full.
+            UserError: if two samples have the same key, or the folder for temporary files is full
         """
         self.rejected: list[Rejection] = []
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close

@@ -22,9 +22,9 @@ class Job:
     """Everything that the packed bytes depend on.
 
     Attributes:
-        dataset: the dataset's name.
-        options: of packing, and a hash of the dataset's samples.
-        made_by: the versions of the programs that encode.
+        dataset: the dataset's name
+        options: of packing, and a hash of the dataset's samples
+        made_by: the versions of the programs that encode
     """
 
     dataset: str
@@ -37,14 +37,14 @@ class FinishedShard:
     """The record of a shard that is at its destination.
 
     Attributes:
-        shard: its entry for the manifest.
-        start: the first catalog position after the shard before.
-        end: the catalog position after this shard.
-        rejected: the positions from start to end that were not packed, each with its reason.
-        source_bytes: over the packed samples.
-        pixels: over the packed samples.
-        pixel_sum: over the packed samples.
-        pixel_square_sum: over the packed samples.
+        shard: its entry for the manifest
+        start: the first catalog position after the shard before
+        end: the catalog position after this shard
+        rejected: the positions from start to end that were not packed, each with its reason
+        source_bytes: over the packed samples
+        pixels: over the packed samples
+        pixel_sum: over the packed samples
+        pixel_square_sum: over the packed samples
     """
 
     shard: Shard
@@ -66,12 +66,12 @@ def packed_manifest(destination: Destination, job: Job, out: object) -> Manifest
     """Return the manifest if this job is finished, otherwise None.
 
     Args:
-        destination: of the shards.
-        job: the job to compare with.
-        out: the destination as the user named it, for messages.
+        destination: of the shards
+        job: the job to compare with
+        out: the destination as the user named it, for messages
 
     Raises:
-        UserError: if the destination holds other files, another dataset or other options, or is incomplete.
+        UserError: if the destination holds other files, another dataset or other options, or is incomplete
     """
     content = destination.read(MANIFEST_NAME)
     if content is None:
@@ -92,12 +92,12 @@ def resume_job(destination: Destination, job: Job, out: object) -> list[Finished
     Shards after a damaged one are not counted.
 
     Args:
-        destination: of the shards.
-        job: the job to begin or resume.
-        out: the destination as the user named it, for messages.
+        destination: of the shards
+        job: the job to begin or resume
+        out: the destination as the user named it, for messages
 
     Raises:
-        UserError: if the unfinished packing belongs to another job.
+        UserError: if the unfinished packing belongs to another job
     """
     note = _read(destination, _NOTE, Job)
     if note is None:

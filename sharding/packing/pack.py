@@ -85,7 +85,7 @@ class PackConfig:
         """Check the values.
 
         Raises:
-            UserError: if a value is out of range, or two values exclude each other.
+            UserError: if a value is out of range, or two values exclude each other
         """
         require(self.dataset in READERS, f"{setting(self, 'dataset')} is unknown; use one of {', '.join(READERS)}")
         require_between(self, "shorter_side_px", 16, _MAX_SIDE_PX, "try 320")
@@ -115,12 +115,12 @@ def pack(config: PackConfig) -> Manifest:
     after the last finished shard and ends with the same bytes, provided that the image files have not changed.
 
     Args:
-        config: the dataset, the destination and the encoding.
+        config: the dataset, the destination and the encoding
 
     Raises:
         UserError: if the root is not the dataset, a key occurs twice, no image can be packed, `out` holds something
-            else, or the disk is full.
-        RunFailed: if an object store fails.
+            else, or the disk is full
+        RunFailed: if an object store fails
     """
     destination = open_destination(config.out)
     with closing(Catalog(config.dataset, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:

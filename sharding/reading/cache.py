@@ -46,9 +46,9 @@ class PinnedFile:
     """A whole file of the cache, open for reading; it stays in the cache as long as this object lives.
 
     Attributes:
-        path: the file.
-        descriptor: its open file descriptor.
-        was_here: whether the file was in the cache already.
+        path: the file
+        descriptor: its open file descriptor
+        was_here: whether the file was in the cache already
     """
 
     def __init__(self, path: Path, descriptor: int, was_here: bool) -> None:
@@ -62,15 +62,15 @@ class ShardCache:
     """Opens remote files and downloads those that are not here; safe to use from several threads and processes.
 
     Attributes:
-        folder: the folder of the cached files.
-        fetcher: downloads the files and counts the bytes.
+        folder: the folder of the cached files
+        fetcher: downloads the files and counts the bytes
     """
 
     def __init__(self, config: FetchConfig) -> None:
         """Create the folder.
 
         Raises:
-            UserError: if the folder cannot be created.
+            UserError: if the folder cannot be created
         """
         self.folder = config.cache_folder.expanduser()
         self.fetcher = Fetcher(config)
@@ -85,11 +85,11 @@ class ShardCache:
         """Raise UserError unless limit and disk have room for the `needed_bytes` that `readers` at a time.
 
         Args:
-            needed_bytes: the bytes in use at a time.
-            readers: who uses them, with a verb, such as "one reader reads".
+            needed_bytes: the bytes in use at a time
+            readers: who uses them, with a verb, such as "one reader reads"
 
         Raises:
-            UserError: if the limit or the disk is too small.
+            UserError: if the limit or the disk is too small
         """
         needed_gb = needed_bytes / 1e9
         require(
@@ -116,15 +116,15 @@ class ShardCache:
         """Return a file, downloaded if it is not here; waits while another process downloads it.
 
         Args:
-            remote: the folder to download from.
-            spec: the file.
-            stop: ends the download early when set.
-            accept: checks the descriptor of a cached file; a file that it refuses is downloaded again.
+            remote: the folder to download from
+            spec: the file
+            stop: ends the download early when set
+            accept: checks the descriptor of a cached file; a file that it refuses is downloaded again
 
         Raises:
-            Unavailable: if the file cannot be downloaded, or `stop` is set.
-            CacheFull: if the files in use leave no room now.
-            UserError: if the file is larger than the limit, or the disk is full.
+            Unavailable: if the file cannot be downloaded, or `stop` is set
+            CacheFull: if the files in use leave no room now
+            UserError: if the file is larger than the limit, or the disk is full
         """
         require(
             spec.size_bytes <= self._limit_bytes,

@@ -37,7 +37,7 @@ class DataConfig:
         """Check the values.
 
         Raises:
-            UserError: if a value is out of range.
+            UserError: if a value is out of range
         """
         require(
             len(self.shards) > 0,

@@ -45,7 +45,7 @@ class FetchConfig:
         """Check the values.
 
         Raises:
-            UserError: if a value is out of range.
+            UserError: if a value is out of range
         """
         for name in ("limit_gb", "stall_s", "total_s"):
             hint = f"try {getattr(FetchConfig, name):g}"
@@ -58,10 +58,10 @@ class FileSpec(NamedTuple):
     """A file of a packed folder, described by its content.
 
     Attributes:
-        name: the file's name in the folder.
-        sha256: of its content.
-        size_bytes: its size or, unless `is_exact`, an upper bound of its size.
-        is_exact: whether the size is known.
+        name: the file's name in the folder
+        sha256: of its content
+        size_bytes: its size or, unless `is_exact`, an upper bound of its size
+        is_exact: whether the size is known
     """
 
     name: str
@@ -74,7 +74,7 @@ class Unavailable(RunFailed):
     """A file cannot be downloaded.
 
     Attributes:
-        is_final: whether the input is wrong, so that a later attempt would fail too.
+        is_final: whether the input is wrong, so that a later attempt would fail too
     """
 
     def __init__(self, message: str, *, is_final: bool) -> None:
@@ -86,7 +86,7 @@ class PartialDownload:
     """The bytes of a file so far, with their hash.
 
     Attributes:
-        size_bytes: the number of bytes so far.
+        size_bytes: the number of bytes so far
     """
 
     def __init__(self, file: FileIO) -> None:
@@ -125,9 +125,9 @@ class Fetcher:
     """Downloads files within the attempts and times of its settings; safe to use from several threads.
 
     Attributes:
-        config: the settings.
-        bytes_fetched: bytes received, including those thrown away.
-        retries: attempts after the first.
+        config: the settings
+        bytes_fetched: bytes received, including those thrown away
+        retries: attempts after the first
     """
 
     def __init__(self, config: FetchConfig) -> None:
@@ -139,7 +139,7 @@ class Fetcher:
         """Complete `part`.
 
         Raises:
-            Unavailable: if the file cannot be downloaded, or `stop` is set.
+            Unavailable: if the file cannot be downloaded, or `stop` is set
         """
         retry = _RetryPolicy(self.config, f"{remote.name}/{spec.name}", stop)
         furthest, is_fresh, wrong = 0, part.size_bytes == 0, 0
@@ -163,12 +163,12 @@ class Fetcher:
         """Return a small file of unknown content, decoded.
 
         Args:
-            remote: the folder.
-            name: the file's name in the folder.
-            decode: turns its bytes into the result; raises FetchFailed to have them downloaded again.
+            remote: the folder
+            name: the file's name in the folder
+            decode: turns its bytes into the result; raises FetchFailed to have them downloaded again
 
         Raises:
-            Unavailable: if the file cannot be downloaded.
+            Unavailable: if the file cannot be downloaded
         """
         retry = _RetryPolicy(self.config, f"{remote.name}/{name}", threading.Event())
         while True:

@@ -12,8 +12,8 @@ def read_manifest(location: Location, fetch: FetchConfig | None = None) -> Manif
     """Read the `manifest.json` of a packed folder, local or remote.
 
     Raises:
-        UserError: if the manifest is missing or invalid.
-        RunFailed: if it cannot be downloaded.
+        UserError: if the manifest is missing or invalid
+        RunFailed: if it cannot be downloaded
     """
     folder = open_location(location)
     if isinstance(folder, LocalFolder):

@@ -22,20 +22,20 @@ class OpenShard:
     """An open tar with its index; closes itself when the last reference to it is gone.
 
     Attributes:
-        rows: (samples,) INDEX_ROW, in the order of the tar.
+        rows: (samples,) INDEX_ROW, in the order of the tar
     """
 
     def __init__(self, rows: Records, tar: Path | PinnedFile, name: str, way_out: str) -> None:
         """Open the tar.
 
         Args:
-            rows: the index of the shard.
-            tar: a local file, or a file of the cache that stays there while this shard is open.
-            name: the shard's location, for messages.
-            way_out: what a user can do about damaged bytes.
+            rows: the index of the shard
+            tar: a local file, or a file of the cache that stays there while this shard is open
+            name: the shard's location, for messages
+            way_out: what a user can do about damaged bytes
 
         Raises:
-            OSError: if the local file cannot be opened.
+            OSError: if the local file cannot be opened
         """
         self.rows = rows
         self._name, self._way_out = name, way_out

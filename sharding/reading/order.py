@@ -27,9 +27,9 @@ class Positions(NamedTuple):
     """The positions of a batch's samples, each array (local_batch,).
 
     Attributes:
-        epoch: the epoch that each sample belongs to.
-        shard: the number of its shard.
-        row: its row in the shard's index.
+        epoch: the epoch that each sample belongs to
+        shard: the number of its shard
+        row: its row in the shard's index
     """
 
     epoch: Int64
@@ -59,25 +59,25 @@ class SampleOrder:
     epoch is shuffled whole.
 
     Attributes:
-        shard_samples: (shards,) the number of samples in each shard.
-        samples: the number of samples in an epoch.
-        lanes: the number of lanes, L.
-        global_batch: samples per step over all ranks.
-        seed: the seed of the shuffle.
+        shard_samples: (shards,) the number of samples in each shard
+        samples: the number of samples in an epoch
+        lanes: the number of lanes, L
+        global_batch: samples per step over all ranks
+        seed: the seed of the shuffle
     """
 
     def __init__(self, shard_samples: npt.ArrayLike, lanes: int, global_batch: int, window: int, seed: int) -> None:
         """Plan an order over shards of these sizes.
 
         Args:
-            shard_samples: (shards,) the number of samples in each shard.
-            lanes: L; must divide the global batch.
-            global_batch: samples per step over all ranks.
-            window: samples shuffled among each other, over all lanes; each lane shuffles window // lanes at a time.
-            seed: the seed of the shuffle.
+            shard_samples: (shards,) the number of samples in each shard
+            lanes: L; must divide the global batch
+            global_batch: samples per step over all ranks
+            window: samples shuffled among each other, over all lanes; each lane shuffles window // lanes at a time
+            seed: the seed of the shuffle
 
         Raises:
-            UserError: if the lanes do not divide the batch, or one batch takes more samples than there are.
+            UserError: if the lanes do not divide the batch, or one batch takes more samples than there are
         """
         require_lanes(lanes, global_batch, window)
         self.shard_samples = np.asarray(shard_samples, np.int64)

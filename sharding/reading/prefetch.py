@@ -30,9 +30,9 @@ class Prefetcher:
         """Prepare without downloading anything.
 
         Args:
-            shards: the shards to open.
-            budget_bytes: the most bytes of remote shards that are open or coming.
-            most_items: the most items that are looked at ahead of the present one.
+            shards: the shards to open
+            budget_bytes: the most bytes of remote shards that are open or coming
+            most_items: the most items that are looked at ahead of the present one
         """
         self._shards, self._budget_bytes, self._most_items = shards, budget_bytes, most_items
         connections = shards.cache.fetcher.config.connections if shards.cache else 0

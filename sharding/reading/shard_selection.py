@@ -14,10 +14,10 @@ class ShardSelection(NamedTuple):
     """The chosen shards, folder by folder.
 
     Attributes:
-        shards: each with its folder.
-        counts: the number of shards chosen from each folder.
-        pixel_mean: of the mixture of the folders, each weighted by its chosen samples; scale 0 to 1.
-        pixel_std: likewise.
+        shards: each with its folder
+        counts: the number of shards chosen from each folder
+        pixel_mean: of the mixture of the folders, each weighted by its chosen samples; scale 0 to 1
+        pixel_std: likewise
     """
 
     shards: list[tuple[ShardFolder, Shard]]
@@ -32,14 +32,14 @@ def choose_shards(
     """Choose the shards of some splits and a fraction; a folder without official splits is taken whole.
 
     Args:
-        folders: packed folders.
-        manifests: the manifest of each.
-        splits: official splits to take; none means all.
-        fraction_percent: the nested fraction of the patients: 1, 10 or 100.
+        folders: packed folders
+        manifests: the manifest of each
+        splits: official splits to take; none means all
+        fraction_percent: the nested fraction of the patients: 1, 10 or 100
 
     Raises:
         UserError: if a folder has splits but none of these, if no folder has one of them, if a folder occurs twice,
-            or if a local folder lacks a chosen shard in its full size.
+            or if a local folder lacks a chosen shard in its full size
     """
     require_fraction(fraction_percent)
     _require_different(folders)

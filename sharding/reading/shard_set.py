@@ -30,10 +30,10 @@ class StreamStats(NamedTuple):
     """Counts of downloads so far.
 
     Attributes:
-        bytes_fetched: bytes received, including those thrown away.
-        shards_fetched: shards that were downloaded.
-        cache_hits: shards that were in the cache already.
-        retries: attempts after the first.
+        bytes_fetched: bytes received, including those thrown away
+        shards_fetched: shards that were downloaded
+        cache_hits: shards that were in the cache already
+        retries: attempts after the first
     """
 
     bytes_fetched: int = 0
@@ -49,16 +49,16 @@ class ShardSet:
     open.
 
     Attributes:
-        shards: the chosen shards, folder by folder.
-        folders: the location of each shard's folder, as the caller named it.
-        shard_samples: the number of samples in each shard.
-        samples: the number of samples in all shards.
-        pixel_mean: over all folders, weighted by the samples chosen from each; scale 0 to 1.
-        pixel_std: likewise.
+        shards: the chosen shards, folder by folder
+        folders: the location of each shard's folder, as the caller named it
+        shard_samples: the number of samples in each shard
+        samples: the number of samples in all shards
+        pixel_mean: over all folders, weighted by the samples chosen from each; scale 0 to 1
+        pixel_std: likewise
         identity: a hash of the chosen shards' contents in their order, which a resumed run must find again. It does
             not depend on where the shards are.
-        cache: the cache of remote shards; None if all shards are local.
-        fetch: the settings for downloads, as the caller gave them.
+        cache: the cache of remote shards; None if all shards are local
+        fetch: the settings for downloads, as the caller gave them
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class ShardSet:
         """Read the manifests, and check that every chosen local shard exists in its full size.
 
         Args:
-            locations: packed folders: paths or URLs.
-            splits: official splits to take; none means all.
-            fraction_percent: the nested fraction of the patients: 1, 10 or 100.
-            fetch: settings for downloads; None means the defaults.
+            locations: packed folders: paths or URLs
+            splits: official splits to take; none means all
+            fraction_percent: the nested fraction of the patients: 1, 10 or 100
+            fetch: settings for downloads; None means the defaults
 
         Raises:
-            UserError: if a location is no packed dataset, lacks a split, occurs twice or does not match its manifest.
-            RunFailed: if a manifest cannot be downloaded.
+            UserError: if a location is no packed dataset, lacks a split, occurs twice or does not match its manifest
+            RunFailed: if a manifest cannot be downloaded
         """
         folders = [open_location(location) for location in locations]
         is_local = all(isinstance(folder, LocalFolder) for folder in folders)
@@ -153,7 +153,7 @@ class ShardSet:
         """Return a shard, opened if it is not open already.
 
         Raises:
-            RunFailed: if it cannot be opened or downloaded.
+            RunFailed: if it cannot be opened or downloaded
         """
         with self._lock:
             if (opened := self._open.get(shard)) is not None:
@@ -170,8 +170,8 @@ class ShardSet:
         """Open a shard, downloaded if need be, and leave it to the caller to keep it.
 
         Raises:
-            RunFailed: if it cannot be opened or downloaded, or if `stop` is set.
-            CacheFull: if the shards in use leave no room in the cache.
+            RunFailed: if it cannot be opened or downloaded, or if `stop` is set
+            CacheFull: if the shards in use leave no room in the cache
         """
         folder, entry = self._located[shard]
         try:

@@ -38,11 +38,11 @@ class EncodedBatch(NamedTuple):
     """One rank's part of a step.
 
     Attributes:
-        step: the number of the step.
-        encoded: one encoded image (bytes,) per sample; BLANK for a damaged one.
-        rows: (n,) INDEX_ROW; a damaged sample keeps its identities and has the size of BLANK.
-        epochs: (n,) the epoch that each sample belongs to.
-        valid: (n,) False for a damaged sample.
+        step: the number of the step
+        encoded: one encoded image (bytes,) per sample; BLANK for a damaged one
+        rows: (n,) INDEX_ROW; a damaged sample keeps its identities and has the size of BLANK
+        epochs: (n,) the epoch that each sample belongs to
+        valid: (n,) False for a damaged sample
     """
 
     step: int
@@ -72,16 +72,16 @@ def sample_batches(
     threads.
 
     Args:
-        shards: the shards to read.
-        order: the order of their samples.
-        first_step: the step to begin with.
-        rank: this rank.
-        world: the number of ranks.
-        local_world: the ranks on this machine; their shards must fit the cache together.
+        shards: the shards to read
+        order: the order of their samples
+        first_step: the step to begin with
+        rank: this rank
+        world: the number of ranks
+        local_world: the ranks on this machine; their shards must fit the cache together
 
     Raises:
-        UserError: if `world` does not divide the lanes, or the cache is too small.
-        RunFailed: while iterating, if a shard cannot be opened or downloaded.
+        UserError: if `world` does not divide the lanes, or the cache is too small
+        RunFailed: while iterating, if a shard cannot be opened or downloaded
     """
     order.require_world(world)
     lanes = order.lanes // world
@@ -106,8 +106,8 @@ def packed_batches(
         numbers: (m,) positions of the chosen samples in packed order; all by default
 
     Raises:
-        UserError: if the cache is too small.
-        RunFailed: while iterating, if a sample is damaged or a shard cannot be opened or downloaded.
+        UserError: if the cache is too small
+        RunFailed: while iterating, if a sample is damaged or a shard cannot be opened or downloaded
     """
     budget_bytes = _require_two_shards(shards)
     return _batches(shards, enumerate(_packed(shards, local_batch, numbers)), budget_bytes, local_batch, mask=False)
@@ -157,13 +157,13 @@ def read_batch(shards: ShardSet | Prefetcher, step: int, positions: Positions, *
     """Read the samples at these positions.
 
     Args:
-        shards: the shards to read.
-        step: the number of the step, for messages.
-        positions: of the samples, each array (n,).
-        mask: whether to mask damaged samples and warn about them, instead of raising.
+        shards: the shards to read
+        step: the number of the step, for messages
+        positions: of the samples, each array (n,)
+        mask: whether to mask damaged samples and warn about them, instead of raising
 
     Raises:
-        RunFailed: if a shard cannot be opened, or a sample is damaged and not masked.
+        RunFailed: if a shard cannot be opened, or a sample is damaged and not masked
     """
     encoded: list[UInt8] = []
     rows = np.empty(len(positions.row), INDEX_ROW)

@@ -57,13 +57,13 @@ def write_chexpert(root: Path, patients: int, seed: int, size_px: int = 160) -> 
     twenty is in valid. Labels describe the drawing, as 1.0, 0.0, -1.0 (uncertain) or blank; valid.csv has no -1.0.
 
     Args:
-        root: the new folder.
-        patients: the number of patients, 2 to 50000.
-        seed: the seed of all images.
-        size_px: the shorter side of the images, 32 to 2048.
+        root: the new folder
+        patients: the number of patients, 2 to 50000
+        seed: the seed of all images
+        size_px: the shorter side of the images, 32 to 2048
 
     Raises:
-        UserError: if `root` is not empty, a number is out of range, or the disk is full.
+        UserError: if `root` is not empty, a number is out of range, or the disk is full
     """
     require(2 <= patients <= 50_000, f"patients={patients} must be between 2 (one for train, one for valid) and 50000")
     _check(root, seed, size_px)
@@ -90,13 +90,13 @@ def write_cell(root: Path, images: dict[str, int], seed: int, size_px: int = 160
     images are frontal; a patient has one to three of them.
 
     Args:
-        root: the new folder.
-        images: the number of images in each split, 2 or more.
-        seed: the seed of all images.
-        size_px: the shorter side of the images, 32 to 2048.
+        root: the new folder
+        images: the number of images in each split, 2 or more
+        seed: the seed of all images
+        size_px: the shorter side of the images, 32 to 2048
 
     Raises:
-        UserError: if `root` is not empty, a number is out of range, or the disk is full.
+        UserError: if `root` is not empty, a number is out of range, or the disk is full
     """
     unknown = sorted(set(images) - set(CELL_SPLITS))
     require(not unknown, f"images={unknown[:1]} is no split; use {', '.join(CELL_SPLITS)}")
