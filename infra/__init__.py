@@ -1,1 +1,1 @@
-"""The basis of all packages: errors, files, configuration, processes, keyed random numbers, metrics."""
+"""Shared foundations: errors, files, configuration, processes, keyed random numbers, metrics."""

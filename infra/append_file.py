@@ -11,8 +11,8 @@ from infra.log import say
 class AppendFile:
     """Appends each record completely or not at all.
 
-    If the disk is full, records wait in memory and are written before the next one. A message says so, and another says
-    when there is room again. Writes are unbuffered, so a killed process loses nothing that it wrote.
+    If the disk is full, records wait in memory and are written before the next one. Messages
+    report when this starts and when it ends. Writes are unbuffered, so a killed process loses nothing that it wrote.
 
     Attributes:
         path: the file
@@ -67,6 +67,6 @@ class AppendFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()

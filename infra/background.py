@@ -13,7 +13,7 @@ _POLL_S: Final = 0.05
 
 
 class _End(Generic[T]):
-    """The last entry of the queue: the items are used up, or `error` ended them."""
+    """The last entry of the queue: all items were read, or `error` ended the reading."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -22,15 +22,15 @@ class _End(Generic[T]):
 def read_ahead(
     items: Iterable[T], depth: int, interrupt: Callable[[], object] | None = None
 ) -> Generator[T, None, None]:
-    """Yield `items`, of which a background thread keeps the next ones ready.
+    """Yield `items` while a background thread prepares the next ones.
 
-    An error of `items` is raised here, after the items before it. Closing this generator calls `interrupt`, then ends
-    the thread and closes `items` in that thread before it returns.
+    An error in `items` is raised here, after the items that precede it. Closing this generator calls `interrupt`, then
+    ends the thread and closes `items` in that thread before it returns.
 
     Args:
         items: the items, read in the background thread
-        depth: number of items that are ready at most
-        interrupt: ends whatever `items` may be waiting for
+        depth: largest number of items that wait to be yielded
+        interrupt: wakes `items` up if it is waiting for something
     """
     ready: queue.Queue[T | _End[T]] = queue.Queue(depth)
     stop = threading.Event()
@@ -54,7 +54,7 @@ def _fill(ready: "queue.Queue[T | _End[T]]", items: Iterable[T], stop: threading
         for item in items:
             if not _put(ready, item, stop):
                 break
-    except BaseException as caught:  # any error belongs to the thread that waits for the items
+    except BaseException as caught:  # any error is for the thread that waits for the items
         error = caught
     finally:
         close = getattr(items, "close", None)
@@ -75,7 +75,7 @@ def _put(ready: "queue.Queue[T | _End[T]]", item: T | _End[T], stop: threading.E
 
 
 class Background:
-    """A few daemon threads that call functions in the order of their submission.
+    """A few daemon threads that call functions in the order in which they were submitted.
 
     Unlike concurrent.futures, neither `close` nor the end of the process waits for a call that hangs.
 
@@ -92,7 +92,7 @@ class Background:
         self._most_threads, self._name = threads, name
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
-        """Call a function in the background and return its future; after `close`, a canceled one."""
+        """Call a function in the background and return its future, which is canceled if this object is closed."""
         future: Future[T] = Future()
         with self._lock:
             if self.stop.is_set():
@@ -129,7 +129,7 @@ def _call(future: Future[T], function: Callable[[], T]) -> None:
     with suppress(InvalidStateError):
         try:
             result = function()
-        except BaseException as error:  # any error belongs to the thread that waits
+        except BaseException as error:  # any error is for the thread that waits
             future.set_exception(error)
         else:
             future.set_result(result)

@@ -1,4 +1,4 @@
-"""One command line: its words sorted into files, options and the subject, and the checks of their keys and values."""
+"""Command lines: words sorted into files, options and the subject, with checks of their keys and values."""
 
 import argparse
 import difflib
@@ -86,7 +86,7 @@ class CommandLine:
             where = f" in line {mark.line + 1}" if mark else ""
             raise UserError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', error)}; fix it") from error
         if not isinstance(content, dict):
-            raise UserError(f"{path} must hold keys with values, such as `seed: 1`")
+            raise UserError(f"{path} must contain keys with values, such as `seed: 1`")
         return self._flatten(content, "", path)
 
     def _flatten(self, content: dict[Any, Any], prefix: str, path: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class CommandLine:
             if key in self.sections:
                 if not isinstance(value, dict):
                     example = next(known for known in self.options if known.startswith(f"{key}."))
-                    self._fail(f"{key} in {path} is a section; put keys such as {example} into it")
+                    self._fail(f"{key} in {path} is a section; give it keys, such as {example}")
                 values |= self._flatten(value, f"{key}.", path)
             elif key in self.options:
                 values[key] = value
@@ -108,10 +108,10 @@ class CommandLine:
 
     def _require_known(self, key: str) -> None:
         if key == self.subject:
-            self._fail(f"{key!r} has no dashes; give its value alone: sternum {self.command} {key.upper()}")
+            self._fail(f"{key!r} takes no dashes; type only its value: sternum {self.command} {key.upper()}")
         if key in self.sections:
             example = next(known for known in self.options if known.startswith(f"{key}."))
-            self._fail(f"{key!r} is a section; give its keys one by one, such as --{example}")
+            self._fail(f"{key!r} is a section; set its keys one at a time, such as --{example}")
         if key not in self.options and key != "config" and not self._is_ignored(key):
             self._fail(f"unknown key {key!r}" + self._did_you_mean(key))
 
@@ -126,13 +126,13 @@ class CommandLine:
         return f"; did you mean {near[0]!r}?" if near else ""
 
     def _require_all(self) -> None:
-        """Check that each required option has a value, and that each word has a meaning."""
+        """Check that each required option has a value, and that no word is left over."""
         given = {key.removesuffix("+") for key, _ in self.typed}.union(*(values for _, values in self.files))
         if self.words and self.subject:
             given.add(self.subject)
         surplus = self.words[1:] if self.subject else self.words
         if surplus and not self.takes_many:
-            self._fail(f"unexpected word {surplus[0]!r}; options look like --key=value")
+            self._fail(f"unexpected argument {surplus[0]!r}; options look like --key=value")
         for key, option in self.options.items():
             if option.is_required and key not in given:
                 if key == self.subject:
@@ -151,8 +151,8 @@ class CommandLine:
         text = type_in_words(option.type).partition(", such as ")[2]
         return "true" if option.type is bool else text or key.rpartition(".")[2].upper()
 
-    def blame_a_value(self, error: Exception) -> NoReturn:
-        """Find the first value that is not of its option's type.
+    def report_wrong_value(self, error: Exception) -> NoReturn:
+        """Raise an error that names the first value of a wrong type.
 
         Raises:
             UserError: about that value, or with the message of `error` if all types are right
@@ -176,7 +176,7 @@ class CommandLine:
 
 
 def _is_valid(annotation: Any, value: Any, *, is_text: bool = False) -> bool:
-    """Return whether jsonargparse takes a value for an option of this type."""
+    """Return whether jsonargparse accepts a value for an option of this type."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=annotation)
     try:

@@ -1,7 +1,7 @@
-"""Reads configurations, frozen dataclasses, from command lines and YAML files; a mistake becomes one line.
+"""Configurations (frozen dataclasses), read from command lines and YAML files with one-line errors.
 
-jsonargparse converts values to their types. Its errors are plain text without the key or value in question, so keys are
-checked here before it runs, and the value at fault is found by a second look, not by taking its messages apart.
+jsonargparse converts values to their types. Its errors do not name the key or the value in a form that a program can
+read, so keys are checked here before it runs, and after an error each value is checked again to find the wrong one.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parse(
 ) -> C:
     """Build a configuration from a command line.
 
-    Options `--section.key=value` and the subject override `--config` files, in whatever order they come.
+    Options `--section.key=value` and the subject override `--config` files, in any order.
 
     Args:
         config_class: the dataclass to build; its docstrings become the help texts
@@ -50,7 +50,7 @@ def parse(
         description: the help's first paragraph
         examples: command lines for the end of the help
         subject: the field that is given without dashes; a list takes one word or more
-        ignored: keys of another command, which may be in the file or on the line and have no effect
+        ignored: keys of another command, which files and command lines may contain without effect
         configs: built-in files that `--config=NAME` finds
 
     Raises:
@@ -65,7 +65,7 @@ def parse(
     try:
         values = parser.parse_args(words)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
-        command_line.blame_a_value(error)
+        command_line.report_wrong_value(error)
     return build(config_class, {key: values[key] for key in command_line.options})
 
 
@@ -80,7 +80,7 @@ def _parser(
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=_HelpFormatter,
         exit_on_error=False,
-        allow_abbrev=False,  # a key cut short is an unknown key
+        allow_abbrev=False,  # an abbreviated key is an unknown key
     )
     names = f", or the name of a built-in one: {', '.join(configs)}" if configs else ""
     parser.add_argument(
@@ -92,10 +92,10 @@ def _parser(
             title = (option.section, option.section_help) if option.section else (option.section_help,)
             groups[option.section] = parser.add_argument_group(*title)
         if option.key == command_line.subject:
-            kind = (
+            positional = (
                 {"type": get_args(option.type)[0], "nargs": "+"} if command_line.takes_many else {"type": option.type}
             )
-            groups[option.section].add_argument(option.key, help=option.help, metavar=option.key.upper(), **kind)
+            groups[option.section].add_argument(option.key, help=option.help, metavar=option.key.upper(), **positional)
         else:
             default = {"required": True} if option.is_required else {"default": option.default}
             groups[option.section].add_argument(
@@ -125,7 +125,7 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
     @override
     def _get_help_string(self, action: argparse.Action) -> str:
         if "--print_config" in action.option_strings:
-            return "print the configuration that these arguments make, as YAML, and exit"
+            return "print the resulting configuration as YAML and exit"
         return action.help or ""
 
     @override

@@ -25,7 +25,7 @@ class RunFailed(Exception):
 
 
 def require(condition: bool, message: str) -> None:
-    """Check a value of the user's in one line.
+    """Check something that the user gave.
 
     Raises:
         UserError: with `message`, unless `condition` holds

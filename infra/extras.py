@@ -37,10 +37,10 @@ def require_extra(name: Extra, reason: str, instead: str = "") -> None:
     Args:
         name: the extra, as in `pip install "sternum[ray]"`
         reason: what needs the package, as the user typed it, such as `engine.kind=deepspeed`
-        instead: a way out without the package, such as `take engine.kind=ddp`
+        instead: an alternative without the package, such as `take engine.kind=ddp`
 
     Raises:
-        UserError: if the package is missing; the line names the package, the command that installs it and the way out
+        UserError: if the package is missing; the message names the command that installs it and the alternative
     """
     if not has_extra(name):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Atomic writes, checksums, locks, and one-line errors of the disk."""
+"""Atomic writes, checksums, locks, and one-line disk errors."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from infra.errors import RunFailed, UserError
 _LOCK: Final = ".lock"
 
 _DISK_ERRORS: Final = {
-    errno.ENOSPC: "no space left on the device; free some, or choose another folder",
+    errno.ENOSPC: "no space left on the device; free some space, or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space, or choose another folder",
     errno.EACCES: "permission denied; choose a folder that you may write to",
     errno.EPERM: "permission denied; choose a folder that you may write to",
@@ -25,7 +25,7 @@ _DISK_ERRORS: Final = {
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ENOENT: "a parent folder cannot be created; choose another folder",
-    errno.EEXIST: "a file of this name exists, where a folder is needed; choose another folder",
+    errno.EEXIST: "a file with this name exists where a folder is needed; choose another folder",
 }
 _DISK_FAILURES: Final = {
     errno.EIO: "the disk failed (input/output error); check it, or choose another folder",
@@ -35,7 +35,7 @@ _DISK_FAILURES: Final = {
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line.
+    """Turn disk errors into one-line errors.
 
     Args:
         path: the file or folder that the block writes, for the message
@@ -62,7 +62,7 @@ def require_space(path: Path, needed_bytes: int) -> None:
         needed_bytes: its size
 
     Raises:
-        UserError: if the file system has less than that left for this user
+        UserError: if the file system has less free space for this user
     """
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     system = os.statvfs(parent)
@@ -70,7 +70,7 @@ def require_space(path: Path, needed_bytes: int) -> None:
     if system.f_blocks and free_bytes < needed_bytes:  # some file systems count no blocks; their free space is unknown
         raise UserError(
             f"cannot write {path}: it needs {needed_bytes / 1e6:,.1f} MB, but {free_bytes / 1e6:,.1f} MB are free; "
-            "free some, or choose another folder"
+            "free some space, or choose another folder"
         )
 
 
@@ -84,7 +84,7 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that it holds either its old content or all of the new one, even after a power cut.
+    """Write a file so that it holds either its old or all of its new content, even after a power cut.
 
     Args:
         path: the file; missing parent folders are created
@@ -112,8 +112,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `path` that is renamed to `path` when the block succeeds.
 
-    An older folder of that name is replaced. If the block raises, nothing remains. If the process is killed,
-    `remove_remains` removes what it leaves.
+    An existing folder of that name is replaced. If the block raises, nothing is left behind. If the process is killed,
+    `remove_remains` cleans up after it.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with disk_errors(path):
@@ -135,7 +135,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_folder(path: Path) -> None:
     """Rename a folder, then delete it, so that a half-deleted folder is never mistaken for a whole one.
 
-    Of a link to a folder, only the link is removed.
+    If the path is a symbolic link, only the link is removed.
     """
     removed = path.with_name(f".{path.name}.removed-{os.getpid()}")
     shutil.rmtree(removed, ignore_errors=True)
@@ -172,7 +172,7 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
 
     Args:
         folder: the folder; it is created if missing
-        purpose: what the processes that lock this folder do, such as "pretraining", for the message
+        purpose: the activity of the process that holds the lock, such as "pretraining", for the message
 
     Raises:
         UserError: if another process holds the lock, or the folder cannot be written
@@ -193,9 +193,9 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether some process holds the lock of a folder; also if the lock cannot be read.
+    """Return whether a process holds the lock of a folder, or the lock cannot be read.
 
-    This takes the lock itself for some microseconds; a process that calls `locked` in that time gets its UserError.
+    This takes the lock for a few microseconds; a process that calls `locked` in that time gets a UserError.
     """
     try:
         with (folder / _LOCK).open("rb") as lock:

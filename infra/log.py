@@ -21,7 +21,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None, unit: str
     Args:
         items: the items
         label: text in front of the bar
-        total: number of items, if `len(items)` does not tell
+        total: number of items; needed if `items` has no length
         unit: name of one item
     """
     yield from tqdm(

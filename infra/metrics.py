@@ -43,7 +43,7 @@ class MetricsWriter:
         self._events = _Events(folder / "events", first_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers by name at a step; names have units, such as `speed/images_per_s`."""
+        """Record numbers by name at a step; names include units, such as `speed/images_per_s`."""
         self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **values}).encode() + b"\n")
         self._events.write([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
 
@@ -55,7 +55,7 @@ class MetricsWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lines.close()
         self._events.close()

@@ -17,7 +17,7 @@ from infra.errors import RunFailed, UserError, require
 from infra.extras import Extra, require_extra
 from infra.urls import require_no_credentials, scheme_of, scrub, shown
 
-# Each scheme with the extra that installs its client. Tests add `memory`.
+# Each scheme with the extra that installs its client. The tests add `memory`.
 SCHEMES: Final[dict[str, Extra | None]] = {"s3": "s3", "gs": "gcs", "file": None}
 
 NOT_FOUND: Final = "not found"
@@ -34,7 +34,7 @@ class StoreFailed(RunFailed):
     """
 
     def __init__(self, message: str, reason: str = "", *, is_final: bool = False) -> None:
-        super().__init__(message)  # alone when it is raised again on other ranks
+        super().__init__(message)  # other ranks raise the error again with its message alone
         self.reason, self.is_final = reason, is_final
 
 
@@ -45,7 +45,7 @@ class ObjectStore:
     other processes write to the store too. Every failure of the client is a StoreFailed.
 
     Attributes:
-        name: the URL for messages, behind the option that holds it: `checkpoints.mirror=s3://bucket/run`
+        name: the URL for messages, after the option that holds it: `checkpoints.mirror=s3://bucket/run`
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ObjectStore:
             url: the folder, with one of the `SCHEMES`
             option: the option that holds the URL, for messages
             retries: whether the client repeats a failed request itself
-            hint: the way out that messages name if a request fails
+            hint: advice at the end of the message if a request fails
 
         Raises:
             UserError: if the URL has another scheme, holds credentials or names no folder, or the client is missing
@@ -95,7 +95,7 @@ class ObjectStore:
             return bool(self._client.exists(self._full(name)))
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
+        """Return the content of a file, None if it does not exist."""
         with self._errors("read"):
             try:
                 return bytes(self._client.cat_file(self._full(name)))
@@ -120,7 +120,7 @@ class ObjectStore:
             self._client.pipe_file(self._full(name), content)
 
     def remove(self, name: str = "") -> None:
-        """Remove a file, or a folder and all it holds; an absent one is not an error."""
+        """Remove a file, or a folder with its content, if it exists."""
         with self._errors("cleaned up"):
             if self.exists(name):
                 self._client.rm(self._full(name), recursive=True)
@@ -129,18 +129,18 @@ class ObjectStore:
         """Return the size of a file in bytes.
 
         Raises:
-            StoreFailed: if it is not a file, or no answer comes within `timeout_s` seconds
+            StoreFailed: if it is not a file, or no answer arrives within `timeout_s` seconds
         """
-        facts = self._within(timeout_s, "info", self._full(name))
-        if facts["type"] != "file":
+        info = self._within(timeout_s, "info", self._full(name))
+        if info["type"] != "file":
             raise self._failed("read", NOT_FOUND, is_final=True)
-        return int(facts["size"])
+        return int(info["size"])
 
     def read_range(self, name: str, start: int, end: int, timeout_s: float) -> bytes:
         """Return the bytes `start` to `end` of a file, `end` excluded.
 
         Raises:
-            StoreFailed: if they cannot be read, or do not come within `timeout_s` seconds
+            StoreFailed: if they cannot be read, or do not arrive within `timeout_s` seconds
         """
         return bytes(self._within(timeout_s, "cat_file", self._full(name), start=start, end=end))
 
@@ -148,21 +148,21 @@ class ObjectStore:
         return f"{self._path}/{name}" if name else self._path
 
     def _entries(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Return what the client says of each file and folder directly in `folder`."""
+        """Return the client's entry for each file and folder directly in `folder`."""
         full = self._full(folder)
         with self._errors("listed"):
             try:
                 entries = {entry["name"].strip("/"): entry for entry in self._client.ls(full, detail=True)}
             except FileNotFoundError:
                 return {}
-        entries.pop(full.strip("/"), None)  # an empty object that stands for the folder, or a file of that name
+        entries.pop(full.strip("/"), None)  # an empty object that marks the folder, or a file of that name
         return {name.rpartition("/")[2]: entry for name, entry in entries.items()}
 
     def _make_parent(self, name: str) -> None:
         self._client.makedirs(self._full(name).rpartition("/")[0], exist_ok=True)
 
     def _within(self, timeout_s: float, method: str, path: str, **arguments: int) -> Any:
-        """Call the client, for at most `timeout_s` seconds if it is asynchronous, as those of S3 and Google are."""
+        """Call the client; if it is asynchronous, as for S3 and Google, wait at most `timeout_s` seconds."""
         with self._errors("read", timeout_s):
             if not self._client.async_impl:
                 return getattr(self._client, method)(path, **arguments)
@@ -174,26 +174,26 @@ class ObjectStore:
                 pending.cancel()
 
     @contextmanager
-    def _errors(self, what: str, timeout_s: float = 0.0) -> Iterator[None]:
-        """Turn whatever a client raises into StoreFailed."""
+    def _errors(self, action: str, timeout_s: float = 0.0) -> Iterator[None]:
+        """Turn any error of a client into StoreFailed."""
         try:
             yield
         except (TimeoutError, CancelledError) as error:
             reason = f"no answer within {timeout_s:g} s" if timeout_s else one_line(error)
-            raise self._failed(what, reason, is_final=False) from error
+            raise self._failed(action, reason, is_final=False) from error
         except FileNotFoundError as error:
-            raise self._failed(what, NOT_FOUND if what == "read" else one_line(error), is_final=True) from error
+            raise self._failed(action, NOT_FOUND if action == "read" else one_line(error), is_final=True) from error
         except PermissionError as error:
-            raise self._failed(what, f"no permission ({one_line(error)})", is_final=True) from error
+            raise self._failed(action, f"no permission ({one_line(error)})", is_final=True) from error
         except Exception as error:
-            if what == "read" and isinstance(error, OSError) and error.errno in _DISK_FULL:
+            if action == "read" and isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise
             # botocore's and google-auth's errors have "Credential" in their names; either package may be absent.
             is_final = "Credential" in type(error).__name__
-            raise self._failed(what, one_line(error), is_final=is_final) from error
+            raise self._failed(action, one_line(error), is_final=is_final) from error
 
-    def _failed(self, what: str, reason: str, *, is_final: bool) -> StoreFailed:
-        return StoreFailed(f"{self.name} cannot be {what}: {reason}; {self._hint}", reason, is_final=is_final)
+    def _failed(self, action: str, reason: str, *, is_final: bool) -> StoreFailed:
+        return StoreFailed(f"{self.name} cannot be {action}: {reason}; {self._hint}", reason, is_final=is_final)
 
 
 def require_store_url(url: str, option: str = "") -> str:
@@ -204,10 +204,10 @@ def require_store_url(url: str, option: str = "") -> str:
     """
     require_no_credentials(url, option)
     scheme = scheme_of(url)
-    users = [f"{scheme}://" for scheme in SCHEMES if scheme != "memory"]
+    public = [f"{scheme}://" for scheme in SCHEMES if scheme != "memory"]
     require(
         scheme in SCHEMES and url[len(scheme or "") :].startswith("://"),
-        f"{f'{option}=' * bool(option)}{shown(url)} must begin with {', '.join(users[:-1])} or {users[-1]}",
+        f"{f'{option}=' * bool(option)}{shown(url)} must begin with {', '.join(public[:-1])} or {public[-1]}",
     )
     assert scheme is not None
     return scheme
@@ -234,7 +234,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _client(scheme: str, *, retries: bool) -> Any:
-    """Return a client of fsspec that nobody shares and that caches no listing."""
+    """Return an fsspec client that is not shared and caches no listings."""
     import fsspec  # noqa: PLC0415
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}

@@ -23,7 +23,7 @@ def worker_count(wanted: int, items: int, chunk: int = 1) -> int:
     """Return the number of processes to use, at least 1 and no more than there are chunks.
 
     Args:
-        wanted: number that the user wants; 0 means one for each CPU that this process may use
+        wanted: the number that the user asked for; 0 means one for each CPU that this process may use
         items: number of items
         chunk: items that a process gets at a time
     """
@@ -74,7 +74,7 @@ def _apply(function: Callable[[A], B], batch: list[A]) -> list[B]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed; otherwise the worker would wait forever."""
+    """Leave Ctrl-C to the parent, and exit when the parent dies; otherwise the worker would wait forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

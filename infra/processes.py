@@ -78,7 +78,7 @@ def device_of(ranks: Ranks) -> torch.device:
 def process_group(
     ranks: Ranks, device: torch.device, timeout_s: float = 600.0, timeout_key: str = "timeout_s"
 ) -> Iterator[None]:
-    """Join the run's process group, NCCL on GPUs and gloo on CPUs, and leave it at the end; one process needs none.
+    """Join the run's process group (NCCL on GPUs, gloo on CPUs), and leave it at the end; one process has no group.
 
     Args:
         ranks: the ranks that the launcher set
@@ -123,7 +123,8 @@ def process_group(
         if not _is_group_error(error):
             raise
         raise RunFailed(
-            f"another rank was lost or hangs ({_first_line(error)}); the same command resumes from the last checkpoint"
+            f"another rank was lost or hangs ({_first_line(error)}); "
+            "run the same command again to resume from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()

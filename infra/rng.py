@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, stream, counters), vectorized over the counters.
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") has no state to save, draws the same
-numbers on every machine, and gives any draw without the ones before it. numpy's generators keep state and do not
-promise the same stream in every version; this one is fixed by its published test vectors.
+numbers on every machine, and gives any draw without computing the earlier ones. numpy's generators keep state and
+do not promise the same stream in every version; this one is fixed by its published test vectors.
 """
 
 import hashlib
@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.arrays import Float64, Int64, UInt32, UInt64
-
-Uint64 = UInt64  # the name that its users have not left yet
 
 _MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)

@@ -17,7 +17,7 @@ _TYPES: Final = {
     Path: ("a path", "paths", ("a", "b")),
     bool: ("true or false", "values true or false", ("true", "false")),
     NoneType: ("null", "", ("", "")),
-}  # in words, in the plural, two examples
+}  # singular, plural, two examples
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def build(config_class: type[C], values: dict[str, Any], section: str = "") -> C
     """Build a configuration from the values of its options by key."""
     types = get_type_hints(config_class)
     arguments = {}
-    for field in fields(config_class):  # type: ignore[arg-type]  # its callers have dataclasses
+    for field in fields(config_class):  # type: ignore[arg-type]  # callers pass dataclasses
         key = f"{section}.{field.name}" if section else field.name
         inner: type = types[field.name]
         arguments[field.name] = build(inner, values, key) if is_dataclass(inner) else values[key]

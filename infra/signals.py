@@ -11,14 +11,14 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)  # SLURM, Kubernetes and 
 
 @contextmanager
 def handle_signals(numbers: Sequence[signal.Signals], handle: Callable[[signal.Signals], object]) -> Iterator[None]:
-    """Call `handle` for each of these signals within the block, in place of the present handlers.
+    """Call `handle` for each of these signals within the block, in place of the current handlers.
 
     Args:
         numbers: the signals
-        handle: called in the main thread with the signal that came
+        handle: called in the main thread with the received signal
 
     Raises:
-        ValueError: outside the main thread, which alone can set handlers
+        ValueError: outside the main thread, the only one that can set handlers
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -33,12 +33,12 @@ def handle_signals(numbers: Sequence[signal.Signals], handle: Callable[[signal.S
 
 
 class StopRequest:
-    """A context in which a stop signal is noted instead of ending the process.
+    """A context in which a stop signal is recorded instead of ending the process.
 
     Pretraining reads it after each step: all ranks save a checkpoint and stop at the same step.
 
     Attributes:
-        name: the last stop signal that came, such as "SIGTERM"; None before
+        name: the last stop signal received, such as "SIGTERM"; None if there was none
     """
 
     def __init__(self) -> None:
@@ -50,9 +50,9 @@ class StopRequest:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handlers.__exit__(kind, error, trace)
+        self._handlers.__exit__(error_type, error, trace)
 
     def _note(self, number: signal.Signals) -> None:
         self.name = number.name

@@ -1,4 +1,4 @@
-"""`status.json`: the state of a run, for the program that restarts it. Exit codes of launchers do not show it."""
+"""The state of a run in `status.json`, for the program that restarts it; launchers' exit codes do not show it."""
 
 import time
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ def write_status(run: Path, status: Status) -> None:
 
 
 def read_status(run: Path) -> Status | None:
-    """Return the last status that a process of the run wrote, None if there is none or it is unreadable."""
+    """Return the last status that a process of the run wrote, None if it is missing or unreadable."""
     try:
         return msgspec.json.decode((run / _NAME).read_bytes(), type=Status)
     except (OSError, msgspec.DecodeError):

@@ -1,7 +1,7 @@
-"""URLs that users name, with nothing secret in what is shown or written.
+"""URLs that users give, without secrets in anything shown or written.
 
-A URL ends up in messages, in `config.yaml`, in results and in logs. So none may hold a user, a password, a query or a
-fragment: each client finds its credentials in its own files or environment variables.
+A URL ends up in messages, in `config.yaml`, in results and in logs. So no URL may contain a user, a password, a query
+or a fragment: each client finds its credentials in its own files or environment variables.
 """
 
 import re
@@ -12,7 +12,7 @@ from infra.errors import require
 
 Location = str | Path  # a folder as a user names it: a path or a URL
 
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two characters at least: C: is a disk
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # at least two characters: C: is a disk
 _REST: Final = re.compile(r"//([^/?#]*)([^?#]*)(.*)", re.DOTALL)  # authority, path, query and fragment
 _HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(:\d*)?")
 _WITH_PORT: Final = ("http", "https", "ray")
@@ -25,7 +25,7 @@ _HINTS: Final = {
 
 
 class _Parts(NamedTuple):
-    """A URL as it may be shown, and whether it holds more than that."""
+    """A URL without its secrets, and whether it has any."""
 
     shown: str
     has_credentials: bool
@@ -40,13 +40,13 @@ def scheme_of(location: Location) -> str | None:
 def shown(location: Location) -> str:
     """Return a location for messages and files: a URL without user, password, query, fragment and final slashes.
 
-    If a misplaced `/`, `?` or `#` leaves it open where a password ends, only the scheme remains, as in `https://...`.
+    If a misplaced `/`, `?` or `#` hides where a password ends, only the scheme remains, as in `https://...`.
     """
     return _parts(location).shown
 
 
 def require_no_credentials(location: Location, option: str = "") -> None:
-    """Check that a URL holds nothing that may be secret; paths pass.
+    """Check that a URL contains nothing that may be secret; paths pass.
 
     Args:
         location: a path or a URL
@@ -59,15 +59,16 @@ def require_no_credentials(location: Location, option: str = "") -> None:
     hint = _HINTS.get(scheme_of(location) or "", "remove them")
     require(
         not parts.has_credentials,
-        f"{f'{option}=' * bool(option)}{parts.shown} must not hold a user, a password, a query or a fragment; {hint}",
+        f"{f'{option}=' * bool(option)}{parts.shown} must not contain a user, a password, a query or a fragment; "
+        f"{hint}",
     )
 
 
 def scrub(text: str) -> str:
     """Return a line of text without the user, password, query and fragment of any URL in it.
 
-    Everything from the first URL's slashes to the last `@` goes, because a password may hold any character. A URL that
-    became a path, as `https:/server/x?token=1`, counts too.
+    Remove everything from the first URL's slashes to the last `@`, because a password may contain any character. A URL
+    that became a path, such as `https:/server/x?token=1`, counts too.
     """
     users = r"\b([A-Za-z][A-Za-z0-9+.-]*:/|(?:https?|s3|gs|file):).*@"
     without_users = re.sub(users, lambda match: f"{match[1].rstrip('/')}//", text)

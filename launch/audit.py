@@ -21,7 +21,7 @@ class AuditConfig:
     Args:
         shards: folders that sternum shard wrote; every image is compared with every other
         out: folder for audit.json (the full list) and audit.html (the pairs of images side by side)
-        workers: processes that read; 0 means one for each CPU; the result does not depend on it
+        workers: number of reading processes; 0 means one for each CPU; does not change the result
     """
 
     shards: list[Path]
@@ -33,7 +33,7 @@ class AuditConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a summary and write the list and the page.
+    """Print a summary, and write the full list and the page of pairs.
 
     Raises:
         RunFailed: if datasets or splits share patients or images
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         command="audit",
         description=(
             "Find patients and identical or near-identical images that two datasets, or two official splits of one, "
-            "share. Exit code 1 if there are any. Repetitions within one split are only reported."
+            "share. The exit code is 1 if there are any. Duplicates within one split are reported and do not change it."
         ),
         examples=(
             "sternum audit shards/cell",
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     write_atomic(full_list, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     write_atomic(page, contact_sheet(result))
     sys.stdout.write(summary(result))
-    where = f"the list is {full_list}, the pairs are in {page}"
+    outputs = f"full list: {full_list}, pairs side by side: {page}"
     shared = leaks(result)
     if shared:
-        raise RunFailed(f"datasets or splits share {shared}; {where}")
-    say(f"datasets and splits share nothing; {where}")
+        raise RunFailed(f"datasets or splits share {shared}; {outputs}")
+    say(f"datasets and splits share nothing; {outputs}")
     return 0

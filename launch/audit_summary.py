@@ -1,4 +1,4 @@
-"""The result of an audit as text: a table of counts, and one line about what crosses a border."""
+"""Text summaries of an audit: a table of counts, and one line about leaks."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from sharding.auditing.audit import SPREADS, WITHIN, Audit, ImageGroup
 
 
 def summary(audit: Audit) -> str:
-    """Return what an audit found: the folders, counts by spread, and oddities within one split."""
+    """Return the summary of an audit: the folders, counts by spread, and oddities within one split."""
     return "\n".join([*_folders(audit), "", _table(audit), "", *_within_splits(audit)]) + "\n"
 
 
@@ -35,14 +35,14 @@ def _folders(audit: Audit) -> Iterator[str]:
 
 def _table(audit: Audit) -> str:
     patients = Counter(patient.spread for patient in audit.shared_patients)
-    lines = [["patients in several places", "-", *(patients[spread] for spread in SPREADS[1:])]]
+    lines = [["shared patients", "-", *(patients[spread] for spread in SPREADS[1:])]]
     for name, groups in (("identical", audit.identical), ("near-identical", audit.near_identical)):
         count = Counter(group.spread for group in groups)
-        surplus = Counter[str]()
+        extra = Counter[str]()
         for group in groups:
-            surplus[group.spread] += len(group.images) - 1
+            extra[group.spread] += len(group.images) - 1
         lines.append([f"groups of {name} images", *(count[spread] for spread in SPREADS)])
-        lines.append(["  surplus copies in them", *(surplus[spread] for spread in SPREADS)])
+        lines.append(["  extra copies in them", *(extra[spread] for spread in SPREADS)])
     columns = ("left", *("right" for _ in SPREADS))
     return tabulate(lines, ["", *SPREADS], tablefmt="plain", colalign=columns, preserve_whitespace=True)
 
@@ -50,7 +50,7 @@ def _table(audit: Audit) -> str:
 def _within_splits(audit: Audit) -> Iterator[str]:
     within = [group for group in audit.identical if group.spread == WITHIN]
     several = sum(len({image.patient for image in group.images}) > 1 for group in within)
-    yield f"groups of identical images in one split with several patients' names: {several}"
+    yield f"groups of identical images within one split with several patients: {several}"
     labels = Counter(pair for patient in audit.two_class_patients for pair in patient.labels)
-    yield f"patients with images of two labels that exclude each other: {len(audit.two_class_patients)}"
+    yield f"patients with images of mutually exclusive labels: {len(audit.two_class_patients)}"
     yield from (f"  {count} x {first} and {second}" for (first, second), count in labels.most_common())

@@ -15,8 +15,8 @@ from infra.urls import scrub
 # Environment variable: a file to which errors are also appended, so that `sternum supervise` can quote them.
 ERRORS_FILE: Final = "STERNUM_ERRORS_FILE"
 
-# Each command is a module of this folder. Only the one that runs is imported, so no command waits for the libraries of
-# another.
+# Each command is a module of this folder. Only the one that runs is imported, so no command waits for another's
+# libraries.
 COMMANDS: Final = {
     "shard": "pack a dataset into shards with a manifest",
     "verify": "compare shards with their manifest",
@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "table": "compare probed runs with the paper's Table III, in Markdown, CSV and LaTeX",
     "report": "write one HTML page about a run",
     "submit": "run sternum probe as a job on a Ray cluster",
-    "demo": "run the whole chain on simulated radiographs, in minutes",
+    "demo": "run the whole pipeline on simulated radiographs in minutes",
 }
 
 
@@ -71,8 +71,8 @@ def fail(error: UserError | RunFailed) -> int:
     where = "" if rank == "0" else f" (rank {rank})"
     line = scrub(" ".join(str(error).split()))
     sys.stderr.write(f"sternum: error{where}: {line}\n")
-    if ERRORS_FILE in os.environ:
-        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:  # missing on another machine
+    if ERRORS_FILE in os.environ:  # its folder is missing on other machines than the supervisor's
+        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:
             file.write(f"{line}\n")
     return error.exit_code
 
@@ -80,8 +80,8 @@ def fail(error: UserError | RunFailed) -> int:
 def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split words at the first `--` into a command's own words and the command line that follows."""
     words = list(arguments)
-    border = words.index("--") if "--" in words else len(words)
-    return words[:border], words[border + 1 :]
+    dashes = words.index("--") if "--" in words else len(words)
+    return words[:dashes], words[dashes + 1 :]
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""`sternum demo`: runs the whole chain on simulated radiographs with the commands that a user types."""
+"""`sternum demo`: runs the whole pipeline on simulated radiographs with the commands that a user types."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ class DemoConfig:
     """The demo's folder and size.
 
     Args:
-        out: folder for the images, the shards and the run; the same command again continues where it stopped
+        out: folder for the images, the shards and the run; the same command continues an interrupted demo
         patients: simulated patients for pretraining, with about two radiographs each; at least 200
         target_images: simulated radiographs for the probe, half of them with pneumonia; at least 100
         epochs: passes over the pretraining images
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         DemoConfig,
         arguments,
         command="demo",
-        description="Run the whole chain on simulated radiographs, in about five minutes on two CPU cores.",
+        description="Run the whole pipeline on simulated radiographs, in about five minutes on two CPU cores.",
         examples=["sternum demo", "sternum demo --out=runs/demo-1 --seed=1"],
     )
     began = time.monotonic()
@@ -81,7 +81,7 @@ def _save_options(config: DemoConfig) -> None:
 
 def _simulate(config: DemoConfig, raw: Path) -> None:
     """Write both datasets. A folder that exists is complete, so it is not drawn again."""
-    say(f"simulating radiographs in {raw}; they show that the program works and prove nothing about medicine")
+    say(f"simulating radiographs in {raw}; they show that Sternum works and prove nothing about medicine")
     if not (raw / "chexpert").exists():
         simulated.write_chexpert(raw / "chexpert", config.patients, config.seed)
     if not (raw / "cell").exists():

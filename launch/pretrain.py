@@ -17,9 +17,7 @@ def main(arguments: Sequence[str]) -> int:
         PretrainConfig,
         arguments,
         command="pretrain",
-        description=(
-            "Pretrain a backbone on shards with the NT-Xent loss. The same command again resumes the run in its folder."
-        ),
+        description=("Pretrain a backbone on shards with the NT-Xent loss. Run the same command again to resume."),
         examples=[
             "sternum pretrain runs/first --config=cpu --data.shards=[shards/cell] --data.splits=[train]",
             "torchrun --nproc-per-node=2 -m launch.pretrain runs/paper --config=gazda2021 \\",

@@ -10,12 +10,12 @@ from sharding.packing.pack import PackConfig, pack
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Pack the dataset and print a summary of what was packed and what was rejected."""
+    """Pack the dataset and print how many images were packed and rejected."""
     config = parse(
         PackConfig,
         arguments,
         command="shard",
-        description="Pack a dataset into WebDataset shards with a manifest. The same command again resumes.",
+        description="Pack a dataset into WebDataset shards with a manifest. Run the same command again to resume.",
         examples=(
             "sternum shard chexpert --root=CheXpert-v1.0-small --out=shards/chexpert",
             "sternum shard cell --root=chest_xray --out=shards/cell --shorter_side_px=256 --seed=1",

@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         words,
         command="submit",
         description=(
-            "Run the `sternum probe` command after `--` as a job on a Ray cluster. All nodes need Sternum, and folders "
-            "must exist on the cluster's head node."
+            "Run the `sternum probe` command after `--` as a job on a Ray cluster. All nodes need Sternum, and the "
+            "command's folders must exist on the head node."
         ),
         examples=(
             "sternum submit ray --address=http://head:8265 -- sternum probe /shared/runs/first \\",
@@ -110,7 +110,7 @@ def submit(address: str, job: dict[str, Any]) -> str:
         client = JobSubmissionClient(address)
     except (OSError, RuntimeError) as error:  # OSError is from requests
         raise UserError(
-            f"address={address}: no job server answers there ({error}); check the address, and start the head "
+            f"no job server answers at address={address} ({error}); check the address, and start the head "
             "node with its dashboard (pip install 'ray[default]')"
         ) from error
     except AuthenticationError as error:

@@ -39,7 +39,7 @@ class SuperviseConfig:
 
     Args:
         run_folder: the run that the command pretrains; new checkpoints in it count as progress
-        restarts: largest number of restarts in all
+        restarts: largest total number of restarts
         patience: largest number of restarts in a row without a new, undamaged checkpoint
         pause_s: seconds before a restart, doubled after each one without progress, so that a node can recover
         stall_s: seconds without a new line of metrics after which the command counts as hung and is killed
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
             "last checkpoint. Supervision ends when the run is finished, when the command rejects its configuration or "
             "data, or after --patience restarts in a row without a new checkpoint. If torchrun's processes fail before "
             "they open the run folder, for example because machines or shards are missing, supervise also tries "
-            "again: somebody may fix that in the meantime."
+            "again, because they may come back."
         ),
         examples=(
             "sternum supervise runs/paper -- torchrun --nproc-per-node=8 -m launch.pretrain runs/paper \\",
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
-    """Run the command until the run has ended as its configuration says, and return 0.
+    """Run the command until its run is finished or paused, and return 0.
 
     If torchrun's processes refuse to start before they open the run folder, neither the exit code (torchrun's is 1) nor
     `status.json` shows that. Such a command is restarted too, and its error is quoted at the end.

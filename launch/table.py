@@ -22,7 +22,7 @@ class TableConfig:
     Args:
         run_folders: probed runs, each pretrained on another fraction of the images
         preset: protocol of the scores: gazda2021 (the paper's) or rigorous
-        out: folder for table3.md, table3.csv and table3.tex; by default the first run's
+        out: folder for table3.md, table3.csv and table3.tex; the first run's folder by default
     """
 
     run_folders: list[Path]
@@ -74,7 +74,7 @@ def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
         fraction = results.run.fraction_percent
         if fraction in by_fraction:
             raise UserError(
-                f"{by_fraction[fraction]} and {run} were both pretrained on {fraction} % of the images; name one"
+                f"{by_fraction[fraction]} and {run} were both pretrained on {fraction} % of the images; keep one"
             )
         by_fraction[fraction] = run
         presets = {row.preset: None for row in results.rows if row.kind == "checkpoint"}

@@ -17,7 +17,7 @@ class VerifyConfig:
 
     Args:
         shards: a folder that sternum shard wrote
-        workers: processes that read; 0 means one for each CPU
+        workers: number of reading processes; 0 means one for each CPU
     """
 
     shards: Path
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         VerifyConfig,
         arguments,
         command="verify",
-        description="Read every shard again and compare it with the manifest. Exit code 1 if anything differs.",
+        description="Read every shard again and compare it with the manifest. The exit code is 1 if anything differs.",
         examples=("sternum verify shards/chexpert",),
         subject="shards",
     )

@@ -60,8 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments,
         command="views",
         description=(
-            "Draw samples next to their two views, with the random parameters of each view. --config also takes the "
-            "configuration of a pretraining and uses its views, seed and executor."
+            "Draw samples next to their two views, with the random parameters of each view. --config also "
+            "accepts a pretraining configuration and uses its views, seed and executor."
         ),
         examples=[
             "sternum views shards/cell --out=views.png",

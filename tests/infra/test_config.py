@@ -107,8 +107,8 @@ def test_a_file_that_cannot_be_loaded_is_named_with_the_command_that_writes_it(t
         (["x", "--data.folders=[a]", "--sead=3"], "unknown key 'sead'; did you mean 'seed'?"),
         (["x", "--data.folders=[a]", "--zzz=3"], "unknown key 'zzz';"),
         (["x", "--data.folders=[a]", "-z"], "unknown key 'z';"),
-        (["x", "--data={folders: [a]}"], "'data' is a section; give its keys one by one, such as --data.folders;"),
-        (["--data.folders=[a]", "--name=x"], "'name' has no dashes; give its value alone: sternum test NAME;"),
+        (["x", "--data={folders: [a]}"], "'data' is a section; set its keys one at a time, such as --data.folders;"),
+        (["--data.folders=[a]", "--name=x"], "'name' takes no dashes; type only its value: sternum test NAME;"),
         (["x", "--data.folders=[a]", "--data.lanes=q"], "data.lanes=q must be a whole number;"),
         (["x", "--data.folders=[a]", "--data.lanes=2.5"], "data.lanes=2.5 must be a whole number;"),
         (["x", "--data.folders=a"], "data.folders=a must be a list of paths, such as [a,b];"),
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_loaded_is_named_with_the_command_that_writes_it(t
         (["x", "--data.folders=[a]", "--data.lanes=0"], "data.lanes=0 must be positive; use 8"),
         (["x", "--data.lanes=1"], "data.folders is missing; add --data.folders=[a,b];"),
         (["--data.folders=[a]"], "name is missing: sternum test NAME;"),
-        (["x", "y", "--data.folders=[a]"], "unexpected word 'y'; options look like --key=value;"),
+        (["x", "y", "--data.folders=[a]"], "unexpected argument 'y'; options look like --key=value;"),
         (["x", "--config=/does/not/exist.yaml"], "/does/not/exist.yaml does not exist; --config takes a YAML file"),
     ],
 )
@@ -140,10 +140,10 @@ def test_a_mistake_becomes_one_line_that_names_it(arguments: list[str], message:
         ("data: {folders: [a]}\nextra: 1", r"unknown key 'extra' in .*c\.yaml; all options"),
         ("data: {folders: [a], lanes: many}", r"data\.lanes=many in .*c\.yaml must be a whole number"),
         ("data: {folders: [a]}\nwatch: 3", r"watch=3 in .*c\.yaml must be true or false"),
-        ("data: 3", r"data in .*c\.yaml is a section; put keys such as data\.folders into it"),
+        ("data: 3", r"data in .*c\.yaml is a section; give it keys, such as data\.folders"),
         ("data: {folders: [a", r"c\.yaml is not valid YAML in line 1: .*"),
-        ("3", r"c\.yaml must hold keys with values, such as `seed: 1`"),
-        ("", r"c\.yaml must hold keys with values"),
+        ("3", r"c\.yaml must contain keys with values, such as `seed: 1`"),
+        ("", r"c\.yaml must contain keys with values"),
     ],
 )
 def test_a_mistake_in_the_file_becomes_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -44,7 +44,7 @@ def test_paths_are_shown_as_they_are() -> None:
 )
 def test_credentials_are_refused_and_not_shown(url: str) -> None:
     with pytest.raises(
-        UserError, match=r"^data\.shards=.* must not hold a user, a password, a query or a fragment; "
+        UserError, match=r"^data\.shards=.* must not contain a user, a password, a query or a fragment; "
     ) as error:
         require_no_credentials(url, "data.shards")
     assert "secret" not in str(error.value)

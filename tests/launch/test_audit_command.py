@@ -33,9 +33,9 @@ def test_audit_ends_with_0_and_a_list_when_nothing_crosses_a_border(
     assert "25 images of" in written.out
     cells = [re.split(r"  +", line.strip()) for line in written.out.splitlines()]
     table = {name: counts for name, *counts in cells}
-    assert table["patients in several places"] == ["-", "0", "0"]
+    assert table["shared patients"] == ["-", "0", "0"]
     assert table["groups of identical images"] == ["1", "0", "0"]
-    assert table["surplus copies in them"] == ["0", "0", "0"]
+    assert table["extra copies in them"] == ["0", "0", "0"]
     assert "in one split with several patients' names: 1" in written.out
     assert "datasets and splits share nothing" in written.err
     found = json.loads((tmp_path / "found" / "audit.json").read_text())

@@ -63,7 +63,7 @@ def test_verify_returns_1_and_a_list_when_something_differs(
     [
         (["mnist"], "dataset=mnist is unknown; use one of chexpert, chestxray14, cell"),
         (["chexpert"], r"is not dataset 'chexpert', which has train\.csv"),
-        (["--dataset=cell"], "'dataset' has no dashes; give its value alone: sternum shard DATASET;"),
+        (["--dataset=cell"], "'dataset' takes no dashes; type only its value: sternum shard DATASET;"),
         (["cell", "--shorter_side=64"], "unknown key 'shorter_side'.* did you mean 'shorter_side_px'"),
         (["cell", "--jpeg_quality=0"], "jpeg_quality=0 must be between 1 and 100"),
         (["cell", "--jpeg_quality=high"], "jpeg_quality"),

@@ -39,7 +39,7 @@ def test_what_is_no_probe_on_a_ray_cluster_is_refused(words: list[str], message:
 def test_job_server_that_does_not_answer_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(UserError, match=f"address=http://127.0.0.1:{port}: no job server answers there"):
+    with pytest.raises(UserError, match=f"no job server answers at address=http://127.0.0.1:{port} "):
         main(["ray", f"--address=http://127.0.0.1:{port}", *PROBE])
 
 

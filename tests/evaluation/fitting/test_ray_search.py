@@ -234,7 +234,7 @@ def test_unreachable_cluster_is_one_line_at_once(tmp_path: Path) -> None:
         "address=ray://127.0.0.1:1",
         "address=nonsense",
         "address=auto",
-        "address=ray://127.0.0.1:1 must not hold a user, a password, a query or a fragment; remove them",
+        "address=ray://127.0.0.1:1 must not contain a user, a password, a query or a fragment; remove them",
     ]
 
 
@@ -245,7 +245,7 @@ def test_storage_with_credentials_is_refused_and_not_shown(capfd: pytest.Capture
         "file:///a#secret",
         "hdfs://secret@server/a",
     ):
-        with pytest.raises(UserError, match="must not hold a user, a password, a query or a fragment") as error:
+        with pytest.raises(UserError, match="must not contain a user, a password, a query or a fragment") as error:
             search_with_ray({}, {}, storage=url, name="a")
         assert "secret" not in str(error.value)
     assert capfd.readouterr() == ("", "")

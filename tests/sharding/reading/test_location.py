@@ -112,7 +112,7 @@ def test_credentials_in_a_url_are_refused(server: FaultServer) -> None:
         f"{server.url.replace('//', '//anna:secret@')}/set",
         f"{server.url}/set?t=1",
     ):
-        with pytest.raises(UserError, match=r"must not hold a user, a password, a query or a fragment; use ~/\."):
+        with pytest.raises(UserError, match=r"must not contain a user, a password, a query or a fragment; use ~/\."):
             open_location(url)
     assert not server.requests
 
