@@ -1,1 +1,1 @@
-"""Datasets packed into shards, and shards read as encoded images in order. Imports no torch."""
+"""Packing of datasets into shards, and reading of their encoded images in order. Does not import torch."""

@@ -97,7 +97,7 @@ class Pair:
         equal_pixels: whether the decoded images are equal
         equal_bytes: whether the encoded images are equal
         distance: the number of bits in which their hashes differ
-        correlation: of their thumbnails, at most 1
+        correlation: correlation of their thumbnails, at most 1
     """
 
     first: int
@@ -152,7 +152,7 @@ def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
         workers: processes that read; 0 means one for each CPU
 
     Raises:
-        UserError: if a folder is no packed dataset or occurs twice
+        UserError: if a folder is not a packed dataset or occurs twice
         RunFailed: if an image is damaged
     """
     shards = ShardSet(folders)
@@ -254,15 +254,15 @@ def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], ro
     for run in _runs(patients[:, 0]):
         if len(run) == 1:
             continue
-        own_locations = [locations[int(number)] for number in patients[run, 1]]
+        patient_locations = [locations[int(number)] for number in patients[run, 1]]
         shared.append(
             SharedPatient(
-                spread=_spread((str(folder), split) for folder, split in own_locations),
-                dataset=manifests[own_locations[0][0]].dataset,
+                spread=_spread((str(folder), split) for folder, split in patient_locations),
+                dataset=manifests[patient_locations[0][0]].dataset,
                 patient=_patient(shards, int(first[run[0]])),
                 places=[
                     PatientLocation(str(folder), split, count)
-                    for (folder, split), count in zip(own_locations, images[run].tolist(), strict=True)
+                    for (folder, split), count in zip(patient_locations, images[run].tolist(), strict=True)
                 ],
             )
         )

@@ -27,8 +27,8 @@ class Pairs(NamedTuple):
     Attributes:
         first: (m,) number of an image in packed order
         second: (m,) number of the other image, above `first`
-        distance: (m,) in bits of the hash
-        correlation: (m,) of the thumbnails
+        distance: (m,) number of bits in which the hashes differ
+        correlation: (m,) correlation of the thumbnails
     """
 
     first: Int64
@@ -66,7 +66,7 @@ def near_duplicate_groups(
         The 64-bit identities (n,) of all samples in packed order, and the number of each sample's group (n,).
 
     Raises:
-        UserError: if a location is no packed dataset or occurs twice
+        UserError: if a location is not a packed dataset or occurs twice
         RunFailed: if an image is damaged or cannot be downloaded
     """
     shards = ShardSet(locations, fetch=fetch)

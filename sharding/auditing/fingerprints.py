@@ -1,4 +1,4 @@
-"""Short records by which an audit compares images and patients, made in several processes."""
+"""Fingerprints by which an audit compares images and patients, computed in several processes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ class _Task(NamedTuple):
 
 
 def fingerprints(shards: ShardSet, workers: int = 0) -> Fingerprints:
-    """Read and decode every image; takes 68 bytes per image.
+    """Read and decode every image; needs 68 bytes of memory per image.
 
     Args:
         shards: whole folders, with all splits

@@ -58,7 +58,7 @@ def pairs_within(hashes: UInt64, distance: int) -> tuple[Int64, Int64]:
 
 
 def _band_keys(hashes: UInt64, band: int, bands: int) -> Int64:
-    """Return every `bands`-th bit from bit `band` on as a number (n,); so neighbor bits, which are alike, part."""
+    """Return every `bands`-th bit from bit `band` on as a number (n,); neighboring bits, which correlate, part."""
     keys = np.zeros(len(hashes), np.int64)
     for bit in range(band, BITS, bands):
         word, shift = divmod(bit, 64)

@@ -2,7 +2,7 @@
 
 Each reader checks the layout that upstream ships. It raises UserError for a table or folder tree that is not the
 dataset or contradicts itself, and yields a Rejection for a single row or file that names no packable image, so that
-none is lost uncounted. Readers decode no images.
+each is counted. Readers decode no images.
 
 A reader with options takes them after the root: the frozen dataclass in OPTIONS, which the configuration holds under
 the dataset's name.
@@ -18,7 +18,7 @@ from sharding.datasets.folder import FolderOptions
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 
-# A root with this file was drawn by a program (sharding.simulation.datasets), whatever dataset it looks like.
+# Marks a root that sharding.simulation.datasets has drawn, whatever dataset it looks like.
 SIMULATED_MARKER: Final = "SIMULATED.txt"
 
 READERS: Final[dict[str, Callable[..., Iterator[Sample | Rejection]]]] = {

@@ -24,11 +24,11 @@ _OTHER_FINDINGS: Final = ("No Finding", "Tuberculosis")
 def read(root: Path) -> Iterator[Sample | Rejection]:
     """Read the X-rays in `metadata.csv`, and reject everything else.
 
-    Findings are paths such as `Pneumonia/Viral/COVID-19`. The labels are the paper's task: COVID-19 against other
+    Findings are paths such as `Pneumonia/Viral/COVID-19`. The labels are the paper's task: COVID-19 versus other
     pneumonia, both 0 for `No Finding` and `Tuberculosis`, both None for `todo` and `Unknown`. `patientid` identifies
     the patient, the day (`offset`) the study. Rejected are CT slices, rows of another folder than `images` (CT
     volumes), rows without a patient, rows that repeat a file name, and files in `images/` without a row. A missing
-    file, or one that is no image, is rejected when it is packed.
+    file, or one that is not an image, is rejected when it is packed.
 
     Raises:
         UserError: if `root` is not this dataset, or its table is older than July 2020, when findings became paths
@@ -82,8 +82,8 @@ def _labels(where: str, finding: str) -> dict[str, int | None]:
     first, *_ = path = [part.strip() for part in finding.split("/")]
     if first != "Pneumonia" and finding not in _OTHER_FINDINGS:
         raise UserError(
-            f"{where}: finding {finding!r} is none of Pneumonia/..., {', '.join((*_OTHER_FINDINGS, *_UNKNOWN[:2]))}; "
-            "use upstream's table of July 2020 or later"
+            f"{where}: finding {finding!r} is not one of Pneumonia/..., "
+            f"{', '.join((*_OTHER_FINDINGS, *_UNKNOWN[:2]))}; use upstream's table of July 2020 or later"
         )
     covid = COVID in path
     return {COVID: int(covid), OTHER_PNEUMONIA: int(first == "Pneumonia" and not covid)}

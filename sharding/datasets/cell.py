@@ -26,8 +26,8 @@ class CellOptions:
     """The grouping of images into patients.
 
     Args:
-        patients: whether person12_bacteria_34 and person12_virus_56, which upstream leaves open, show two patients
-            (by_name) or one (by_number; then 170 patients are in both train and test)
+        patients: whether person12_bacteria_34 and person12_virus_56 count as two patients (by_name) or as one
+            (by_number; 170 patients are then in both train and test); upstream does not say
     """
 
     patients: Literal["by_name", "by_number"] = "by_name"

@@ -46,12 +46,14 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
     sex other than Female or Male mean unknown. Rows whose path is not of CheXpert's form are rejected.
 
     Raises:
-        UserError: if `root` has no train.csv, or a table lacks a column or has a cell that is no label or age
+        UserError: if `root` has no train.csv, or a table lacks a column or has an invalid label or age
     """
     require_files(root, "chexpert", ("train.csv", "valid.csv"), (root / "train.csv").is_file())
     present = {table: split for table, split in _TABLES.items() if (root / table).is_file()}
     if {"test.csv", "test_labels.csv"} <= present.keys():
-        raise UserError(f"root={root} has both test.csv and test_labels.csv, tables of one part; remove one of them")
+        raise UserError(
+            f"root={root} has both test.csv and test_labels.csv, two tables of the same part; remove one of them"
+        )
     for table, split in present.items():
         optional = (*_DETAILS, "No Finding") if split == "test" else ()
         required = [name for name in COLUMNS if name not in optional]

@@ -20,8 +20,8 @@ def read(root: Path) -> Iterator[Sample | Rejection]:
     """Read `P/*` (RT-PCR positive) and `N/*`, and severities from `severity.csv` (`Name,Severity`) if it is present.
 
     The labels are `COVID-19` and, with the table, one for each severity: all 0 for a negative, None for a positive
-    without a row. Each image shows another patient in a PA view, as the authors say. Rejected are files outside P/
-    and N/, and rows of the table that name no image in P/.
+    without a row. Each image shows a different patient in a PA view, according to the authors. Rejected are files
+    outside P/ and N/, and rows of the table that name no image in P/.
 
     Raises:
         UserError: if `root` lacks P/ or N/, or a severity is not one of upstream's four

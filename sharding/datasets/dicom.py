@@ -42,15 +42,15 @@ class DicomOptions:
     """The handling of files that are not de-identified.
 
     Args:
-        allow_identifiers: also pack files whose header names the patient or reports text burned into the pixels; no
-            name or birth date enters the shards, but burned-in text does
+        allow_identifiers: also pack files whose header names the patient or reports burned-in text; names and birth
+            dates do not enter the shards, but burned-in text does
     """
 
     allow_identifiers: bool = False
 
 
 def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
-    """Read the headers of all files below `root`, and reject files that are no DICOM radiograph.
+    """Read the headers of all files below `root`, and reject files that are not DICOM radiographs.
 
     Patient and study are 64-bit hashes of PatientID and StudyInstanceUID, and the path stays out of the shards, so no
     identifier enters them. A hash is only a pseudonym: a list of all PatientIDs reveals which of them it belongs to.

@@ -23,13 +23,13 @@ class FolderOptions:
 
     Args:
         csv: path of the table, relative to root; without a table, images must be at [SPLIT/]CLASS/IMAGE
-        path: column of the image's path, relative to root
-        patient: column of the patient; without it, each image counts as another patient
-        split: column of the split, train, val, test or blank
-        label: column of the class, one name per image; blank is unknown
-        view: column of the view, such as PA, AP or LATERAL; blank is unknown
-        sex: column of the sex, F or M; blank, O or U is unknown
-        age: column of the age in years, or like 058Y, 011M, 004W, 003D; blank is unknown
+        path: column with the image's path, relative to root
+        patient: column with the patient; without it, each image counts as a separate patient
+        split: column with the split: train, val, test or blank
+        label: column with the class, one name per image; blank if unknown
+        view: column with the view, such as PA, AP or LATERAL; blank if unknown
+        sex: column with the sex, F or M; blank, O or U if unknown
+        age: column with the age in years, or as 058Y, 011M, 004W, 003D; blank if unknown
     """
 
     csv: str | None = None
@@ -50,7 +50,7 @@ class FolderOptions:
         if self.csv is None:
             for field in fields(self):
                 is_default = getattr(self, field.name) == field.default
-                require(is_default, f"{setting(self, field.name)} is a column; name its table: {key(self, 'csv')}")
+                require(is_default, f"{setting(self, field.name)} is a column; name the table too: {key(self, 'csv')}")
 
 
 def read(root: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
@@ -60,7 +60,7 @@ def read(root: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
     splits (train, val or valid or validation, test) or all classes; a file at another depth is rejected.
 
     Raises:
-        UserError: if `root` has neither layout, or the table lacks a column or has a cell without a meaning
+        UserError: if `root` has neither layout, or the table lacks a column or has an invalid cell
     """
     if options.csv is not None:
         require_files(root, "folder", (options.csv,), (root / options.csv).is_file())
@@ -70,8 +70,8 @@ def read(root: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
     yield from items
     if options.patient is None:
         say(
-            "warning: images without patients: each counts as another patient, in splits and in confidence intervals; "
-            f"name the column of the patient: {key(options, 'patient')}"
+            "warning: the images have no patients, so each counts as a separate patient, in splits and in confidence "
+            f"intervals; name the patient column: {key(options, 'patient')}"
         )
 
 
@@ -83,7 +83,7 @@ def _read_tree(root: Path) -> Iterator[Sample | Rejection]:
     splits = [name for name in tops if split_of(name)]
     if splits and splits != tops:
         other = next(name for name in tops if name not in splits)
-        raise UserError(f"root={root} has the split {splits[0]}/ and {other}/, which is no split; move one of them")
+        raise UserError(f"root={root} has the split {splits[0]}/ and {other}/, which is not a split; move one of them")
     depth = 2 if splits else 1
     classes = sorted({parts[-1] for parts in parents if len(parts) == depth})
     for path in visible_files(root):

@@ -1,4 +1,4 @@
-"""Parsers for view, sex, age and split, from the words of tables and headers to those of `Sample`."""
+"""Parsers that turn the view, sex, age and split of tables and headers into the terms of `Sample`."""
 
 import re
 from typing import Final
@@ -93,7 +93,7 @@ def parse_age(column: str, text: str, where: str) -> float | None:
     """
     if text.strip() and _AGE.fullmatch(text.strip()) is None:
         raise UserError(
-            f"{where}: {column}={text!r} must be years, or like 058Y, 011M, 004W or 003D, or blank; correct the row"
+            f"{where}: {column}={text!r} must be years, or as 058Y, 011M, 004W or 003D, or blank; correct the row"
         )
     return age_of(text)
 

@@ -49,7 +49,7 @@ def read_table(
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num} is not CSV: {error}; correct the row") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
 
 
 def require_files(root: Path, dataset: str, expected: Sequence[str], exist: bool) -> None:

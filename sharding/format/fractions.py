@@ -18,7 +18,7 @@ def patient_tiers(patients: UInt64, seed: int) -> UInt64:
     not depend on the others, so a dataset that grows moves only the patients near a border.
 
     Args:
-        patients: (N,) 64-bit identities in any order, each once for every image of the patient
+        patients: (N,) 64-bit identities in any order, repeated for every image of the patient
         seed: the seed of the draw
 
     Returns:

@@ -53,11 +53,11 @@ class Shard:
     """One tar with samples of one official split and one fraction tier, so that choosing shards chooses both.
 
     Attributes:
-        name: of the tar
+        name: file name of the tar
         samples: the number of its samples
-        size_bytes: of the tar
-        sha256: of the tar
-        index_sha256: of its index
+        size_bytes: size of the tar
+        sha256: SHA-256 of the tar
+        index_sha256: SHA-256 of its index
         tier_percent: 1, 10 or 100, the smallest fraction of the patients that this shard belongs to; the fraction f
             is all shards with tier_percent <= f
         split: the official split of its samples, None if the dataset has none
@@ -90,14 +90,14 @@ class Manifest:
     """The content of `manifest.json`.
 
     Attributes:
-        version: of the format
+        version: version of the format
         dataset: the dataset's name
         made_by: the versions of the programs that the packed bytes depend on
         options: the options that the packed bytes depend on
         samples: the number of samples in all shards
         patients: the number of patients in all shards
-        pixel_mean: over all packed pixels, scale 0 to 1
-        pixel_std: over all packed pixels, scale 0 to 1
+        pixel_mean: mean over all packed pixels, scale 0 to 1
+        pixel_std: standard deviation over all packed pixels, scale 0 to 1
         shards: in packed order
         rejected: the files and rows that were not packed
         source_bytes: size of the image files that were packed
@@ -153,8 +153,8 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
     """Return the manifest in `content`.
 
     Args:
-        content: of `manifest.json`
-        path: of the file, for messages
+        content: the bytes of `manifest.json`
+        path: path of the file, for messages
 
     Raises:
         NotJson: if the content is not JSON
@@ -173,7 +173,7 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
-    """Yield the contradictions of a manifest to the format or to itself."""
+    """Yield each contradiction of a manifest to the format or to itself."""
     names = set()
     for number, shard in enumerate(manifest.shards):
         entry = f"shards[{number}]"
@@ -221,9 +221,9 @@ def decode_index(content: bytes, path: str) -> Records:
     rows_start = 10 + int.from_bytes(content[8:10], "little")
     header = _INDEX_HEADER.fullmatch(content[10:rows_start].decode("latin1"))
     if header is None or not content.startswith(b"\x93NUMPY\x01\x00"):
-        raise UserError(f"{path} is no index of a shard; pack the dataset again")
+        raise UserError(f"{path} is not an index of a shard; pack the dataset again")
     if len(content) != rows_start + int(header[1]) * INDEX_ROW.itemsize:
-        raise UserError(f"{path} lacks some of the {header[1]} rows in its header; pack the dataset again")
+        raise UserError(f"{path} does not have the {header[1]} rows that its header declares; pack the dataset again")
     return np.frombuffer(content, INDEX_ROW, offset=rows_start)
 
 

@@ -26,8 +26,8 @@ class TarSample(NamedTuple):
         row: the bytes of its INDEX_ROW, with offsets from the start of `members`
         source_bytes: size of the source file
         pixels: number of pixels
-        pixel_sum: over the 8-bit pixels before compression
-        pixel_square_sum: over the 8-bit pixels before compression
+        pixel_sum: sum over the 8-bit pixels before compression
+        pixel_square_sum: sum of squares over the 8-bit pixels before compression
     """
 
     members: bytes

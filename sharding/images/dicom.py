@@ -40,7 +40,7 @@ def read_header(file: BinaryIO, keywords: Sequence[str]) -> dict[str, str]:
     """Return header elements as text by keyword, "" for an absent one, without reading the pixels.
 
     Raises:
-        DicomRejected: if the file is no DICOM file or is damaged
+        DicomRejected: if the file is not DICOM or is damaged
     """
     header, _ = _read(file, keywords)
     with _errors_as_damage():
@@ -54,9 +54,9 @@ class DicomImage:
     Attributes:
         dataset: the parsed file
         syntax: its transfer syntax, which encodes the pixels
-        height: as the header declares it, in pixels
-        width: as the header declares it, in pixels
-        bits: stored per pixel
+        height: height that the header declares, in pixels
+        width: width that the header declares, in pixels
+        bits: bits stored per pixel
     """
 
     dataset: Dataset
@@ -212,7 +212,7 @@ def _modality(dataset: Dataset, stored: Integer) -> Number:
 
 
 def _window(dataset: Dataset) -> tuple[str, float, float] | None:
-    """Return function, center and width of the first window, None if there is none or it has no width."""
+    """Return function, center and width of the first window, None if it is missing or has no width."""
     center, width = (np.atleast_1d(_numbers(dataset.get(name))) for name in ("WindowCenter", "WindowWidth"))
     function = _text(dataset, "VOILUTFunction") or "LINEAR"
     if not len(center) or not len(width) or not width[0] > (1 if function == "LINEAR" else 0):

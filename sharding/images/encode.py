@@ -27,7 +27,7 @@ from sharding.images.grayscale import from_16_bit
 
 FORMATS: Final = ("JPEG", "PNG")
 MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
-MAX_SIDE_PX: Final = 65_500  # what a JPEG can hold
+MAX_SIDE_PX: Final = 65_500  # the largest side of a JPEG
 
 MISSING: Final = "missing file"
 UNREADABLE: Final = "unreadable file"
@@ -54,13 +54,13 @@ class EncodedImage:
     Attributes:
         content: the JPEG or PNG file
         extension: `jpg` or `png`
-        height: in pixels
-        width: in pixels
-        source_height: of the upright source, in pixels
-        source_width: of the upright source, in pixels
+        height: height in pixels
+        width: width in pixels
+        source_height: height of the upright source, in pixels
+        source_width: width of the upright source, in pixels
         source_bytes: size of the source file
-        pixel_sum: over the 8-bit pixels before compression
-        pixel_square_sum: over the 8-bit pixels before compression
+        pixel_sum: sum over the 8-bit pixels before compression
+        pixel_square_sum: sum of squares over the 8-bit pixels before compression
     """
 
     content: bytes
@@ -128,7 +128,7 @@ def encode(
 
 
 def is_plain_gray_jpeg(content: bytes) -> bool:
-    """Say whether a file is a JPEG of one 8-bit channel that holds only pixels.
+    """Return whether a file is a JPEG of one 8-bit channel that holds only pixels.
 
     It must have no EXIF (so no rotation), comment, profile or thumbnail, which may hold a patient's name, and no byte
     after the image. Only the markers are checked (ITU-T T.81, annex B); the data may still be damaged.

@@ -1,6 +1,6 @@
 """Where shards are written: a local folder or an object store.
 
-Every file appears whole or not at all. Notes about an unfinished packing lie in `OUT/.partial/`, so that any machine
+Every file appears whole or not at all. Notes about an unfinished packing are in `OUT/.partial/`, so that any machine
 that reaches OUT can resume it.
 """
 
@@ -41,7 +41,7 @@ class Destination(Protocol):
         """Return the size in bytes of each file, notes excluded."""
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
+        """Return the content of a file, None if it does not exist."""
 
     def commit(self, file: Path, name: str) -> None:
         """Move a file from the staging folder to the destination."""
@@ -53,7 +53,7 @@ class Destination(Protocol):
         """Return the names of the notes."""
 
     def is_tidy(self) -> bool:
-        """Return whether no unfinished packing has left anything."""
+        """Return whether no unfinished packing left files behind."""
 
     def finish(self) -> None:
         """Remove notes and staging folder."""

@@ -23,7 +23,7 @@ class Job:
 
     Attributes:
         dataset: the dataset's name
-        options: of packing, and a hash of the dataset's samples
+        options: the options of packing, and a hash of the dataset's samples
         made_by: the versions of the programs that encode
     """
 
@@ -41,10 +41,10 @@ class FinishedShard:
         start: the first catalog position after the shard before
         end: the catalog position after this shard
         rejected: the positions from start to end that were not packed, each with its reason
-        source_bytes: over the packed samples
-        pixels: over the packed samples
-        pixel_sum: over the packed samples
-        pixel_square_sum: over the packed samples
+        source_bytes: total size of the packed source files
+        pixels: number of packed pixels
+        pixel_sum: sum over the packed pixels
+        pixel_square_sum: sum of squares over the packed pixels
     """
 
     shard: Shard
@@ -66,7 +66,7 @@ def packed_manifest(destination: Destination, job: Job, out: object) -> Manifest
     """Return the manifest if this job is finished, otherwise None.
 
     Args:
-        destination: of the shards
+        destination: the destination of the shards
         job: the job to compare with
         out: the destination as the user named it, for messages
 
@@ -82,7 +82,9 @@ def packed_manifest(destination: Destination, job: Job, out: object) -> Manifest
     manifest = decode_manifest(content, f"{out}/{MANIFEST_NAME}")
     _require_same(job, Job(manifest.dataset, manifest.options, job.made_by), f"out={out} holds")
     problems = check_sizes(destination.sizes(), manifest)
-    require(not problems, f"out={out} holds this dataset, but incomplete: {'; '.join(problems[:3])}; delete it first")
+    require(
+        not problems, f"out={out} holds an incomplete copy of this dataset: {'; '.join(problems[:3])}; delete it first"
+    )
     return manifest
 
 
@@ -92,7 +94,7 @@ def resume_job(destination: Destination, job: Job, out: object) -> list[Finished
     Shards after a damaged one are not counted.
 
     Args:
-        destination: of the shards
+        destination: the destination of the shards
         job: the job to begin or resume
         out: the destination as the user named it, for messages
 

@@ -49,21 +49,21 @@ class PackConfig:
     """A dataset to pack, its destination, and the encoding.
 
     Args:
-        dataset: name of the dataset, one of chexpert, chestxray14, cell, c19-cohen, covidgr, folder and dicom
-        root: folder with the dataset as upstream ships it; never written to
-        out: folder for the shards, or the URL of one in an object store, such as s3://BUCKET/FOLDER; it must be new or
-            empty, or hold this dataset, finished or not, which the same command then finishes
-        shorter_side_px: images are reduced to this shorter side, never enlarged, 16 to 8192
+        dataset: name of the dataset: chexpert, chestxray14, cell, c19-cohen, covidgr, folder or dicom
+        root: folder with the dataset as published; Sternum never writes to it
+        out: folder for the shards, or the URL of one in an object store, such as s3://BUCKET/FOLDER; new, empty,
+            or from an earlier start of the same command, which then resumes
+        shorter_side_px: shorter side of the packed images in pixels, 16 to 8192; images are reduced, never enlarged
         image_format: jpeg, or png, which is lossless and takes three to five times the space
-        jpeg_quality: 1 to 100
-        pass_through: copy gray 8-bit JPEGs byte by byte if they are small enough and hold only pixels
+        jpeg_quality: JPEG quality, 1 to 100
+        pass_through: copy gray 8-bit JPEGs unchanged if they are small enough and hold only pixels
         shard_size_mb: largest size of a shard in 10^6 bytes; a larger sample gets a shard of its own
-        shard_samples: most samples in a shard; null is as many as shard_size_mb allows
-        seed: decides the order of the samples, and the patients in the fractions of 1 % and 10 %
-        workers: processes that encode, 0 is one for each CPU; does not change the bytes
-        cell: only for dataset cell, the grouping of images into patients
-        folder: only for dataset folder, a table that describes the images, and the names of its columns
-        dicom: only for dataset dicom, the handling of files that are not de-identified
+        shard_samples: largest number of samples in a shard; null for as many as shard_size_mb allows
+        seed: determines the order of the samples, and the patients in the fractions of 1 % and 10 %
+        workers: number of encoding processes; 0 means one for each CPU; does not change the shards
+        cell: for dataset cell only: how images are grouped into patients
+        folder: for dataset folder only: a table that describes the images, and its column names
+        dicom: for dataset dicom only: what to do with files that are not de-identified
     """
 
     dataset: str
@@ -92,8 +92,8 @@ class PackConfig:
         require_between(self, "jpeg_quality", 1, 100, "try 90")
         require(
             not (self.pass_through and self.image_format == "png"),
-            f"{key(self, 'pass_through')}=true copies JPEGs, which {setting(self, 'image_format')} excludes; "
-            "leave one of them out",
+            f"{key(self, 'pass_through')}=true copies JPEGs, so it excludes {setting(self, 'image_format')}; "
+            "leave out one of the two",
         )
         require_positive(self, "shard_size_mb", "try 256")
         require_at_least(self, "shard_samples", 1, "or use null")
@@ -223,7 +223,7 @@ class _Packing:
         ]
         if not self._finished:
             reasons = Counter(rejection.reason for rejection in rejected)
-            summary = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it holds none"
+            summary = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it has no images"
             raise UserError(
                 f"no image of dataset {job.dataset!r} in {self._config.root} can be packed: {summary}; "
                 f"check {key(self._config, 'root')}"

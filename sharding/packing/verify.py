@@ -30,8 +30,8 @@ def check_sizes(sizes: dict[str, int], manifest: Manifest) -> list[str]:
     """Return the differences in names and sizes: fast, but it misses changed bytes.
 
     Args:
-        sizes: file name -> size in bytes, of the folder
-        manifest: of the folder
+        sizes: size in bytes of each file of the folder, by name
+        manifest: manifest of the folder
     """
     expected = {MANIFEST_NAME: None} | {shard.name: shard.size_bytes for shard in manifest.shards}
     expected |= {shard.index_name: None for shard in manifest.shards}
@@ -52,7 +52,7 @@ def verify(folder: Path, workers: int = 0) -> list[str]:
 
     Args:
         folder: the packed folder
-        workers: processes that read; 0 means one for each CPU
+        workers: number of reading processes; 0 means one for each CPU
 
     Raises:
         UserError: if `folder` has no readable manifest

@@ -48,18 +48,18 @@ class PinnedFile:
     Attributes:
         path: the file
         descriptor: its open file descriptor
-        was_here: whether the file was in the cache already
+        was_cached: whether the file was in the cache already
     """
 
-    def __init__(self, path: Path, descriptor: int, was_here: bool) -> None:
-        self.path, self.descriptor, self.was_here = path, descriptor, was_here
+    def __init__(self, path: Path, descriptor: int, was_cached: bool) -> None:
+        self.path, self.descriptor, self.was_cached = path, descriptor, was_cached
 
     def __del__(self) -> None:
         os.close(self.descriptor)
 
 
 class ShardCache:
-    """Opens remote files and downloads those that are not here; safe to use from several threads and processes.
+    """Opens remote files and downloads those that are not cached; safe to use from several threads and processes.
 
     Attributes:
         folder: the folder of the cached files
@@ -82,11 +82,11 @@ class ShardCache:
                 pass
 
     def require_room(self, needed_bytes: int, readers: str) -> None:
-        """Raise UserError unless limit and disk have room for the `needed_bytes` that `readers` at a time.
+        """Raise UserError unless the limit and the disk have room for `needed_bytes`.
 
         Args:
             needed_bytes: the bytes in use at a time
-            readers: who uses them, with a verb, such as "one reader reads"
+            readers: their users, as the start of a clause for the message, such as "one reader reads"
 
         Raises:
             UserError: if the limit or the disk is too small
@@ -113,7 +113,7 @@ class ShardCache:
         stop: threading.Event | None = None,
         accept: Callable[[int], bool] = lambda descriptor: True,
     ) -> PinnedFile:
-        """Return a file, downloaded if it is not here; waits while another process downloads it.
+        """Return a file, and download it if it is not cached; waits while another process downloads it.
 
         Args:
             remote: the folder to download from
@@ -132,9 +132,9 @@ class ShardCache:
         )
         stop = stop or threading.Event()
         deadline_s = time.monotonic() + self._config.total_s
-        was_here = True
+        was_cached = True
         while True:
-            pinned = self._find(spec, was_here)
+            pinned = self._find(spec, was_cached)
             if pinned is not None and accept(pinned.descriptor):
                 return pinned
             if pinned is not None:
@@ -144,22 +144,22 @@ class ShardCache:
             if file is not None:
                 with file:
                     self._fetch(remote, spec, file, stop)
-                was_here = False
+                was_cached = False
             elif stop.wait(_POLL_S) or time.monotonic() > deadline_s:
                 raise Unavailable(
                     f"{remote.name}/{spec.name} cannot be downloaded: another process is still downloading it after "
-                    f"{key(FetchConfig, 'total_s')}={self._config.total_s:g}; see what that process does",
+                    f"{key(FetchConfig, 'total_s')}={self._config.total_s:g}; check that process",
                     is_final=False,
                 )
 
     def _limit(self) -> str:
         return f"{key(FetchConfig, 'limit_gb')}={self._config.limit_gb:g}"
 
-    def _find(self, spec: FileSpec, was_here: bool) -> PinnedFile | None:
-        """Return the whole file if it is here, marked as just used."""
+    def _find(self, spec: FileSpec, was_cached: bool) -> PinnedFile | None:
+        """Return the whole file if it is cached, marked as just used."""
         path = self.folder / spec.sha256
         try:
-            pinned = PinnedFile(path, os.open(path, os.O_RDONLY), was_here)
+            pinned = PinnedFile(path, os.open(path, os.O_RDONLY), was_cached)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Settings of a training run's data, and their rules."""
+"""Settings for the data of a training run, and their checks."""
 
 from dataclasses import dataclass, field
 
@@ -14,13 +14,13 @@ class DataConfig:
     """The images to train on, and their order.
 
     Args:
-        shards: folders written by sternum shard, or their URLs (http, https, s3, gs); trained on together
-        splits: official splits to take, all if empty; a dataset without official splits is taken whole
-        fraction_percent: the nested fraction of the patients, 1, 10 or 100
+        shards: folders written by sternum shard, or their URLs (http, https, s3, gs); all are trained on together
+        splits: official splits to use, all if empty; a dataset without official splits is used whole
+        fraction_percent: percentage of the patients to train on: 1, 10 or 100; each one contains the smaller ones
         global_batch: images per step over all ranks
-        lanes: streams that a batch is taken from; must divide global_batch, and the world size must divide it
-        shuffle_window: images shuffled among each other, over all lanes; a smaller dataset is shuffled whole
-        max_masked_percent: the largest share of damaged samples in an epoch, 0 to 100; beyond it the run stops
+        lanes: parallel streams that make up a batch; must divide global_batch and be a multiple of the process count
+        shuffle_window: number of images shuffled together, over all lanes; a smaller dataset is shuffled whole
+        max_masked_percent: largest percentage of damaged samples in an epoch, 0 to 100; above it the run stops
         fetch: how remote shards are downloaded and cached
     """
 

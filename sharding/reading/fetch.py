@@ -27,11 +27,11 @@ class FetchConfig:
 
     Args:
         cache_folder: local folder for downloaded shards, shared by all processes of the machine
-        limit_gb: size limit of the cache folder in 10^9 bytes; the shards used longest ago make room
+        limit_gb: size limit of the cache folder in 10^9 bytes; the least recently used shards are removed first
         connections: shards that a process downloads at a time, 1 to 1000
-        attempts: failures in a row, without a new byte, after which a download fails, 1 to 1000
+        attempts: failed attempts in a row, without a new byte, after which a download fails, 1 to 1000
         stall_s: seconds without a byte after which an attempt fails
-        total_s: seconds after which a download fails
+        total_s: seconds after which a download fails, over all attempts
     """
 
     cache_folder: Path = Path("~/.cache/sternum")
@@ -59,7 +59,7 @@ class FileSpec(NamedTuple):
 
     Attributes:
         name: the file's name in the folder
-        sha256: of its content
+        sha256: SHA-256 of its content
         size_bytes: its size or, unless `is_exact`, an upper bound of its size
         is_exact: whether the size is known
     """
@@ -112,7 +112,7 @@ class PartialDownload:
         self._hash, self.size_bytes = sha256(), 0
 
     def is_whole(self, spec: FileSpec) -> bool:
-        """Say whether these are the bytes of the file."""
+        """Return whether these are the bytes of the file."""
         return self._hash.hexdigest() == spec.sha256
 
     def refuse(self, is_final: bool) -> NoReturn:
@@ -219,7 +219,7 @@ class _RetryPolicy:
         self._config, self._name, self._stop = config, name, stop
         self._deadline_s = time.monotonic() + config.total_s
         self._failures = 0
-        self._last_reason = "nothing came"
+        self._last_reason = "no bytes arrived"
 
     def timeout_s(self) -> float:
         """Return how long to wait for the next byte; raises Unavailable if no time is left."""
@@ -231,7 +231,7 @@ class _RetryPolicy:
         return min(self._config.stall_s, left_s)
 
     def wait_after(self, failed: FetchFailed, progressed: bool) -> None:
-        """Wait before the next attempt; raises Unavailable if there is none.
+        """Wait before the next attempt; raises Unavailable if no attempt is left.
 
         The wait is drawn between 0 and a bound that doubles, so that many clients of one server do not return at the
         same time. It is the only draw that need not be repeatable.
@@ -241,7 +241,7 @@ class _RetryPolicy:
         if failed.is_final:
             raise self._unavailable(failed.reason, is_final=True) from failed
         if self._failures >= self._config.attempts:
-            raise self._unavailable(f"{failed.reason}; {self._failures} attempts") from failed
+            raise self._unavailable(f"{failed.reason}; {self._failures} attempts failed in a row") from failed
         wait_s = random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**self._failures))
         if failed.wait_s is not None:
             wait_s += failed.wait_s

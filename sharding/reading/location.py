@@ -23,7 +23,7 @@ __all__ = ["FetchFailed", "LocalFolder", "Location", "RemoteBody", "RemoteFolder
 __all__ += ["WebFolder", "open_location"]
 
 _CHUNK_BYTES: Final = 1 << 20
-_RANGE_BYTES: Final = 4 << 20  # read from an object store at a time: so much must arrive within `timeout_s`
+_RANGE_BYTES: Final = 4 << 20  # read from an object store at a time; all of it must arrive within `timeout_s`
 _TEMPORARY: Final = (408, 416, 425, 429)  # statuses below 500 after which a repeated request may succeed
 
 
@@ -154,7 +154,7 @@ class StoreFolder:
             with _store_errors():
                 content = self._store.read_range(file, begin, end, timeout_s)
             if len(content) != end - begin:
-                raise FetchFailed(f"{len(content)} bytes came instead of {end - begin}")
+                raise FetchFailed(f"{len(content)} bytes arrived instead of {end - begin}")
             yield content
 
 
@@ -175,7 +175,7 @@ def open_location(location: Location) -> ShardFolder:
     known = ["http", "https", *SCHEMES]
     require(
         scheme in known,
-        f"{scheme}: is not a scheme that shards can be read by; use one of {', '.join(known)}, or write ./{scheme}:... "
+        f"{scheme}: is not a scheme for shards; use one of {', '.join(known)}, or write ./{scheme}:... "
         "if that is the name of a folder",
     )
     rest = location[len(scheme) + 1 :]
@@ -240,14 +240,14 @@ def _web_errors(timeout_s: float) -> Generator[None, None, None]:
     try:
         yield
     except requests.Timeout as error:
-        raise FetchFailed(f"no byte came within {timeout_s:g} s") from error
+        raise FetchFailed(f"no byte arrived within {timeout_s:g} s") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         innermost = _innermost(error)
         if isinstance(innermost, TimeoutError):
-            raise FetchFailed(f"no byte came within {timeout_s:g} s") from error
+            raise FetchFailed(f"no byte arrived within {timeout_s:g} s") from error
         broken_off = isinstance(innermost, IncompleteRead | urllib3.exceptions.IncompleteRead)
         reason = (
-            "the answer broke off" if broken_off else getattr(innermost, "strerror", "") or type(innermost).__name__
+            "the response broke off" if broken_off else getattr(innermost, "strerror", "") or type(innermost).__name__
         )
         # A rejected certificate and an endless or unusable redirection would fail in the same way again.
         is_final = isinstance(error, requests.TooManyRedirects | ValueError) or "CERTIFICATE" in str(innermost)

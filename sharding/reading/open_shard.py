@@ -25,20 +25,20 @@ class OpenShard:
         rows: (samples,) INDEX_ROW, in the order of the tar
     """
 
-    def __init__(self, rows: Records, tar: Path | PinnedFile, name: str, way_out: str) -> None:
+    def __init__(self, rows: Records, tar: Path | PinnedFile, name: str, hint: str) -> None:
         """Open the tar.
 
         Args:
             rows: the index of the shard
             tar: a local file, or a file of the cache that stays there while this shard is open
             name: the shard's location, for messages
-            way_out: what a user can do about damaged bytes
+            hint: advice for the user if bytes are damaged
 
         Raises:
             OSError: if the local file cannot be opened
         """
         self.rows = rows
-        self._name, self._way_out = name, way_out
+        self._name, self._hint = name, hint
         self._pinned = tar if isinstance(tar, PinnedFile) else None
         self._descriptor = tar.descriptor if isinstance(tar, PinnedFile) else os.open(tar, os.O_RDONLY)
 
@@ -51,7 +51,7 @@ class OpenShard:
         return self._read(row, "image")
 
     def metadata(self, row: int) -> dict[str, Any]:
-        """Return the dataset's facts about a sample (patient, split, labels, ...); raises SampleDamaged."""
+        """Return a sample's metadata (patient, split, labels, ...); raises SampleDamaged."""
         return cast(dict[str, Any], msgspec.json.decode(self._read(row, "meta").tobytes()))
 
     def key(self, row: int) -> str:
@@ -70,7 +70,7 @@ class OpenShard:
         except OSError as error:
             raise SampleDamaged(f"{self._sample(row)} cannot be read: {error.strerror}") from error
         if count != size_bytes or zlib.crc32(content.data) != crc32:
-            raise SampleDamaged(f"{self._sample(row)} does not match its checksum; {self._way_out}")
+            raise SampleDamaged(f"{self._sample(row)} does not match its checksum; {self._hint}")
         return content
 
     def _sample(self, row: int) -> str:

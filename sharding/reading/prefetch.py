@@ -31,16 +31,16 @@ class Prefetcher:
 
         Args:
             shards: the shards to open
-            budget_bytes: the most bytes of remote shards that are open or coming
-            most_items: the most items that are looked at ahead of the present one
+            budget_bytes: largest number of bytes of remote shards that are open or downloading
+            most_items: largest number of items to look ahead
         """
         self._shards, self._budget_bytes, self._most_items = shards, budget_bytes, most_items
         connections = shards.cache.fetcher.config.connections if shards.cache else 0
         self._background = Background(connections, "fetch")
-        self._coming: dict[int, Future[OpenShard]] = {}
+        self._downloads: dict[int, Future[OpenShard]] = {}
 
     def close(self) -> None:
-        """Cancel all downloads; whatever waits for one gets CancelledError."""
+        """Cancel all downloads; code that waits for one gets CancelledError."""
         self._background.close()
 
     def walk(self, items: Iterable[T], needed_shards: Callable[[T], Iterable[int]]) -> Generator[T, None, None]:
@@ -82,11 +82,11 @@ class Prefetcher:
 
     def shard(self, shard: int) -> OpenShard:
         """Return a shard as soon as it is open; raises like `ShardSet.shard`."""
-        coming = self._coming.get(shard)
-        if coming is not None:
+        download = self._downloads.get(shard)
+        if download is not None:
             with suppress(CacheFull):
-                return coming.result()
-            self._coming.clear()  # all others make room for this one
+                return download.result()
+            self._downloads.clear()  # all others make room for this one
         return self._shards.shard(shard)
 
     def _has_room(self, shards: list[int]) -> bool:
@@ -95,10 +95,10 @@ class Prefetcher:
 
     def _expect(self, shards: list[int]) -> None:
         for shard in shards:
-            self._coming[shard] = self._background.submit(partial(self._shards.open, shard, self._background.stop))
+            self._downloads[shard] = self._background.submit(partial(self._shards.open, shard, self._background.stop))
 
     def _release(self, shard: int) -> None:
-        self._coming.pop(shard, None)
+        self._downloads.pop(shard, None)
         self._shards.release(shard)
 
 

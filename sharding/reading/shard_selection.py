@@ -16,8 +16,8 @@ class ShardSelection(NamedTuple):
     Attributes:
         shards: each with its folder
         counts: the number of shards chosen from each folder
-        pixel_mean: of the mixture of the folders, each weighted by its chosen samples; scale 0 to 1
-        pixel_std: likewise
+        pixel_mean: mean of the mixture of the folders, each weighted by its chosen samples; scale 0 to 1
+        pixel_std: standard deviation, likewise
     """
 
     shards: list[tuple[ShardFolder, Shard]]
@@ -39,7 +39,7 @@ def choose_shards(
 
     Raises:
         UserError: if a folder has splits but none of these, if no folder has one of them, if a folder occurs twice,
-            or if a local folder lacks a chosen shard in its full size
+            or if a chosen local shard is missing or not of its full size
     """
     require_fraction(fraction_percent)
     _require_different(folders)
@@ -62,7 +62,7 @@ def _require_different(folders: Sequence[ShardFolder]) -> None:
     identities = [folder.path.resolve() if isinstance(folder, LocalFolder) else folder.name for folder in folders]
     for identity, folder in zip(identities, folders, strict=True):
         times = identities.count(identity)
-        require(times == 1, f"shards name {folder.name} {times} times; name each folder once")
+        require(times == 1, f"shards list {folder.name} {times} times; list each folder once")
 
 
 def _splits(manifest: Manifest) -> set[str | None]:

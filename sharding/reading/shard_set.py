@@ -53,8 +53,8 @@ class ShardSet:
         folders: the location of each shard's folder, as the caller named it
         shard_samples: the number of samples in each shard
         samples: the number of samples in all shards
-        pixel_mean: over all folders, weighted by the samples chosen from each; scale 0 to 1
-        pixel_std: likewise
+        pixel_mean: mean over all folders, weighted by the samples chosen from each; scale 0 to 1
+        pixel_std: standard deviation, likewise
         identity: a hash of the chosen shards' contents in their order, which a resumed run must find again. It does
             not depend on where the shards are.
         cache: the cache of remote shards; None if all shards are local
@@ -77,7 +77,7 @@ class ShardSet:
             fetch: settings for downloads; None means the defaults
 
         Raises:
-            UserError: if a location is no packed dataset, lacks a split, occurs twice or does not match its manifest
+            UserError: if a location is not a packed dataset, lacks a split, occurs twice or does not match its manifest
             RunFailed: if a manifest cannot be downloaded
         """
         folders = [open_location(location) for location in locations]
@@ -120,7 +120,7 @@ class ShardSet:
         return self.shard(shard).read(row)
 
     def metadata(self, shard: int, row: int) -> dict[str, Any]:
-        """Return the dataset's facts about a sample (patient, split, labels, ...); raises SampleDamaged like `read`."""
+        """Return a sample's metadata (patient, split, labels, ...); raises SampleDamaged like `read`."""
         return self.shard(shard).metadata(row)
 
     def key(self, shard: int, row: int) -> str:
@@ -141,7 +141,7 @@ class ShardSet:
         return StreamStats(fetcher.bytes_fetched, self._shards_fetched, self._cache_hits, fetcher.retries)
 
     def is_remote(self, shard: int) -> bool:
-        """Say whether a shard has to be downloaded."""
+        """Return whether a shard must be downloaded."""
         return not isinstance(self._located[shard][0], LocalFolder)
 
     def name(self, shard: int) -> str:
@@ -167,7 +167,7 @@ class ShardSet:
         return opened
 
     def open(self, shard: int, stop: threading.Event | None = None) -> OpenShard:
-        """Open a shard, downloaded if need be, and leave it to the caller to keep it.
+        """Open a shard, and download it if needed; the caller keeps it open.
 
         Raises:
             RunFailed: if it cannot be opened or downloaded, or if `stop` is set
@@ -177,19 +177,19 @@ class ShardSet:
         try:
             rows = self._read_index(shard, stop)
             if isinstance(folder, LocalFolder):
-                way_out = f"see what else differs: sternum verify {folder.name}"
-                return OpenShard(rows, folder.path / entry.name, self.name(shard), way_out)
+                hint = f"see what else differs: sternum verify {folder.name}"
+                return OpenShard(rows, folder.path / entry.name, self.name(shard), hint)
             assert self.cache is not None, "a remote shard needs a cache"
             pinned = self.cache.open(folder, FileSpec(entry.name, entry.sha256, entry.size_bytes), stop)
         except OSError as error:
             raise RunFailed(f"{self.name(shard)} cannot be opened: {error.strerror}") from error
         with self._lock:
-            self._cache_hits += pinned.was_here
-            self._shards_fetched += not pinned.was_here
+            self._cache_hits += pinned.was_cached
+            self._shards_fetched += not pinned.was_cached
         return OpenShard(rows, pinned, self.name(shard), f"remove {pinned.path} to download it again")
 
     def release(self, shard: int) -> None:
-        """Close a shard as soon as nobody is reading it."""
+        """Close a shard as soon as no one is reading it."""
         with self._lock:
             self._open.pop(shard, None)
 

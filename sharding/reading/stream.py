@@ -68,7 +68,7 @@ def sample_batches(
 ) -> Generator[EncodedBatch, None, None]:
     """Yield a rank's part of every step, endlessly; threads read and download ahead.
 
-    A sample whose bytes are not the packed ones is masked, and a warning names it. Close the generator to end its
+    A damaged sample is masked, and a warning names it. Close the generator to end its
     threads.
 
     Args:
@@ -114,7 +114,7 @@ def packed_batches(
 
 
 def packed_metadata(shards: ShardSet) -> Generator[dict[str, Any], None, None]:
-    """Yield the dataset's facts about each sample, in packed order; raises like `packed_batches`."""
+    """Yield the metadata of each sample, in packed order; raises like `packed_batches`."""
     prefetcher = Prefetcher(shards, _require_two_shards(shards), most_items=len(shards.shards))
     walk = prefetcher.walk(range(len(shards.shards)), lambda shard: [shard])
     with closing(prefetcher), closing(walk):
@@ -159,7 +159,7 @@ def read_batch(shards: ShardSet | Prefetcher, step: int, positions: Positions, *
     Args:
         shards: the shards to read
         step: the number of the step, for messages
-        positions: of the samples, each array (n,)
+        positions: positions of the samples, each array (n,)
         mask: whether to mask damaged samples and warn about them, instead of raising
 
     Raises:

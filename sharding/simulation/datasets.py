@@ -99,7 +99,7 @@ def write_cell(root: Path, images: dict[str, int], seed: int, size_px: int = 160
         UserError: if `root` is not empty, a number is out of range, or the disk is full
     """
     unknown = sorted(set(images) - set(CELL_SPLITS))
-    require(not unknown, f"images={unknown[:1]} is no split; use {', '.join(CELL_SPLITS)}")
+    require(not unknown, f"images={unknown[:1]} is not a split; use {', '.join(CELL_SPLITS)}")
     for split, count in images.items():
         require(count >= 2, f"images[{split}]={count} must be at least 2: one of each class")
     _check(root, seed, size_px)

@@ -37,15 +37,15 @@ def radiograph(
     """Take one radiograph.
 
     Args:
-        seed: of all draws
+        seed: the seed of all draws
         stream: the name of the dataset, which keys the draws
         patient: the patient's number
         image: the image's number among the patient's
-        anatomy: the patient's
+        anatomy: the patient's anatomy
         opacities: the patches of pneumonia
         projection: PA, AP or lateral
         lines: the number of leads and catheters on the chest
-        size_px: the shorter side
+        size_px: the shorter side, in pixels
 
     Returns:
         Gray levels (height, width); the longer side is up to 22 % longer.

@@ -73,9 +73,9 @@ def test_counts_are_summed_over_all_ranks_and_alone() -> None:
 
 
 def test_a_clock_that_is_ahead_shows_on_all_ranks() -> None:
-    found = on_ranks(2, skew_with_one_clock_ahead, 30.0)
-    assert found[0] == found[1]
-    assert 29 < found[0] < 40
+    skews = on_ranks(2, skew_with_one_clock_ahead, 30.0)
+    assert skews[0] == skews[1]
+    assert 29 < skews[0] < 40
     assert clock_skew_s() == 0
 
 

@@ -38,8 +38,8 @@ def test_audit_ends_with_0_and_a_list_when_nothing_crosses_a_border(
     assert table["extra copies in them"] == ["0", "0", "0"]
     assert "in one split with several patients' names: 1" in written.out
     assert "datasets and splits share nothing" in written.err
-    found = json.loads((tmp_path / "found" / "audit.json").read_text())
-    assert [len(group["images"]) for group in found["identical"]] == [2]
+    result = json.loads((tmp_path / "found" / "audit.json").read_text())
+    assert [len(group["images"]) for group in result["identical"]] == [2]
     assert "2 images within one split" in (tmp_path / "found" / "audit.html").read_text()
 
 
@@ -58,8 +58,8 @@ def test_audit_ends_with_1_and_one_line_when_images_cross_a_border(
         "sternum: error: datasets or splits share groups of identical images: 1, groups of near-ident"
     )
     assert error.count("\n") == 1
-    found = json.loads((tmp_path / "found" / "audit.json").read_text())
-    assert {group["spread"] for group in found["identical"] + found["near_identical"]} == {"across splits"}
+    result = json.loads((tmp_path / "found" / "audit.json").read_text())
+    assert {group["spread"] for group in result["identical"] + result["near_identical"]} == {"across splits"}
 
 
 @pytest.mark.parametrize(

@@ -69,17 +69,17 @@ def leaking(cell_root: Path) -> Path:
 
 
 def test_audit_finds_nothing_but_the_shared_patient_when_images_differ(cell_root: Path) -> None:
-    found = audit([packed("cell", cell_root)], workers=1)
-    assert [*found.identical, *found.near_identical, *found.two_class_patients] == []
-    (shared,) = found.shared_patients
+    result = audit([packed("cell", cell_root)], workers=1)
+    assert [*result.identical, *result.near_identical, *result.two_class_patients] == []
+    (shared,) = result.shared_patients
     assert (shared.spread, shared.dataset, shared.patient) == (SPLITS, "cell", "person6_virus")
     assert [(place.split, place.images) for place in shared.places] == [("train", 2), ("val", 1)]
-    assert found.folders[0].splits == {"train": 40, "val": 8, "test": 12}
+    assert result.folders[0].splits == {"train": 40, "val": 8, "test": 12}
 
 
 def test_audit_finds_copies_within_and_across_splits(leaking: Path) -> None:
-    found = audit([packed("cell", leaking)], workers=1)
-    (identical,) = found.identical
+    result = audit([packed("cell", leaking)], workers=1)
+    (identical,) = result.identical
     assert identical.spread == SPLITS
     assert {(image.split, image.key.split("_")[2]) for image in identical.images} == {
         ("train", "IM-0000-0001"),
@@ -88,11 +88,11 @@ def test_audit_finds_copies_within_and_across_splits(leaking: Path) -> None:
     }
     assert [(pair.first, pair.second) for pair in identical.pairs] == [(0, 1), (0, 2)]
     assert all(pair.equal_bytes and pair.equal_pixels and pair.distance == 0 for pair in identical.pairs)
-    assert sorted(map(sorted, keys(found.near_identical))) == [
+    assert sorted(map(sorted, keys(result.near_identical))) == [
         ["test_NORMAL_IM-0902-0001", "train_NORMAL_IM-0001-0001"],
         ["train_NORMAL_IM-0002-0001", "train_NORMAL_IM-0904-0001", "val_NORMAL_IM-0903-0001"],
     ]
-    for group in found.near_identical:
+    for group in result.near_identical:
         assert group.spread == SPLITS
         assert all(not pair.equal_pixels and pair.distance <= 40 and pair.correlation >= 0.985 for pair in group.pairs)
 
@@ -100,19 +100,19 @@ def test_audit_finds_copies_within_and_across_splits(leaking: Path) -> None:
 def test_audit_tells_what_stays_within_one_split(cell_root: Path) -> None:
     content = normal(cell_root, "train", 3).read_bytes()
     normal(cell_root, "train", 900).write_bytes(content)
-    found = audit([packed("cell", cell_root)], workers=1)
-    assert [group.spread for group in found.identical] == [WITHIN]
-    assert {image.patient for image in found.identical[0].images} == {"IM-0003", "IM-0900"}
+    result = audit([packed("cell", cell_root)], workers=1)
+    assert [group.spread for group in result.identical] == [WITHIN]
+    assert {image.patient for image in result.identical[0].images} == {"IM-0003", "IM-0900"}
 
 
 def test_audit_finds_shared_images_of_two_datasets_after_reencoding(cell_root: Path, chestxray14_root: Path) -> None:
     with Image.open(normal(cell_root, "test", 24)) as image:
         image.resize((90, 75), Image.Resampling.LANCZOS).save(chestxray14_root / "images" / "00000004_001.png")
     folders = [packed("cell", cell_root), packed("chestxray14", chestxray14_root)]
-    found = audit(folders, workers=1)
-    assert [patient.spread for patient in found.shared_patients] == [SPLITS]
-    assert found.identical == []
-    (group,) = found.near_identical
+    result = audit(folders, workers=1)
+    assert [patient.spread for patient in result.shared_patients] == [SPLITS]
+    assert result.identical == []
+    (group,) = result.near_identical
     assert group.spread == SETS
     assert [(image.folder, image.key) for image in group.images] == [
         (str(folders[0]), "test_NORMAL_IM-0024-0001"),
@@ -122,22 +122,22 @@ def test_audit_finds_shared_images_of_two_datasets_after_reencoding(cell_root: P
 
 def test_audit_finds_every_patient_and_image_when_one_dataset_is_packed_twice(cell_root: Path) -> None:
     folders = [packed("cell", cell_root, "one"), packed("cell", cell_root, "other")]
-    found = audit(folders, workers=1)
-    assert len(found.shared_patients) == read_manifest(folders[0]).patients
-    assert len(found.identical) == 60
+    result = audit(folders, workers=1)
+    assert len(result.shared_patients) == read_manifest(folders[0]).patients
+    assert len(result.identical) == 60
     assert (
-        {patient.spread for patient in found.shared_patients} == {group.spread for group in found.identical} == {SETS}
+        {patient.spread for patient in result.shared_patients} == {group.spread for group in result.identical} == {SETS}
     )
-    assert [place.folder for place in found.shared_patients[0].places] == [str(folder) for folder in folders]
+    assert [place.folder for place in result.shared_patients[0].places] == [str(folder) for folder in folders]
 
 
 def test_audit_counts_patients_of_labels_that_exclude_each_other(chestxray14_root: Path) -> None:
-    found = audit([packed("chestxray14", chestxray14_root)], workers=1)
-    assert {patient.patient: patient.labels for patient in found.two_class_patients} == {
+    result = audit([packed("chestxray14", chestxray14_root)], workers=1)
+    assert {patient.patient: patient.labels for patient in result.two_class_patients} == {
         "1": [("No Finding", "Pneumonia")],
         "2": [("Edema", "No Finding"), ("Mass", "No Finding")],
     }
-    assert found.shared_patients == []
+    assert result.shared_patients == []
 
 
 def test_labels_exclude_each_other_only_by_how_a_dataset_uses_them() -> None:
@@ -153,10 +153,10 @@ def test_labels_exclude_each_other_only_by_how_a_dataset_uses_them() -> None:
 
 def test_audit_does_not_depend_on_the_number_of_workers(leaking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = packed("cell", leaking)
-    one = msgspec.json.encode(audit([folder], workers=1))
+    serial = msgspec.json.encode(audit([folder], workers=1))
     monkeypatch.setattr("sharding.auditing.fingerprints._IMAGES_A_TASK", 7)
     monkeypatch.setattr("sharding.auditing.duplicates._PAIRS_A_TASK", 1)
-    assert msgspec.json.encode(audit([folder], workers=2)) == one
+    assert msgspec.json.encode(audit([folder], workers=2)) == serial
 
 
 def test_near_duplicate_groups_names_every_sample_in_packed_order(leaking: Path) -> None:
@@ -175,27 +175,27 @@ def test_near_duplicate_groups_names_every_sample_in_packed_order(leaking: Path)
 def test_a_hundred_blank_images_make_a_hundred_pairs(cell_root: Path) -> None:
     for number in range(100):
         Image.new("L", (70 + number, 64), 9).save(normal(cell_root, "train", 1000 + number))
-    found = audit([packed("cell", cell_root)], workers=1)
-    assert found.near_identical == []
+    result = audit([packed("cell", cell_root)], workers=1)
+    assert result.near_identical == []
     for number in range(100):
         Image.new("L", (70, 64), 9).save(normal(cell_root, "val", 1000 + number))
-    found = audit([packed("cell", cell_root, "more")], workers=1)
-    (blank,) = found.identical
+    result = audit([packed("cell", cell_root, "more")], workers=1)
+    (blank,) = result.identical
     assert (len(blank.images), len(blank.pairs)) == (101, 100)
 
 
 def test_the_contact_sheet_shows_a_bounded_number_of_pairs_and_says_so(
     leaking: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = audit([packed("cell", leaking)], workers=1)
-    pairs = sum(not pair.equal_pixels for group in found.near_identical for pair in group.pairs) + 2
-    page = contact_sheet(found)
+    result = audit([packed("cell", leaking)], workers=1)
+    pairs = sum(not pair.equal_pixels for group in result.near_identical for pair in group.pairs) + 2
+    page = contact_sheet(result)
     assert f"{pairs} pairs in" in page
     assert f"; {pairs} are shown." in page
     assert page.count('src="data:image/jpeg;base64,') == 2 * pairs
     assert "http" not in page
     monkeypatch.setattr(sheet, "MAX_PAIRS", 2)
-    page = contact_sheet(found)
+    page = contact_sheet(result)
     assert f"; 2 are shown, {pairs - 2} are not: they are in audit.json." in page
     assert page.count("<img") == 4
 

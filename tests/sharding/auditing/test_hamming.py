@@ -28,9 +28,9 @@ def all_pairs(hashes: np.ndarray, distance: int) -> dict[tuple[int, int], int]:
 def test_pairs_within_finds_exactly_the_pairs_that_comparing_all_finds(seed: int, size: int, distance: int) -> None:
     hashes = hashes_with_copies(seed, size)
     pairs, apart = pairs_within(hashes, distance)
-    found = list(map(tuple, pairs.tolist()))
-    assert dict(zip(found, apart.tolist(), strict=True)) == all_pairs(hashes, distance)
-    assert found == sorted(found)
+    listed = list(map(tuple, pairs.tolist()))
+    assert dict(zip(listed, apart.tolist(), strict=True)) == all_pairs(hashes, distance)
+    assert listed == sorted(listed)
 
 
 def test_pairs_within_finds_a_pair_wherever_its_bits_differ() -> None:
@@ -49,7 +49,7 @@ def test_pairs_within_works_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -
     whole = pairs_within(hashes, 40)
     monkeypatch.setattr("sharding.auditing.hamming._CANDIDATES_AT_ONCE", 7)
     pieces = pairs_within(hashes, 40)
-    assert all(np.array_equal(one, other) for one, other in zip(whole, pieces, strict=True))
+    assert all(np.array_equal(expected, actual) for expected, actual in zip(whole, pieces, strict=True))
     assert (whole[0] < 60).all(axis=1).sum() == 60 * 59 // 2
 
 

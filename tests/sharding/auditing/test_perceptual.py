@@ -81,10 +81,10 @@ def test_the_hash_is_that_of_imagehash(phantoms: list[Image.Image]) -> None:
 
 
 def test_correlation_does_not_depend_on_the_order(phantoms: list[Image.Image]) -> None:
-    one, other = thumbnail(phantoms[0]), thumbnail(COPIES["2 % off one side"](phantoms[0]))
-    assert correlation(one, other) == correlation(other, one)
-    assert correlation(one, one) == pytest.approx(1)
-    assert correlation(one, 255 - one) < 0
+    first, second = thumbnail(phantoms[0]), thumbnail(COPIES["2 % off one side"](phantoms[0]))
+    assert correlation(first, second) == correlation(second, first)
+    assert correlation(first, first) == pytest.approx(1)
+    assert correlation(first, 255 - first) < 0
 
 
 @pytest.mark.parametrize("level", [0, 1, 200, 255])

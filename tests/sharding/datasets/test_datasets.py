@@ -155,7 +155,7 @@ def test_chexpert_reads_the_test_part_without_details_when_it_is_there(
     assert (frontal.labels["No Finding"], frontal.labels["Edema"]) == (None, 0)
     csv_file(tmp_path / "test.csv", CHEXPERT_HEADER)
     csv_file(tmp_path / "test_labels.csv", CHEXPERT_HEADER)
-    with pytest.raises(UserError, match=r"both test\.csv and test_labels\.csv, tables of one part"):
+    with pytest.raises(UserError, match=r"both test\.csv and test_labels\.csv, two tables of the same part"):
         list(chexpert.read(tmp_path))
 
 

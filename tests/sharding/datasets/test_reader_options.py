@@ -38,7 +38,7 @@ def test_folder_options_reach_the_reader_from_the_command_line(
     ("arguments", "message"),
     [
         (["chexpert", "--cell.patients=by_number"], r"cell\.\* are options of dataset cell, not of chexpert"),
-        (["folder", "--folder.label=class"], r"folder\.label=class is a column; name its table: folder\.csv"),
+        (["folder", "--folder.label=class"], r"folder\.label=class is a column; name the table too: folder\.csv"),
         (["cell", "--cell.patients=strict"], r"cell\.patients.*by_name.*by_number"),
         (["dicom", "--dicom.allow=true"], r"unknown key 'dicom\.allow'.*did you mean 'dicom\.allow_identifiers'"),
     ],
@@ -56,6 +56,6 @@ def test_every_options_class_has_the_name_of_its_dataset() -> None:
 def test_help_explains_the_options_of_readers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         shard.main(["--help"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for option in ("--cell.patients", "--folder.csv", "--folder.patient", "--dicom.allow_identifiers"):
-        assert option in said
+        assert option in printed

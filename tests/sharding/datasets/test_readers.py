@@ -1,4 +1,4 @@
-"""The readers of C19-Cohen, COVIDGR and one's own folders, on trees with upstream's columns and quirks."""
+"""Tests of the readers of C19-Cohen, COVIDGR and a user's own folders, on trees with upstream's columns and quirks."""
 
 import os
 from collections import Counter
@@ -216,9 +216,9 @@ def test_folder_takes_folders_for_classes(tmp_path: Path, capsys: pytest.Capture
     ]
     assert len({sample.key for sample in samples}) == len({sample.patient for sample in samples}) == 3
     assert rejected == {("readme.txt", "not at CLASS/IMAGE"): 1, ("well/more/2.jpg", "not at CLASS/IMAGE"): 1}
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "each counts as another patient" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "each counts as a separate patient" in printed
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
@@ -230,7 +230,7 @@ def test_folder_takes_folders_named_so_for_splits(val: str, tmp_path: Path) -> N
 
 
 def test_folder_names_both_when_splits_and_classes_are_mixed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has the split train/ and sick/, which is no split"):
+    with pytest.raises(UserError, match=r"has the split train/ and sick/, which is not a split"):
         list(folder.read(tree(tmp_path, "train/well/1.png", "sick/1.png"), FolderOptions()))
 
 
@@ -279,7 +279,7 @@ def test_folder_reads_a_table_with_columns_of_any_name(
         ("1.png,holdout,PA,M,5", "line 2: split='holdout' must be one of TRAIN, VAL, VALID"),
         ("1.png,train,AXIAL,M,5", "line 2: view='AXIAL' must be one of PA, AP"),
         ("1.png,train,PA,man,5", "line 2: sex='man' must be one of F, FEMALE"),
-        ("1.png,train,PA,M,five", "line 2: age='five' must be years, or like 058Y"),
+        ("1.png,train,PA,M,five", "line 2: age='five' must be years, or as 058Y"),
     ],
 )
 def test_folder_names_the_cell_when_it_has_no_meaning(

@@ -191,7 +191,7 @@ def test_pass_through_encodes_what_is_large_or_holds_more_than_gray_pixels(radio
     plain = saved(image, "JPEG")
     others = {
         "large": saved(radiograph(10, 61, 61), "JPEG"),
-        "colour": saved(image.convert("RGB"), "JPEG"),
+        "color": saved(image.convert("RGB"), "JPEG"),
         "png": saved(image),
         "rotation": saved(image, "JPEG", exif=exif),
         "comment": saved(image, "JPEG", comment=b"NAME OF PATIENT"),

@@ -40,14 +40,14 @@ def wanted(name: str) -> FileSpec:
 
 
 def cache_of(folder: Path, files: float, **values: float) -> ShardCache:
-    """A cache with room for so many files."""
+    """A cache with room for this number of files."""
     return ShardCache(FetchConfig(cache_folder=folder, limit_gb=files * SIZE_BYTES / 1e9, **values))  # type: ignore[arg-type]
 
 
 def remote(server: FaultServer) -> WebFolder:
-    found = open_location(server.url)
-    assert isinstance(found, WebFolder)
-    return found
+    folder = open_location(server.url)
+    assert isinstance(folder, WebFolder)
+    return folder
 
 
 def content(held: PinnedFile) -> bytes:
@@ -64,7 +64,7 @@ def test_file_is_fetched_once_and_found_afterwards(server: FaultServer, tmp_path
     first = cache.open(remote(server), wanted("a.tar"))
     again = cache_of(tmp_path / "new" / "cache", 3).open(remote(server), wanted("a.tar"))
     assert content(first) == content(again) == FILES["a.tar"]
-    assert (first.was_here, again.was_here) == (False, True)
+    assert (first.was_cached, again.was_cached) == (False, True)
     assert len(server.gets("/a.tar")) == 1
     assert cache.fetcher.bytes_fetched == SIZE_BYTES
 
@@ -156,7 +156,7 @@ def test_file_that_is_not_accepted_is_fetched_again(server: FaultServer, tmp_pat
     path.write_bytes(FILES["b.tar"])
     held = cache.open(remote(server), wanted("a.tar"), accept=lambda descriptor: os.pread(descriptor, 1, 0) == b"a")
     assert content(held) == FILES["a.tar"]
-    assert not held.was_here
+    assert not held.was_cached
 
 
 def test_other_files_in_the_folder_are_left_alone(server: FaultServer, tmp_path: Path) -> None:
@@ -171,7 +171,9 @@ def test_other_files_in_the_folder_are_left_alone(server: FaultServer, tmp_path:
 def test_bytes_of_a_failed_download_are_kept_for_later(server: FaultServer, tmp_path: Path) -> None:
     cache = cache_of(tmp_path, 3, attempts=1)
     server.script("/a.tar", Fault("cut", 6000))
-    with pytest.raises(Unavailable, match=r"/a\.tar cannot be downloaded: the answer broke off; 1 attempts$"):
+    with pytest.raises(
+        Unavailable, match=r"/a\.tar cannot be downloaded: the response broke off; 1 attempts failed in a row$"
+    ):
         cache.open(remote(server), wanted("a.tar"))
     assert names(cache) == set()
     cache.open(remote(server), wanted("a.tar"))

@@ -165,7 +165,7 @@ def test_web_keeps_what_came_before_a_body_breaks_off(server: FaultServer) -> No
     server.script("/set/a.tar", Fault("cut", 5000))
     received = b""
     body = web(f"{server.url}/set").open("a.tar", 0, 10)
-    with closing(body.chunks), pytest.raises(FetchFailed, match="the answer broke off"):
+    with closing(body.chunks), pytest.raises(FetchFailed, match="the response broke off"):
         for chunk in body.chunks:
             received += chunk
     assert received == CONTENT[:5000]

@@ -77,7 +77,7 @@ def test_chained_lanes_stay_within_one_sample_of_each_other(order: SampleOrder) 
 
 
 @pytest.mark.parametrize("window", [8, 64, 1000])
-def test_neighbouring_epochs_differ_in_order(window: int) -> None:
+def test_neighboring_epochs_differ_in_order(window: int) -> None:
     order = SampleOrder([30, 50, 20, 28], lanes=4, global_batch=8, window=window, seed=5)
     places = consumed(order, range(order.first_step_after_epoch(3)))
     epochs = [[place[1:] for place in places if place[0] == epoch] for epoch in range(4)]
@@ -96,7 +96,7 @@ def test_window_bounds_the_shuffle_when_it_is_smaller_than_the_epoch(window: int
     rows = np.concatenate([order.batch(step).row for step in range(4)])
     ring = np.sort(rows)
     widest_gap = np.diff(ring, append=ring[0] + 1000).max()
-    assert (1000 - widest_gap > 31) == whole  # 32 neighbours on the disk, which lies turned
+    assert (1000 - widest_gap > 31) == whole  # 32 neighbors on the disk, in a rotated order
     assert rows.tolist() != ring.tolist()
 
 

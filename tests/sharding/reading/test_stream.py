@@ -125,13 +125,13 @@ def test_damaged_sample_is_masked_alone_and_named(copied: Path, capsys: pytest.C
     order = sample_order(shards, DataConfig([str(copied)], global_batch=4, lanes=4), seed=0)
     with closing(sample_batches(shards, order)) as stream:
         undisturbed = list(islice(stream, 5))
-    bad = order.batch(3)
-    shard, row = int(bad.shard[2]), int(bad.row[2])
+    damaged = order.batch(3)
+    shard, row = int(damaged.shard[2]), int(damaged.row[2])
     path = flip_a_bit(copied, shards, shard, row)
     with closing(sample_batches(shards, order)) as stream:
         got = list(islice(stream, 5))
     for before, after in zip(undisturbed, got, strict=True):
-        assert after.valid.tolist() == [(after.step, place) != (3, 2) for place in range(4)]
+        assert after.valid.tolist() == [(after.step, item) != (3, 2) for item in range(4)]
         for place in range(4):
             content = before.encoded[place] if after.valid[place] else BLANK
             assert after.encoded[place].tobytes() == content.tobytes()
@@ -140,9 +140,9 @@ def test_damaged_sample_is_masked_alone_and_named(copied: Path, capsys: pytest.C
     blank = Image.open(BytesIO(BLANK.tobytes()))
     assert blank.mode == "L"
     assert got[3].rows[2][["height", "width"]].tolist() == (blank.height, blank.width)
-    said = capsys.readouterr().err
-    assert f"sample {row} of {path} does not match its checksum" in said
-    assert f"sternum verify {copied}; it is masked in step 3" in said
+    printed = capsys.readouterr().err
+    assert f"sample {row} of {path} does not match its checksum" in printed
+    assert f"sternum verify {copied}; it is masked in step 3" in printed
 
 
 def test_damaged_sample_stops_probing(copied: Path) -> None:
@@ -406,8 +406,8 @@ def changed(rows: Any, field: str, value: int) -> Any:
         (lambda rows: changed(rows, "image_offset", 2**63), "row 1: .* are not within"),
         (lambda rows: changed(rows, "meta_bytes", 2**31), "row 1: 2147483648 bytes .* are not within"),
         (lambda rows: changed(rows, "meta_offset", 0), "row 1: .* from offset 0 are not within"),
-        (lambda rows: rows["sample"], "is no index of a shard"),
-        (lambda rows: rows[None], "is no index of a shard"),
+        (lambda rows: rows["sample"], "is not an index of a shard"),
+        (lambda rows: rows[None], "is not an index of a shard"),
     ],
 )
 def test_index_that_does_not_fit_its_shard_is_refused(copied: Path, change: Callable[[Any], Any], message: str) -> None:
