@@ -62,7 +62,7 @@ def _require_different(folders: Sequence[ShardFolder]) -> None:
     identities = [folder.path.resolve() if isinstance(folder, LocalFolder) else folder.name for folder in folders]
     for identity, folder in zip(identities, folders, strict=True):
         times = identities.count(identity)
-        require(times == 1, f"shards list {folder.name} {times} times; list each folder once")
+        require(times == 1, f"shards list {folder.name} {times} times; name each folder once")
 
 
 def _splits(manifest: Manifest) -> set[str | None]:

@@ -36,7 +36,7 @@ def test_audit_ends_with_0_and_a_list_when_nothing_crosses_a_border(
     assert table["shared patients"] == ["-", "0", "0"]
     assert table["groups of identical images"] == ["1", "0", "0"]
     assert table["extra copies in them"] == ["0", "0", "0"]
-    assert "in one split with several patients' names: 1" in written.out
+    assert "within one split with several patients: 1" in written.out
     assert "datasets and splits share nothing" in written.err
     result = json.loads((tmp_path / "found" / "audit.json").read_text())
     assert [len(group["images"]) for group in result["identical"]] == [2]

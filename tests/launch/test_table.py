@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def test_two_runs_of_one_fraction_are_refused(probed: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = probed("one", 10), probed("other", 10)
-    assert f"{one} and {other} were both pretrained on 10 % of the images; name one" in refused(capsys, one, other)
+    assert f"{one} and {other} were both pretrained on 10 % of the images; keep one" in refused(capsys, one, other)
     assert not list(one.glob("table3.*"))
 
 

@@ -68,7 +68,7 @@ def test_cohen_labels_covid_against_other_pneumonia(
 
 
 def test_cohen_refuses_a_table_from_before_findings_were_paths(tmp_path: Path, csv_file: CsvWriter) -> None:
-    with pytest.raises(UserError, match=r"metadata\.csv line 3: finding 'SARS' is none of .*July 2020"):
+    with pytest.raises(UserError, match=r"metadata\.csv line 3: finding 'SARS' is not one of .*July 2020"):
         list(c19_cohen.read(cohen(tmp_path, csv_file, cohen_row("a.png"), cohen_row("b.png", "SARS"))))
 
 

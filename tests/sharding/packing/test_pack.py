@@ -257,7 +257,7 @@ def test_pack_refuses_a_folder_when_it_holds_something_else(config: PackConfig, 
 def test_pack_refuses_its_own_folder_when_that_is_not_whole(config: PackConfig) -> None:
     manifest = pack(config)
     (Path(config.out) / manifest.shards[0].name).unlink()
-    with pytest.raises(UserError, match=rf"incomplete: {manifest.shards[0].name} is missing; delete it first"):
+    with pytest.raises(UserError, match=rf"incomplete copy of this dataset: {manifest.shards[0].name} is missing; delete it first"):
         pack(config)
 
 
@@ -342,7 +342,7 @@ def test_config_names_option_and_value_when_it_is_out_of_range(
 
 
 def test_config_refuses_to_copy_jpegs_when_the_format_is_png(config: PackConfig) -> None:
-    with pytest.raises(UserError, match=r"pass_through=true copies JPEGs, which image_format=png excludes"):
+    with pytest.raises(UserError, match=r"pass_through=true copies JPEGs, so it excludes image_format=png"):
         replace(config, pass_through=True, image_format="png")
 
 
