@@ -41,9 +41,11 @@ class UnseenImages:
 
 def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples | None) -> UnseenImages:
     """Choose the images of unseen patients, or all images if the unseen ones are too few or unknown."""
-    everyone = {labeled_set.label: np.arange(len(labeled_set.samples.ids)) for labeled_set in labeled_sets}
+    all_images = {labeled_set.label: np.arange(len(labeled_set.samples.ids)) for labeled_set in labeled_sets}
     if seen is None:
-        return UnseenImages(everyone, "all images, because the shards of the pretraining are not available to compare")
+        return UnseenImages(
+            all_images, "all images, because the shards of the pretraining are not available to compare"
+        )
     unseen = {
         labeled_set.label: np.flatnonzero(~np.isin(labeled_set.samples.patient_ids, seen.patients))
         for labeled_set in labeled_sets
@@ -52,7 +54,7 @@ def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples |
     count = sum(len(rows) for rows in unseen.values())
     if count < _LEAST_IMAGES:
         return UnseenImages(
-            everyone, f"all images, because only {count} are from patients that pretraining has not seen"
+            all_images, f"all images, because only {count} are from patients that pretraining has not seen"
         )
     counts = ", ".join(f"{len(rows)} of {label}" for label, rows in unseen.items())
     return UnseenImages(unseen, f"images of patients that pretraining has not seen: {counts}")

@@ -53,10 +53,10 @@ class Case:
 class Batch(NamedTuple):
     """All ranks' rows, first views before second ones in each rank's; partner: (N,); mine: this rank's.
 
-    unrounded: everyone in float64, from which the loss computes the terms of the partner.
+    unrounded: `all_rows` in float64, from which the loss computes the terms of the partner.
     """
 
-    everyone: Tensor
+    all_rows: Tensor
     unrounded: Tensor
     keys: Keys | None
     partner: Tensor
@@ -92,11 +92,11 @@ def make(case: Case) -> Batch:
 
 def run(executor: Any, case: Case, **options: Any) -> Found:
     """Run forward and backward like the loss: the backward pass takes the results of all ranks' forward passes."""
-    everyone, unrounded, keys, partner, mine = make(case)
+    all_rows, unrounded, keys, partner, mine = make(case)
     tau = case.temperature
-    pairs = RowPairs(everyone[mine], everyone, keys, mine.start, partner[mine], tau)
+    pairs = RowPairs(all_rows[mine], all_rows, keys, mine.start, partner[mine], tau)
     stats = executor.forward(pairs, **options)
-    of_all = executor.forward(RowPairs(everyone, everyone, keys, 0, partner, tau), **options)
+    of_all = executor.forward(RowPairs(all_rows, all_rows, keys, 0, partner, tau), **options)
     at_partner = RowPairs(unrounded, unrounded, keys, 0, partner, tau).partner_similarities
     excess = torch.logaddexp(of_all.others - at_partner, torch.zeros_like(at_partner))
     lse = at_partner + excess

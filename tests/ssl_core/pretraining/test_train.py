@@ -180,7 +180,7 @@ def hopeless(config: PretrainConfig) -> PretrainConfig:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: PretrainConfig) -> None:
-    with pytest.raises(RunFailed, match=r"no finite loss and gradient again after .*a lower optim\.learning_rate"):
+    with pytest.raises(RunFailed, match=r"no finite loss and gradient, even after .*a lower optim\.learning_rate"):
         pretrain(hopeless(small), Ranks())
     assert find_checkpoints(small.run_folder) == []
 
@@ -196,7 +196,7 @@ def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
         raise train.Diverged(f"step {run.step} diverged")
 
     monkeypatch.setattr(train, "_train", diverge)
-    with pytest.raises(RunFailed, match=r"step 19 diverged again after train\.rollbacks=2"):
+    with pytest.raises(RunFailed, match=r"step 19 diverged, even after train\.rollbacks=2"):
         pretrain(small, Ranks())
 
 
@@ -210,7 +210,7 @@ def test_images_that_are_far_larger_than_the_views_are_warned_of(
 ) -> None:
     tiny = replace(small, views=ViewSpec(size_px=24), train=replace(small.train, max_steps=1))
     pretrain(tiny, Ranks())
-    assert "views alias; pack with --shorter_side_px=36" in capsys.readouterr().err
+    assert "views show aliasing; pack with --shorter_side_px=36" in capsys.readouterr().err
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
