@@ -18,7 +18,7 @@ from ssl_core.views.spec import ViewSpec
 
 _LEAST_IMAGES: Final = 100
 _VIEWED_IMAGES: Final = 512
-_VIEWS: Final = 10  # of each image, as Thilak et al. 2024 take for LiDAR
+_VIEWS: Final = 10  # of each image, as in Thilak et al. 2024 for LiDAR
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class UnseenImages:
 
     Attributes:
         rows: label of a dataset -> (n,) rows of its samples
-        description: which images these are, as part of a sentence
+        description: description of these images, as part of a sentence
     """
 
     rows: dict[str, Int64]
@@ -76,7 +76,7 @@ def measure_checkpoints(
         checkpoints: the checkpoints and their features
         extractor: extracts the features of augmented views
         spec: views of the pretraining
-        seed: of the views and of the images that are augmented
+        seed: seed of the views and of the choice of images to augment
 
     Returns:
         Name of a checkpoint -> measure -> value.

@@ -21,7 +21,7 @@ class OptimConfig:
     Args:
         name: adam as in the paper; adamw, with decay separate from the gradient; lars, for batches of thousands
         learning_rate: highest learning rate of the run; 0.0005 in the paper
-        batch_scaling: factor of learning_rate for a global batch of B: none, linear (B / 256), or sqrt (its square root)
+        batch_scaling: factor of learning_rate for a global batch B: none, linear (B / 256), or sqrt (its square root)
         weight_decay: L2 penalty of adam for all parameters, or decay of adamw and lars without biases and norms; not
             given in the paper
         schedule: constant as in the paper, or cosine, which falls to zero at the end of the run

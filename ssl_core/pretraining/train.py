@@ -293,8 +293,8 @@ def _require_few_masked(data: DataConfig, state: CheckpointState, shards: ShardS
     allowed = int(data.max_masked_percent / 100 * shards.samples)
     if state.masked_in_epoch > allowed:
         raise RunFailed(
-            f"{state.masked_in_epoch} samples of this epoch are damaged (up to step {state.step}), more than the {allowed} "
-            f"that {setting(data, 'max_masked_percent')} allows; find them with sternum verify"
+            f"{state.masked_in_epoch} samples of this epoch are damaged (up to step {state.step}), more than the "
+            f"{allowed} that {setting(data, 'max_masked_percent')} allows; find them with sternum verify"
         )
 
 

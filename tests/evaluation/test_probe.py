@@ -203,7 +203,7 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"checkpoints": [7]}, "has none of epoch 7; it has checkpoints of epochs 1, 2"),
+        ({"checkpoints": [7]}, "has only epochs 1, 2; choose among these"),
         ({"folds": 60}, "fewer than the 60 parts"),
     ],
 )
@@ -230,7 +230,7 @@ def test_folder_without_a_run_is_refused_and_left_unchanged(tmp_path: Path, shar
 def test_checkpoint_of_another_architecture_is_refused_by_name(run: Path, shards: Path) -> None:
     tensors = build_encoder(ModelConfig("resnet34", 16, 8), seed=0).state_dict()
     save_checkpoint(run, CheckpointState(15, 3.0, "resnet34", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
-    with pytest.raises(UserError, match=r"step-15 is of a resnet34, but model\.backbone .* is resnet18"):
+    with pytest.raises(UserError, match=r"step-15 holds a resnet34, but model\.backbone .* is resnet18"):
         probe(config_of(run, shards))
 
 

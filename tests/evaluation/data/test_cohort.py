@@ -169,7 +169,7 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
     ("data", "words"),
     [
         (cell_samples([f"p{n}" for n in range(40)], [True] * 40), "0 patients with NORMAL"),
-        (cell_samples(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task are of one patient"),
+        (cell_samples(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task show one patient"),
         (cell_samples([f"p{n}" for n in range(8)], [n % 2 == 0 for n in range(8)]), "fewer than the 5 parts"),
         (
             cell_samples(

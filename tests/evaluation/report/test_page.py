@@ -126,7 +126,7 @@ def test_report_leaves_out_what_was_not_measured(run: Path) -> None:
     bare = replace(row, scores=replace(made_scores(0.8), auc=Estimate(0.8), acc=Estimate(0.7)))
     page = page_of(run, replace(made_results([dataset]), rows=[bare]))
     assert [words.partition(" ")[0] for words in page.attributes("img", "alt")] == ["AUC", "Line:"]
-    for words in ("Reliability", "Brier", "subgroup", "Which checkpoint, without labels"):
+    for words in ("Reliability", "Brier", "subgroup", "Checkpoint chosen without labels"):
         assert words not in page.text
 
 

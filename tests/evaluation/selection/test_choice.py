@@ -143,7 +143,8 @@ def test_choice_among_nearly_equal_ones_is_the_last() -> None:
     chosen, why = choose_checkpoint({"epoch 1": healthy(-1), "epoch 2": healthy(-3), "epoch 3": healthy(-2.98)})
     assert chosen == "epoch 3"
     assert why == (
-        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2, and no later one is"
+        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2; "
+        "no later checkpoint's is"
     )
     assert choose_checkpoint({"epoch 1": healthy(-3), "epoch 2": healthy(-2.96)})[0] == "epoch 1"
 
