@@ -107,9 +107,9 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
     assert (by_class.test.positive, by_class.test.negative, by_class.rounds) == (30, 30, 5)
     assert by_view.test.positive == by_view.test.negative < 30
     rows = {row.features: row for row in results.rows_of(by_class)}
-    told = rows["view, sex and age"].scores.auc.value
-    assert told > 0.65
-    assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < told
+    metadata_auc = rows["view, sex and age"].scores.auc.value
+    assert metadata_auc > 0.65
+    assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < metadata_auc
     assert rows["epoch 2, this dataset or another"].kind == "source"
     assert not any(row.kind == "source" for row in results.rows_of(by_view))
     assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
