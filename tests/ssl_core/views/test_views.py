@@ -283,11 +283,11 @@ def test_every_batch_survives_images_that_only_their_decoder_refuses(executor: s
     for batch, chosen in zip(batches, positions, strict=True):
         batch.rows["height"][list(chosen)], batch.rows["width"][list(chosen)] = SIZES[0]
     got = list(run(executor, batches))
-    assert [set(np.flatnonzero(~batch.decoded).tolist()) for batch in got] == positions
-    assert [set(batch.reasons) for batch in got] == positions
-    for batch in got:
-        for view, other in zip(batch.views, whole(executor), strict=True):
-            assert torch.allclose(view[batch.decoded], other[batch.decoded], atol=1e-3)
+    assert [set(np.flatnonzero(~view_batch.decoded).tolist()) for view_batch in got] == positions
+    assert [set(view_batch.reasons) for view_batch in got] == positions
+    for view_batch in got:
+        for view, other in zip(view_batch.views, whole(executor), strict=True):
+            assert torch.allclose(view[view_batch.decoded], other[view_batch.decoded], atol=1e-3)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
