@@ -265,7 +265,7 @@ def test_probe_without_shards_is_refused() -> None:
         ("presets", ["rigorous", "rigorous"], "each once"),
         ("folds", 1, "folds=1 must be at least 2"),
         ("bootstrap_resamples", 5, "bootstrap_resamples=5"),
-        ("address", "auto", "search=serial does not use"),
+        ("address", "auto", "excludes search=serial"),
         ("repeats", 0, "repeats=0"),
     ],
 )
