@@ -1,4 +1,4 @@
-"""Measurements in a process of their own, and the memory that they take."""
+"""Calls in a separate process, and the peak memory of such a call."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from benchmarks.common import one_line
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a new process, whose memory holds nothing else, and return its result.
+    """Call a function in a new process, whose memory holds nothing else, and return the result.
 
     Raises:
         RuntimeError: if the call fails, with its error in one line.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        good, answer = ours.recv()
+        good, answer = receiver.recv()
     except EOFError:
         process.join()
         good, answer = False, f"its process ended with exit code {process.exitcode}"

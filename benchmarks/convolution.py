@@ -1,7 +1,7 @@
 """Forward and backward of a backbone with convolutions as matrix products, against torch's own convolutions.
 
-One thread, a batch of one view in training mode. Each repeat runs both in turn; printed and written are the medians of
-the milliseconds and of the ratio. `layers` compares single convolutions of a ResNet's last stages.
+One thread, a batch of one view in training mode. Each repeat runs both in turn; the figures are the medians of the
+milliseconds and of their ratio. `layers` compares single convolutions of a ResNet's last stages.
 """
 
 import argparse

@@ -16,7 +16,7 @@ Each loader runs in its own process and rests while another is measured. The fig
 measured: 0 for a loader that makes batches ahead of time. With --step, the consumer is the forward and backward pass
 of a ResNet-50 in bf16 on both views; then images/s are those of loading and training together.
 
-The images are simulated radiographs; --shards adds packed sets of your own.
+The images are simulated radiographs; --shards adds your packed sets.
 """
 
 import argparse
@@ -200,7 +200,9 @@ def measure(task: Task, turn: Turn, repeats: int, ways: Sequence[str]) -> dict[s
             loaders[name] = Loader(name, Task(**{**vars(task), "scratch": folder}), turn)
             record(results, name, loaders[name].turn(), counts=False)  # builds the loader and warms it up
         for repeat in range(repeats):
-            for name in list(loaders)[:: -1 if repeat % 2 else 1]:  # forth and back: a drift hits all alike
+            for name in list(loaders)[
+                :: -1 if repeat % 2 else 1
+            ]:  # alternate the order, so that a drift affects all alike
                 if not isinstance(results[name], str):
                     record(results, name, loaders[name].turn(), counts=True)
     finally:
@@ -227,7 +229,7 @@ def shares(results: dict[str, list[Figures] | str], name: str, other: str) -> li
 
 
 def pairs(results: dict[str, list[Figures] | str], name: str, other: str) -> list[tuple[Figures, Figures]]:
-    """Return the figures of both loaders in each turn; an empty list if one has none."""
+    """Return the figures of both loaders in each turn; an empty list if either has none."""
     ours, theirs = results.get(name, ""), results.get(other, "")
     if isinstance(ours, str) or isinstance(theirs, str):
         return []

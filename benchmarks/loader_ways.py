@@ -25,7 +25,7 @@ from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
 Batches = Iterator[list[torch.Tensor]]
 
 _ENDLESS: Final = 10**6  # batches
-_EXTENSIONS: Final = "jpg;png"  # webdataset and DALI both separate alternatives so
+_EXTENSIONS: Final = "jpg;png"  # both webdataset and DALI separate alternatives in this way
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Task:
         return [str(path) for path in sorted(self.shards.glob("*.tar"))]
 
 
-def sternum(kind: str, task: Task) -> Batches:
+def sternum(executor: str, task: Task) -> Batches:
     """Return our batches, as a training run uses them."""
     shards, order = _order(task)
     batches = training_batches(
-        shards, order, task.spec, seed=0, view_executor=kind, device=task.device, threads=task.cpus
+        shards, order, task.spec, seed=0, view_executor=executor, device=task.device, threads=task.cpus
     )
     return (batch.views for batch in batches)
 
 
-def limit(kind: str, task: Task) -> Batches:
+def limit(executor: str, task: Task) -> Batches:
     """Return the views of the executor alone: nothing is read, ordered, verified or drawn."""
     shards, order = _order(task)
     stream = sample_batches(shards, order)
@@ -70,8 +70,8 @@ def limit(kind: str, task: Task) -> Batches:
     views = ViewTask(
         task.size_px, VIEWS, shards.pixel_mean, shards.pixel_std, task.local_batch, device, threads=task.cpus
     )
-    make = build_view_executor(kind, views)
-    return (made.views for made in make.run(cycle(inputs)))
+    view_executor = build_view_executor(executor, views)
+    return (batch.views for batch in view_executor.run(cycle(inputs)))
 
 
 def _order(task: Task) -> tuple[ShardSet, SampleOrder]:

@@ -59,7 +59,9 @@ def measure_speed(sizes: list[int], width: int, repeats: int, device: str) -> di
                 fits = need_bytes <= _FREE * free_bytes(torch.device(device))
                 by_size[rows] = [] if fits else f"needs {need_bytes / _GB:,.0f} GB"
         for repeat in range(repeats):
-            for name in list(results)[:: -1 if repeat % 2 else 1]:  # forth and back: a drift hits all alike
+            for name in list(results)[
+                :: -1 if repeat % 2 else 1
+            ]:  # alternate the order, so that a drift affects all alike
                 record(results[name], rows, name, width, device)
     return results
 
@@ -126,12 +128,12 @@ def speed_text(results: dict[str, dict[int, list[Cost] | str]], sizes: list[int]
                 body.append([name, costs])
                 continue
             seconds, peak, loss = medians(costs)
-            beside = ["", ""]
+            relative = ["", ""]
             if not isinstance(equation, str):
                 its_seconds, its_peak, _ = medians(equation)
-                beside = [f"{seconds / its_seconds:.2f}", f"{100 * peak / its_peak:.1f} %"]
+                relative = [f"{seconds / its_seconds:.2f}", f"{100 * peak / its_peak:.1f} %"]
             span = f"{min(c.seconds for c in costs):.3f} to {max(c.seconds for c in costs):.3f}"
-            body.append([name, f"{seconds:.3f}", span, beside[0], f"{peak / 1e6:,.0f}", beside[1], f"{loss:.5f}"])
+            body.append([name, f"{seconds:.3f}", span, relative[0], f"{peak / 1e6:,.0f}", relative[1], f"{loss:.5f}"])
         header = ["", "s", "range", "of equation 4", "MB at the peak", "of equation 4", "loss"]
         lines.append(f"N = {rows:,} rows, forward and backward\n{table(header, body)}")
     return "\n".join(lines)
@@ -146,11 +148,11 @@ def gradients_text(results: dict[str, dict[str, Deviation | str]]) -> str:
     """Return a table of the deviations."""
     rows = []
     for name, by_world in results.items():
-        for world, found in by_world.items():
-            if isinstance(found, str):
-                rows.append([name, found])
+        for world, deviation in by_world.items():
+            if isinstance(deviation, str):
+                rows.append([name, deviation])
             else:
-                figures = [f"{found.relative_error:.1e}", f"{found.cosine:.6f}", f"{found.length:.4f}"]
+                figures = [f"{deviation.relative_error:.1e}", f"{deviation.cosine:.6f}", f"{deviation.length:.4f}"]
                 rows.append([name, world, *figures])
     header = ["", "processes", "relative error", "cosine", "length"]
     return f"gradient after DDP's averaging, compared with the true one\n{table(header, rows)}"
@@ -167,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=128, help="d")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worlds", type=int, nargs="+", default=[2, 4], help="numbers of processes")
-    parser.add_argument("--backbone", default="resnet50" if on_gpu else "resnet18", help="of the section cache")
+    parser.add_argument(
+        "--backbone", default="resnet50" if on_gpu else "resnet18", help="backbone of the section cache"
+    )
     parser.add_argument("--size_px", type=int, default=224 if on_gpu else 64)
     parser.add_argument("--global_batch", type=int, default=4096 if on_gpu else 512, help="samples")
     parser.add_argument("--micro_batches", type=int, default=16, help="P")
@@ -188,7 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gradients = measure_gradients(options.worlds)
         print(gradients_text(gradients), flush=True)
         result["gradients"] = {
-            name: {world: found if isinstance(found, str) else found._asdict() for world, found in by_world.items()}
+            name: {
+                world: deviation if isinstance(deviation, str) else deviation._asdict()
+                for world, deviation in by_world.items()
+            }
             for name, by_world in gradients.items()
         }
     if "cache" in options.sections:

@@ -48,7 +48,7 @@ _LOAD_S: Final = 5.0
 _SAME_AUC: Final = 1e-6  # after 100 iterations without convergence, on cores that may sum in another order
 
 
-class Found(NamedTuple):
+class Choice(NamedTuple):
     """The result on which all searches must agree."""
 
     c: float
@@ -97,23 +97,23 @@ def make_features(classes: Any, size: int, number: int, distance: float) -> Floa
     return np.maximum(mixed + noise, 0).astype(np.float32)
 
 
-def by_ray(case: Case) -> dict[str, Found]:
+def by_ray(case: Case) -> dict[str, Choice]:
     """Search with Ray Tune; Ray must be running."""
     with tempfile.TemporaryDirectory(prefix="sternum-probe-") as storage:
-        return found(search_with_ray(*case, storage=Path(storage), name="benchmark"))
+        return choices(search_with_ray(*case, storage=Path(storage), name="benchmark"))
 
 
-def serially(case: Case) -> dict[str, Found]:
+def serially(case: Case) -> dict[str, Choice]:
     """Search in this process."""
-    return found(search_serially(*case))
+    return choices(search_serially(*case))
 
 
-def found(search: Mapping[str, Any]) -> dict[str, Found]:
+def choices(search: Mapping[str, Any]) -> dict[str, Choice]:
     """Return the values to compare of our searches."""
-    return {name: Found(chosen.c, chosen.validation_auc) for name, chosen in search.items()}
+    return {name: Choice(chosen.c, chosen.validation_auc) for name, chosen in search.items()}
 
 
-def by_grid_search(case: Case, cores: int) -> dict[str, Found]:
+def by_grid_search(case: Case, cores: int) -> dict[str, Choice]:
     """Search with scikit-learn, in processes that the next call uses again."""
     features, problems = case
     result = {}
@@ -129,13 +129,13 @@ def by_grid_search(case: Case, cores: int) -> dict[str, Found]:
                 cv=PredefinedSplit(problem.fold[inside]),
             ).fit(values[inside], problem.classes[inside])
             search.predict_proba(values[~inside])
-            result[name] = Found(search.best_params_["C"], search.best_score_)
+            result[name] = Choice(search.best_params_["C"], search.best_score_)
     return result
 
 
-def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]], list[float], dict[str, Found]]:
+def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]], list[float], dict[str, Choice]]:
     """Return the seconds of every search and repeat, those of Ray's starts, and the common result."""
-    ways: dict[str, Callable[[], dict[str, Found]]] = {
+    ways: dict[str, Callable[[], dict[str, Choice]]] = {
         RAY: lambda: by_ray(case),
         "sternum, serial": lambda: serially(case),
         PEER: lambda: by_grid_search(case, cores),
@@ -144,7 +144,7 @@ def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     starts_s, results = [], {}
     for repeat in range(repeats):
-        for name in list(ways)[:: -1 if repeat % 2 else 1]:  # forth and back: a drift hits all alike
+        for name in list(ways)[:: -1 if repeat % 2 else 1]:  # alternate the order, so that a drift affects all alike
             began_s = time.perf_counter()
             with ray_session(cores) if name == RAY else nullcontext():
                 if name == RAY:
@@ -158,7 +158,7 @@ def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]
     return seconds, starts_s, results[PEER]
 
 
-def require_same(name: str, result: Mapping[str, Found], peer: Mapping[str, Found]) -> None:
+def require_same(name: str, result: Mapping[str, Choice], peer: Mapping[str, Choice]) -> None:
     """Fail if two searches did not do the same work."""
     for probe, (c, auc) in peer.items():
         assert result[probe].c == c, f"{name}: {probe} chose C={result[probe].c}, {PEER} {c}"
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {
         "seconds": seconds,
         "ray_start_seconds": starts_s,
-        "chosen": {name: found._asdict() for name, found in chosen.items()},
+        "chosen": {name: choice._asdict() for name, choice in chosen.items()},
         "units": {"seconds": "s", "ray_start_seconds": "s", "c": "1", "auc": "1"},
         "options": {name: value for name, value in vars(options).items() if name != "out"},
         "machine": machine("ray", "scikit-learn", "numpy", "scipy", "joblib"),

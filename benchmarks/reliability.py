@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--ratio_s", type=float, default=600.0, help="seconds to train while processes are killed")
     parser.add_argument("--kill_every_s", type=float, default=60.0, help="seconds; one kill in each such period")
-    parser.add_argument("--checkpoint_every_steps", type=int, default=10, help="under fire")
-    parser.add_argument("--global_batch", type=int, default=64, help="under fire")
-    parser.add_argument("--size_px", type=int, default=96, help="of a view, under fire")
+    parser.add_argument("--checkpoint_every_steps", type=int, default=10, help="in the run of ratio")
+    parser.add_argument("--global_batch", type=int, default=64, help="samples per step of ratio")
+    parser.add_argument("--size_px", type=int, default=96, help="width and height of a view, in the run of ratio")
     parser.add_argument("--kills", type=int, default=20, help="runs with three random kills each")
     parser.add_argument("--times", type=int, default=5, help="injections of every other fault")
     parser.add_argument("--network_times", type=int, default=2, help="injections of each fault of the network")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and targets under fire")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and targets of kills in ratio")
     options = parser.parse_args(arguments)
     ratio: Ratio | None = None
     rows: list[Row] = []

@@ -64,7 +64,7 @@ class Ended(NamedTuple):
     redone: int
 
 
-class Range:
+class FaultRuns:
     """Runs to inject faults into, and the undisturbed run to compare them with."""
 
     def __init__(self, shards: Path, folder: Path) -> None:
@@ -94,8 +94,8 @@ class Range:
             faults: the faults.
             between: called after the first start has ended.
             first_world: number of ranks of the first start.
-            keep_last: number of checkpoints to keep, all without it.
-            small_disk_mb: size of a file system of its own for the run folder.
+            keep_last: number of checkpoints to keep; all if None.
+            small_disk_mb: size of a separate file system for the run folder.
             changes: further settings of `TrainConfig`.
         """
         with ExitStack() as stack:
@@ -156,58 +156,58 @@ def row(
     )
 
 
-def holds(require: Callable[[Outcome, Outcome], None], found: Outcome, expected: Outcome) -> bool:
+def holds(require: Callable[[Outcome, Outcome], None], actual: Outcome, expected: Outcome) -> bool:
     """Return whether two runs are the same by `require`."""
     try:
-        require(found, expected)
+        require(actual, expected)
     except AssertionError:
         return False
     return True
 
 
-def other_samples(found: Outcome, expected: Outcome) -> int:
+def other_samples(actual: Outcome, expected: Outcome) -> int:
     """Return how many samples were lost or repeated."""
-    missing = abs(len(expected.consumed) - len(found.consumed)) * len(expected.consumed[0].samples)
-    pairs = zip(found.consumed, expected.consumed, strict=False)
-    return missing + sum(int((one.samples != other.samples).sum()) for one, other in pairs)
+    missing = abs(len(expected.consumed) - len(actual.consumed)) * len(expected.consumed[0].samples)
+    pairs = zip(actual.consumed, expected.consumed, strict=False)
+    return missing + sum(int((step.samples != expected_step.samples).sum()) for step, expected_step in pairs)
 
 
 def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterator[Row]:
     """Yield a row for each fault."""
-    place = Range(shards, folder)
+    runs = FaultRuns(shards, folder)
     every = small_config(folder, shards).train.checkpoint_every_steps
     assert every is not None
 
-    undisturbed, undisturbed_s = place.undisturbed, place.undisturbed.took_s
+    undisturbed, undisturbed_s = runs.undisturbed, runs.undisturbed.took_s
 
     def many(fault: str, times: int, run: Callable[[], Ended], expected: Ended = undisturbed) -> Row:
         return row(fault, [run() for _ in range(times)], expected, undisturbed_s)
 
     def strike(kind: str, **changes: Any) -> Callable[[], Ended]:
-        return lambda: place.train(Fault(kind, place.rank(), place.step()), **changes)
+        return lambda: runs.train(Fault(kind, runs.rank(), runs.step()), **changes)
 
     def harm(action: Callable[[Path], None]) -> Callable[[], Ended]:
         def damage(config: PretrainConfig) -> None:
             newest = find_checkpoints(config.run_folder)[-1]
-            action(newest.path / place.draw.choice(FILES))
+            action(newest.path / runs.draw.choice(FILES))
 
-        steps = range(3 * every, place.steps)  # so that there are two: the third save awaits the second
-        return lambda: place.train(Fault("kill", 0, place.draw.choice(steps)), between=damage)
+        steps = range(3 * every, runs.steps)  # so that there are two: the third save awaits the second
+        return lambda: runs.train(Fault("kill", 0, runs.draw.choice(steps)), between=damage)
 
     def three_kills() -> Ended:
-        return place.train(*(Fault("kill", place.rank(), place.step()) for _ in range(3)))
+        return runs.train(*(Fault("kill", runs.rank(), runs.step()) for _ in range(3)))
 
     def lasting() -> Ended:
-        rank, step = place.rank(), place.draw.randrange(place.steps - 1)
-        return place.train(Fault("nan", rank, step), Fault("nan", rank, step + 1), skips=1)
+        rank, step = runs.rank(), runs.draw.randrange(runs.steps - 1)
+        return runs.train(Fault("nan", rank, step), Fault("nan", rank, step + 1), skips=1)
 
     def full() -> Ended:
-        begin = place.draw.randrange(place.steps - 3)
-        return place.train(Fault("fill", 0, begin), Fault("free", 0, place.steps - 1), small_disk_mb=_SMALL_DISK_MB)
+        begin = runs.draw.randrange(runs.steps - 3)
+        return runs.train(Fault("fill", 0, begin), Fault("free", 0, runs.steps - 1), small_disk_mb=_SMALL_DISK_MB)
 
     def fewer() -> Ended:
-        lost = Fault("kill", place.draw.randrange(4), place.step())
-        return place.train(lost, first_world=4, between=lambda _: None)
+        lost = Fault("kill", runs.draw.randrange(4), runs.step())
+        return runs.train(lost, first_world=4, between=lambda _: None)
 
     if kills:
         yield many("three ranks killed (kill -9), one after the other", kills, three_kills)
@@ -215,13 +215,13 @@ def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterat
         return
     yield many("a rank killed (kill -9)", times, strike("kill"))
     step = 2 * every
-    saves = [place.train(Fault("save", 0, step, event=at), keep_last=1) for at in place.save_event_numbers(step)]
-    yield row("kill -9 at each thing that a save does to the disk", saves, undisturbed, undisturbed_s)
+    saves = [runs.train(Fault("save", 0, step, event=at), keep_last=1) for at in runs.save_event_numbers(step)]
+    yield row("kill -9 at each disk operation of a save", saves, undisturbed, undisturbed_s)
     yield many(f"a rank hangs (SIGSTOP; timeout {_HANG_S:g} s)", times, strike("stop", timeout_s=_HANG_S))
     yield many("a rank raises", times, strike("raise", timeout_s=_HANG_S))
     yield many("preemption: SIGTERM to one rank", times, strike("term"))
-    both = place.train(*(Fault("nan", rank, 7) for rank in range(WORLD)))
-    yield many("NaN on one rank: left out on all", times, lambda: place.train(Fault("nan", place.rank(), 7)), both)
+    both = runs.train(*(Fault("nan", rank, 7) for rank in range(WORLD)))
+    yield many("NaN on one rank: left out on all", times, lambda: runs.train(Fault("nan", runs.rank(), 7)), both)
     yield many("NaN on one rank, lasting: rolled back", times, lasting)
     yield many("newest checkpoint: a bit flipped", times, harm(flip_a_bit))
     yield many("newest checkpoint: a file cut in half", times, harm(cut))
@@ -229,9 +229,9 @@ def measure_faults(shards: Path, folder: Path, times: int, kills: int) -> Iterat
     yield many("no space left on the disk, for a while", times, full)
     shrunk = [fewer() for _ in range(times)]
     yield row(
-        "one of 4 ranks lost for good: on with 2 *",
+        "one of 4 ranks lost for good: continued with 2 *",
         shrunk,
-        place.undisturbed,
-        place.undisturbed.took_s,
+        runs.undisturbed,
+        runs.undisturbed.took_s,
         assert_same_run,
     )

@@ -88,5 +88,9 @@ def measure_network(shards: Path, folder: Path, times: int) -> Iterator[Row]:
     expected = elastic(nothing)
     ends = [elastic(shrink) for _ in range(times)]
     yield row(
-        "a machine lost, on alone, another comes (--nnodes=1:2) *", ends, expected, expected.took_s, assert_same_run
+        "a machine lost, the other continues alone, a new one joins (--nnodes=1:2) *",
+        ends,
+        expected,
+        expected.took_s,
+        assert_same_run,
     )

@@ -53,21 +53,21 @@ class Step(NamedTuple):
     took_s: float
 
 
-def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Ratio:
+def measure_ratio(shards: Path, folder: Path, options: argparse.Namespace) -> Ratio:
     """Train while processes are killed, then stop the run as a scheduler does."""
     config = small_config(folder / "run", shards, epochs=10**6, checkpoint_every_epochs=10**6, precision="bf16")
     config = replace(
         config,
-        data=replace(config.data, global_batch=asked.global_batch),
-        views=ViewSpec(size_px=asked.size_px),
+        data=replace(config.data, global_batch=options.global_batch),
+        views=ViewSpec(size_px=options.size_px),
         model=ModelConfig("resnet18"),
-        train=replace(config.train, checkpoint_every_steps=asked.checkpoint_every_steps),
+        train=replace(config.train, checkpoint_every_steps=options.checkpoint_every_steps),
         checkpoints=CheckpointConfig(keep_last=2),
     )
     command = supervise_command(config, torchrun_command(config, "--max-restarts=3"), "--patience=1000")
     began_s = time.time()
     with launch(command, folder / "log") as run, steps_seen(config) as seen:
-        killed_s = fire(run, began_s, asked)
+        killed_s = fire(run, began_s, options)
         os.kill(run.process.pid, signal.SIGTERM)
         run.end()
     wall_s = time.time() - began_s
@@ -87,13 +87,13 @@ def measure_ratio(shards: Path, folder: Path, asked: argparse.Namespace) -> Rati
     )
 
 
-def fire(run: LaunchedCommand, began_s: float, asked: argparse.Namespace) -> list[float]:
+def fire(run: LaunchedCommand, began_s: float, options: argparse.Namespace) -> list[float]:
     """Kill a process at a random moment of every period, and return the times of the kills."""
-    draw = random.Random(asked.seed)
+    draw = random.Random(options.seed)
     killed_s: list[float] = []
-    periods = range(int(asked.ratio_s / asked.kill_every_s))
-    moments_s = [began_s + (period + draw.random()) * asked.kill_every_s for period in periods]
-    while time.time() < began_s + asked.ratio_s:
+    periods = range(int(options.ratio_s / options.kill_every_s))
+    moments_s = [began_s + (period + draw.random()) * options.kill_every_s for period in periods]
+    while time.time() < began_s + options.ratio_s:
         if run.process.poll() is not None:
             raise RunFailed(f"the run ended by itself: {run.output()[-2000:]}")
         if len(killed_s) < len(moments_s) and time.time() >= moments_s[len(killed_s)]:
@@ -138,7 +138,9 @@ def misplaced(config: PretrainConfig) -> int:
     order = sample_order(shards, config.data, config.seed)
     wrong = 0
     for number, step in enumerate(read_sample_log(config.run_folder)):
-        places = order.batch(number)
-        wanted = [shards.index(int(shard))["sample"][row] for shard, row in zip(places.shard, places.row, strict=True)]
+        positions = order.batch(number)
+        wanted = [
+            shards.index(int(shard))["sample"][row] for shard, row in zip(positions.shard, positions.row, strict=True)
+        ]
         wrong += int((step.samples != np.array(wanted)).sum())
     return wrong

@@ -10,7 +10,7 @@ outside        overhead and waiting together, measured from outside by the start
 save           share of a checkpoint's saving, from the call until it is durable, that the loop waits for
 
 Three windows between two lines of metrics each: the first warms up, the second counts and holds one line, and in the
-third a checkpoint is saved while training goes on.
+third a checkpoint is saved while training continues.
 """
 
 import argparse
@@ -56,7 +56,7 @@ _PERCENT: Final = ("overhead_share", "wait_share", "outside_share", "save_wait_s
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. parts: micro-batches of a rank's share; local_batch: samples a rank and step."""
+    """A configuration to train. parts: micro-batches of a rank's share; local_batch: samples a rank and step."""
 
     backbone: str
     size_px: int
@@ -73,7 +73,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Turn:
-    """How a case is measured: steps in a window, calls of the limit, processes, and the threads of each."""
+    """The measurement of a case: steps in a window, calls of the limit, processes, and the threads of each."""
 
     window_steps: int
     limit_calls: int
@@ -113,7 +113,7 @@ class Stopwatch:
         self.limit_step_s = 0.0
 
     def __call__(self, engine: Engine, batch: Batch, rate: float) -> LossReport | None:
-        """Learn from a batch as the loop does; after the last window, learn from it over and over."""
+        """Learn from a batch as the loop does; after the last window, learn from it repeatedly to measure the limit."""
         window = self._turn.window_steps
         if batch.step in (window, 2 * window):
             _wait_for_gpu(engine)
@@ -276,12 +276,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size_px", type=int, default=224)
     parser.add_argument("--local_batch", type=int, default=256 if gpus else 8, help="samples a process and step")
     parser.add_argument(
-        "--small_local_batch", type=int, default=512 if gpus else 32, help="of resnet18; 0 leaves it out"
+        "--small_local_batch",
+        type=int,
+        default=512 if gpus else 32,
+        help="samples a process and step for resnet18; 0 leaves it out",
     )
-    parser.add_argument("--small_size_px", type=int, default=96, help="of resnet18")
+    parser.add_argument("--small_size_px", type=int, default=96, help="size of a view for resnet18")
     parser.add_argument("--engines", nargs="+", choices=["ddp", "deepspeed"], default=["ddp", "deepspeed"])
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2], help="micro-batches of a process's share")
-    parser.add_argument("--executor", choices=["auto", "dali", "torchvision"], default="auto", help="of the views")
+    parser.add_argument(
+        "--executor", choices=["auto", "dali", "torchvision"], default="auto", help="library that makes the views"
+    )
     parser.add_argument("--ranks", type=int, default=gpus or 2, help="processes")
     parser.add_argument("--window_steps", type=int, default=10 if gpus else 4, help="between two lines of metrics")
     parser.add_argument("--limit_calls", type=int, default=10 if gpus else 3)
@@ -307,8 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pack(PackConfig("cell", folder / "cell", folder / "shards", SHORTER_SIDE_PX))
         for repeat in range(options.repeats):
             for number, case in enumerate(cases):
-                place = folder / f"{repeat}-{number}"
-                results[case.name].append(measure(case, turn, folder / "shards", place))
+                case_folder = folder / f"{repeat}-{number}"
+                results[case.name].append(measure(case, turn, folder / "shards", case_folder))
                 print(f"{case.name}: {results[case.name][-1].images_per_s:.2f} images/s", flush=True)
     print(text(results))
     device = torch.cuda.get_device_name() if gpus else "cpu"

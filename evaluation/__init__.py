@@ -1,1 +1,1 @@
-"""Checkpoint -> features -> probe -> report: what a frozen backbone has learned, beside what needs no learning."""
+"""Evaluation of a run: features of its checkpoints and of controls, probes of these, their scores, and the report."""

@@ -28,7 +28,7 @@ from infra import config as configuration
 from infra.extras import require_extra
 from infra.files import locked
 from infra.log import say
-from infra.options import setting
+from infra.options import key, setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 
@@ -54,7 +54,7 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
 
 
 class Prober:
-    """Probes a run, once or repeatedly while it goes on. Nothing is extracted or fitted twice."""
+    """Probes a run, once or repeatedly while it trains. Nothing is extracted or fitted twice."""
 
     def __init__(self, config: ProbeConfig, command: str = "") -> None:
         """Open the run and divide the datasets.
@@ -63,12 +63,12 @@ class Prober:
             UserError: for a run, dataset or option that cannot be probed.
         """
         if config.search == "ray":
-            require_extra("ray", setting(config, "search"), instead="take --search=serial")
+            require_extra("ray", setting(config, "search"), instead=f"use {key(config, 'search')}=serial")
         self.config, self.command = config, command
         self.run = config.run_folder
         self.folder = self.run / "features"
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
-        checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fails now if there is none
+        checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
         newest = find_checkpoints(self.run)[-1]
         self.labeled_sets = open_labeled_sets(config.data)
         self.seen = pretraining_samples(self.pretraining.data, newest.state.data_identity)
@@ -98,6 +98,13 @@ class Prober:
         Args:
             final: include everything that concerns only the last checkpoint of a run: shuffled labels, few labels,
                 fine-tuning, and the selection of a checkpoint
+
+        Returns:
+            The results.
+
+        Raises:
+            UserError: if a chosen checkpoint is missing or its features are not finite
+            RunFailed: if a checkpoint or an image is damaged, or a fit fails
         """
         config, began = self.config, time.monotonic()
         features = self._extract()
@@ -131,9 +138,9 @@ class Prober:
         """Return the features of all sources, controls first."""
         sources = control_sources(self.pretraining) if self.config.controls else []
         for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
-            key = source.kind, source.step or 0
-            if key not in self._extracted:
-                self._extracted[key] = source, self.extractor.features(source, self.labeled_sets)
+            identity = source.kind, source.step or 0
+            if identity not in self._extracted:
+                self._extracted[identity] = source, self.extractor.features(source, self.labeled_sets)
         return dict(self._extracted.values())
 
     def _results(

@@ -14,18 +14,18 @@ from infra.urls import require_no_credentials
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Scores frozen features by logistic regression: the paper's Table III, a stricter protocol, and controls.
+    """Options of a probe, which scores frozen features by logistic regression.
 
     Args:
-        run_folder: run whose checkpoints are probed; results.json goes there
+        run_folder: run whose checkpoints to probe; results.json is written there
         data: labeled shards to probe on
         presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
-            from which dataset an image comes; without these no score means much
-        few_labels: also probe with 1, 5, 10 and 25 percent of the labels (rigorous; last checkpoint and controls)
+            the dataset that an image comes from; without these, scores mean little
+        few_labels: also probe with 1, 5, 10 and 25 percent of the labels (only rigorous; last checkpoint and controls)
         finetune: end-to-end training of the last checkpoint's backbone, next to the frozen probe
-        select: also choose a checkpoint without labels and judge such choices; goes to selection.json
+        select: also choose a checkpoint without labels, and judge that choice by the labels; writes selection.json
         watch: probe each new checkpoint of a live pretraining until it ends
         executor: image decoder: dali, torchvision, or auto (DALI if installed)
         local_batch: images that go through the backbone at once, at least 1
@@ -34,9 +34,10 @@ class ProbeConfig:
         address: Ray cluster to use instead of this machine, such as auto or ray://head:10001
         folds: folds of the cross-validation that chooses C, at least 2; 8 (gazda2021) and 5 (rigorous) by default
         repeats: repetitions of rigorous's cross-validation, each with other parts; needs no official split
-        bootstrap_resamples: resamples of the patients for the intervals, at least 100; 0 for no intervals
+        bootstrap_resamples: resamples of the patients for confidence intervals, at least 100; 0 for no intervals
         uncertain: meaning of a positive label of -1: ignore (leave the image out), zeros or ones
-        balance: none, class (equally many images of each) or view (the same within each view); replaces the task's own
+        balance: none, class (equally many images of each class) or view (the same within each view); overrides the
+            default of the task
         allow_overlap: probe test images even if pretraining saw them, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
@@ -74,8 +75,8 @@ class ProbeConfig:
         require_at_least(self, "cores", 1, "leave it out for all")
         require(
             self.address is None or (self.search == "ray" and self.cores is None),
-            f"{setting(self, 'address')} names a Ray cluster, which {key(self, 'search')}=serial does not use and "
-            f"{key(self, 'cores')} does not limit; leave one of them out",
+            f"{setting(self, 'address')} names a Ray cluster and excludes {key(self, 'search')}=serial and "
+            f"{key(self, 'cores')}; remove one of them",
         )
         require(
             self.controls or self.checkpoints != [],
@@ -91,6 +92,6 @@ class ProbeConfig:
         require_seed(self)
         require(
             not self.select or (self.checkpoints not in ("last", []) and len(self.checkpoints) > 1),
-            f"{key(self, 'select')}=true chooses among checkpoints, but {setting(self, 'checkpoints')} is one; "
-            "leave it out for all",
+            f"{key(self, 'select')}=true needs several checkpoints, but {setting(self, 'checkpoints')} names fewer "
+            "than two; leave it out for all",
         )

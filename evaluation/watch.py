@@ -22,7 +22,7 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
     """Probe checkpoints as they appear until the run has ended, then once more with everything for the last one.
 
     A run ends when its status says finished or refused. A run that failed or was killed has ended if it is not
-    restarted within `RESTART_S`. A paused or preempted run is waited for, because the same command resumes it.
+    restarted within `RESTART_S`. For a paused or preempted run, the watch waits: the same command resumes it.
 
     Args:
         config: the options
@@ -60,7 +60,7 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
                 try:
                     results = prober.probe(final=ended)
                 except (RunFailed, UserError):
-                    # Retention may have removed a checkpoint after it was found: look again.
+                    # Retention may have removed a checkpoint after it was listed: look again.
                     if set(checkpoints) <= set(find_checkpoints(run)):
                         raise
                     continue

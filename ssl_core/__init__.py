@@ -1,1 +1,1 @@
-"""From encoded bytes to a pretrained backbone: views, embeddings, the contrastive loss, checkpoints, the loop."""
+"""Pretraining: augmented views, the model, the contrastive loss, engines, checkpoints, and the training loop."""

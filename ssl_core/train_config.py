@@ -24,9 +24,9 @@ class TrainConfig:
         log_samples: record the samples of each step in samples/
         max_steps: stop this start after this many steps in total, with a checkpoint; the next start resumes
         world_size: required number of processes; any number if not given
-        timeout_s: seconds after which a process that does not respond counts as lost
-        skips: most steps in a row to skip because of a loss or gradient that is not finite; fp16 skips a few at the
-            start, until the loss scale fits
+        timeout_s: seconds without a response after which a process counts as lost
+        skips: most steps in a row to skip because their loss or gradient is not finite; fp16 skips a few at the start,
+            until the loss scale fits
         rollbacks: most returns to the last checkpoint after too many skips, before the run fails
     """
 

@@ -111,7 +111,7 @@ def refusal(base: Base, words: Sequence[str]) -> str:
             "deepspeed",
             "engine.kind=ddp",
         ),
-        (PROBE, "search=ray needs Ray Tune", "ray", "take --search=serial"),
+        (PROBE, "search=ray needs Ray Tune", "ray", "use search=serial"),
         ("submit ray -- sternum probe run", "sternum submit ray needs Ray Tune", "ray", ""),
         ("shard dicom --root=raw/folder --out=new", "the dataset dicom needs pydicom", "dicom", ""),
         ("shard folder --root=raw/folder --out=new", "raw/folder/NORMAL/film.dcm needs pydicom", "dicom", ""),

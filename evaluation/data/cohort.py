@@ -218,8 +218,8 @@ class _Check:
             raise UserError(f"dataset {self.dataset!r} has {summary}{where}; a probe needs both classes")
         if part != "test part" and len(np.unique(codes)) == 1:
             raise UserError(
-                f"dataset {self.dataset!r}: all {len(codes)} images of the task{where} are of one patient; a probe "
-                "needs more patients, to test on others than it is fitted to"
+                f"dataset {self.dataset!r}: all {len(codes)} images of the task{where} show one patient; a probe "
+                "needs more, because it is tested on other patients than it is fitted to"
             )
         if min(counts.values()) < least:
             raise UserError(

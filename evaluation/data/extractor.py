@@ -31,11 +31,11 @@ class Extractor:
     decode the next images.
 
     Attributes:
-        folder: where the features are kept
+        folder: folder of the stored features
         preprocessing: input of the backbones
         local_batch: images that go through a backbone at once
-        view_executor: what decodes: auto, dali or torchvision
-        device: where the backbones run
+        view_executor: image decoder: auto, dali or torchvision
+        device: device on which the backbones run
     """
 
     folder: Path
@@ -82,7 +82,14 @@ class Extractor:
 
 
 def build_extractor(run: Path, pretraining: PretrainConfig, *, view_executor: str, local_batch: int) -> Extractor:
-    """Return the extractor for the input that the run's backbones were trained on: its size and normalization."""
+    """Return the extractor for the input that the run's backbones were trained on: its size and normalization.
+
+    Args:
+        run: a run with at least one checkpoint
+        pretraining: configuration of the run
+        view_executor: image decoder: auto, dali or torchvision
+        local_batch: images that go through a backbone at once
+    """
     device = device_of(Ranks())
     trained = find_checkpoints(run)[-1].state
     size_px = pretraining.views.size_px

@@ -28,7 +28,7 @@ class FeatureMatrix:
 
 
 def border(pixels: FeatureMatrix) -> FeatureMatrix:
-    """Return only the outer raw pixels. They show markers and collimation, but no disease."""
+    """Return only the outer raw pixels, which show markers and collimation, but no disease."""
     inside = np.zeros((RAW_PIXELS_PX, RAW_PIXELS_PX), np.bool_)
     inside[_BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX] = True
     return FeatureMatrix(f"border {_BORDER_PX} of {pixels.identity}", pixels.values[:, ~inside.reshape(-1)])

@@ -1,4 +1,4 @@
-"""Sources of features: the checkpoints of a run, and the controls without which no score means much."""
+"""Sources of features: the checkpoints of a run, and the controls to compare them with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,13 +52,13 @@ def checkpoint_sources(run: Path, pretraining: PretrainConfig, choice: Checkpoin
     """Return the chosen checkpoints of a run, in order.
 
     Raises:
-        UserError: if there is none, or one has another architecture than the run's configuration.
+        UserError: if there is no checkpoint, or a checkpoint's architecture differs from the run's configuration.
     """
     checkpoints = _choose(run, find_checkpoints(run), choice)
     for checkpoint in checkpoints:
         if checkpoint.state.backbone != pretraining.model.backbone:
             raise UserError(
-                f"{checkpoint.path} is of a {checkpoint.state.backbone}, but model.backbone in {run / 'config.yaml'} "
+                f"{checkpoint.path} holds a {checkpoint.state.backbone}, but model.backbone in {run / 'config.yaml'} "
                 f"is {pretraining.model.backbone}; probe it in the run that wrote it"
             )
     names = [f"epoch {round(checkpoint.epoch, 2):g}" for checkpoint in checkpoints]
@@ -87,6 +87,6 @@ def _choose(run: Path, checkpoints: Sequence[Checkpoint], choice: CheckpointChoi
         of_epoch = [checkpoint for checkpoint in checkpoints if int(checkpoint.epoch) == epoch]
         if not of_epoch:
             epochs = ", ".join(f"{checkpoint.epoch:g}" for checkpoint in checkpoints)
-            raise UserError(f"checkpoints: {run} has none of epoch {epoch}; it has checkpoints of epochs {epochs}")
+            raise UserError(f"checkpoints names epoch {epoch}, but {run} has only epochs {epochs}; choose among these")
         chosen.append(of_epoch[0])
     return chosen

@@ -50,7 +50,7 @@ def extract(backbone: nn.Module, batches: Iterable[Tensor], device: torch.device
     Args:
         backbone: maps images (n, 1, size, size) to features (n, D)
         batches: batches of images
-        device: where the backbone runs
+        device: device on which the backbone runs
 
     Returns:
         Features (N, D) of all images.
@@ -94,7 +94,7 @@ def load_stored(path: Path, ids: UInt64) -> npt.NDArray[Any] | None:
 
 
 def require_finite(values: Float32, name: str) -> None:
-    """Raise UserError unless all features (N, D) are finite; `name` says whose they are."""
+    """Raise UserError, with the features' name, unless all features (N, D) are finite."""
     damaged = int((~np.isfinite(values)).any(axis=1).sum())
     if damaged:
         raise UserError(

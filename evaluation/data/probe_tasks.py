@@ -27,7 +27,7 @@ class ProbeTask:
         labeled_set: the dataset
         cohort: its images that belong to the task, and their parts
         preset: the protocol
-        record: what the results say about the task
+        record: the task's record in the results
     """
 
     labeled_set: LabeledSet
@@ -59,8 +59,8 @@ def open_probe_tasks(
     Args:
         labeled_sets: the datasets
         presets: names of the presets
-        seen: what the run was pretrained on, if known
-        folder: where the groups of near-identical images are kept
+        seen: samples that the run was pretrained on, if known
+        folder: folder of the stored groups of near-identical images
         seed: determines parts and folds
         uncertain: meaning of an uncertain positive label
         balance: replaces the balances of the tasks
@@ -101,8 +101,8 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     path = folder / f"{labeled_set.manifest.identity[:32]}-near-duplicates.safetensors"
     duplicates = load_stored(path, ids)
     if duplicates is None:
-        found_ids, duplicates = near_duplicate_groups([labeled_set.location], fetch=labeled_set.shards.fetch)
-        assert np.array_equal(found_ids, ids), "both are in packed order"
+        packed_ids, duplicates = near_duplicate_groups([labeled_set.location], fetch=labeled_set.shards.fetch)
+        assert np.array_equal(packed_ids, ids), "both are in packed order"
         store(path, duplicates, ids)
     patients = np.unique(labeled_set.samples.patient_ids, return_inverse=True)[1]
     # A graph whose nodes are the samples, then the patients, then the groups of near-identical images.

@@ -7,7 +7,7 @@ from infra.arrays import UInt64
 
 @dataclass(frozen=True)
 class Samples:
-    """Metadata of a dataset's N samples, in packed order; None means that the dataset does not say.
+    """Metadata of a dataset's N samples, in packed order; None for what the dataset does not provide.
 
     Attributes:
         ids: (N,) hashes of the samples, unique across datasets

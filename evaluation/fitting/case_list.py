@@ -33,7 +33,7 @@ def list_cases(tasks: Sequence[ProbeTask], features: Features, *, last_controls:
         tasks: the tasks
         features: the features, those of the last checkpoint at the end
         last_controls: include the controls that depend on the last checkpoint
-        seed: of the shuffled labels
+        seed: seed of the shuffled labels
     """
     cases: list[ProbeCase] = []
     for task in tasks:
@@ -44,7 +44,7 @@ def list_cases(tasks: Sequence[ProbeTask], features: Features, *, last_controls:
 
 
 def _feature_cases(task: ProbeTask, features: Features) -> Iterator[ProbeCase]:
-    """Yield controls and checkpoints in order, each followed by what is derived from its features."""
+    """Yield controls and checkpoints in order, each followed by the cases derived from its features."""
     for source, matrices in features.items():
         case = probe_case(task, source, matrices[task.labeled_set.label])
         yield case

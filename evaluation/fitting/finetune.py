@@ -33,7 +33,7 @@ _SHUFFLE_WINDOW: Final = 16384
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Options of the fine-tuning of a backbone with labels.
+    """Options for fine-tuning a backbone with labels.
 
     Args:
         epochs: passes over the development images without fold 0, which chooses the epoch; 0 for no fine-tuning
@@ -108,9 +108,12 @@ def finetune(
         spec: views of the pretraining; training uses them with larger crops
         preprocessing: input of the backbone, whose normalization the training views get too
         config: options of the fine-tuning
-        view_executor: what decodes: auto, dali or torchvision
-        device: where the network is trained
-        seed: of order and views; the head starts at zero
+        view_executor: image decoder: auto, dali or torchvision
+        device: device on which the network is trained
+        seed: seed of order and views; the head starts at zero
+
+    Returns:
+        The predictions of the best epoch's network.
 
     Raises:
         RunFailed: if training diverges or an image is damaged.

@@ -18,7 +18,7 @@ FittedCases = Mapping[ProbeCase, Sequence[FittedProbe]]  # one fitted probe for 
 
 @dataclass(frozen=True)
 class CaseFitter:
-    """Fits cases, each round once: what was fitted before is read from a folder.
+    """Fits each round of a case once; reads the rounds of earlier fits from a folder.
 
     Attributes:
         folder: folder of the features, with the cache of fitted probes and the state of a search by Ray

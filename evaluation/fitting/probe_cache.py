@@ -71,9 +71,9 @@ def cached_finetune(
         spec: views of the pretraining
         preprocessing: input of the backbone
         config: options of the fine-tuning
-        view_executor: what decodes: auto, dali or torchvision
-        device: where the network is trained
-        seed: of order and views
+        view_executor: image decoder: auto, dali or torchvision
+        device: device on which the network is trained
+        seed: seed of order and views
     """
     [(_, identity, _)] = case.rounds()
     digest = hashlib.sha256(f"finetune {identity} {spec} {config} {seed}".encode()).hexdigest()
@@ -118,5 +118,5 @@ def _read(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"warning: {path} cannot be read ({error}); fitting this again")
+        say(f"warning: {path} cannot be read ({error}); fitting again")
         return None

@@ -46,7 +46,7 @@ class ProbeCase:
     Attributes:
         task: the task
         name: name of the features, as in the tables
-        kind: what the case scores
+        kind: a checkpoint or one of the controls
         epoch: epoch of a checkpoint
         step: step of a checkpoint
         matrix: the features

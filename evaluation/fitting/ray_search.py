@@ -1,4 +1,4 @@
-"""The search for C by Ray Tune, on this machine or on a cluster; each task of evaluation/fitting/search.py is a trial.
+"""The search for C by Ray Tune, on this machine or on a cluster; each fit of evaluation/fitting/search.py is a trial.
 
 A trial holds out one fold of one problem and fits the whole grid of C, because Tune spends 10 to 20 ms on each trial,
 which is more than one fit of a small problem takes.
@@ -45,7 +45,7 @@ _RETRIES: Final = 2
 def search_with_ray(
     features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], *, storage: Path | str, name: str
 ) -> dict[str, FittedProbe]:
-    """Solve every problem; each task is a Ray Tune trial on one core.
+    """Solve every problem; each fit is a Ray Tune trial on one core.
 
     Needs a `ray_session`. The results equal those of `search_serially` to the last bit. The search is saved in a folder
     until it succeeds. If it is interrupted, the same call resumes it. Nodes of a cluster need no access to the folder.
@@ -54,7 +54,7 @@ def search_with_ray(
     Args:
         features: the feature matrices, by the names that the problems use
         problems: the problems, by name
-        storage: where the folder lies: a local path, or a URL of an object store
+        storage: parent of that folder: a local path, or a URL of an object store
         name: name of the folder; must identify everything that the search depends on
 
     Returns:
@@ -74,7 +74,7 @@ def search_with_ray(
     outcomes = _outcomes(features, problems, folds, folder)
     fitted = {}
     for last, (problem_name, problem) in enumerate(problems.items(), len(folds)):
-        validations = {task.fold: outcomes[number] for number, task in enumerate(folds) if task.problem == problem_name}
+        validations = {fit.fold: outcomes[number] for number, fit in enumerate(folds) if fit.problem == problem_name}
         fitted[problem_name] = fitted_probe(
             problem, [validations[fold] for fold in range(problem.folds)], outcomes[last]
         )
@@ -99,12 +99,12 @@ def _outcomes(
             done[number] = from_text(result.metrics["outcome"])
         else:
             raise KeyboardInterrupt
-    names = [str(task) for task in folds] + [f"{name}, all folds" for name in problems]
+    names = [str(fit) for fit in folds] + [f"{name}, all folds" for name in problems]
     if failed:
         first = min(failed)
         raise RunFailed(f"{len(failed)} of {len(names)} fits failed; the first is {names[first]}: {failed[first]}")
     if len(done) < len(names):
-        # It was interrupted while Tune wrote its files, so they disagree.
+        # The search was interrupted while Tune wrote its files, so they disagree.
         assert restored, "Tune ends a new search with an outcome or an error of every trial"
         say(f"warning: the search in {folder} has lost trials; starting it again")
         _open(folder).remove()
@@ -157,13 +157,13 @@ def _open(folder: str) -> ObjectStore:
 
 
 def _is_resumable(folder: str) -> bool:
-    """Return whether an interrupted search lies in the folder; warn about a damaged one, which does not count."""
+    """Return whether the folder holds an interrupted search; a damaged one gets a warning and does not count."""
     store = _open(folder)
     files = store.sizes()
     states = fnmatch.filter(files, "experiment_state-*.json")
     if not states:
         return False
-    try:  # Tune ignores a damaged state in silence
+    try:  # Tune silently ignores a damaged state
         json.loads(_content(store, max(states)))
         for file in ["tuner.pkl", *fnmatch.filter(files, "search*")]:
             pickle.loads(_content(store, file))
@@ -211,7 +211,7 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
     waiting = {"TUNE_MAX_PENDING_TRIALS_PG": "200" if address else str(2 * cores)}
     for name, value in (_QUIET | waiting | ({} if address else _LOCAL)).items():
         os.environ.setdefault(name, value)
-    import ray  # noqa: PLC0415 (after its environment is set; only probing should pay the second that it takes)
+    import ray  # noqa: PLC0415 (after its environment is set; its import takes a second)
 
     if ray.is_initialized():
         yield
@@ -220,7 +220,7 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
         _join(address)
     else:
         _start(cores, features_bytes)
-    import evaluation.fitting.ray_trials  # noqa: F401, PLC0415 (takes a second, which belongs to the start)
+    import evaluation.fitting.ray_trials  # noqa: F401, PLC0415 (its import takes a second; pay it here)
 
     try:
         yield

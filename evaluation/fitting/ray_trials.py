@@ -111,10 +111,10 @@ class TrialOrder(Searcher):  # type: ignore[misc]
 
 
 class TrialSearcher(SearchGenerator):  # type: ignore[misc]
-    """Tune's wrapper of a searcher, changed to ask it again after a failure has ended the search."""
+    """Tune's wrapper of a searcher, changed to query it again after a failure has ended the search."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore Tune's state, but not that the search is over."""
+        """Restore Tune's state, except that the search is over."""
         super().set_state(state | {"finished": False})
 
 

@@ -23,7 +23,7 @@ from infra.log import progress
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """The data of one probe: what it is fitted to, validated on and tested on.
+    """The data of one probe: for fitting, validation and test.
 
     Attributes:
         features: name of a feature matrix (N, D)

@@ -97,7 +97,7 @@ def _finding(results: Results, dataset: Dataset) -> str:
 
 
 def _compare(results: Results, dataset: Dataset, last: ProbeResult, other: ProbeResult) -> str:
-    """Say how far the last checkpoint is above another row, and whether a comparison shows that."""
+    """Return how far the last checkpoint is above another row, and whether a comparison confirms that."""
     difference = 100 * (last.scores.auc.value - other.scores.auc.value)
     text = f"{abs(difference):.1f} points {'above' if difference > 0 else 'BELOW'} the {other.features}"
     facts = [f"{percent(other.scores.auc.value)} %"]
@@ -125,9 +125,9 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
         blocks += [reliability_picture(results, dataset), calibration_table(results, dataset)]
         blocks += subgroup_tables(results, dataset)
         blocks += [few_labels_picture(results, dataset), few_labels_table(results, dataset)]
-    return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _measured(blocks))
+    return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _without_empty(blocks))
 
 
-def _measured(blocks: Sequence[Table | Picture | None]) -> list[Table | Picture]:
-    """Return the blocks that show anything."""
+def _without_empty(blocks: Sequence[Table | Picture | None]) -> list[Table | Picture]:
+    """Return the blocks that are not empty."""
     return [block for block in blocks if isinstance(block, Picture) or (block is not None and block.cells)]

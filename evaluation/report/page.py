@@ -45,7 +45,7 @@ _FILES: Final = (
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """One folder of pretraining shards; the manifest is None if it cannot be read any more."""
+    """One folder of pretraining shards; the manifest is None if it can no longer be read."""
 
     folder: str
     label: str
@@ -53,7 +53,7 @@ class ShardFolder:
 
 
 def report(run: Path) -> Path:
-    """Write `run/report.html`; the page says what the run does not have yet.
+    """Write `run/report.html`; the page names the parts that the run does not have yet.
 
     Returns:
         The path of the page.

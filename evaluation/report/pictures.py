@@ -171,14 +171,14 @@ def _bins_in_words(bins: Sequence[Bin]) -> str:
 
 
 def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
-    """Draw the AUC over the share of labels seen, up to all of them; None if it was not measured."""
+    """Draw the AUC over the share of labels used, up to all of them; None if it was not measured."""
     few_labels = results.few_labels_of(dataset)
     if not few_labels:
         return None
     whole = {row.features: row.scores.auc.value for row in results.rows_of(dataset)}
     words = []
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes("development patients whose labels are seen, %", "AUC on the test part, %")
+        figure, axes = _axes("development patients whose labels are used, %", "AUC on the test part, %")
         styles = cycle([(_TRAINED, "-", "o"), ("#9a4d00", "--", "s"), ("#6b3fa0", ":", "^"), (_PAPER, "-.", "D")])
         for features in dict.fromkeys(item.features for item in few_labels):
             draws = {item.percent: item.aucs for item in few_labels if item.features == features}
@@ -230,7 +230,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _data_uri(figure: Figure) -> str:
-    """Return a figure as a data URI; inlined SVGs would share identifiers on a page."""
+    """Return a figure as a data URI; inline SVGs on one page would share identifiers."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -26,7 +26,7 @@ def score_table(caption: str, rows: Iterable[ScoreRow]) -> Table:
 
 
 def score_rows(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) -> list[ScoreRow]:
-    """Return rows of scores in percent, and below them the paper's row if it is comparable.
+    """Return rows of scores in percent, followed by the paper's row if it is comparable.
 
     The paper's row is the one for the run's fraction of the pretraining set.
     """

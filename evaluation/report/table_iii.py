@@ -18,10 +18,10 @@ def table_iii(results: Sequence[Results], preset: str) -> Table:
     """Compare the last checkpoint of each run with the paper's figures.
 
     Each dataset and fraction has our row, if a run has one, then the paper's; the previously published result follows.
-    Simulated datasets, and tasks that the paper does not have, are listed without the paper.
+    Simulated datasets, and tasks that are not in the paper, are listed without the paper's rows.
 
     Args:
-        results: at most one for each fraction
+        results: at most one record for each fraction
         preset: name of the preset
     """
     by_fraction = {item.run.fraction_percent: item for item in results}

@@ -10,7 +10,7 @@ import tabulate
 
 from evaluation.results.results import OVERLAP_MARK, Dataset, Estimate
 
-tabulate.MIN_PADDING = 0  # else each column is two characters wider than its header
+tabulate.MIN_PADDING = 0  # otherwise each column is two characters wider than its header
 
 RowStyle = Literal["plain", "trained", "paper"]  # of a control, of a checkpoint, of a published result
 
@@ -50,7 +50,7 @@ class Table:
         caption: what the table shows
         header: names of the columns
         cells: rows of text
-        text_columns: how many columns hold text; numbers follow
+        text_columns: number of leading columns with text; the others hold numbers
         notes: lines below the table
         styles: one style for each row; empty if all rows are plain
     """

@@ -76,7 +76,7 @@ def describe(dataset: Dataset) -> str:
 
 
 def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
-    """Yield whether a probe fitted to shuffled labels scores at chance level."""
+    """Yield a note on whether a probe fitted to shuffled labels scores at chance level."""
     for row in rows:
         if row.kind == "shuffled":
             auc = row.scores.auc

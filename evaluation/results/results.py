@@ -13,8 +13,9 @@ from infra.files import write_atomic
 RESULTS_NAME: Final = "results.json"
 VERSION: Final = 2
 
-# What a row scores. "finetuned" is a network trained end to end. Controls: the "untrained" backbone, raw "pixels" and
-# their "border", the "attributes" view, sex and age, "shuffled" labels, and "source": which dataset an image is from.
+# The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
+# backbone, raw "pixels" and their "border", the "attributes" view, sex and age, "shuffled" labels, and "source": the
+# dataset that an image is from.
 ProbeKind = Literal["checkpoint", "finetuned", "untrained", "pixels", "border", "attributes", "shuffled", "source"]
 
 OVERLAP_MARK: Final = "†"
@@ -202,7 +203,7 @@ class ProbeResult:
         dataset: label of the dataset
         preset: name of the preset
         features: name of the features in the tables
-        kind: what the row scores
+        kind: a checkpoint or one of the controls
         epoch: epoch of a checkpoint
         step: step of a checkpoint
         size: number of features

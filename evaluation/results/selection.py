@@ -41,12 +41,12 @@ class CheckpointSelection:
     """The content of `selection.json`.
 
     Attributes:
-        held_out: which images were measured, as part of a sentence
-        images: how many images were measured
+        held_out: description of the measured images, as part of a sentence
+        images: number of images measured
         measures: checkpoint -> measure -> value, in the order of the steps
         chosen: name of the chosen checkpoint
         why: reason for the choice
-        verdicts: what the labels say about each measure afterwards
+        verdicts: judgment of each measure by the labels
     """
 
     held_out: str

@@ -39,13 +39,13 @@ def select_checkpoint(
         run: the run folder, for the logged loss
         pretraining: configuration of the run, for its views
         labeled_sets: the datasets
-        seen: what the run was pretrained on, if known
+        seen: samples that the run was pretrained on, if known
         extractor: extracts features of augmented views
         features: features of all sources; only checkpoints are measured
         cases: all cases of the probe
         fitted: their fitted probes
         resamples: bootstrap resamples of the patients
-        seed: of the resamples
+        seed: seed of the resamples
     """
     checkpoints = {source: matrices for source, matrices in features.items() if source.kind == "checkpoint"}
     images = unseen_images(labeled_sets, seen)
@@ -75,7 +75,7 @@ def _checkpoint_cases(cases: Sequence[ProbeCase]) -> dict[ProbeTask, list[ProbeC
 
 
 def _last_losses(run: Path, checkpoints: Sequence[FeatureSource]) -> list[float] | None:
-    """Return the pretext loss logged last before each checkpoint; None if one has none."""
+    """Return the last pretext loss logged before each checkpoint; None if a checkpoint has none."""
     logged = [(line["step"], line["loss"]) for line in read_metrics(run) if "loss" in line]
     before = [[loss for step, loss in logged if step <= (source.step or 0)] for source in checkpoints]
     return [losses[-1] for losses in before] if all(before) else None

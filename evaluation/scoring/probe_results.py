@@ -52,13 +52,13 @@ def _of_test(case: ProbeCase, values: Int64) -> Int64:
 
 
 def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: int, seed: int) -> ProbeResult:
-    """Score a case; those of a strict preset also get their calibration and subgroups.
+    """Score a case; with a strict preset, also its calibration and subgroups.
 
     Args:
         case: the case
         probes: its fitted probes, one for each round
         resamples: bootstrap resamples of the patients
-        seed: of the resamples
+        seed: seed of the resamples
     """
     detailed = case.preset.chooses_threshold and case.kind not in ("shuffled", "source")
     predictions = predict(case, probes)
@@ -110,7 +110,7 @@ def _calibration(case: ProbeCase, probes: Sequence[FittedProbe], predictions: Pr
 
 
 def neighbors_auc(case: ProbeCase) -> float:
-    """Return the mean AUC over the rounds of the nearest neighbors by cosine, which need no training and no choice.
+    """Return the mean AUC over the rounds of the nearest neighbors by cosine, without training or a choice.
 
     The score of a test image is the share of positives among its 20 nearest development images, each weighted by the
     inverse of its distance.

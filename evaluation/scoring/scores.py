@@ -90,7 +90,7 @@ def resampled_aucs(predictions: Predictions, *, resamples: int, seed: int) -> Fl
 
 
 def estimate(share: float, resampled: Float64, patients: int) -> Estimate:
-    """Put a 95 % interval around a share.
+    """Return a share with its 95 % interval.
 
     The standard error is that of the bootstrap, on the logit scale, with Student's t for few patients (Pepe 2003, "The
     Statistical Evaluation of Medical Tests for Classification and Prediction", chapter 5). Percentiles of the resamples
@@ -100,7 +100,7 @@ def estimate(share: float, resampled: Float64, patients: int) -> Estimate:
     Args:
         share: the share, between 0 and 1
         resampled: (B,) the share in each resample; NaNs are left out
-        patients: how many patients were resampled
+        patients: number of patients resampled
     """
     usable = resampled[~np.isnan(resampled)]
     if len(usable) < 2 or not 0 < share < 1:

@@ -35,12 +35,12 @@ def subgroups(
     Patients are drawn from the whole test part, so that the groups are resampled jointly.
 
     Args:
-        predictions: of the m test images
+        predictions: predictions for the m test images
         attributes: "sex", "age" or "view" -> the group of each image; None is the group "unknown", which is listed but
             never part of a gap
         smallest: images that a group needs to be scored; it also needs 10 images of each class
         resamples: bootstrap resamples of the patients
-        seed: of the resamples
+        seed: seed of the resamples
 
     Returns:
         The groups, and a gap for each attribute with at least two scored groups.

@@ -28,9 +28,9 @@ def choose_checkpoint(measured: Mapping[str, Mapping[str, float]]) -> tuple[str,
     """Choose a checkpoint without any label.
 
     The rule: among the checkpoints that have not collapsed (`label_free.has_collapsed`), take those whose uniformity is
-    within 1 % of the lowest, and of these the last. If all have collapsed, take the last and say so. The rule was fixed
-    on one run on simulated radiographs, where ranks such as LiDAR and RankMe preferred the earliest checkpoints, before
-    it was tested on real ones: docs/results.md.
+    within 1 % of the lowest, and of these the last. If all have collapsed, take the last, and the reason says so. The
+    rule was fixed on one run on simulated radiographs, where ranks such as LiDAR and RankMe preferred the earliest
+    checkpoints, before it was tested on real ones: docs/results.md.
 
     Args:
         measured: checkpoint -> measure -> value, in the order of the steps
@@ -45,7 +45,7 @@ def choose_checkpoint(measured: Mapping[str, Mapping[str, float]]) -> tuple[str,
         spread = max(values["spread"] for values in measured.values())
         return names[-1], (
             f"all {len(names)} checkpoints have collapsed: their features hardly differ between images (spread at most "
-            f"{spread:.2g}); none is worth using, this is only the last"
+            f"{spread:.2g}); none is worth using; this is merely the last"
         )
     best = min(sound, key=lambda name: sound[name])
     chosen = [name for name, value in sound.items() if value <= sound[best] + _TIE * abs(sound[best])][-1]
@@ -55,7 +55,7 @@ def choose_checkpoint(measured: Mapping[str, Mapping[str, float]]) -> tuple[str,
         return chosen, f"its {_DECIDES} of {sound[best]:.2f} is the lowest of {among}"
     return chosen, (
         f"its {_DECIDES} of {sound[chosen]:.2f} is within {100 * _TIE:g} % of the lowest of {among}, "
-        f"{sound[best]:.2f} of {best}, and no later one is"
+        f"{sound[best]:.2f} of {best}; no later checkpoint's is"
     )
 
 

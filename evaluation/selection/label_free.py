@@ -1,6 +1,6 @@
 """Measures of frozen features that need no labels: ranks, spectra, geometry on the sphere, and signs of collapse.
 
-They are taken on patients who were held out of pretraining. No measure knows the purpose of the features;
+They are computed on patients who were held out of pretraining. No measure knows the purpose of the features;
 `evaluation.selection.choice` judges how well each would have chosen.
 """
 
@@ -52,7 +52,7 @@ def extract_views(backbone: nn.Module, batches: Iterable[Sequence[Tensor]], devi
     Args:
         backbone: maps images (n, 1, size, size) to features (n, D)
         batches: for each batch of n images, one tensor (n, 1, size, size) per view
-        device: where the backbone runs
+        device: device on which the backbone runs
 
     Returns:
         Features (m, q, D) of q views of m images.

@@ -18,7 +18,7 @@ from ssl_core.views.spec import ViewSpec
 
 _LEAST_IMAGES: Final = 100
 _VIEWED_IMAGES: Final = 512
-_VIEWS: Final = 10  # of each image, as Thilak et al. 2024 take for LiDAR
+_VIEWS: Final = 10  # of each image, as in Thilak et al. 2024 for LiDAR
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class UnseenImages:
 
     Attributes:
         rows: label of a dataset -> (n,) rows of its samples
-        description: which images these are, as part of a sentence
+        description: description of these images, as part of a sentence
     """
 
     rows: dict[str, Int64]
@@ -41,9 +41,11 @@ class UnseenImages:
 
 def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples | None) -> UnseenImages:
     """Choose the images of unseen patients, or all images if the unseen ones are too few or unknown."""
-    everyone = {labeled_set.label: np.arange(len(labeled_set.samples.ids)) for labeled_set in labeled_sets}
+    all_images = {labeled_set.label: np.arange(len(labeled_set.samples.ids)) for labeled_set in labeled_sets}
     if seen is None:
-        return UnseenImages(everyone, "all images, because the shards of the pretraining are not available to compare")
+        return UnseenImages(
+            all_images, "all images, because the shards of the pretraining are not available to compare"
+        )
     unseen = {
         labeled_set.label: np.flatnonzero(~np.isin(labeled_set.samples.patient_ids, seen.patients))
         for labeled_set in labeled_sets
@@ -52,7 +54,7 @@ def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples |
     count = sum(len(rows) for rows in unseen.values())
     if count < _LEAST_IMAGES:
         return UnseenImages(
-            everyone, f"all images, because only {count} are from patients that pretraining has not seen"
+            all_images, f"all images, because only {count} are from patients that pretraining has not seen"
         )
     counts = ", ".join(f"{len(rows)} of {label}" for label, rows in unseen.items())
     return UnseenImages(unseen, f"images of patients that pretraining has not seen: {counts}")
@@ -74,7 +76,7 @@ def measure_checkpoints(
         checkpoints: the checkpoints and their features
         extractor: extracts the features of augmented views
         spec: views of the pretraining
-        seed: of the views and of the images that are augmented
+        seed: seed of the views and of the choice of images to augment
 
     Returns:
         Name of a checkpoint -> measure -> value.

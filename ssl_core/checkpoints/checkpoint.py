@@ -3,7 +3,7 @@
 A folder `checkpoints/step-N` is written whole or not at all, and read without unpickling anything. It holds
 
 - model.safetensors: parameters and buffers of the encoder
-- optimizer.safetensors: the optimizer's state, as `PARAMETER/KIND`
+- optimizer.safetensors: the optimizer's state, as `PARAMETER/ENTRY`
 - state.json: the position of the run (CheckpointState)
 - manifest.json: size and SHA-256 of the files above, written last
 
@@ -100,7 +100,7 @@ class Checkpoint:
 
     @property
     def epoch(self) -> float:
-        """Epochs done; at the end of an epoch a whole number, plus the part of a global batch in the next epoch."""
+        """Epochs done; not whole at the end of an epoch if its last global batch reaches into the next epoch."""
         return self.state.epoch
 
 

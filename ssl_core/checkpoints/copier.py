@@ -45,7 +45,11 @@ class CheckpointCopier:
         self.update()
 
     def update(self, written: int | None = None) -> None:
-        """Update the mirror in the background; written: step of a new checkpoint."""
+        """Update the mirror in the background.
+
+        Args:
+            written: step of a new or rewritten checkpoint
+        """
         if written is not None:
             self._written.add(written)
         self._newest: Future[None] = self._thread.submit(self._reconcile_in_background)
@@ -59,7 +63,7 @@ class CheckpointCopier:
         self._newest.result()
 
     def remove(self, checkpoint: Checkpoint) -> None:
-        """Remove a checkpoint from the run folder, after its copy if that is running."""
+        """Remove a checkpoint from the run folder; if it is being copied, remove it after the copy."""
         with self._lock:
             if checkpoint == self._held:
                 self._unwanted = True
@@ -78,15 +82,15 @@ class CheckpointCopier:
         """
         try:
             while any(self._copy(checkpoint) for checkpoint in reversed(find_checkpoints(self._run))):
-                pass  # a newer one may have appeared
+                pass  # a newer checkpoint may have appeared
         except OSError as error:
             raise RunFailed(
                 f"a checkpoint in {self._run} cannot be copied to the mirror: {error}; check the disk"
             ) from error
-        here = {checkpoint.step for checkpoint in find_checkpoints(self._run)}
+        local_steps = {checkpoint.step for checkpoint in find_checkpoints(self._run)}
         copies, unfinished = self._mirror.copies()
         old = superseded(self._config, copies, is_whole=lambda _: True, epoch_of=self._mirror.epoch_of)
-        for step in {*old, *unfinished} - here:
+        for step in {*old, *unfinished} - local_steps:
             self._mirror.remove(step)
 
     def _reconcile_in_background(self) -> None:

@@ -1,7 +1,7 @@
 """A writer of safetensors files that computes the hash on the way.
 
 safetensors' own writers either need a second copy of all tensors in memory and hold the interpreter's lock (`save`), or
-hide a full disk behind an error of their own and need a second reading for the hash (`save_file`). The format is a JSON
+hide a full disk behind another error and need a second reading for the hash (`save_file`). The format is a JSON
 header followed by the bytes; the bytes written here are those of `save`.
 """
 

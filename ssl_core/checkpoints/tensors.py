@@ -41,7 +41,7 @@ def save_checkpoint(
         run: the run folder
         state: position of the run
         model: parameters and buffers by name
-        optimizer: the optimizer's state, as `PARAMETER/KIND`
+        optimizer: the optimizer's state, as `PARAMETER/ENTRY`
 
     Raises:
         UserError: if the disk is full or not writable; nothing is left behind

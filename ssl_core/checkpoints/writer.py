@@ -20,7 +20,7 @@ from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.retention import CheckpointConfig, superseded
 from ssl_core.checkpoints.tensors import save_checkpoint
 
-_TROUBLE: Final = (OSError, UserError, RunFailed)  # failures of disk or network; anything else is a bug
+_TROUBLE: Final = (OSError, UserError, RunFailed)  # failures of disk or network; all others are bugs
 _ALIGNMENT: Final = 64  # bytes
 _COPY_THREADS: Final = 2
 
@@ -32,7 +32,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
 
     A failure of disk or network in the background does not end the training: it prints an alarm, the older checkpoints
     stay, and `failures` counts it. Leaving the context waits for the running save and copies, and raises RunFailed if
-    the mirror, if any, is not up to date then.
+    a mirror is not up to date by then.
 
     Attributes:
         failures: number of failed saves in the background and failed updates of the mirror
@@ -65,7 +65,13 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self._pending: Future[None] = self._thread.submit(self._memory.reserve, expected_bytes)
 
     def save(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
-        """Copy the tensors and write the checkpoint in the background, after a running save has finished."""
+        """Copy the tensors and write the checkpoint in the background, after a running save has finished.
+
+        Args:
+            state: position of the run
+            model: parameters and buffers by name
+            optimizer: the optimizer's state
+        """
         started = time.perf_counter()
         self._join(state.step)
         model, optimizer = self._memory.copy(model, optimizer)
@@ -101,10 +107,10 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
                 self._copier.close()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if self._copier and kind is None:  # a run is finished only if its mirror is up to date
+        if self._copier and error_type is None:  # a run is finished only if its mirror is up to date
             self._copier.require_done()
 
     def _join(self, step: int) -> None:

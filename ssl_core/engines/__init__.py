@@ -1,4 +1,4 @@
-"""Engines: an optimization step on all ranks, one engine for each way of joining the ranks."""
+"""Engines: one optimization step on all ranks, by DDP or by DeepSpeed."""
 
 from ssl_core.engines.config import EngineConfig, EngineSetup
 from ssl_core.engines.ddp import DDPEngine
@@ -10,7 +10,11 @@ __all__ = ["Engine", "EngineConfig", "EngineSetup", "build_engine"]
 
 
 def build_engine(setup: EngineSetup, encoder: Encoder) -> Engine:
-    """Build the engine that `setup.config` names, in the open process group; the engine takes `encoder` over.
+    """Build the engine that `setup.config` names, in the open process group.
+
+    Args:
+        setup: everything that determines the engine besides the encoder
+        encoder: the untrained encoder; the engine changes it in place
 
     Raises:
         UserError: if settings contradict each other, or DeepSpeed is not installed

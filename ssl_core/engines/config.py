@@ -19,9 +19,9 @@ class EngineConfig:
     """How the ranks share the work of a step.
 
     Args:
-        kind: ddp (PyTorch's DistributedDataParallel) or deepspeed
-        zero_stage: state that DeepSpeed splits among the ranks: 0 none, 1 the optimizer's, 2 gradients too; 0 unless
-            deepspeed_config sets it
+        kind: library that averages the gradients: ddp (PyTorch's DistributedDataParallel) or deepspeed
+        zero_stage: what DeepSpeed splits among the ranks: 0 nothing, 1 the optimizer's state, 2 also the gradients; 0
+            unless deepspeed_config sets it
         deepspeed_config: a DeepSpeed JSON file with further settings, such as bucket sizes
         max_gradient_norm: clip the gradient over all parameters to this length
         compile: compile the backbone with torch.compile

@@ -41,14 +41,14 @@ class DeepSpeedEngine(Engine):
         require(
             config.zero_stage == 0 or type(self.optimizer) in _ELEMENTWISE,
             f"{setting(config, 'zero_stage')} splits layers among the ranks, but {setting(setup.optim, 'name')} needs "
-            f"the length of each; use {key(config, 'zero_stage')}=0, or adam or adamw",
+            f"the norm of each whole layer; use {key(config, 'zero_stage')}=0, or adam or adamw",
         )
         self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in self.optimizer.param_groups]
         self._deepspeed = _initialize(self.module, self.optimizer, settings, setup.device)
         self._deepspeed.communication_data_type = self.encoder.head.output.weight.dtype
         self._zero = self._deepspeed.optimizer if config.zero_stage else None
         if self._zero is None:
-            # DeepSpeed's `initialize` rejects this before it; under ZeRO the weights are parts of one flat tensor.
+            # Only after `initialize`, which rejects this format; under ZeRO the weights are parts of one flat tensor.
             self.encoder.to(memory_format=torch.channels_last)
 
     @override
@@ -102,7 +102,7 @@ class DeepSpeedEngine(Engine):
         """
         states: dict[nn.Parameter, dict[str, Tensor]] = {p: {} for group in self._groups for p in group}
         for group, [flat] in zip(self._groups, self._flat_parameters(), strict=True):
-            for kind, value in sorted(self.optimizer.state.get(flat, {}).items()):
+            for entry, value in sorted(self.optimizer.state.get(flat, {}).items()):
                 if value.dim() == 0:
                     pieces = [value] * len(group)
                 else:
@@ -110,7 +110,9 @@ class DeepSpeedEngine(Engine):
                     dist.all_gather(parts, value)
                     pieces = list(torch.split(torch.cat(parts)[: _numbers(group)], [p.numel() for p in group]))
                 for parameter, piece in zip(group, pieces, strict=True):
-                    states[parameter][kind] = piece.clone() if piece.dim() == 0 else piece.view(parameter.shape).clone()
+                    states[parameter][entry] = (
+                        piece.clone() if piece.dim() == 0 else piece.view(parameter.shape).clone()
+                    )
         return states
 
     def _flat_parameters(self) -> list[list[Tensor]]:
@@ -130,13 +132,13 @@ class DeepSpeedEngine(Engine):
         for group, [flat] in zip(self._groups, self._flat_parameters(), strict=True):
             start = dist.get_rank() * flat.numel()
             mine: dict[str, Tensor] = {}
-            for kind, value in states[group[0]].items():
+            for entry, value in states[group[0]].items():
                 if value.dim() == 0:
-                    mine[kind] = value.to(self.device, copy=True)
+                    mine[entry] = value.to(self.device, copy=True)
                     continue
                 whole = torch.zeros(dist.get_world_size() * flat.numel(), dtype=flat.dtype, device=self.device)
-                torch.cat([states[p][kind].to(whole).flatten() for p in group], out=whole[: _numbers(group)])
-                mine[kind] = whole[start : start + flat.numel()].clone()
+                torch.cat([states[p][entry].to(whole).flatten() for p in group], out=whole[: _numbers(group)])
+                mine[entry] = whole[start : start + flat.numel()].clone()
             self.optimizer.state[flat] = mine
 
 
@@ -144,8 +146,8 @@ def _numbers(parameters: list[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drop DeepSpeed's lines about skipped steps: `update` returns whether a step was skipped."""
+def _is_no_skipped_step(record: logging.LogRecord) -> bool:
+    """Filter out DeepSpeed's lines about skipped steps: `update` returns whether a step was skipped."""
     return "OVERFLOW! Skipping step" not in record.getMessage()
 
 
@@ -163,10 +165,10 @@ def _initialize(
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         atexit.register(dist.destroy_process_group)
     deepspeed = import_module("deepspeed")
-    # DeepSpeed's all-reduce within one machine: compiling it takes half a minute or more at the first start, and fails
-    # without a compiler.
+    # Disable DeepSpeed's all-reduce within one machine: compiling it takes half a minute or more at the first start,
+    # and fails without a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    logging.getLogger("DeepSpeed").addFilter(_is_no_skipped_step)
     try:
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     except ValueError as error:  # includes pydantic's

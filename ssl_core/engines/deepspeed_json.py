@@ -1,4 +1,4 @@
-"""Reading a DeepSpeed JSON file: which settings it may have, and that they agree with ours."""
+"""Reader of a DeepSpeed JSON file, whose settings must be supported and agree with Sternum's options."""
 
 import json
 import math
@@ -23,7 +23,7 @@ _PASSED_ON_OF_ZERO: Final = (
     *("overlap_comm", "contiguous_gradients", "reduce_scatter", "allgather_partitions"),
 )
 _UNSUPPORTED: Final = "is not supported"
-_AUTO: Final = "auto"  # also in other trainers, the usual word for "as the caller sets it"
+_AUTO: Final = "auto"  # the usual value, also in other trainers, for "as the caller sets it"
 
 
 def deepspeed_settings(
@@ -33,7 +33,7 @@ def deepspeed_settings(
 
     Args:
         config: may name a file, whose settings fill those that `config` leaves out
-        precision: of the run
+        precision: precision of the run
         global_batch: samples of a step on all ranks, to compare with `train_batch_size`
 
     Returns:
@@ -155,5 +155,5 @@ def _require_precision(config: EngineConfig, name: str, section: object, precisi
         "remove it",
     )
     for field, value in section.items():
-        rule = "is not supported, because both engines scale the loss by the same rule of ours"
+        rule = "is not supported, because Sternum scales the loss itself, by one rule for both engines"
         _require(field == "enabled" or value == _AUTO, config, f"{name}.{field}", value, rule, "remove it")

@@ -1,4 +1,4 @@
-"""The abstract engine: precision, gradient, clipping and state, which all ways of joining the ranks share."""
+"""The abstract engine: precision, gradient, clipping and state, which all engines share."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class AutocastEncoder(nn.Module):
 
 
 class Engine(Projector):
-    """The encoder and its optimizer on this rank, stepped in unison with the other ranks; subclasses join the ranks.
+    """The encoder and its optimizer on this rank, stepped in unison with the other ranks; subclasses communicate.
 
     A step contrasts the projections of all ranks and normalizes over the images of all ranks, so it equals the step of
     one process with the whole global batch. Every method is collective.
@@ -153,9 +153,9 @@ class Engine(Projector):
         """
         scale = self._scale.state() if self._scale else {}
         return scale | {
-            f"{name}/{kind}": value
+            f"{name}/{entry}": value
             for name, parameter in self.encoder.named_parameters()
-            for kind, value in self._state_of(parameter).items()
+            for entry, value in self._state_of(parameter).items()
         }
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -169,16 +169,16 @@ class Engine(Projector):
             self._scale.load(optimizer)
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, value in optimizer.items():
-            name, _, kind = key.rpartition("/")
-            by_name.setdefault(name, {})[kind] = value
+            name, _, entry = key.rpartition("/")
+            by_name.setdefault(name, {})[entry] = value
         self._load_optimizer({p: by_name.get(name, {}) for name, p in self.encoder.named_parameters()})
 
     def _load_optimizer(self, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
         for parameter, state in states.items():
             # Tensors of a parameter's shape take its memory format; step counts have no shape.
             self.optimizer.state[parameter] = {
-                kind: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(self.device, copy=True)
-                for kind, value in state.items()
+                entry: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(self.device, copy=True)
+                for entry, value in state.items()
             }
 
     def _finish_gradients(self) -> bool:

@@ -5,10 +5,10 @@ samples, but only through their projections z. So every rank cuts its share into
 
 1. projects one part after the other, and keeps the activations of the last part only;
 2. computes the loss over the projections of all ranks, and dL/dz;
-3. projects each part again and adds the gradient of sum(z dL/dz), that is (dz/dw)^T dL/dz, to the parameters' own.
+3. projects each part again and adds the gradient of sum(z dL/dz), that is (dz/dw)^T dL/dz, to that of the parameters w.
 
-The result is the exact gradient of the loss; the price is a second forward pass over P - 1 of P parts. One part is the
-ordinary step.
+The result is the exact gradient of the loss; the price is a second forward pass over P - 1 of the P parts. With one
+part it is the ordinary step.
 
 P changes one thing: batch norm takes the statistics of one part, over all ranks. Part p holds the samples p, p + P, ...
 of a rank's share. So where P divides the shares, the parts of all ranks together are the same sets of samples at every

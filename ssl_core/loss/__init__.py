@@ -1,1 +1,1 @@
-"""The NT-Xent loss over the global batch, and its gather."""
+"""The NT-Xent loss over the global batch, and the executors that compute it."""

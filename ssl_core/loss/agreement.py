@@ -34,13 +34,13 @@ class RowLayout(NamedTuple):
     start: int
 
 
-def check_ranks_agree(projections: Tensor, norms: Tensor, named: bool, same_patient: str) -> list[int]:
+def check_ranks_agree(projections: Tensor, norms: Tensor, has_identities: bool, same_patient: str) -> list[int]:
     """Check the inputs of all ranks. Collective.
 
     Args:
         projections: (2n, d) of this rank
         norms: (2n,) their lengths
-        named: whether this rank has the identities of its samples: all ranks or none must have them, and all must for a
+        has_identities: whether this rank has the identities of its samples; all ranks or none must, and all must for a
             `same_patient` other than `negative`
         same_patient: the setting of the loss
 
@@ -48,20 +48,20 @@ def check_ranks_agree(projections: Tensor, norms: Tensor, named: bool, same_pati
         The number of samples of each rank.
 
     Raises:
-        UserError: on all ranks, if the projections of ranks do not fit together, or identities are missing
+        UserError: on all ranks, if ranks disagree on the size or type of the projections, or identities are missing
         NonFinite: on all ranks, if a projection is not finite
         RunFailed: on all ranks, if a projection is zero
     """
-    fixed = [len(projections) // 2, projections.shape[1], _DTYPES.index(projections.dtype), named]
+    fixed = [len(projections) // 2, projections.shape[1], _DTYPES.index(projections.dtype), has_identities]
     wrong = torch.stack([(~norms.isfinite()).sum(), (norms == 0).sum()])
     ranks = gather_equal(torch.cat([torch.tensor(fixed, device=wrong.device), wrong])).tolist()
-    samples, sizes, dtypes, all_named, not_finite, zero = (list(column) for column in zip(*ranks, strict=True))
+    samples, sizes, dtypes, identified, not_finite, zero = (list(column) for column in zip(*ranks, strict=True))
     if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
         shown = [f"rank {r}: d={size} {_DTYPES[dtypes[r]]}" for r, size in enumerate(sizes)]
         raise UserError(f"ranks disagree on the projections ({'; '.join(shown)}); give all the same model and dtype")
-    if not all(all_named) and (any(all_named) or same_patient != "negative"):
+    if not all(identified) and (any(identified) or same_patient != "negative"):
         option = key(LossConfig, "same_patient")
-        without = ", ".join(str(rank) for rank, has_identities in enumerate(all_named) if not has_identities)
+        without = ", ".join(str(rank) for rank, has_them in enumerate(identified) if not has_them)
         raise UserError(
             f"{option}={same_patient} needs the samples' identities, which rank {without} does not have; give them to "
             f"all ranks, or use {option}=negative and give them to none"

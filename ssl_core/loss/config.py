@@ -30,5 +30,5 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(
             math.isfinite(self.temperature) and self.temperature > 0,
-            f"{setting(self, 'temperature')} must be positive; the paper uses 0.5",
+            f"{setting(self, 'temperature')} must be positive and finite; the paper uses 0.5",
         )

@@ -22,15 +22,15 @@ def backward(pairs: RowPairs, lse: Tensor, positives: Tensor) -> Tensor:
     similarities, kept, extra = _matrices(pairs)
     weights = torch.exp(similarities - lse[pairs.here, None]) + torch.exp(similarities - lse)
     weights = weights.masked_fill(~kept, 0) - extra * (1 / positives[pairs.here, None] + 1 / positives)
-    return (weights @ pairs.everyone.double()).to(pairs.rows.dtype)
+    return (weights @ pairs.all_rows.double()).to(pairs.rows.dtype)
 
 
 def _matrices(pairs: RowPairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return s, which pairs are kept besides the partner, and which of those are positives, (n, N) each."""
-    rows, everyone, keys, start, partner, temperature = pairs
-    similarities = rows.double() @ everyone.double().T / temperature
+    """Return s, the mask of kept pairs without the partner, and the mask of positives among them, (n, N) each."""
+    rows, all_rows, keys, start, partner, temperature = pairs
+    similarities = rows.double() @ all_rows.double().T / temperature
     i = start + torch.arange(len(rows), device=rows.device)
-    j = torch.arange(len(everyone), device=rows.device)
+    j = torch.arange(len(all_rows), device=rows.device)
     third = (i[:, None] != j) & (partner[:, None] != j)  # neither the row itself nor its partner
     if keys is None:
         return similarities, third, torch.zeros_like(third)

@@ -69,13 +69,13 @@ def forward(pairs: RowPairs, *, operands: torch.dtype = torch.float16, splits: i
     Raises:
         UserError: if d is larger than 512
     """
-    rows, everyone, keys, start, partner, temperature = pairs
-    z = _operand(everyone, operands)
+    rows, all_rows, keys, start, partner, temperature = pairs
+    z = _operand(all_rows, operands)
     blocks = forward_blocks(z.shape[1], operands)
-    grid, stretch = _cut(len(rows), len(everyone), blocks, splits, rows.device)
+    grid, stretch = _cut(len(rows), len(all_rows), blocks, splits, rows.device)
     partial = rows.new_empty(grid[1], 4, len(rows), dtype=torch.float32)
     group, positive, positives = _relations(keys, partner)
-    sizes = (start, len(rows), len(everyone), stretch, _BITS / temperature)
+    sizes = (start, len(rows), len(all_rows), stretch, _BITS / temperature)
     pointers = (z, partner, group, positive, partial)
     _launch(forward_kernel, grid, (*pointers, *sizes), constants(z, blocks, keys, temperature))
     sums, peaks, above, at_positives = partial.double().unbind(1)  # (splits, n) each
@@ -96,16 +96,16 @@ def backward(
     splits: int | None = None,
 ) -> Tensor:
     """Return the gradient of all pairs except (i, partner(i)); see `LossExecutor`, and `forward` for the options."""
-    rows, everyone, keys, start, partner, temperature = pairs
-    z = _operand(everyone, operands)
+    rows, all_rows, keys, start, partner, temperature = pairs
+    z = _operand(all_rows, operands)
     blocks = backward_blocks(z.shape[1], operands)
-    grid, stretch = _cut(len(rows), len(everyone), blocks, splits, rows.device)
+    grid, stretch = _cut(len(rows), len(all_rows), blocks, splits, rows.device)
     partial = rows.new_empty(grid[1], len(rows), z.shape[1], dtype=torch.float32)
     group, positive, _ = _relations(keys, partner)
     levels = lse * _BITS if temperature < NO_MAXIMUM_FROM else torch.exp(1 / temperature - lse)
     lifts = _lifts(pairs.partner_similarities, lse, positives, start, temperature)
     pointers = (z, partner, group, positive, levels.float(), (1 / positives).float(), lifts, partial)
-    sizes = (start, len(rows), len(everyone), stretch, _BITS / temperature)
+    sizes = (start, len(rows), len(all_rows), stretch, _BITS / temperature)
     _launch(backward_kernel, grid, (*pointers, *sizes), constants(z, blocks, keys, temperature))
     return (partial.sum(0)[:, : rows.shape[1]] * torch.exp2(-lifts)[:, None]).to(rows.dtype)
 
@@ -138,13 +138,13 @@ def constants(z: Tensor, blocks: Blocks, keys: Keys | None, temperature: float) 
     }
 
 
-def _operand(everyone: Tensor, operands: torch.dtype) -> Tensor:
+def _operand(all_rows: Tensor, operands: torch.dtype) -> Tensor:
     """Round the rows and pad them with zeros to a power of two, (N, width)."""
-    d = everyone.shape[1]
+    d = all_rows.shape[1]
     option = key(LossConfig, "executor")
     rule = f"{option}=triton takes projections of up to {LARGEST_D} numbers, not {d}; use {option}=tiled"
     require(d <= LARGEST_D, rule)
-    return F.pad(everyone.to(operands), (0, max(16, triton.next_power_of_2(d)) - d)).contiguous()
+    return F.pad(all_rows.to(operands), (0, max(16, triton.next_power_of_2(d)) - d)).contiguous()
 
 
 def _cut(
@@ -177,8 +177,8 @@ def _lifts(at_partner: Tensor, lse: Tensor, positives: Tensor, start: int, tempe
     at_partner: (n,) fp64, s_i,partner(i) of the rows rounded to fp32.
     """
     mine = slice(start, start + len(at_partner))
-    # The loss computes `lse` from the unrounded partner. Its largest deviation from one of this at_partner: a distance
-    # of two rows is uncertain by 2^-23, and its square by that times the distance; doubled, plus the rounding of fp64.
+    # The loss computes `lse` from the unrounded partner, which deviates from `at_partner`. The bound: a distance of two
+    # rows is uncertain by 2^-23, and its square by that times the distance; doubled, plus the rounding of fp64.
     distance = (2 - 2 * temperature * at_partner).clamp(min=0).sqrt()
     uncertain = (distance * 2.0**-22 + 2.0**-45) / temperature
     # The sum of all exp(s_ij - lse_i) except that of partner(i).

@@ -125,29 +125,29 @@ class _NTXent(torch.autograd.Function):
         counts = [2 * count for count in samples]
         layout = lay_out_rows(samples, projections.device)
         keys = _keys(loss, identities, samples, layout.sample)
-        everyone = gather_rows(_unit(projections, norms), counts)  # (N, d)
+        all_rows = gather_rows(_unit(projections, norms), counts)  # (N, d)
         here = slice(layout.start, layout.start + len(projections))
         partner = layout.partner[here]
 
-        executor = _loss_executor(loss.executor, everyone)
-        stats = executor.forward(RowPairs(everyone[here], everyone, keys, here.start, partner, loss.temperature))
+        executor = _loss_executor(loss.executor, all_rows)
+        stats = executor.forward(RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature))
         mine = _row_values(stats, _partner_distances(projections, norms), loss.temperature)
         values = _RowValues(*gather_rows(torch.stack(mine, dim=1), counts).unbind(1))
 
         ctx.save_for_backward(
-            projections, norms, everyone, partner, values.lse, values.excess, values.positives, *keys or ()
+            projections, norms, all_rows, partner, values.lse, values.excess, values.positives, *keys or ()
         )
         ctx.here, ctx.executor, ctx.temperature = here, executor, loss.temperature
-        firsts = (layout.partner > torch.arange(len(everyone), device=partner.device)).nonzero()[:, 0]
+        firsts = (layout.partner > torch.arange(len(all_rows), device=partner.device)).nonzero()[:, 0]
         report = LossReport(
             loss=values.loss.mean(),
             top1=(values.above < 1).double().mean(),
             top5=(values.above < 5).double().mean(),
             alignment=values.distance.mean(),
-            uniformity=health.first_views_uniformity(everyone, firsts),
-            deviation=health.deviation(everyone),
+            uniformity=health.first_views_uniformity(all_rows, firsts),
+            deviation=health.deviation(all_rows),
         )
-        outputs = tuple(value.to(everyone.dtype) for value in report)
+        outputs = tuple(value.to(all_rows.dtype) for value in report)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -155,16 +155,16 @@ class _NTXent(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Evaluate the closed form above for this rank's rows, then backpropagate through their normalization."""
-        projections, norms, everyone, partner, lse, excess, positives, *rest = ctx.saved_tensors
+        projections, norms, all_rows, partner, lse, excess, positives, *rest = ctx.saved_tensors
         keys = Keys(*rest) if rest else None
         here = ctx.here
-        pairs = RowPairs(everyone[here], everyone, keys, here.start, partner, ctx.temperature)
+        pairs = RowPairs(all_rows[here], all_rows, keys, here.start, partner, ctx.temperature)
         pair_gradient = ctx.executor.backward(pairs, lse, positives)
         # exp(s - lse_i) + exp(s - lse_partner) - 2/|P|; near convergence only the excesses remain
         weight = torch.expm1(-excess[here]) + torch.expm1(-excess[partner]) + (2 - 2 / positives[here])
-        scale = gradients[0].double() * world_size() / (len(everyone) * ctx.temperature)
+        scale = gradients[0].double() * world_size() / (len(all_rows) * ctx.temperature)
         result = pair_gradient if pair_gradient.dtype == projections.dtype else torch.empty_like(projections)
-        for mine, others in _views(len(projections)):
+        for mine, others in _row_blocks(len(projections)):
             z, z_partner = projections[mine] / norms[mine, None], projections[others] / norms[others, None]
             toward = pair_gradient[mine] + weight[mine, None] * z_partner
             radial = (toward * z).sum(1, keepdim=True) * z
@@ -225,7 +225,7 @@ def _keys(loss: LossConfig, identities: Identities | None, samples: Sequence[int
 def _unit(projections: Tensor, norms: Tensor) -> Tensor:
     """Return the rows divided by their norms, in fp32 (fp64 for fp64 rows)."""
     z = torch.empty_like(projections, dtype=torch.promote_types(projections.dtype, torch.float32))
-    for mine, _ in _views(len(z)):
+    for mine, _ in _row_blocks(len(z)):
         z[mine] = projections[mine] / norms[mine, None]
     return z
 
@@ -233,13 +233,13 @@ def _unit(projections: Tensor, norms: Tensor) -> Tensor:
 def _partner_distances(projections: Tensor, norms: Tensor) -> Tensor:
     """Return the squared distance of each unit row to its partner, (2n,) float64, from unrounded unit rows."""
     distances = torch.empty_like(norms)
-    for mine, others in _views(len(norms)):
+    for mine, others in _row_blocks(len(norms)):
         difference = projections[mine] / norms[mine, None] - projections[others] / norms[others, None]
         distances[mine] = difference.square_().sum(1)
     return distances
 
 
-def _views(count: int) -> Iterator[tuple[slice, slice]]:
+def _row_blocks(count: int) -> Iterator[tuple[slice, slice]]:
     """Cut this rank's rows into blocks for float64: yield the positions of rows and of their partners."""
     half = count // 2
     for start in range(0, half, _BLOCK):
@@ -249,18 +249,18 @@ def _views(count: int) -> Iterator[tuple[slice, slice]]:
         yield second, first
 
 
-def _loss_executor(name: str, everyone: Tensor) -> LossExecutor:
+def _loss_executor(name: str, all_rows: Tensor) -> LossExecutor:
     """Return the module that computes the sums; raise UserError if triton is not available."""
     if name == "auto":
-        name = "dense" if len(everyone) <= DENSE_UP_TO else "tiled"
-        if everyone.is_cuda and everyone.dtype == torch.float32 and find_spec("triton"):
+        name = "dense" if len(all_rows) <= DENSE_UP_TO else "tiled"
+        if all_rows.is_cuda and all_rows.dtype == torch.float32 and find_spec("triton"):
             kernels = import_module("ssl_core.loss.kernels")
-            name = "triton" if everyone.shape[1] <= kernels.LARGEST_D else name
+            name = "triton" if all_rows.shape[1] <= kernels.LARGEST_D else name
     if name == "triton":
         option = key(LossConfig, "executor")
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         require(
-            find_spec("triton") is not None and (everyone.is_cuda or interpreted),
+            find_spec("triton") is not None and (all_rows.is_cuda or interpreted),
             f"{option}=triton needs a GPU and the package triton; use {option}=auto",
         )
         name = "kernels"

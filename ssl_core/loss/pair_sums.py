@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Keys(NamedTuple):
-    """Which pairs of the N global rows are positives and which are left out; both relations are symmetric.
+    """Keys that define which pairs of the N global rows are positive and which are left out; both are symmetric.
 
     Rows that share a positive also share a group, and a row shares both with its partner. Executors accept None instead
     of keys for the plain loss: there the partner is the only positive, and only the diagonal is left out.
@@ -36,16 +36,16 @@ class RowPairs(NamedTuple):
     """The pairs of this rank's rows with the rows of all ranks; all tensors are contiguous and on one device.
 
     Attributes:
-        rows: (n, d) unit rows in fp32 or fp64, those from `start` on of `everyone`; n may be 0
-        everyone: (N, d) the rows of all ranks; N is at least 4
+        rows: (n, d) unit rows in fp32 or fp64, those from `start` on of `all_rows`; n may be 0
+        all_rows: (N, d) the rows of all ranks; N is at least 4
         keys: positives and excluded pairs, None for the plain loss
-        start: position of the first row in `everyone`
-        partner: (n,) int64, position of each row's partner in `everyone`
+        start: position of the first row in `all_rows`
+        partner: (n,) int64, position of each row's partner in `all_rows`
         temperature: tau
     """
 
     rows: Tensor
-    everyone: Tensor
+    all_rows: Tensor
     keys: Keys | None
     start: int
     partner: Tensor
@@ -53,13 +53,13 @@ class RowPairs(NamedTuple):
 
     @property
     def here(self) -> slice:
-        """The positions of the rows in `everyone`."""
+        """The positions of the rows in `all_rows`."""
         return slice(self.start, self.start + len(self.rows))
 
     @property
     def partner_similarities(self) -> Tensor:
         """s_i,partner(i), (n,) float64: 1/tau minus half the squared distance, exact even for equal views."""
-        difference = (self.rows - self.everyone[self.partner]).double()
+        difference = (self.rows - self.all_rows[self.partner]).double()
         return (1 - difference.square().sum(1) / 2) / self.temperature
 
 

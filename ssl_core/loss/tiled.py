@@ -42,7 +42,7 @@ class _Tile(NamedTuple):
         values: (rows, columns) s, -inf for pairs that are not summed; may be overwritten
         spare: scratch memory of the same shape
         extra: positions within the tile of positives other than the partner
-        mirrored: whether the tile also stands for its transpose
+        mirrored: whether the tile also represents its transpose
     """
 
     rows: slice
@@ -88,9 +88,9 @@ def forward(pairs: RowPairs) -> RowStats:
 
 def backward(pairs: RowPairs, lse: Tensor, positives: Tensor) -> Tensor:
     """Return the gradient of all pairs except (i, partner(i)); see `LossExecutor`."""
-    rows, everyone, tiling = pairs.rows, pairs.everyone, _Tiling(pairs)
+    rows, all_rows, tiling = pairs.rows, pairs.all_rows, _Tiling(pairs)
     # Subtract the mean: nearly equal projections, as at the start, differ only by their small remainder.
-    mean = everyone.mean(0)
+    mean = all_rows.mean(0)
     pair_gradient, totals = torch.zeros_like(rows), torch.zeros_like(lse)
     level = lse.to(rows.dtype)
     factors = torch.exp(-lse if tiling.bounded else level - lse).to(rows.dtype)
@@ -108,37 +108,35 @@ def backward(pairs: RowPairs, lse: Tensor, positives: Tensor) -> Tensor:
         if tile.extra is not None:
             row, column = tile.extra
             weights[row, column] -= shares[i][row] + shares[j][column]
-        pair_gradient[tiling.local(i)].addmm_(weights, everyone[j] - mean)
+        pair_gradient[tiling.local(i)].addmm_(weights, all_rows[j] - mean)
         totals[i] += weights.sum(1)
         if tile.mirrored:
-            pair_gradient[tiling.local(j)].addmm_(weights.T, everyone[i] - mean)
+            pair_gradient[tiling.local(j)].addmm_(weights.T, all_rows[i] - mean)
             totals[j] += weights.sum(0)
     return pair_gradient.addr_(totals[pairs.here].to(rows.dtype), mean)
 
 
 class _Tiling:
-    """The pairs of this rank's rows with everyone, as tiles that share one buffer."""
+    """The pairs of this rank's rows with all rows, as tiles that share one buffer."""
 
     def __init__(self, pairs: RowPairs) -> None:
-        rows, self._everyone, self._keys, self._start, self._partner, self._temperature = pairs
+        rows, self._all_rows, self._keys, self._start, self._partner, self._temperature = pairs
         self._stop = self._start + len(rows)
         self._height, self._width = _TILES["cuda" if rows.is_cuda else "cpu"]
-        self._partner_on_cpu = (
-            self._partner.cpu()
-        )  # finds the exceptions without waiting for a GPU, if there are no keys
+        self._partner_on_cpu = self._partner.cpu()  # without keys, exceptions need not wait for a GPU
         if self._keys is not None:
             self._groups = torch.unique(self._keys.group, return_inverse=True)[1]  # (N,), numbered from 0 on
         self.bounded = self._temperature >= NO_MAXIMUM_FROM
-        self._symmetric = self.bounded and len(rows) == len(self._everyone)
+        self._symmetric = self.bounded and len(rows) == len(self._all_rows)
 
     def local(self, positions: slice) -> slice:
         """Return the positions of these global rows among this rank's."""
         return slice(positions.start - self._start, positions.stop - self._start)
 
     def tiles(self) -> Iterator[_Tile]:
-        """Yield every tile: all of this rank's rows times everyone, or half of that if S is symmetric."""
-        total = len(self._everyone)
-        buffers = self._everyone.new_empty(2, self._height * max(self._height, self._width))
+        """Yield every tile: all of this rank's rows times all rows, or half of that if S is symmetric."""
+        total = len(self._all_rows)
+        buffers = self._all_rows.new_empty(2, self._height * max(self._height, self._width))
         for top in range(self._start, self._stop, self._height):
             rows = slice(top, min(top + self._height, self._stop))
             # The tile on the diagonal is square and holds each pair twice; the other tiles hold it once.
@@ -148,7 +146,7 @@ class _Tiling:
             for columns in [slice(*ends) for ends in pairwise(edges) if ends[0] < ends[1]]:
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
                 values, spare = buffers[:, : shape[0] * shape[1]].view(2, *shape)
-                z_i, z_j = self._everyone[rows], self._everyone[columns]
+                z_i, z_j = self._all_rows[rows], self._all_rows[columns]
                 torch.addmm(values, z_i, z_j.T, beta=0, alpha=1 / self._temperature, out=values)
                 left_out, extra = self._exceptions(rows, columns)
                 values[left_out] = float("-inf")
@@ -173,7 +171,7 @@ class _Tiling:
 
     def _same_group(self, rows: slice, columns: slice) -> _Positions:
         group_i, group_j = self._groups[rows], self._groups[columns]
-        in_rows = torch.zeros(len(self._everyone), dtype=torch.bool, device=group_i.device)
+        in_rows = torch.zeros(len(self._all_rows), dtype=torch.bool, device=group_i.device)
         in_rows[group_i] = True
         hit = in_rows[group_j].nonzero()[:, 0]  # the columns, often few, whose group occurs in the rows
         row, hit_column = (group_i[:, None] == group_j[hit]).nonzero(as_tuple=True)

@@ -120,7 +120,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within the block, normalize by the batch, as in training, but keep the running statistics unchanged."""
+    """Normalize by the batch within the block, as in training, but keep the running statistics unchanged."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:
         layer.track_running_stats = False

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Weights per position of the output map from which on the matrix product is faster (benchmarks/convolution.py).
+# The matrix product is faster from this many weights per output position (benchmarks/convolution.py).
 _LEAST_WEIGHTS: Final = {torch.bfloat16: 8_000, torch.float32: 50_000}
 
 
@@ -22,7 +22,7 @@ class MatrixConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
-        assert isinstance(self.padding, tuple), "use_matrix_products leaves padding by name alone"
+        assert isinstance(self.padding, tuple), "use_matrix_products skips layers whose padding is a name"
         size, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
         height, width = ((side + 2 * padding - size) // stride + 1 for side in input.shape[2:])
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
@@ -33,7 +33,7 @@ class MatrixConv2d(nn.Conv2d):
 
 
 class _MatrixConvolution(torch.autograd.Function):
-    """Multiply what each output position sees by the weights; tensors are channels-last inside."""
+    """Product of the input windows and the weights; tensors are channels-last inside."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -57,13 +57,13 @@ class _MatrixConvolution(torch.autograd.Function):
 
 
 def _windows(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """Return a copy of what each output position sees of x (N, C, H, W): (N, height, width, size * size * C)."""
+    """Copy the window of x (N, C, H, W) at each output position: (N, height, width, size * size * C)."""
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
     return padded.unfold(1, size, stride).unfold(2, size, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def _input_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Return the gradient with respect to x; with stride 1 it is a convolution of dy with the weight turned around."""
+    """Return the gradient with respect to x; with stride 1, a convolution of dy with the flipped weight."""
     if stride == 1:
         size = weight.shape[2]
         matrix = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)
@@ -76,7 +76,7 @@ def _input_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding:
 
 
 def use_matrix_products(module: nn.Module) -> None:
-    """Turn the convolutions in `module` into `MatrixConv2d` where it applies; parameters and keys stay."""
+    """Turn each suitable convolution in `module` into a `MatrixConv2d`; parameters and keys stay the same."""
     for child in module.modules():
         if type(child) is nn.Conv2d and _is_plain(child):
             child.__class__ = MatrixConv2d

@@ -1,6 +1,6 @@
 """LARS, for global batches of thousands: SGD with momentum whose step is proportional to the size of each weight.
 
-No dependency has it: torch.optim does not, and timm would come only for this.
+No dependency implements it: torch.optim does not, and timm would be added for this alone.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,7 +45,7 @@ class LARS(torch.optim.Optimizer):
 
     def _step(self, group: dict[str, Any], weights: list[Tensor]) -> None:
         """Step all weights of a group together, without waiting for the device."""
-        gradients = [weight.grad for weight in weights if weight.grad is not None]  # all have one
+        gradients = [weight.grad for weight in weights if weight.grad is not None]  # `step` drops the others
         if group["weight_decay"]:
             gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
         rates = torch.full((len(weights),), group["lr"], dtype=weights[0].dtype, device=weights[0].device)

@@ -21,8 +21,7 @@ class OptimConfig:
     Args:
         name: adam as in the paper; adamw, with decay separate from the gradient; lars, for batches of thousands
         learning_rate: highest learning rate of the run; 0.0005 in the paper
-        batch_scaling: none; or multiply learning_rate by B / 256 (linear) or its square root (sqrt) for a global batch
-            of B
+        batch_scaling: factor of learning_rate for a global batch B: none, linear (B / 256), or sqrt (its square root)
         weight_decay: L2 penalty of adam for all parameters, or decay of adamw and lars without biases and norms; not
             given in the paper
         schedule: constant as in the paper, or cosine, which falls to zero at the end of the run
@@ -50,8 +49,8 @@ class OptimConfig:
 
 def base_rate(config: OptimConfig, global_batch: int) -> float:
     """Return the highest learning rate of a run with this global batch (Chen et al. 2020, appendix B.1)."""
-    times = global_batch / REFERENCE_BATCH
-    factors = {"none": 1.0, "linear": times, "sqrt": math.sqrt(times)}
+    ratio = global_batch / REFERENCE_BATCH
+    factors = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
     return config.learning_rate * factors[config.batch_scaling]
 
 
@@ -82,10 +81,15 @@ def learning_rate_at(config: OptimConfig, step: int, total_steps: int, global_ba
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer over all parameters of `model`; the caller sets its learning rate at every step.
+    """Build the optimizer over all parameters of a model; the caller sets its learning rate at every step.
 
-    The state of each parameter consists of tensors: `step`, `exp_avg`, `exp_avg_sq` of Adam and AdamW,
-    `momentum_buffer` of LARS.
+    Args:
+        config: which optimizer, and its weight decay
+        model: the model
+
+    Returns:
+        The optimizer. The state of each parameter consists of tensors: `step`, `exp_avg`, `exp_avg_sq` of Adam and
+        AdamW, `momentum_buffer` of LARS.
     """
     rate, decay = config.learning_rate, config.weight_decay
     if config.name == "adam":

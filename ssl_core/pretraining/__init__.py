@@ -1,1 +1,1 @@
-"""The pretraining loop and what frames it: configuration, session, resume, outputs."""
+"""The pretraining loop, with its configuration, session, resuming and outputs."""

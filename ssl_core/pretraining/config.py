@@ -32,7 +32,7 @@ class PretrainConfig:
         engine: how the ranks share the work of a step
         checkpoints: which checkpoints to keep and where to copy them; train.checkpoint_every_* sets how often to save
         seed: determines initial weights, sample order and views
-        executor: library that decodes and augments: dali, torchvision, or auto (DALI if installed)
+        executor: library that decodes and augments images: dali, torchvision, or auto (DALI if installed)
     """
 
     run_folder: Path

@@ -1,4 +1,4 @@
-"""The frame of a pretraining: joining the ranks, locking the run folder, and writing `status.json`."""
+"""The session of a pretraining: it joins the ranks, locks the run folder, and writes `status.json`."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

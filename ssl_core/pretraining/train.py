@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
                 rollbacks = rollbacks + 1 if session.step <= failed_at else 1
                 failed_at = max(failed_at, session.step)
                 if rollbacks > config.train.rollbacks:
-                    raise RunFailed(f"{error} again after {setting(config.train, 'rollbacks')}; {_remedy()}") from error
+                    raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {_remedy()}") from error
                 if ranks.is_first:
                     say(f"warning: {error}; returning to the last checkpoint")
 
@@ -293,8 +293,8 @@ def _require_few_masked(data: DataConfig, state: CheckpointState, shards: ShardS
     allowed = int(data.max_masked_percent / 100 * shards.samples)
     if state.masked_in_epoch > allowed:
         raise RunFailed(
-            f"{state.masked_in_epoch} samples of this epoch were damaged by step {state.step}, more than the {allowed} "
-            f"that {setting(data, 'max_masked_percent')} allows; find them with sternum verify"
+            f"{state.masked_in_epoch} samples of this epoch are damaged (up to step {state.step}), more than the "
+            f"{allowed} that {setting(data, 'max_masked_percent')} allows; find them with sternum verify"
         )
 
 
@@ -322,6 +322,6 @@ def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, outp
     if shorter_side_px > 2 * config.views.size_px:
         say(
             f"warning: the images' shorter side is {shorter_side_px} px, more than twice "
-            f"{setting(config.views, 'size_px')}, so views alias; pack with "
+            f"{setting(config.views, 'size_px')}, so views show aliasing; pack with "
             f"--shorter_side_px={config.views.size_px * 3 // 2}"
         )

@@ -47,7 +47,7 @@ def view_sheet(
     views = [view.parameters(spec.size_px) for view in drawn]
     whole = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
     task = ViewTask(spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=len(whole), threads=1)
-    (made,) = build_view_executor(view_executor, task).run(iter([ViewInputs(whole, batch.rows, views)]))
+    (view_batch,) = build_view_executor(view_executor, task).run(iter([ViewInputs(whole, batch.rows, views)]))
 
     figure, axes = _grid(len(whole))
     epochs = ", ".join(str(epoch) for epoch in np.unique(batch.epochs).tolist())
@@ -58,14 +58,14 @@ def view_sheet(
     )
     names = names or [f"{sample:016x}" for sample in batch.rows["sample"].tolist()]
     for position, (name, row) in enumerate(zip(names, axes, strict=True)):
-        if not made.decoded[position]:
-            _show_reason(row, name, made.reasons.get(position, "its bytes are damaged"))
+        if not view_batch.decoded[position]:
+            _show_reason(row, name, view_batch.reasons.get(position, "its bytes are damaged"))
             continue
         _show_original(row[0], batch.encoded[position], name)
         for view, color in enumerate(_COLORS):
             _outline(row[0], views[view], position, spec.size_px, color)
             text = caption(drawn[view], batch.rows[position], position)
-            _show_view(row[1 + view], made.views[view][position, 0], text, color)
+            _show_view(row[1 + view], view_batch.views[view][position, 0], text, color)
     return _pixels(figure)
 
 

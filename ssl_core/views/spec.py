@@ -34,14 +34,14 @@ class ViewSpec:
 
     Args:
         size_px: width and height of a view, from 16 to 4096
-        crop_area: smallest and largest share of the image's area in a crop, from 0.01 to 1
+        crop_area: smallest and largest area of a crop, as shares of the image's area, from 0.01 to 1
         crop_aspect: smallest and largest width / height of a crop, drawn evenly on the log scale
         flip_probability: probability of a horizontal flip
         rotation_degrees: largest rotation in either direction
         blur_probability: probability of a Gaussian blur
         blur_sigma_px: smallest and largest standard deviation of the blur, in pixels of the view
-        brightness: the factor is drawn from 1 - brightness to 1 + brightness
-        contrast: the factor about mid-gray is drawn from 1 - contrast to 1 + contrast
+        brightness: largest change of brightness; the factor is between 1 - this and 1 + this
+        contrast: largest change of contrast; the factor about mid-gray is between 1 - this and 1 + this
     """
 
     size_px: int = 224
@@ -143,6 +143,9 @@ def draw(spec: ViewSpec, seed: int, rows: Records, epochs: Int64) -> tuple[Drawn
         seed: seed of the views
         rows: (N,) INDEX_ROW
         epochs: (N,)
+
+    Returns:
+        The first and the second view of each sample.
     """
     first, second = (_draw_view(spec, seed, view, rows, epochs) for view in range(VIEWS))
     return first, second
@@ -223,10 +226,10 @@ def whole_image(size_px: int, heights: npt.ArrayLike, widths: npt.ArrayLike) -> 
     """Return the view that probing uses: the largest centered square, no augmentation. heights, widths: (N,)."""
     height, width = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
     side = np.minimum(height, width)
-    one = np.ones(len(side))
+    ones = np.ones(len(side))
     return ViewParameters(
-        _matrix(size_px, width / 2, height / 2, side, side, one, 0 * one),
+        _matrix(size_px, width / 2, height / 2, side, side, ones, 0 * ones),
         np.zeros(len(side), np.float32),
-        one.astype(np.float32),
-        one.astype(np.float32),
+        ones.astype(np.float32),
+        ones.astype(np.float32),
     )

@@ -1,4 +1,4 @@
-"""The view executor on torch and Pillow, for machines without DALI and to test DALI against."""
+"""The view executor on torch and Pillow, for machines without DALI, and as the reference in DALI's tests."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -45,12 +45,12 @@ class TorchvisionExecutor(ViewExecutor):
 
     def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> ViewBatch:
         matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
-        seen = list(images.map(self._warp, batch.encoded, batch.rows, matrices))
-        decoded = np.array([isinstance(image, torch.Tensor) for image in seen], np.bool_)
-        reasons = {position: image for position, image in enumerate(seen) if isinstance(image, str)}
+        outcomes = list(images.map(self._warp, batch.encoded, batch.rows, matrices))
+        decoded = np.array([isinstance(image, torch.Tensor) for image in outcomes], np.bool_)
+        reasons = {position: image for position, image in enumerate(outcomes) if isinstance(image, str)}
         task = self.task
         blank = torch.zeros(len(batch.views), 1, task.size_px, task.size_px, device=task.device)
-        warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in seen], dim=1)
+        warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in outcomes], dim=1)
         views = [self._finish(pixels, view) for pixels, view in zip(warped, batch.views, strict=True)]
         return ViewBatch(blank_out(views, decoded), decoded, reasons)
 
@@ -72,7 +72,7 @@ class TorchvisionExecutor(ViewExecutor):
 def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
     """Decode to gray levels (1, H, W), or return why not.
 
-    Pillow decodes, because torchvision 0.29 announces the end of its own decoders.
+    Pillow decodes, because torchvision 0.29 deprecates its own decoders.
     """
     reason = header_problem(encoded, height, width)
     if reason is not None:
@@ -115,9 +115,8 @@ def blur(pixels: torch.Tensor, sigma_px: Float32) -> torch.Tensor:
     weights = torch.from_numpy(kernel.astype(np.float32)).to(pixels.device)
     rows = torch.from_numpy(chosen).to(pixels.device)
     n = len(chosen)
-    x = F.pad(pixels[rows], (radius, radius, radius, radius), mode="reflect").transpose(
-        0, 1
-    )  # (1, n, S + 2 radius, ...)
+    x = F.pad(pixels[rows], (radius, radius, radius, radius), mode="reflect")
+    x = x.transpose(0, 1)  # (1, n, S + 2 radius, S + 2 radius)
     x = F.conv2d(x, weights.view(n, 1, 1, -1), groups=n)
     x = F.conv2d(x, weights.view(n, 1, -1, 1), groups=n)
     return pixels.index_copy(0, rows, x.transpose(0, 1))

@@ -17,7 +17,7 @@ def run(out: Path, *arguments: str) -> dict[str, Any]:
 def test_loss_benchmark_measures_time_and_memory_and_agrees_with_equation_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each way is measured in a process of its own; here in this one, which starts at once.
+    # The benchmark measures each way in a separate process; this test in its own, to save their starts.
     monkeypatch.setattr(loss, "apart", lambda function, *arguments: function(*arguments))
     result = run(tmp_path / "loss.json", "--sections=speed", "--rows=512", "--width=16", "--repeats=1")
     assert result["units"]["peak_bytes"] == "bytes"
@@ -33,7 +33,7 @@ def fail() -> None:
     raise ValueError("no such thing")
 
 
-def test_a_measurement_runs_in_a_process_of_its_own_whose_failure_is_one_line() -> None:
+def test_a_measurement_runs_in_a_separate_process_whose_failure_is_one_line() -> None:
     with pytest.raises(RuntimeError, match=r"^ValueError: no such thing$"):
         apart(fail)
 
@@ -49,7 +49,7 @@ def test_loss_benchmark_finds_our_gradient_right_in_two_processes(
 
 
 @pytest.mark.slow
-def test_loss_benchmark_measures_each_way_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_loss_benchmark_measures_each_way_in_a_separate_process(tmp_path: Path) -> None:
     result = run(tmp_path / "loss.json", "--sections=speed", "--rows=512", "--width=16", "--repeats=1")
     assert result["speed"]["sternum, tiled"]["512"][0]["peak_bytes"] > 0
 

@@ -24,6 +24,6 @@ def test_probe_benchmark_times_three_ways_that_choose_the_same(tmp_path: Path) -
     assert set(result["seconds"]) == {"sternum, Ray Tune", "sternum, serial", "GridSearchCV"}
     assert min(seconds[0] for seconds in result["seconds"].values()) > 0
     assert len(result["chosen"]) == 8
-    assert all(0 < found["auc"] <= 1 for found in result["chosen"].values())
+    assert all(0 < actual["auc"] <= 1 for actual in result["chosen"].values())
     assert set(result["units"]) >= {"seconds", "c", "auc"}
     assert "8 probes, 248 fits" in done.stdout

@@ -11,7 +11,7 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_step_benchmark_measures_the_loop_beside_its_limit_and_from_outside(tmp_path: Path) -> None:
+def test_step_benchmark_measures_the_loop_and_its_limit_also_from_outside(tmp_path: Path) -> None:
     result, text = run_benchmark("step", tmp_path / "step.json", *TINY)
     assert set(result["median"]) == {"resnet18, 32 px, ddp, 2 micro-batches"}
     (figures,) = result["median"].values()

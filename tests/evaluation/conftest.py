@@ -28,7 +28,7 @@ def ray() -> Iterator[None]:
 
 
 def write_blobs(root: Path) -> None:
-    """The Cell layout with noise for images; pneumonia is a brighter patch, so that pixels alone give it away."""
+    """The Cell layout with noise for images; pneumonia is a brighter patch, so that pixels alone reveal it."""
     random = np.random.default_rng(0)
     for split, count in (("train", 40), ("val", 2), ("test", 16)):
         for name in ("NORMAL", "PNEUMONIA"):
@@ -51,7 +51,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def simulated_cell(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same shards, marked as what a program has drawn."""
+    """The same shards, marked as simulated."""
     folder = tmp_path_factory.mktemp("simulated-cell")
     for path in shards.iterdir():
         (folder / path.name).hardlink_to(path)

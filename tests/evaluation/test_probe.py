@@ -107,9 +107,9 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
     assert (by_class.test.positive, by_class.test.negative, by_class.rounds) == (30, 30, 5)
     assert by_view.test.positive == by_view.test.negative < 30
     rows = {row.features: row for row in results.rows_of(by_class)}
-    told = rows["view, sex and age"].scores.auc.value
-    assert told > 0.65
-    assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < told
+    metadata_auc = rows["view, sex and age"].scores.auc.value
+    assert metadata_auc > 0.65
+    assert next(r for r in results.rows_of(by_view) if r.kind == "attributes").scores.auc.value < metadata_auc
     assert rows["epoch 2, this dataset or another"].kind == "source"
     assert not any(row.kind == "source" for row in results.rows_of(by_view))
     assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
@@ -203,7 +203,7 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"checkpoints": [7]}, "has none of epoch 7; it has checkpoints of epochs 1, 2"),
+        ({"checkpoints": [7]}, "has only epochs 1, 2; choose among these"),
         ({"folds": 60}, "fewer than the 60 parts"),
     ],
 )
@@ -230,7 +230,7 @@ def test_folder_without_a_run_is_refused_and_left_unchanged(tmp_path: Path, shar
 def test_checkpoint_of_another_architecture_is_refused_by_name(run: Path, shards: Path) -> None:
     tensors = build_encoder(ModelConfig("resnet34", 16, 8), seed=0).state_dict()
     save_checkpoint(run, CheckpointState(15, 3.0, "resnet34", "-", 0.5, 0.25, 1, "-", "-"), tensors, {})
-    with pytest.raises(UserError, match=r"step-15 is of a resnet34, but model\.backbone .* is resnet18"):
+    with pytest.raises(UserError, match=r"step-15 holds a resnet34, but model\.backbone .* is resnet18"):
         probe(config_of(run, shards))
 
 
@@ -265,7 +265,7 @@ def test_probe_without_shards_is_refused() -> None:
         ("presets", ["rigorous", "rigorous"], "each once"),
         ("folds", 1, "folds=1 must be at least 2"),
         ("bootstrap_resamples", 5, "bootstrap_resamples=5"),
-        ("address", "auto", "search=serial does not use"),
+        ("address", "auto", "excludes search=serial"),
         ("repeats", 0, "repeats=0"),
     ],
 )

@@ -67,7 +67,7 @@ def test_each_checkpoint_is_probed_as_it_appears_and_one_that_is_removed_keeps_i
     trainer.start()
     results = watching.watch(config_of(run, shards), each=rounds.append)
     trainer.join()
-    steps = [[row.step for row in found.rows if row.kind == "checkpoint"] for found in rounds]
+    steps = [[row.step for row in result.rows if row.kind == "checkpoint"] for result in rounds]
     assert steps == [[5, 10], [5, 10, 15], [5, 10, 15]]
     assert not any(row.kind == "shuffled" for row in rounds[1].rows)
     assert any(row.kind == "shuffled" for row in results.rows)
@@ -87,7 +87,7 @@ def test_probing_again_shows_each_step_once_and_every_c_as_hyperparameters(run: 
 def test_run_that_is_started_again_after_it_failed_or_was_killed_is_still_watched(
     tmp_path: Path, shards: Path, make_run: MakeRun, left: State
 ) -> None:
-    """It is down for less, and then goes on for longer, than the time after which a run counts as ended."""
+    """The run is down for less, then runs for longer, than the time after which a run counts as ended."""
     run = make_run(tmp_path / "run", shards, steps=())
     write_status(run, Status(left, 0, "another rank was lost"))
 
@@ -112,7 +112,7 @@ def test_run_that_was_killed_and_not_restarted_is_probed_to_its_end(run: Path, s
     assert any(row.kind == "shuffled" for row in results.rows)  # only the last round has them
 
 
-def test_run_that_failed_long_ago_is_not_waited_for(
+def test_watch_does_not_wait_for_a_run_that_failed_long_ago(
     tmp_path: Path, shards: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "RESTART_S", 600.0)
@@ -135,7 +135,7 @@ def test_run_that_ends_without_a_checkpoint_is_reported(tmp_path: Path, shards: 
         watching.watch(config_of(run, shards))
 
 
-def test_checkpoint_that_cannot_be_probed_ends_the_watch_in_its_line(run: Path, shards: Path) -> None:
+def test_checkpoint_that_cannot_be_probed_ends_the_watch_with_its_error(run: Path, shards: Path) -> None:
     write_status(run, Status("running", 15))
     tensors = build_encoder(ModelConfig("resnet18", 16, 8), seed=0).state_dict()
     tensors["backbone.resnet.conv1.weight"].fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Each fault, in real processes; after each the run ends in the very bits of the undisturbed one."""
+"""Each fault, in real processes; after each, the run ends in the same bits as the undisturbed run."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_a_run_whose_ranks_are_killed_at_random_steps_ends_in_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raise", "stop"])
-def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_goes_on(
+def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_continues(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards, timeout_s=5.0)
@@ -91,7 +91,7 @@ def test_a_stop_signal_to_one_rank_saves_at_one_step_and_leaves_a_marker(
 
 
 def test_a_step_with_nan_on_one_rank_is_left_out_on_all(tmp_path: Path, simulated_shards: Path) -> None:
-    """As if every rank had met it: one that goes on alone would part from the others, or hang them."""
+    """The result equals that of NaN on every rank: a rank that continued alone would diverge, or hang the others."""
     ends = []
     for name, faults in (("one", [Fault("nan", 1, 7)]), ("all", [Fault("nan", 0, 7), Fault("nan", 1, 7)])):
         config = small_config(tmp_path / name, simulated_shards)
@@ -117,7 +117,7 @@ def test_nan_that_stays_for_a_while_rolls_back_and_ends_in_the_same_bits(
 
 @pytest.mark.slow
 def test_deepspeed_rolls_back_too(tmp_path: Path, simulated_shards: Path) -> None:
-    """Which means a second engine in each process."""
+    """A rollback builds a second engine in each process."""
     ends = []
     for name, faults in (("undisturbed", []), ("rolled-back", [Fault("nan", 1, 5), Fault("nan", 1, 6)])):
         config = small_config(tmp_path / name, simulated_shards, skips=1)
@@ -134,7 +134,7 @@ def test_nan_that_never_ends_stops_all_ranks_with_one_line(tmp_path: Path, simul
     faults = [Fault("nan", 1, step, times=100) for step in (4, 5)]
     assert wait_for_ranks(start_ranks(config, WORLD, faults)) == [1, 1]
     for rank in range(WORLD):
-        assert "had no finite loss and gradient again after train.rollbacks=1" in log_of(config.run_folder, rank)
+        assert "had no finite loss and gradient, even after train.rollbacks=1" in log_of(config.run_folder, rank)
     assert steps_done(config.run_folder) == 3
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_at_anything_that_a_save_does_to_the_disk_ends_in_the_same_bits(
+def test_a_run_killed_at_any_disk_operation_of_a_save_ends_in_the_same_bits(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     def config(name: str) -> PretrainConfig:
@@ -191,7 +191,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_is_not(
+def test_training_continues_while_the_disk_is_full_and_nothing_is_missing_afterwards(
     disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     config = small_config(disk, simulated_shards)
@@ -206,7 +206,7 @@ def test_training_goes_on_while_the_disk_is_full_and_nothing_is_missing_once_it_
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_to_the_end_fails_the_run_which_goes_on_once_it_is_not(
+def test_a_disk_that_is_full_to_the_end_fails_the_run_which_continues_once_there_is_room(
     disk: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     config = small_config(disk, simulated_shards)
@@ -241,7 +241,7 @@ def test_another_number_of_processes_than_promised_never_starts(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_else_says_so(
+def test_a_lost_node_shrinks_the_run_when_the_lanes_allow_it_and_otherwise_fails_with_a_reason(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.fork_server import fork_context
 
-# What the processes call is the standard library's, so that they import nothing for it.
+# The processes call only the standard library, so that the call itself imports nothing.
 
 
 def test_a_process_starts_with_everything_imported() -> None:

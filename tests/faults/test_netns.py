@@ -32,15 +32,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(1500)]
 @pytest.fixture
 def network() -> Iterator[Network]:
     try:
-        with two_machine_network() as made:
-            yield made
+        with two_machine_network() as machines:
+            yield machines
     except NoNetwork as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
-    """On one machine."""
+    """The outcome of a run on one machine."""
     config = two_machine_config(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
     assert wait_for_ranks(start_ranks(config, NODES), timeout_s=600) == [0] * NODES
     return read_outcome(config.run_folder)
@@ -50,7 +50,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path
 def test_a_cable_that_was_pulled_for_a_while_costs_nothing_but_time(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, network: Network, seconds: int, timeout_s: float
 ) -> None:
-    """A cut shorter than train.timeout_s is waited for; a longer one ends both nodes, and both are started anew."""
+    """The ranks wait out a cut shorter than train.timeout_s; a longer one ends both nodes, and both start again."""
     config = two_machine_config(tmp_path / "run", simulated_shards, timeout_s)
     with run_on_machines(network, config) as both:
         both.wait_for_step(10)
@@ -61,7 +61,7 @@ def test_a_cable_that_was_pulled_for_a_while_costs_nothing_but_time(
 
 
 @pytest.mark.parametrize("lost", range(NODES))
-def test_a_node_that_is_lost_and_comes_back_takes_the_run_up_again(
+def test_a_node_that_is_lost_and_comes_back_resumes_the_run(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, network: Network, lost: int
 ) -> None:
     config = two_machine_config(tmp_path / "run", simulated_shards)
@@ -74,10 +74,10 @@ def test_a_node_that_is_lost_and_comes_back_takes_the_run_up_again(
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
-def test_a_run_shrinks_when_a_machine_is_lost_and_widens_when_one_comes(
+def test_a_run_shrinks_when_a_machine_is_lost_and_grows_when_one_joins(
     tmp_path: Path, simulated_shards: Path, network: Network
 ) -> None:
-    """As torchrun --nnodes=1:2 allows it: the same samples in the same steps all the way."""
+    """torchrun --nnodes=1:2 allows it; the samples of each step stay the same throughout."""
     config = elastic_config(tmp_path / "run", simulated_shards)
     with run_on_machines(network, config, "1:2") as both:
         both.wait_for_step(10)

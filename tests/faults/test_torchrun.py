@@ -1,4 +1,4 @@
-"""Real launchers, killed and stopped: the run still ends in the very bits of the undisturbed one."""
+"""Real launchers, killed and stopped: the run still ends in the same bits as the undisturbed run."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ from tests.support.launchers import (
 pytestmark = pytest.mark.timeout(900)
 
 WORLD = 2
-EPOCHS = 5  # long enough to be hit in the midst of it
+EPOCHS = 5  # long enough for a fault in the middle
 
 
 def run_of(folder: Path, shards: Path) -> PretrainConfig:
@@ -46,21 +46,21 @@ def run_of(folder: Path, shards: Path) -> PretrainConfig:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
-    """Neither disturbed nor started by a launcher."""
+    """The outcome of an undisturbed run, without a launcher."""
     config = run_of(tmp_path_factory.mktemp("undisturbed"), simulated_shards)
     assert wait_for_ranks(start_ranks(config, WORLD), timeout_s=600) == [0] * WORLD
     return read_outcome(config.run_folder)
 
 
 def moment(config: PretrainConfig, seed: int) -> tuple[int, float, int]:
-    """Draw when and whom a fault hits: after this step, and so many seconds more, this rank."""
+    """Draw the moment and target of a fault: a step, the seconds after it, and a rank."""
     random = np.random.default_rng(seed)
     return int(random.integers(1, total_steps(config) - 3)), float(random.uniform(0, 0.5)), int(random.integers(WORLD))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_torchrun_goes_on_after_a_worker_was_killed(
+def test_torchrun_continues_after_a_worker_was_killed(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
@@ -74,7 +74,7 @@ def test_torchrun_goes_on_after_a_worker_was_killed(
 
 
 @pytest.mark.slow
-def test_torchrun_goes_on_after_a_worker_was_killed_at_its_start(
+def test_torchrun_continues_after_a_worker_was_killed_at_its_start(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
@@ -88,7 +88,7 @@ def test_torchrun_goes_on_after_a_worker_was_killed_at_its_start(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 13))
-def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
+def test_supervise_continues_after_workers_and_then_torchrun_were_killed(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, seed: int
 ) -> None:
     config = run_of(tmp_path, simulated_shards)
@@ -109,10 +109,10 @@ def test_supervise_goes_on_after_workers_and_then_torchrun_were_killed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["torchrun", "supervise", "supervise with SIGUSR1", "supervise of deepspeed"])
-def test_a_stop_signal_saves_and_the_same_command_goes_on(
+def test_a_stop_signal_saves_and_the_same_command_resumes(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, free_port: int, whom: str
 ) -> None:
-    """DeepSpeed's launcher keeps the signal to itself, so that its workers are told by supervise."""
+    """DeepSpeed's launcher keeps the signal to itself, so supervise signals its workers."""
     config = run_of(tmp_path, simulated_shards)
     command = torchrun_command(config)
     if "deepspeed" in whom:
@@ -123,7 +123,7 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(
     with launch(command, tmp_path / "log", **environment) as run:
         run.wait_for_step(config.run_folder, 4)
         os.kill(run.process.pid, signal.SIGUSR1 if "SIGUSR1" in whom else signal.SIGTERM)
-        assert run.end() == 1  # what torchrun and supervise say of a run that is not finished
+        assert run.end() == 1  # the exit code of torchrun and supervise for an unfinished run
         assert not run.all()
     status = read_status(config.run_folder)
     assert status is not None
@@ -180,7 +180,7 @@ def test_the_deepspeed_launcher_starts_two_processes_and_a_hostfile_two_nodes(
 
 
 @pytest.mark.slow
-def test_supervise_goes_on_after_a_worker_of_the_deepspeed_launcher_was_killed(
+def test_supervise_continues_after_a_worker_of_the_deepspeed_launcher_was_killed(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, free_port: int
 ) -> None:
     config = run_of(tmp_path, simulated_shards)

@@ -1,4 +1,4 @@
-"""Fixtures of all tests of ssl_core: options have the names that they have in `sternum pretrain`."""
+"""Fixtures of all tests of ssl_core: options are named as in `sternum pretrain`."""
 
 from collections.abc import Iterator
 

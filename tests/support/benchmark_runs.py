@@ -1,4 +1,4 @@
-"""Small runs of the benchmarks, in a process of their own where they change the state of theirs."""
+"""Small runs of the benchmarks in separate processes, because they change the state of their process."""
 
 import json
 import subprocess

@@ -57,7 +57,7 @@ class Request(NamedTuple):
 
     @property
     def first_byte(self) -> int:
-        """The start of its Range, 0 without one."""
+        """The start of the range; 0 without one."""
         start = re.match(r"bytes=(\d+)-", self.range or "")
         return int(start[1]) if start else 0
 

@@ -61,7 +61,7 @@ class Fault:
 def small_config(run: Path, shards: Path, backbone: str = TINY_RESNET, **changes: Any) -> PretrainConfig:
     """Return the configuration of a run of 12 steps with a checkpoint every 3; `changes` go to `TrainConfig`.
 
-    Launchers start processes that know no `tiny_resnet`; they need another backbone.
+    Processes of a launcher have no `tiny_resnet`; they need another backbone.
     """
     train_config = TrainConfig(
         epochs=2,

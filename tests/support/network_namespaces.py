@@ -173,7 +173,7 @@ def run_on_machines(network: Network, config: PretrainConfig, nodes: str = str(N
 
 
 def world_sizes(run: Path) -> list[int]:
-    """Return the world sizes of a run, in order, without repeats in a row."""
+    """Return the world sizes of a run, in order, without consecutive repeats."""
     lines = (run / "samples" / "rank-0.jsonl").read_text().splitlines()
     return [world for world, _ in groupby(json.loads(line)["world"] for line in lines)]
 

@@ -1,4 +1,4 @@
-"""Results as a probe leaves them, made up: the figures are plausible and nobody's."""
+"""Made-up results of a probe, with plausible figures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -83,13 +83,13 @@ def made_row(dataset: Dataset, features: str, kind: ProbeKind, auc: float, **cha
 
 
 def made_calibration() -> Calibration:
-    said = [0.05 + 0.1 * number for number in range(10)]
+    predicted = [0.05 + 0.1 * number for number in range(10)]
     return Calibration(
         brier=0.112,
         brier_recalibrated=0.081,
         brier_prevalence=0.234,
-        bins=[Bin(value, value**2, 62) for value in said],
-        bins_recalibrated=[Bin(value, value**1.1, 62) for value in said],
+        bins=[Bin(value, value**2, 62) for value in predicted],
+        bins_recalibrated=[Bin(value, value**1.1, 62) for value in predicted],
     )
 
 
@@ -101,8 +101,8 @@ def made_rows(dataset: Dataset) -> list[ProbeResult]:
         made_row(dataset, "untrained backbone", "untrained", 0.948),
     ]
     for number, epoch in enumerate(EPOCHS):
-        made = made_row(dataset, f"epoch {epoch}", "checkpoint", 0.946 + 0.0034 * number)
-        rows.append(replace(made, epoch=float(epoch), step=50 * epoch))
+        row = made_row(dataset, f"epoch {epoch}", "checkpoint", 0.946 + 0.0034 * number)
+        rows.append(replace(row, epoch=float(epoch), step=50 * epoch))
     if dataset.preset == "rigorous":
         rows[-1] = replace(
             rows[-1], subgroups=made_subgroups(), gaps=[Gap("sex", "M", "F", Estimate(0.03, -0.01, 0.07))]
@@ -121,9 +121,9 @@ def made_subgroups() -> list[Subgroup]:
 
 
 def made_results(datasets: Sequence[Dataset] | None = None, fraction_percent: int = 100) -> Results:
-    """Both presets on Cell, unless other datasets are given; every dataset of `rigorous` with all that this adds."""
+    """Return results of both presets on Cell, or of the given datasets, with the details of `rigorous`."""
     datasets = [made_dataset("gazda2021"), made_dataset("rigorous")] if datasets is None else datasets
-    found = Results(
+    results = Results(
         version=VERSION,
         sternum="0.1.0",
         command="sternum probe runs/made --data.shards=[shards/cell]",
@@ -139,7 +139,7 @@ def made_results(datasets: Sequence[Dataset] | None = None, fraction_percent: in
         timing={"features_s": 60.0, "search_s": 90.0},
         notes=[],
     )
-    return replace(found, notes=notes_on(found))
+    return replace(results, notes=notes_on(results))
 
 
 def made_comparisons(dataset: Dataset) -> list[Comparison]:

@@ -18,7 +18,7 @@ def tiny_resnet(**_: Any) -> ResNet:
     """Build the first half of a ResNet with one block a stage; it has no classifier and 128 features."""
     model = ResNet(BasicBlock, [1, 1, 1, 1])
     model.layer3, model.layer4 = nn.Sequential(), nn.Sequential()
-    model.fc = nn.Linear(128, 1)  # its width is what `Backbone` asks for
+    model.fc = nn.Linear(128, 1)  # `Backbone` reads its width
     return model
 
 

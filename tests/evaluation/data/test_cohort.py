@@ -34,11 +34,13 @@ def test_no_patient_is_in_two_parts_when_patients_have_many_images_of_both_class
     patients = [f"p{number}" for number, size in enumerate(sizes) for _ in range(size)]
     draws = np.random.default_rng(seed).random((2, len(patients)))
     share = np.repeat(np.array(sick[: len(sizes)]) > 0.5, sizes) * 0.8 + 0.1
-    splits = ["test" if draw < 0.2 else "train" for draw in draws[1]] if official else None  # that heeds no patient
+    splits = (
+        ["test" if draw < 0.2 else "train" for draw in draws[1]] if official else None
+    )  # which ignores the patients
     try:
         cohort = divided(cell_samples(patients, list(draws[0] < share), splits), preset=preset, seed=seed)
     except UserError:
-        return  # too few patients of a class, which is said and tested below
+        return  # too few patients of a class: an error, tested below
     for fold in cohort.folds:
         for number in range(-1, 5):
             inside = fold == number
@@ -81,7 +83,7 @@ def test_patient_with_half_of_the_images_stays_in_one_part() -> None:
     assert len(set(cohort.folds[0, :100])) == 1
 
 
-def test_groups_take_the_place_of_patients_when_given() -> None:
+def test_groups_replace_patients_when_given() -> None:
     data = cell_samples([f"p{number}" for number in range(200)], [number % 2 == 0 for number in range(200)])
     groups = np.arange(200) // 4
     cohort = divided(data, groups=groups)
@@ -143,7 +145,7 @@ def test_balanced_by_class_there_are_as_many_images_of_each(preset: PresetName) 
     assert not np.array_equal(first.rows, other.rows)
 
 
-def test_balanced_by_view_a_view_says_nothing_of_the_class() -> None:
+def test_balanced_by_view_a_view_reveals_nothing_about_the_class() -> None:
     data = _viewed()
     cohort = divided(data, balance="view")
     for view in ("frontal-pa", "frontal-ap"):
@@ -169,7 +171,7 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
     ("data", "words"),
     [
         (cell_samples([f"p{n}" for n in range(40)], [True] * 40), "0 patients with NORMAL"),
-        (cell_samples(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task are of one patient"),
+        (cell_samples(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task show one patient"),
         (cell_samples([f"p{n}" for n in range(8)], [n % 2 == 0 for n in range(8)]), "fewer than the 5 parts"),
         (
             cell_samples(

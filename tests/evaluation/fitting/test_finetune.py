@@ -70,7 +70,7 @@ def case(shards: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def backbone() -> nn.Module:
-    """A network of one layer, for what holds of any."""
+    """A network of one layer, for properties that all networks share."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = (nn.Conv2d(1, 16, 5, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -142,7 +142,7 @@ def test_images_of_the_test_part_play_no_role_when_most_of_them_are_left_out(
     np.testing.assert_allclose(fewer.probabilities, result.probabilities[::8], atol=1e-4)
 
 
-def test_order_of_the_rows_is_that_of_the_answers(backbone: nn.Module, case: Case, result: FinetunedNetwork) -> None:
+def test_predictions_are_in_the_order_of_the_rows(backbone: nn.Module, case: Case, result: FinetunedNetwork) -> None:
     turned = np.arange(len(case.ids))[::-1]
     back = finetuned(backbone, Case(case.shards, case.ids[turned], case.classes[turned], case.fold[turned]))
     assert np.array_equal(back.probabilities[::-1], result.probabilities)

@@ -124,9 +124,9 @@ def test_identity_of_a_problem_changes_with_all_that_its_outcome_depends_on() ->
 def test_border_is_the_outer_three_pixels() -> None:
     pixels = np.zeros((2, 32, 32), np.float32)
     pixels[:, 3:-3, 3:-3] = 1
-    found = border(FeatureMatrix("pixels", pixels.reshape(2, -1)))
-    assert found.values.shape == (2, 32 * 32 - 26 * 26)
-    assert not found.values.any()
+    result = border(FeatureMatrix("pixels", pixels.reshape(2, -1)))
+    assert result.values.shape == (2, 32 * 32 - 26 * 26)
+    assert not result.values.any()
 
 
 def test_attributes_are_none_when_all_images_of_the_task_have_the_same() -> None:
@@ -134,7 +134,7 @@ def test_attributes_are_none_when_all_images_of_the_task_have_the_same() -> None
     assert attributes(data, np.arange(3)) is None
     data.ages[2] = 40.0
     data.sexes[:] = ["F", "M", "F"]
-    found = attributes(data, np.arange(3))
-    assert found is not None
-    assert found.values.shape == (3, 4)  # two sexes, the age, whether it is known
+    result = attributes(data, np.arange(3))
+    assert result is not None
+    assert result.values.shape == (3, 4)  # two sexes, the age, whether it is known
     assert attributes(data, np.array([0])) is None

@@ -20,22 +20,22 @@ FOLDS = 3
 
 
 def features(seed: int, count: int = 120, size: int = 24) -> Float32:
-    """Images of two classes in turn that a few features tell apart a little."""
+    """Return images of alternating classes that a few features barely distinguish."""
     random = np.random.default_rng(seed)
     values = random.normal(size=(count, size)) + 0.4 * (np.arange(count) % 2)[:, None] * (np.arange(size) < 4)
     return values.astype(np.float32)
 
 
 def problem(name: str = "x", count: int = 120, **changes: Any) -> SearchProblem:
-    """The last fifth is the test part, the rest is dealt to the folds in pairs of both classes."""
+    """Return a problem whose last fifth is the test part; the rest goes to the folds in pairs of both classes."""
     fold = np.where(np.arange(count) < 0.8 * count, np.arange(count) // 2 % FOLDS, -1)
     return replace(SearchProblem(name, np.arange(count), np.arange(count) % 2, fold, False, GRID, 1000), **changes)
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_search_finds_what_scikit_learns_grid_search_finds(standardize: bool) -> None:
+def test_search_equals_scikit_learns_grid_search(standardize: bool) -> None:
     values, task = features(0), problem(standardize=standardize)
-    found = search_serially({"x": values}, {"probe": task})["probe"]
+    result = search_serially({"x": values}, {"probe": task})["probe"]
     inside = task.fold >= 0
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
     peer = GridSearchCV(
@@ -44,46 +44,46 @@ def test_search_finds_what_scikit_learns_grid_search_finds(standardize: bool) ->
         scoring="roc_auc",
         cv=PredefinedSplit(task.fold[inside]),
     ).fit(values[inside].astype(np.float64), task.classes[inside])
-    assert found.c == peer.best_params_["logisticregression__C"]
-    assert list(found.aucs.values()) == pytest.approx(list(peer.cv_results_["mean_test_score"]), abs=1e-9)
-    assert found.validation_auc == pytest.approx(peer.best_score_, abs=1e-9)
+    assert result.c == peer.best_params_["logisticregression__C"]
+    assert list(result.aucs.values()) == pytest.approx(list(peer.cv_results_["mean_test_score"]), abs=1e-9)
+    assert result.validation_auc == pytest.approx(peer.best_score_, abs=1e-9)
     tested = values[~inside].astype(np.float64)
-    assert found.probabilities == pytest.approx(peer.predict_proba(tested)[:, 1], abs=1e-6)
+    assert result.probabilities == pytest.approx(peer.predict_proba(tested)[:, 1], abs=1e-6)
 
 
 def test_out_of_fold_probabilities_are_in_the_order_of_the_development_rows() -> None:
     values, task = features(1), problem(rows=np.random.default_rng(0).permutation(120))
     task = replace(task, classes=task.rows % 2)
-    found = search_serially({"x": values}, {"probe": task})["probe"]
+    result = search_serially({"x": values}, {"probe": task})["probe"]
     inside = task.fold >= 0
     classes, fold = task.classes[inside], task.fold[inside]
-    aucs = [roc_auc_score(classes[fold == part], found.validation[fold == part]) for part in range(FOLDS)]
-    assert np.mean(aucs) == pytest.approx(found.validation_auc)
-    assert len(found.probabilities) == (~inside).sum()
+    aucs = [roc_auc_score(classes[fold == part], result.validation[fold == part]) for part in range(FOLDS)]
+    assert np.mean(aucs) == pytest.approx(result.validation_auc)
+    assert len(result.probabilities) == (~inside).sum()
 
 
 def test_smallest_c_is_chosen_when_several_validate_equally_well() -> None:
     values = np.where(np.arange(120) % 2, 1, -1).astype(np.float32)[:, None]  # every C ranks it perfectly
-    found = search_serially({"x": values}, {"probe": problem(c_grid=(1.0, 0.1, 10.0))})["probe"]
-    assert found.aucs == {1.0: 1.0, 0.1: 1.0, 10.0: 1.0}
-    assert (found.c, found.at_edge) == (0.1, True)
+    result = search_serially({"x": values}, {"probe": problem(c_grid=(1.0, 0.1, 10.0))})["probe"]
+    assert result.aucs == {1.0: 1.0, 0.1: 1.0, 10.0: 1.0}
+    assert (result.c, result.at_edge) == (0.1, True)
 
 
 @pytest.mark.parametrize(("grid", "at_edge"), [((0.1,), False), ((0.001, 0.1), True), ((0.001, 0.01, 1e3, 1e4), False)])
 def test_edge_is_reported_only_when_the_grid_has_an_inside(grid: tuple[float, ...], at_edge: bool) -> None:
-    found = search_serially({"x": features(2, size=60)}, {"probe": problem(c_grid=grid)})["probe"]
-    assert found.at_edge is at_edge
-    assert found.at_edge is (len(grid) > 1 and found.c in (min(grid), max(grid)))
+    result = search_serially({"x": features(2, size=60)}, {"probe": problem(c_grid=grid)})["probe"]
+    assert result.at_edge is at_edge
+    assert result.at_edge is (len(grid) > 1 and result.c in (min(grid), max(grid)))
 
 
 def test_held_out_classes_change_its_auc_and_no_fit_of_that_fold() -> None:
     values, honest = features(3), problem(c_grid=(0.1,))
     flipped = replace(honest, classes=np.where(honest.fold == 1, 1 - honest.classes, honest.classes))
-    found = search_serially({"x": values}, {"honest": honest, "flipped": flipped})
+    result = search_serially({"x": values}, {"honest": honest, "flipped": flipped})
     inside = honest.fold[honest.fold >= 0]
-    same = found["honest"].validation[inside == 1] == found["flipped"].validation[inside == 1]
+    same = result["honest"].validation[inside == 1] == result["flipped"].validation[inside == 1]
     assert same.all()
-    other = found["honest"].validation[inside == 0] == found["flipped"].validation[inside == 0]
+    other = result["honest"].validation[inside == 0] == result["flipped"].validation[inside == 0]
     assert not other.any()
 
 
@@ -94,29 +94,29 @@ def test_test_part_touches_nothing_but_its_own_predictions(seed: int, standardiz
     random = np.random.default_rng(seed)
     other = np.where((task.fold < 0)[:, None], random.normal(size=values.shape), values).astype(np.float32)
     flipped = replace(task, classes=np.where(task.fold < 0, random.integers(0, 2, 120), task.classes))
-    found, again = (search_serially({"x": v}, {"p": t})["p"] for v, t in ((values, task), (other, flipped)))
-    assert (found.aucs, found.c, found.fits) == (again.aucs, again.c, again.fits)
-    assert (found.validation == again.validation).all()
-    assert (found.probabilities != again.probabilities).any()
+    result, again = (search_serially({"x": v}, {"p": t})["p"] for v, t in ((values, task), (other, flipped)))
+    assert (result.aucs, result.c, result.fits) == (again.aucs, again.c, again.fits)
+    assert (result.validation == again.validation).all()
+    assert (result.probabilities != again.probabilities).any()
 
 
 def test_standardized_probe_does_not_care_about_the_scale_of_a_feature() -> None:
     values = features(5)
     scaled = values * np.float32(2) ** (np.arange(24) % 6)  # powers of two: exact
-    found = search_serially(
+    result = search_serially(
         {"x": values, "y": scaled}, {"x": problem("x", standardize=True), "y": problem("y", standardize=True)}
     )
-    assert found["x"].validation == pytest.approx(found["y"].validation, abs=1e-9)
+    assert result["x"].validation == pytest.approx(result["y"].validation, abs=1e-9)
     plain = search_serially({"x": values, "y": scaled}, {"x": problem("x"), "y": problem("y")})
     assert plain["x"].validation != pytest.approx(plain["y"].validation, abs=1e-3)
 
 
 def test_fits_that_did_not_converge_are_counted() -> None:
     values = features(6)
-    found = search_serially({"x": values}, {"short": problem(max_iterations=1), "long": problem()})
-    assert (found["short"].fits, found["short"].unconverged) == (len(GRID) * FOLDS + 1, len(GRID) * FOLDS + 1)
-    assert not found["short"].converged
-    assert (found["long"].unconverged, found["long"].converged) == (0, True)
+    result = search_serially({"x": values}, {"short": problem(max_iterations=1), "long": problem()})
+    assert (result["short"].fits, result["short"].unconverged) == (len(GRID) * FOLDS + 1, len(GRID) * FOLDS + 1)
+    assert not result["short"].converged
+    assert (result["long"].unconverged, result["long"].converged) == (0, True)
 
 
 def test_fit_says_whether_it_converged_and_passes_other_warnings_on() -> None:

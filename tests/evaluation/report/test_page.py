@@ -45,7 +45,7 @@ class Page(HTMLParser):
         self.text += data
 
     def attributes(self, tag: str, name: str) -> list[str]:
-        return [values[name] or "" for found, values in self.tags if found == tag and name in values]
+        return [values[name] or "" for result, values in self.tags if result == tag and name in values]
 
 
 def page_of(run: Path, results: Results | None = None) -> Page:
@@ -69,7 +69,7 @@ def full_page(full_run: Path) -> Page:
     return Page((full_run / "report.html").read_text())
 
 
-def test_report_of_a_real_probe_shows_its_rows_beside_the_paper(run: Path, shards: Path) -> None:
+def test_report_of_a_real_probe_shows_its_rows_next_to_the_paper(run: Path, shards: Path) -> None:
     small = ProbeConfig(
         run,
         ProbeData([str(shards)]),
@@ -100,7 +100,7 @@ def test_report_has_every_section_and_figure_when_everything_was_measured(full_p
     assert "Chosen: epoch 20; its LiDAR of 7.7 is the highest of 6 checkpoints." in full_page.text
 
 
-def test_finding_says_how_far_above_each_control_and_whether_that_is_shown(full_page: Page) -> None:
+def test_finding_compares_with_each_control_and_says_whether_the_difference_is_shown(full_page: Page) -> None:
     assert (
         "cell, gazda2021: AUC 96.3 % (94.3-98.3) at epoch 24; 5.6 points above the 32 x 32 raw pixels (9"
         in full_page.text
@@ -126,7 +126,7 @@ def test_report_leaves_out_what_was_not_measured(run: Path) -> None:
     bare = replace(row, scores=replace(made_scores(0.8), auc=Estimate(0.8), acc=Estimate(0.7)))
     page = page_of(run, replace(made_results([dataset]), rows=[bare]))
     assert [words.partition(" ")[0] for words in page.attributes("img", "alt")] == ["AUC", "Line:"]
-    for words in ("Reliability", "Brier", "subgroup", "Which checkpoint, without labels"):
+    for words in ("Reliability", "Brier", "subgroup", "Checkpoint chosen without labels"):
         assert words not in page.text
 
 

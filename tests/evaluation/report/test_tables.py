@@ -17,7 +17,7 @@ from evaluation.results.presets import TASKS
 from evaluation.results.results import Dataset, Estimate, PartSize, Results
 from tests.support.probe_results import made_dataset, made_results, made_row
 
-# Every cell of the paper's Table III as its rows stand there: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
+# Every cell of the paper's Table III, by row as printed: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
 PRINTED = {
     "cell": "85.6 96.6 99.5 62.4 76.4 86.9 96.9 99.2 66.2 79.1 91.5 97.7 98.7 79.5 87.5",
     "c19-cohen": "84.9 89.2 90.6 73.6 76.5 81.8 91.5 85.8 73.6 72.9 81.1 88.2 83 77.4 73.2",

@@ -25,11 +25,11 @@ def _overconfident(true: np.ndarray) -> np.ndarray:
 def test_platt_lowers_the_brier_score_on_fresh_data_when_probabilities_are_distorted() -> None:
     slope, intercept = platt(*_predicted(0, 2000, _overconfident))
     classes, probabilities = _predicted(1, 2000, _overconfident)
-    found = calibration(classes, probabilities, recalibrate(probabilities, slope, intercept))
+    result = calibration(classes, probabilities, recalibrate(probabilities, slope, intercept))
     ideal = brier_score_loss(*_predicted(1, 2000, lambda true: true))
-    assert found.brier > found.brier_recalibrated + 0.02
-    assert found.brier_recalibrated == pytest.approx(ideal, abs=0.003)
-    assert found.brier_recalibrated < found.brier_prevalence
+    assert result.brier > result.brier_recalibrated + 0.02
+    assert result.brier_recalibrated == pytest.approx(ideal, abs=0.003)
+    assert result.brier_recalibrated < result.brier_prevalence
 
 
 def test_platt_undoes_the_distortion_of_a_known_map() -> None:
@@ -81,11 +81,11 @@ def test_recalibration_keeps_the_auc_when_the_slope_is_positive(seed: int, slope
 
 def test_brier_scores_are_those_of_a_case_counted_by_hand() -> None:
     classes = np.array([1, 0, 0, 0])
-    found = calibration(classes, np.array([0.5, 0.5, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 0.2]))
-    assert found.brier == pytest.approx((0.25 + 0.25 + 0 + 1) / 4)
-    assert found.brier_recalibrated == pytest.approx(0.04 / 4)
-    assert found.brier_prevalence == pytest.approx(0.25 * 0.75)
-    assert found.bins == [Bin(0.5, 0.25, 4)]  # too few images for two
+    result = calibration(classes, np.array([0.5, 0.5, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 0.2]))
+    assert result.brier == pytest.approx((0.25 + 0.25 + 0 + 1) / 4)
+    assert result.brier_recalibrated == pytest.approx(0.04 / 4)
+    assert result.brier_prevalence == pytest.approx(0.25 * 0.75)
+    assert result.bins == [Bin(0.5, 0.25, 4)]  # too few images for two
 
 
 @settings(deadline=None, max_examples=60)

@@ -23,7 +23,7 @@ from evaluation.scoring.scores import (
 
 
 def _random(seed: int, count: int, levels: int) -> Predictions:
-    """Images of both classes whose probabilities are tied the more, the fewer the levels."""
+    """Return images of both classes; with fewer levels, more probabilities are tied."""
     random = np.random.default_rng(seed)
     classes = np.array([0, 1, *random.integers(0, 2, count)])
     probabilities = random.integers(0, levels + 1, len(classes)) / levels
@@ -33,7 +33,7 @@ def _random(seed: int, count: int, levels: int) -> Predictions:
 
 
 def _shift(auc: float) -> float:
-    """How many standard deviations the positives lie above the negatives."""
+    """Return the distance of positives and negatives in standard deviations."""
     return float(np.sqrt(2) * norm.ppf(auc))
 
 
@@ -81,16 +81,16 @@ def test_scores_are_sklearns_when_there_is_one_part(seed: int, count: int, level
 def test_figures_are_sklearns_when_images_are_weighted(seed: int, count: int, levels: int) -> None:
     predictions = _random(seed, count, levels)
     weights = np.random.default_rng(seed).integers(0, 3, (3, len(predictions.classes))).astype(np.float64)
-    found = weighted_scores(predictions, weights)
+    result = weighted_scores(predictions, weights)
     for row, weight in enumerate(weights):
         if weight[predictions.classes == 1].sum() * weight[predictions.classes == 0].sum() == 0:
-            assert all(np.isnan(values[row]) for values in found.values())
+            assert all(np.isnan(values[row]) for values in result.values())
             continue
         expected = metrics.roc_auc_score(predictions.classes, predictions.probabilities, sample_weight=weight)
-        assert found["auc"][row] == pytest.approx(expected, abs=1e-12)
+        assert result["auc"][row] == pytest.approx(expected, abs=1e-12)
         for name, of_sklearn in SKLEARN.items():
             expected = of_sklearn(predictions.classes, predictions.decisions, sample_weight=weight)
-            assert found[name][row] == pytest.approx(expected, abs=1e-12)
+            assert result[name][row] == pytest.approx(expected, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
@@ -101,9 +101,9 @@ def test_auc_over_parts_is_the_share_of_concordant_pairs_within_a_part(
     predictions = _random(seed, count, levels)
     predictions = replace(predictions, parts=np.array([0, 0, *np.random.default_rng(seed).integers(0, parts, count)]))
     concordant, pairs = 0.0, 0
-    for one in np.flatnonzero(predictions.classes == 1):
-        for other in np.flatnonzero((predictions.classes == 0) & (predictions.parts == predictions.parts[one])):
-            above = predictions.probabilities[one] - predictions.probabilities[other]
+    for positive in np.flatnonzero(predictions.classes == 1):
+        for negative in np.flatnonzero((predictions.classes == 0) & (predictions.parts == predictions.parts[positive])):
+            above = predictions.probabilities[positive] - predictions.probabilities[negative]
             concordant += 1.0 if above > 0 else 0.5 if above == 0 else 0.0
             pairs += 1
     assert score(predictions, resamples=0, seed=0).auc.value == pytest.approx(concordant / pairs, abs=1e-12)
@@ -118,12 +118,12 @@ def test_auc_over_parts_does_not_see_that_a_part_is_on_another_scale() -> None:
     )
     assert score(moved, resamples=200, seed=0) == score(predictions, resamples=200, seed=0)
     in_one = [
-        score(replace(some, parts=0 * some.parts), resamples=0, seed=0).auc.value for some in (predictions, moved)
+        score(replace(scored, parts=0 * scored.parts), resamples=0, seed=0).auc.value for scored in (predictions, moved)
     ]
     assert in_one[0] != pytest.approx(in_one[1], abs=0.01)
 
 
-def test_images_predictions_in_several_parts_tell_no_more_than_once() -> None:
+def test_predictions_of_an_image_in_several_parts_count_once() -> None:
     once = _clustered(1, patients=40, images=2)
     twice = once.of(np.tile(np.arange(80), 2))
     twice = replace(twice, parts=np.repeat([0, 1], 80))
@@ -212,14 +212,14 @@ def test_difference_is_more_precise_when_patients_are_drawn_in_pairs() -> None:
 def _coverage(
     datasets: int, resamples: int, *, patients: int = 60, auc: float = 0.85, by_image: bool = False
 ) -> dict[str, float]:
-    """What share of the intervals hold the truth, over datasets of patients with 4 images each."""
+    """Return the share of intervals that hold the truth, over datasets of patients with 4 images each."""
     rate = norm.cdf(_shift(auc) / 2)  # both rates, as the threshold lies halfway between the classes
     covers: dict[str, list[bool]] = {"auc": [], "sen": [], "spe": []}
     for seed in range(datasets):
-        said = _clustered(seed, patients, 4, auc)
+        predictions = _clustered(seed, patients, 4, auc)
         if by_image:
-            said = replace(said, patients=np.arange(4 * patients))
-        scores = score(said, resamples=resamples, seed=seed)
+            predictions = replace(predictions, patients=np.arange(4 * patients))
+        scores = score(predictions, resamples=resamples, seed=seed)
         for name, held in covers.items():
             estimate, truth = getattr(scores, name), auc if name == "auc" else rate
             if estimate.low is not None:  # as it is where no image of a class errs
@@ -246,20 +246,23 @@ def test_intervals_cover_the_truth_as_often_as_they_say_when_measured_finely(pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("one", "other"), [(0.85, 0.85), (0.85, 0.75)])
-def test_interval_of_a_difference_covers_the_truth_when_measured_finely(one: float, other: float) -> None:
+@pytest.mark.parametrize(("first_auc", "second_auc"), [(0.85, 0.85), (0.85, 0.75)])
+def test_interval_of_a_difference_covers_the_truth_when_measured_finely(first_auc: float, second_auc: float) -> None:
     held = []
     for seed in range(600):
-        first, second = (_clustered(seed, 80, 2, auc) for auc in (one, other))
+        first, second = (_clustered(seed, 80, 2, auc) for auc in (first_auc, second_auc))
         noise = np.random.default_rng([1, seed]).normal(size=(2, 80))[
             :, first.patients
-        ]  # each probe errs in its own way
+        ]  # the errors of the probes are independent
         first, second = (
-            replace(said, probabilities=expit(np.log(said.probabilities / (1 - said.probabilities)) + own))
-            for said, own in zip((first, second), noise, strict=True)
+            replace(
+                predictions,
+                probabilities=expit(np.log(predictions.probabilities / (1 - predictions.probabilities)) + shift),
+            )
+            for predictions, shift in zip((first, second), noise, strict=True)
         )
         estimate = auc_difference(first, second, resamples=400, seed=seed)
-        truth = norm.cdf(_shift(one) / 2) - norm.cdf(_shift(other) / 2)  # the noise doubles the variance
+        truth = norm.cdf(_shift(first_auc) / 2) - norm.cdf(_shift(second_auc) / 2)  # the noise doubles the variance
         assert estimate.low is not None
         assert estimate.high is not None
         held.append(estimate.low <= truth <= estimate.high)
@@ -267,7 +270,7 @@ def test_interval_of_a_difference_covers_the_truth_when_measured_finely(one: flo
 
 
 @pytest.mark.parametrize("name", ["classes", "patients", "parts"])
-def test_difference_is_refused_when_the_images_are_others(name: str) -> None:
+def test_difference_is_refused_when_the_images_differ(name: str) -> None:
     predictions = _clustered(6, patients=40, images=2)
     with pytest.raises(AssertionError, match=name):
         auc_difference(

@@ -27,11 +27,11 @@ def _by_patient(predictions: Predictions, names: list[str | None]) -> list[str |
 @given(seed=st.integers(0, 2**31), names=st.lists(st.sampled_from(["F", "M", None]), min_size=1, max_size=5))
 def test_counts_of_the_groups_add_up_to_the_test_part(seed: int, names: list[str | None]) -> None:
     predictions = _predictions(seed, patients=30)
-    found, _ = subgroups(
+    result, _ = subgroups(
         predictions, {"sex": _by_patient(predictions, names), "view": ["pa"] * 60}, smallest=10, resamples=0, seed=0
     )
     for attribute in ("sex", "view"):
-        groups = [group for group in found if group.attribute == attribute]
+        groups = [group for group in result if group.attribute == attribute]
         assert sum(group.images for group in groups) == 60
         assert sum(group.patients for group in groups) == 30
         assert sum(group.positive for group in groups) == 30
@@ -42,8 +42,8 @@ def test_scores_of_a_group_are_those_of_its_images_alone() -> None:
     sexes = _by_patient(predictions, ["F", "M"])
     women = np.array(sexes) == "F"
     alone = score(predictions.of(women), resamples=0, seed=0)
-    found, _ = subgroups(predictions, {"sex": sexes}, resamples=200, seed=0)
-    [of_women] = [group for group in found if group.group == "F"]
+    result, _ = subgroups(predictions, {"sex": sexes}, resamples=200, seed=0)
+    [of_women] = [group for group in result if group.group == "F"]
     assert of_women.auc is not None
     assert of_women.sen is not None
     assert of_women.spe is not None
@@ -132,13 +132,13 @@ def test_there_is_no_gap_when_only_one_known_group_is_scored() -> None:
 def test_groups_are_listed_by_name_with_ages_ascending_and_unknown_last() -> None:
     predictions = _predictions(8)
     ages: list[str | None] = [None, *map(age_group, (85, 5, 70, 50, 30))]
-    found, _ = subgroups(
+    result, _ = subgroups(
         predictions,
         {"sex": _by_patient(predictions, ["M", None, "F"]), "age": _by_patient(predictions, ages)},
         resamples=0,
         seed=0,
     )
-    assert [group.group for group in found] == [
+    assert [group.group for group in result] == [
         *("F", "M", "unknown"),
         *("under 18", "18-39", "40-59", "60-79", "80 and over", "unknown"),
     ]

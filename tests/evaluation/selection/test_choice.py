@@ -20,8 +20,8 @@ def by_measure(
 ) -> dict[str, MeasureVerdict]:
     names = [f"epoch {number}" for number in range(1, len(aucs) + 1)]
     resampled = np.empty((len(aucs), 0)) if resampled is None else resampled
-    found = judge(good, names, aucs, resampled, key=TaskKey("cell", "rigorous"))
-    return {verdict.measure: verdict for verdict in found}
+    result = judge(good, names, aucs, resampled, key=TaskKey("cell", "rigorous"))
+    return {verdict.measure: verdict for verdict in result}
 
 
 def values_of(estimate: Estimate | None) -> tuple[float | None, ...]:
@@ -38,31 +38,31 @@ def collapsed(uniformity: float) -> dict[str, float]:
 
 
 def noisy(seed: int, aucs: Float64, resamples: int = 400, noise: float = 0.01) -> Float64:
-    """Resampled AUCs (k, B): what patients have in common moves all checkpoints alike, the rest each on its own."""
+    """Return resampled AUCs (k, B): shared noise moves all checkpoints alike, the rest moves each independently."""
     random = np.random.default_rng(seed)
     common = random.normal(size=resamples) * noise
     return aucs[:, None] + common + random.normal(size=(len(aucs), resamples)) * noise / 2
 
 
 def test_measure_that_orders_as_the_labels_do_has_correlation_one_and_no_regret() -> None:
-    found = by_measure({"good": list(AUCS), "bad": list(-AUCS)}, resampled=np.repeat(AUCS[:, None], 50, axis=1))
-    assert values_of(found["good"].rank_correlation) == pytest.approx((1, 1, 1))
-    assert (found["good"].chosen, found["good"].regret) == ("epoch 2", Estimate(0, 0, 0))
-    assert values_of(found["bad"].rank_correlation) == pytest.approx((-1, -1, -1))
-    assert found["bad"].chosen == "epoch 1"
-    assert found["bad"].regret.value == pytest.approx(0.10)
+    result = by_measure({"good": list(AUCS), "bad": list(-AUCS)}, resampled=np.repeat(AUCS[:, None], 50, axis=1))
+    assert values_of(result["good"].rank_correlation) == pytest.approx((1, 1, 1))
+    assert (result["good"].chosen, result["good"].regret) == ("epoch 2", Estimate(0, 0, 0))
+    assert values_of(result["bad"].rank_correlation) == pytest.approx((-1, -1, -1))
+    assert result["bad"].chosen == "epoch 1"
+    assert result["bad"].regret.value == pytest.approx(0.10)
 
 
-def test_last_and_random_are_judged_beside_the_measures() -> None:
-    found = by_measure({"good": list(AUCS)})
-    assert list(found) == ["good", LAST, RANDOM]
-    assert found[LAST].chosen == "epoch 4"
-    assert found[LAST].regret == Estimate(found[LAST].regret.value)
-    assert found[LAST].regret.value == pytest.approx(0.02)
-    assert (found[RANDOM].chosen, found[RANDOM].rank_correlation) == ("-", None)
-    assert found[RANDOM].regret == Estimate(found[RANDOM].regret.value)
-    assert found[RANDOM].regret.value == pytest.approx((0.10 + 0.05 + 0.02) / 4)
-    assert {(verdict.dataset, verdict.preset) for verdict in found.values()} == {("cell", "rigorous")}
+def test_last_and_random_are_judged_like_the_measures() -> None:
+    result = by_measure({"good": list(AUCS)})
+    assert list(result) == ["good", LAST, RANDOM]
+    assert result[LAST].chosen == "epoch 4"
+    assert result[LAST].regret == Estimate(result[LAST].regret.value)
+    assert result[LAST].regret.value == pytest.approx(0.02)
+    assert (result[RANDOM].chosen, result[RANDOM].rank_correlation) == ("-", None)
+    assert result[RANDOM].regret == Estimate(result[RANDOM].regret.value)
+    assert result[RANDOM].regret.value == pytest.approx((0.10 + 0.05 + 0.02) / 4)
+    assert {(verdict.dataset, verdict.preset) for verdict in result.values()} == {("cell", "rigorous")}
 
 
 @settings(deadline=None, max_examples=40)
@@ -71,24 +71,24 @@ def test_correlation_is_scipys_with_ties_and_regret_is_never_negative(seed: int,
     random = np.random.default_rng(seed)
     good, aucs = random.integers(0, levels, count) / levels, random.integers(0, levels, count) / levels
     resampled = random.integers(0, levels, (count, 20)) / levels
-    found = by_measure({"measure": list(good)}, aucs, resampled)
-    assert all(verdict.regret.value >= 0 and (verdict.regret.low or 0) >= 0 for verdict in found.values())
+    result = by_measure({"measure": list(good)}, aucs, resampled)
+    assert all(verdict.regret.value >= 0 and (verdict.regret.low or 0) >= 0 for verdict in result.values())
     if np.ptp(good) == 0 or np.ptp(aucs) == 0:
-        assert found["measure"].rank_correlation is None
+        assert result["measure"].rank_correlation is None
     else:
-        assert found["measure"].rank_correlation is not None
-        assert found["measure"].rank_correlation.value == pytest.approx(spearmanr(good, aucs).statistic, abs=1e-12)
+        assert result["measure"].rank_correlation is not None
+        assert result["measure"].rank_correlation.value == pytest.approx(spearmanr(good, aucs).statistic, abs=1e-12)
 
 
 def test_intervals_are_percentiles_of_the_joint_resamples() -> None:
     resampled = noisy(0, AUCS)
-    found = by_measure({"measure": [0.0, 1.0, 3.0, 2.0]}, resampled=resampled)["measure"]
+    result = by_measure({"measure": [0.0, 1.0, 3.0, 2.0]}, resampled=resampled)["measure"]
     regrets = resampled.max(axis=0) - resampled[2]
     correlations = [spearmanr([0.0, 1.0, 3.0, 2.0], column).statistic for column in resampled.T]
-    assert found.rank_correlation is not None
-    assert (found.regret.low, found.regret.high) == pytest.approx(tuple(np.percentile(regrets, [2.5, 97.5])))
+    assert result.rank_correlation is not None
+    assert (result.regret.low, result.regret.high) == pytest.approx(tuple(np.percentile(regrets, [2.5, 97.5])))
     low, high = np.percentile(correlations, [2.5, 97.5])
-    assert (found.rank_correlation.low, found.rank_correlation.high) == pytest.approx((low, high))
+    assert (result.rank_correlation.low, result.rank_correlation.high) == pytest.approx((low, high))
 
 
 def test_intervals_hold_the_value_whatever_the_measure() -> None:
@@ -127,9 +127,9 @@ def test_goodness_turns_every_measure_so_that_more_is_better() -> None:
     better |= {"spread": 0.9, "constant dimensions": 0.0}
     worse = {"LiDAR": 2.0, "RankMe": 2.0, "alpha-ReQ": 0.5, "alignment": 0.9, "uniformity": -1.0}
     worse |= {"spread": 0.1, "constant dimensions": 0.5}
-    found = goodness_of({"epoch 1": worse, "epoch 2": better}, losses=[3.0, 2.0])
-    assert set(found) == {*MEASURES, LOSS}
-    assert all(first < second for first, second in found.values())
+    result = goodness_of({"epoch 1": worse, "epoch 2": better}, losses=[3.0, 2.0])
+    assert set(result) == {*MEASURES, LOSS}
+    assert all(first < second for first, second in result.values())
     assert set(goodness_of({"epoch 1": worse})) == set(MEASURES)
 
 
@@ -143,7 +143,8 @@ def test_choice_among_nearly_equal_ones_is_the_last() -> None:
     chosen, why = choose_checkpoint({"epoch 1": healthy(-1), "epoch 2": healthy(-3), "epoch 3": healthy(-2.98)})
     assert chosen == "epoch 3"
     assert why == (
-        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2, and no later one is"
+        "its uniformity of -2.98 is within 1 % of the lowest of 3 checkpoints, -3.00 of epoch 2; "
+        "no later checkpoint's is"
     )
     assert choose_checkpoint({"epoch 1": healthy(-3), "epoch 2": healthy(-2.96)})[0] == "epoch 1"
 

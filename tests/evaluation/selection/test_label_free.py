@@ -20,7 +20,7 @@ from evaluation.selection.label_free import (
 )
 from infra.arrays import Float64
 
-ABOUT_AXES = {"spread", "constant dimensions"}  # what else is measured does not depend on the axes
+ABOUT_AXES = {"spread", "constant dimensions"}  # the other measures do not depend on the axes
 
 
 def orthonormal(random: np.random.Generator, rows: int, columns: int) -> Float64:
@@ -175,9 +175,9 @@ def test_extracted_views_are_those_of_evaluation_mode_by_sample_and_view() -> No
     backbone = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3), nn.Dropout(0.5))
     views = [torch.randn(7, 1, 4, 4) for _ in range(5)]
     batches = [[view[:4] for view in views], [view[4:] for view in views]]
-    found = extract_views(backbone.train(), batches, torch.device("cpu"))
-    assert found.shape == (7, 5, 3)
-    assert found.dtype == np.float32
+    result = extract_views(backbone.train(), batches, torch.device("cpu"))
+    assert result.shape == (7, 5, 3)
+    assert result.dtype == np.float32
     with torch.no_grad():
         for number, view in enumerate(views):
-            np.testing.assert_allclose(found[:, number], backbone.eval()(view).numpy(), atol=1e-6)
+            np.testing.assert_allclose(result[:, number], backbone.eval()(view).numpy(), atol=1e-6)

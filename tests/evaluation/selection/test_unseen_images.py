@@ -59,5 +59,5 @@ def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path,
 
 @pytest.mark.parametrize("checkpoints", ["last", [3]])
 def test_choosing_among_one_checkpoint_is_refused(tmp_path: Path, checkpoints: Any) -> None:
-    with pytest.raises(UserError, match="select=true chooses among checkpoints"):
+    with pytest.raises(UserError, match="select=true needs several checkpoints"):
         ProbeConfig(tmp_path, ProbeData(["shards"]), checkpoints=checkpoints, select=True)

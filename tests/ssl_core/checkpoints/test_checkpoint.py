@@ -54,7 +54,7 @@ def harm(path: Path, how: str) -> None:
     elif how == "folder":
         path.mkdir()
     elif how == "pipe":
-        os.mkfifo(path)  # whoever opens it waits for ever
+        os.mkfifo(path)  # opening it blocks forever
     elif how == "dangling link":
         path.symlink_to("nowhere")
 
@@ -67,16 +67,16 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     save(tmp_path, 10)
     save(tmp_path, 20)
     harm(tmp_path / "checkpoints" / "step-20" / name, how)
-    found = newest_whole_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 10
-    said = capsys.readouterr().err
-    assert "step-20 is damaged" in said
-    assert "falling back to the previous checkpoint" in said
-    assert len(said.splitlines()) == 1
+    result = newest_whole_checkpoint(tmp_path)
+    assert result is not None
+    assert result.step == 10
+    printed = capsys.readouterr().err
+    assert "step-20 is damaged" in printed
+    assert "falling back to the previous checkpoint" in printed
+    assert len(printed.splitlines()) == 1
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path, 10)
@@ -91,7 +91,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
     assert "step-10 is damaged (state.json is missing); no checkpoint is left" in capsys.readouterr().err
 
 
-def test_a_disk_that_cannot_be_read_is_no_reason_to_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_be_read_is_no_reason_to_start_from_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 10)
 
     def unreadable(_: Path) -> str:
@@ -102,7 +104,7 @@ def test_a_disk_that_cannot_be_read_is_no_reason_to_begin_anew(tmp_path: Path, m
         newest_whole_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_another_version_is_refused_not_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_is_refused_rather_than_skipped(tmp_path: Path) -> None:
     save(tmp_path, 10)
     save(tmp_path, 20)
     manifest = tmp_path / "checkpoints" / "step-20" / "manifest.json"
@@ -116,7 +118,7 @@ def test_a_checkpoint_of_another_version_is_refused_not_passed_over(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step-20"])
-def test_a_file_in_the_place_of_a_folder_is_not_passed_over_in_silence(tmp_path: Path, name: str) -> None:
+def test_a_file_where_a_folder_should_be_is_not_skipped_silently(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
@@ -143,9 +145,9 @@ def test_other_files_and_links_to_the_right_ones_do_no_harm(tmp_path: Path) -> N
     (folder / "state.json").rename(tmp_path / "elsewhere")
     (folder / "state.json").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "checkpoints" / "README").write_text("mine")
-    found = newest_whole_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 10
+    result = newest_whole_checkpoint(tmp_path)
+    assert result is not None
+    assert result.step == 10
 
 
 def test_a_state_without_the_newer_fields_is_read(tmp_path: Path) -> None:
@@ -153,11 +155,11 @@ def test_a_state_without_the_newer_fields_is_read(tmp_path: Path) -> None:
     path.mkdir(parents=True)
     newer = {"samples_masked", "masked_in_epoch", "config"}
     old = {name: value for name, value in asdict(state(10)).items() if name not in newer}
-    old["lanes"] = 8  # a field of the past
+    old["lanes"] = 8  # a field of an earlier version
     (path / "state.json").write_text(json.dumps(old))
-    found = Checkpoint(path, 10).state
-    assert found == state(10)
-    assert (found.samples_masked, found.masked_in_epoch, found.config) == (0, 0, {})
+    result = Checkpoint(path, 10).state
+    assert result == state(10)
+    assert (result.samples_masked, result.masked_in_epoch, result.config) == (0, 0, {})
 
 
 class Planted:
@@ -186,9 +188,9 @@ def test_a_planted_pickle_is_never_executed(tmp_path: Path, name: str, in_manife
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    found = newest_whole_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 10
+    result = newest_whole_checkpoint(tmp_path)
+    assert result is not None
+    assert result.step == 10
     with pytest.raises(RunFailed, match="step-20 is damaged"):
         load_backbone(Checkpoint(folder, 20))
     if name.endswith("safetensors"):
@@ -237,9 +239,9 @@ def test_a_save_that_does_not_fit_is_refused_before_it_is_written(
     with pytest.raises(UserError, match=r"checkpoints/step-20: it needs 1\.1 MB, but 0\.0 MB are free; free some"):
         save(tmp_path, 20)
     monkeypatch.undo()
-    found = newest_whole_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 10
+    result = newest_whole_checkpoint(tmp_path)
+    assert result is not None
+    assert result.step == 10
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
 
 
@@ -273,7 +275,7 @@ def newest_where_one_rank_finds_damage(rank: int, world: int, folder: str) -> st
         return f"{type(error).__name__}: {error}"
 
 
-def test_ranks_all_stop_at_what_one_of_them_finds(tmp_path: Path) -> None:
+def test_ranks_all_stop_at_damage_that_one_of_them_finds(tmp_path: Path) -> None:
     save(tmp_path, 10)
     manifest = tmp_path / "checkpoints" / "step-10" / "manifest.json"
     for content, expected in (
@@ -281,25 +283,26 @@ def test_ranks_all_stop_at_what_one_of_them_finds(tmp_path: Path) -> None:
         ('{"version": 2}', f"UserError: {manifest.parent}"),
     ):
         manifest.write_text(content)
-        found = on_ranks(2, newest_where_one_rank_finds_damage, str(tmp_path))
-        assert [message.startswith(expected) for message in found] == [True, True]
+        result = on_ranks(2, newest_where_one_rank_finds_damage, str(tmp_path))
+        assert [message.startswith(expected) for message in result] == [True, True]
 
 
 def newest_where_one_rank_looks(rank: int, world: int, folder: str) -> tuple[int, int]:
-    found = newest_whole_checkpoint(Path(folder), speak=rank == 0, verify=rank == 1)
+    result = newest_whole_checkpoint(Path(folder), speak=rank == 0, verify=rank == 1)
     everyone = newest_whole_checkpoint(Path(folder), speak=rank == 0)
-    assert found is not None
+    assert result is not None
     assert everyone is not None
-    return found.step, everyone.step
+    return result.step, everyone.step
 
 
-def test_ranks_take_over_the_verdict_of_the_one_that_looks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_adopt_the_verdict_of_the_rank_that_verifies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for step in (10, 20, 30):
         save(tmp_path, step)
     harm(tmp_path / "checkpoints" / "step-30" / "model.safetensors", "flip")
     assert on_ranks(2, newest_where_one_rank_looks, str(tmp_path)) == [(20, 20), (20, 20)]
-    said = capfd.readouterr().err
+    printed = capfd.readouterr().err
     assert (
-        said.count("step-30 is damaged (rank 1: ") + said.count("step-30 is damaged (the SHA-256 of model.safetensors")
+        printed.count("step-30 is damaged (rank 1: ")
+        + printed.count("step-30 is damaged (the SHA-256 of model.safetensors")
         == 2
     )

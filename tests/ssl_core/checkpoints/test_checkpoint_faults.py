@@ -20,8 +20,8 @@ from ssl_core.checkpoints.tensors import load_state, save_checkpoint
 from ssl_core.checkpoints.writer import CheckpointWriter
 from tests.support.disk_faults import NoDisk, small_disk
 
-# Saves step 3 into a copy of a run again and again; the k-th time, the kernel kills the process at the k-th thing that
-# it does to the disk: opening, writing (half of it), syncing, renaming, removing.
+# Saves step 3 into a copy of a run again and again; the k-th time, the kernel kills the process at its k-th disk
+# operation: opening, writing (half of it), syncing, renaming, removing.
 KILLED_AT_EVERY_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -83,18 +83,18 @@ def save(run: Path, step: int, elements: int = 50) -> None:
 
 def weight(run: Path) -> tuple[int, float]:
     """Return the step of the newest whole checkpoint and the value of its weight."""
-    found = newest_whole_checkpoint(run)
-    assert found is not None
-    values = set(load_state(found)[0]["weight"].flatten().tolist())
+    actual = newest_whole_checkpoint(run)
+    assert actual is not None
+    values = set(load_state(actual)[0]["weight"].flatten().tolist())
     assert len(values) == 1
-    return found.step, values.pop()
+    return actual.step, values.pop()
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# The damaged one of step 3 makes for more steps: it is replaced.
+# A damaged checkpoint of step 3 adds disk operations, because it is replaced.
 @pytest.mark.parametrize(
     ("damaged", "stride"),
     [
@@ -103,7 +103,7 @@ def content(folder: Path) -> dict[str, bytes]:
         pytest.param(False, 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_save_killed_at_any_step_leaves_a_whole_checkpoint_and_is_made_good(
+def test_a_save_killed_at_any_step_leaves_a_whole_checkpoint_and_is_repaired(
     tmp_path: Path, damaged: bool, stride: int
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
@@ -137,10 +137,10 @@ def two_megabytes(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("foreseen", [True, False])
-def test_a_full_disk_is_an_alarm_and_the_old_checkpoint_stands(
+def test_a_full_disk_is_an_alarm_and_the_old_checkpoint_stays(
     two_megabytes: Path, foreseen: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not foreseen:  # somebody else fills the disk between the look and the writing
+    if not foreseen:  # another process fills the disk between the check and the write
         monkeypatch.setattr(ssl_core.checkpoints.tensors, "require_space", lambda *_: None)
     model, moments = {"weight": torch.zeros(150_000)}, {"weight/exp_avg": torch.zeros(150_000)}  # 1.2 MB
     with CheckpointWriter(two_megabytes, CheckpointConfig(keep_last=1), torch.device("cpu"), 0) as writer:
@@ -151,9 +151,9 @@ def test_a_full_disk_is_an_alarm_and_the_old_checkpoint_stands(
         writer._pending.result()
         assert writer.failures == 1
         assert [path.name for path in (two_megabytes / "checkpoints").iterdir()] == ["step-1"]
-        said = capsys.readouterr().err
-        assert "ALARM: the checkpoint of step 2 was not saved, the older ones stay: cannot write" in said
-        assert ("but 2.1 MB are free" if foreseen else "no space left on the device; free some") in said
+        printed = capsys.readouterr().err
+        assert "ALARM: the checkpoint of step 2 was not saved, the older ones stay: cannot write" in printed
+        assert ("but 2.1 MB are free" if foreseen else "no space left on the device; free some") in printed
         with pytest.raises(RunFailed, match="the checkpoint of step 2 cannot be saved: cannot write"):
             writer.save_now(state(2), model, moments | {"weight/exp_avg_sq": torch.zeros(150_000)})
         assert weight(two_megabytes)[0] == 1

@@ -43,5 +43,5 @@ def test_tensors_of_another_memory_format_are_written_in_row_major_order(tmp_pat
         "part": torch.randn(6, 6)[1:3, 2:4],
     }
     write_tensors(tmp_path / "tensors", tensors)
-    found = load_file(tmp_path / "tensors")
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    result = load_file(tmp_path / "tensors")
+    assert all(torch.equal(result[name], tensor) for name, tensor in tensors.items())

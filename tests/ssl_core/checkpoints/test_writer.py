@@ -54,8 +54,8 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     errors = iter([error])
 
     def failing(*arguments: Any) -> Checkpoint:
-        for found in errors:
-            raise found
+        for actual in errors:
+            raise actual
         return save_checkpoint(*arguments)
 
     monkeypatch.setattr(ssl_core.checkpoints.writer, "save_checkpoint", failing)
@@ -69,14 +69,14 @@ def test_a_save_holds_what_the_tensors_held_when_it_was_called(
     with writer(tmp_path, expected_bytes=expected_bytes) as saving:
         tensors, optimizer = model(1), {"weight/exp_avg": torch.ones(3)}
         saving.save(state(1), tensors, optimizer)
-        assert steps(tmp_path) == []  # the caller goes on while nothing is written yet
+        assert steps(tmp_path) == []  # the caller continues before anything is written
         for tensor in (*tensors.values(), *optimizer.values()):
             tensor.zero_()
         go.set()
     (checkpoint,) = find_checkpoints(tmp_path)
     assert checkpoint.state == state(1)
-    found, moments = load_state(checkpoint)
-    assert all(torch.equal(found[name], tensor) for name, tensor in model(1).items())
+    actual, moments = load_state(checkpoint)
+    assert all(torch.equal(actual[name], tensor) for name, tensor in model(1).items())
     assert torch.equal(moments["weight/exp_avg"], torch.ones(3))
     assert 0 < saving.wait_s < saving.save_s
 
@@ -89,8 +89,8 @@ def test_a_save_from_a_gpu_holds_what_the_tensors_held_when_it_was_called(tmp_pa
         saving.save(state(1), tensors, {})
         for tensor in tensors.values():
             tensor.zero_()
-    found, _ = load_state(find_checkpoints(tmp_path)[0])
-    assert all(torch.equal(found[f"{part}"], torch.full((1 << 20,), part)) for part in range(50))
+    actual, _ = load_state(find_checkpoints(tmp_path)[0])
+    assert all(torch.equal(actual[f"{part}"], torch.full((1 << 20,), part)) for part in range(50))
 
 
 def test_a_save_waits_for_the_one_before_it_and_says_so(
@@ -122,8 +122,8 @@ def test_a_save_that_fails_in_the_background_is_an_alarm_and_the_next_one_works(
         saving.save(state(3), model(3), {})
     assert saving.failures == 1
     assert steps(tmp_path) == [1, 3]
-    said = capsys.readouterr().err
-    assert f"ALARM: the checkpoint of step 2 was not saved, the older ones stay: {error}; training continues" in said
+    printed = capsys.readouterr().err
+    assert f"ALARM: the checkpoint of step 2 was not saved, the older ones stay: {error}; training continues" in printed
 
 
 def test_the_last_save_raises_what_the_disk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,15 +48,15 @@ def copied(state: Mapping[str, Tensor]) -> State:
     return {name: value.clone() for name, value in state.items()}
 
 
-def furthest(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference of two states, each tensor's relative to its largest number."""
-    assert found.keys() == expected.keys()
-    return max(((found[k] - v).abs().max() / v.abs().max().clamp(min=1e-6)).item() for k, v in expected.items())
+def furthest(result: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of two states, each tensor's relative to its largest number."""
+    assert result.keys() == expected.keys()
+    return max(((result[k] - v).abs().max() / v.abs().max().clamp(min=1e-6)).item() for k, v in expected.items())
 
 
 # ---- in two processes, all at once since their start takes longest
 
-Run = tuple[State, State]  # of the model and of the optimiser
+Run = tuple[State, State]  # of the model and of the optimizer
 
 
 def in_each_process(rank: int, world: int, alone: Run, end: Run, move_by: Sequence[int] = (0, 1)) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def in_each_process(rank: int, world: int, alone: Run, end: Run, move_by: Sequen
     }
 
 
-def differences(found: Run, expected: Run) -> float:
-    return max(furthest(*states) for states in zip(found, expected, strict=True))
+def differences(result: Run, expected: Run) -> float:
+    return max(furthest(*states) for states in zip(result, expected, strict=True))
 
 
 def train(name: str, steps: range, rank: int, world: int, before: Run | None = None) -> Run:
@@ -149,7 +149,7 @@ def in_fp16(name: str, rank: int, world: int) -> dict[str, Any]:
     engine = build(ENGINES[name], small_encoder(), precision="fp16")
     images = [view[..., ::4, ::4] for view in share(0, rank, world)]  # a CPU takes seconds for a backward pass in fp16
     initial = {"loss_scale/value": torch.tensor(2.0**100), "loss_scale/steps_since": torch.tensor(0.0)}
-    engine.load(copied(engine.model_state()), initial)  # far more than the gradients bear
+    engine.load(copied(engine.model_state()), initial)  # far more than the gradients allow
     engine.backward(images)
     too_large = engine.update(1e-3)
     halved = engine.optimizer_state()["loss_scale/value"].item()
@@ -220,7 +220,7 @@ def test_a_run_moves_between_world_sizes(one_process: tuple[Run, Run], two_proce
         assert differences(train("ddp", range(2, 3), 0, 1, run), one_process[1]) < TOLERANCE, name
 
 
-def test_a_run_at_the_same_place_goes_on_to_the_bit(two_processes: dict[str, Any]) -> None:
+def test_a_run_resumed_by_the_same_engine_continues_to_the_bit(two_processes: dict[str, Any]) -> None:
     assert two_processes["continued"] == dict.fromkeys(ENGINES, 0.0)
 
 
@@ -232,24 +232,24 @@ def test_what_deepspeed_refuses_itself_is_one_line(two_processes: dict[str, Any]
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing(two_processes: dict[str, Any], name: str) -> None:
-    found = two_processes["skips"][name]
-    assert found == {"refused": True, "updated": False, "changed": 0.0, "next": 0.0}
+    result = two_processes["skips"][name]
+    assert result == {"refused": True, "updated": False, "changed": 0.0, "next": 0.0}
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_fp16_scales_the_loss_by_what_gradients_bear(two_processes: dict[str, Any], name: str) -> None:
-    found, ddp = two_processes["fp16"][name], two_processes["fp16"]["ddp"]
-    assert not found["too_large"]
-    assert found["halved"] == 2.0**99
-    assert found["steps_since"] == 1
-    assert furthest(found["gradients"], ddp["gradients"]) < 1e-5
-    assert furthest(found["moments"], ddp["moments"]) < 1e-5
-    for key, moment in found["moments"].items():
-        assert torch.allclose(moment, 0.1 * found["gradients"][key.removesuffix("/exp_avg")], rtol=1e-4, atol=1e-9)
+def test_fp16_scales_the_loss_as_far_as_gradients_allow(two_processes: dict[str, Any], name: str) -> None:
+    result, ddp = two_processes["fp16"][name], two_processes["fp16"]["ddp"]
+    assert not result["too_large"]
+    assert result["halved"] == 2.0**99
+    assert result["steps_since"] == 1
+    assert furthest(result["gradients"], ddp["gradients"]) < 1e-5
+    assert furthest(result["moments"], ddp["moments"]) < 1e-5
+    for key, moment in result["moments"].items():
+        assert torch.allclose(moment, 0.1 * result["gradients"][key.removesuffix("/exp_avg")], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_clips_the_gradient_to_the_length_asked_for(two_processes: dict[str, Any], name: str) -> None:
+def test_clips_the_gradient_to_the_chosen_length(two_processes: dict[str, Any], name: str) -> None:
     assert two_processes["clipped"][name] == pytest.approx(1e-3, rel=1e-2)
 
 

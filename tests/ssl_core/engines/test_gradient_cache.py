@@ -44,8 +44,8 @@ def test_running_statistics_see_every_part_once() -> None:
 
 def test_takes_fewer_parts_when_there_are_fewer_samples() -> None:
     three, many = engine(parts=3), engine(parts=100)
-    for one in (three, many):
-        one.backward(two_views(3))
+    for cached in (three, many):
+        cached.backward(two_views(3))
     gradients = many.gradients()
     assert all(torch.equal(gradient, gradients[name]) for name, gradient in three.gradients().items())
 
@@ -56,7 +56,7 @@ def test_refuses_a_batch_of_fewer_than_two_samples(samples: int) -> None:
         engine(parts=2).backward(two_views(samples))
 
 
-def most_activation_bytes(one: Engine, images: list[Tensor]) -> int:
+def most_activation_bytes(cached: Engine, images: list[Tensor]) -> int:
     """The peak of the bytes that autograd keeps for the backward pass during a step."""
     held, most = 0, 0
     alive: dict[int, int] = {}
@@ -78,7 +78,7 @@ def most_activation_bytes(one: Engine, images: list[Tensor]) -> int:
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-        one.backward(images)
+        cached.backward(images)
     return most
 
 

@@ -1,4 +1,4 @@
-"""The invariance gate: one global batch gives the same loss and the same gradients however it is spread.
+"""The invariance gate: one global batch gives the same loss and the same gradients however it is divided.
 
 Every engine, world size, share and cut into micro-batches is held against plain autograd in float64, in one process,
 with torch's own batch norm over the whole batch. Three arithmetics:
@@ -7,7 +7,7 @@ with torch's own batch norm over the whole batch. Three arithmetics:
   So every gradient is within fp32's last digits of the oracle's, or something in how it was spread is wrong.
 - `fp64`: all in float64. DeepSpeed averages no float64 gradients, and ZeRO keeps fp32 weights, so this is DDP's.
 - `fp32`: all in fp32. Layers upon layers of batch norm turn rounding into errors of 1e-5, in plain autograd as well,
-  which is printed beside; and where rounding takes a ReLU over its kink, of 1e-2. So here the network is smooth.
+  which is printed too; and where rounding takes a ReLU over its kink, of 1e-2. So here the network is smooth.
 
 `pytest -s` prints what each combination reaches, `-m slow` those that the default leaves out.
 """
@@ -105,12 +105,12 @@ def on_one_rank(rank: int, world: int, cases: list[Case]) -> list[list[str | flo
     """Return, on the first rank, the errors of every case: of the loss, of the worst gradient, its name, and plain."""
     rows: list[list[str | float]] = []
     for case in cases:
-        found = spread(case, rank)
+        result = spread(case, rank)
         if rank == 0:
             parts = parts_of(case.shares, case.parts)
             exact = oracle(parts, case.same_patient, case.arithmetic)
             plain = oracle(parts, case.same_patient, "fp32", torch.float32) if case.arithmetic == "fp32" else exact
-            rows.append([*errors(found, exact), errors(plain, exact)[1]])
+            rows.append([*errors(result, exact), errors(plain, exact)[1]])
     return rows
 
 
@@ -126,12 +126,12 @@ def spread(case: Case, rank: int) -> Found:
     return report.loss.item(), gradients if rank == 0 else {}
 
 
-def errors(found: Found, expected: Found) -> tuple[float, float, str]:
+def errors(result: Found, expected: Found) -> tuple[float, float, str]:
     """The relative error of the loss, and the largest of a parameter's gradient, ||g - g0|| / ||g0||, with its name.
 
     A bias before batch norm has the gradient 0, so its error is relative to its weight's gradient.
     """
-    (loss, gradients), (loss0, gradients0) = found, expected
+    (loss, gradients), (loss0, gradients0) = result, expected
     assert gradients.keys() == gradients0.keys()
     sizes = {name: gradient.norm() for name, gradient in gradients0.items()}
     sizes["head.hidden.bias"] = sizes["head.hidden.weight"]

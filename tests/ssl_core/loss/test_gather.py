@@ -10,11 +10,11 @@ SHARES = [[2, 2, 2], [3, 0, 1], [0, 0, 4]]
 
 def gathers(rank: int, world: int) -> list[Tensor]:
     """Each share's rows, filled with their rank and position, and values that all ranks have."""
-    found = []
+    result = []
     for counts in SHARES:
         rows = torch.tensor([[rank, position] for position in range(counts[rank])], dtype=torch.int64).reshape(-1, 2)
-        found.append(gather_rows(rows, counts))
-    return [*found, gather_equal(torch.tensor([[rank, -rank]]))]
+        result.append(gather_rows(rows, counts))
+    return [*result, gather_equal(torch.tensor([[rank, -rank]]))]
 
 
 def test_rows_come_in_rank_order_whatever_each_rank_holds() -> None:
@@ -22,8 +22,8 @@ def test_rows_come_in_rank_order_whatever_each_rank_holds() -> None:
         torch.tensor([[rank, position] for rank, count in enumerate(counts) for position in range(count)])
         for counts in SHARES
     ]
-    for *found, equal in on_ranks(3, gathers):
-        assert all(torch.equal(rows, reference) for rows, reference in zip(found, expected, strict=True))
+    for *result, equal in on_ranks(3, gathers):
+        assert all(torch.equal(rows, reference) for rows, reference in zip(result, expected, strict=True))
         assert torch.equal(equal, torch.tensor([[[0, 0]], [[1, -1]], [[2, -2]]]))
 
 

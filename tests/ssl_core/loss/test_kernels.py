@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, compiled for sm_90 without a GPU, and on a GPU if there is one.
 
 Whether kernels are interpreted is decided when Triton is imported (TRITON_INTERPRET), so what is interpreted runs in a
-process of its own, the `interpreter`; this process compiles.
+separate process, the `interpreter`; this process compiles.
 """
 
 import re
@@ -53,10 +53,10 @@ class Case:
 class Batch(NamedTuple):
     """All ranks' rows, first views before second ones in each rank's; partner: (N,); mine: this rank's.
 
-    unrounded: everyone in float64, from which the loss computes the terms of the partner.
+    unrounded: `all_rows` in float64, from which the loss computes the terms of the partner.
     """
 
-    everyone: Tensor
+    all_rows: Tensor
     unrounded: Tensor
     keys: Keys | None
     partner: Tensor
@@ -81,7 +81,7 @@ def make(case: Case) -> Batch:
         samples += 2 * [torch.arange(start, start + share)]
         start += share
     sample = torch.cat(samples)
-    patient, study = sample % 11 - 2**60, sample % 22 + 2**61  # dealt out over ranks; two studies a patient
+    patient, study = sample % 11 - 2**60, sample % 22 + 2**61  # spread over ranks; two studies a patient
     relations = {"negative": None, "masked": (patient, sample), "positive": (patient, study)}[case.same_patient]
     keys = None if relations is None else Keys(*(key.to(case.device) for key in relations))
     before = 2 * sum(case.shares[: case.rank])
@@ -92,11 +92,11 @@ def make(case: Case) -> Batch:
 
 def run(executor: Any, case: Case, **options: Any) -> Found:
     """Run forward and backward like the loss: the backward pass takes the results of all ranks' forward passes."""
-    everyone, unrounded, keys, partner, mine = make(case)
+    all_rows, unrounded, keys, partner, mine = make(case)
     tau = case.temperature
-    pairs = RowPairs(everyone[mine], everyone, keys, mine.start, partner[mine], tau)
+    pairs = RowPairs(all_rows[mine], all_rows, keys, mine.start, partner[mine], tau)
     stats = executor.forward(pairs, **options)
-    of_all = executor.forward(RowPairs(everyone, everyone, keys, 0, partner, tau), **options)
+    of_all = executor.forward(RowPairs(all_rows, all_rows, keys, 0, partner, tau), **options)
     at_partner = RowPairs(unrounded, unrounded, keys, 0, partner, tau).partner_similarities
     excess = torch.logaddexp(of_all.others - at_partner, torch.zeros_like(at_partner))
     lse = at_partner + excess
@@ -113,21 +113,21 @@ def errors_of(case: Case) -> dict[str, float]:
     """
     from ssl_core.loss import kernels  # noqa: PLC0415 - where this runs decides whether it is interpreted
 
-    found = run(kernels, case, operands=case.operands, splits=case.splits)
+    actual = run(kernels, case, operands=case.operands, splits=case.splits)
     expected = run(dense, case)
-    assert torch.equal(found.stats.positives, expected.stats.positives)
-    assert found.pair_gradient.dtype == torch.float32
+    assert torch.equal(actual.stats.positives, expected.stats.positives)
+    assert actual.pair_gradient.dtype == torch.float32
     alone = expected.stats.others.isneginf()
-    assert torch.equal(found.stats.others.isneginf(), alone)
-    away = (found.stats.others - expected.stats.others)[~alone]
-    at_positives = (found.stats.at_positives - expected.stats.at_positives) / expected.stats.positives
+    assert torch.equal(actual.stats.others.isneginf(), alone)
+    away = (actual.stats.others - expected.stats.others)[~alone]
+    at_positives = (actual.stats.at_positives - expected.stats.at_positives) / expected.stats.positives
     return {
         "others": float(away.abs().sum() and away.abs().max()) * case.temperature,
         "at_positives": float(at_positives.abs().sum() and at_positives.abs().max()) * case.temperature,
         "pair_gradient": float(
-            (found.pair_gradient - expected.pair_gradient).norm() / expected.pair_gradient.norm().clamp(min=1e-12)
+            (actual.pair_gradient - expected.pair_gradient).norm() / expected.pair_gradient.norm().clamp(min=1e-12)
         ),
-        "gradient": float((found.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(min=1e-12)),
+        "gradient": float((actual.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(min=1e-12)),
     }
 
 
@@ -254,13 +254,13 @@ def ranks_of_the_own_view(case: Case) -> tuple[Tensor, Tensor]:
     return run(kernels, case, **options).stats.above, run(dense, case).stats.above
 
 
-def test_above_counts_the_rows_that_are_nearer_than_the_own_view(interpreter: ProcessPoolExecutor) -> None:
+def test_above_counts_the_rows_that_are_nearer_than_the_second_view(interpreter: ProcessPoolExecutor) -> None:
     for same_patient in ("negative", "masked", "positive"):
-        found, expected = interpreter.submit(
+        actual, expected = interpreter.submit(
             ranks_of_the_own_view, Case(noise=NEAR_START, same_patient=same_patient)
         ).result()
         assert expected.float().mean() > 1
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
 
 
 KERNELS = ["forward", "backward"]
@@ -307,9 +307,9 @@ def spilled_bytes(cubin: bytes) -> int:
         file.write(cubin)
         file.flush()
         usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout)
-    assert len(found) == 2, usage.stdout
-    return sum(map(int, found))
+    actual = re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout)
+    assert len(actual) == 2, usage.stdout
+    return sum(map(int, actual))
 
 
 @pytest.fixture
@@ -378,15 +378,15 @@ def loss_and_gradients() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first, second = torch.randn(2, 50, 24, generator=torch.Generator().manual_seed(0)).unbind()
     second = first + 0.5 * second
     views = [first.requires_grad_(), second.requires_grad_()]
-    found = nt_xent(first, second, LossConfig(temperature=0.1, executor="triton")).loss
+    actual = nt_xent(first, second, LossConfig(temperature=0.1, executor="triton")).loss
     expected = dense_nt_xent(first.double(), second.double(), 0.1)
-    gradient, expected_gradient = (torch.cat(torch.autograd.grad(loss, views)) for loss in (found, expected))
-    return found.detach(), expected.detach(), gradient, expected_gradient
+    gradient, expected_gradient = (torch.cat(torch.autograd.grad(loss, views)) for loss in (actual, expected))
+    return actual.detach(), expected.detach(), gradient, expected_gradient
 
 
 def test_the_loss_by_this_executor_equals_equation_4(interpreter: ProcessPoolExecutor) -> None:
-    found, expected, gradient, expected_gradient = interpreter.submit(loss_and_gradients).result()
-    assert torch.isclose(found.double(), expected, rtol=1e-3)
+    actual, expected, gradient, expected_gradient = interpreter.submit(loss_and_gradients).result()
+    assert torch.isclose(actual.double(), expected, rtol=1e-3)
     assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
 
 

@@ -49,11 +49,11 @@ def gradient_and_stats(
     ends = list(pairwise(starts))
     pairs = [RowPairs(z[a:b], z, keys, a, partner[a:b], tau) for a, b in ends]
     forward = [executor.forward(part) for part in pairs]
-    found = RowStats(*(torch.cat(parts) for parts in zip(*forward, strict=True)))
-    stats = stats or found
+    actual = RowStats(*(torch.cat(parts) for parts in zip(*forward, strict=True)))
+    stats = stats or actual
     lse = torch.logaddexp(stats.others, (z * z[partner]).sum(1).double() / tau)
     backward = [executor.backward(part, lse, stats.positives) for part in pairs]
-    return found, torch.cat(backward)
+    return actual, torch.cat(backward)
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,11 +73,11 @@ def test_tiles_give_what_the_whole_matrix_gives(
     expected, pair_gradient = gradient_and_stats(dense, z, partner, [0, len(z)], keys, tau, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiled._TILES, "cpu", tile)
-        found, tiled_gradient = gradient_and_stats(tiled, z, partner, starts, keys, tau, expected)
+        actual, tiled_gradient = gradient_and_stats(tiled, z, partner, starts, keys, tau, expected)
     for name in ("others", "at_positives", "positives"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
     if size > 1:  # on a line, all similarities are equal but for rounding
-        assert torch.equal(found.above, expected.above)
+        assert torch.equal(actual.above, expected.above)
     torch.testing.assert_close(tiled_gradient, pair_gradient, rtol=1e-9, atol=1e-9)
 
 

@@ -82,11 +82,11 @@ def test_loss_and_gradient_equal_the_oracle(
     first, second = projections(samples, size, seed, spread)
     ids = identities(samples, seed)
     config = LossConfig(tau, same_patient, executor)
-    loss, found = gradients(lambda a, b: nt_xent(a, b, config, ids).loss, first, second)
+    loss, result = gradients(lambda a, b: nt_xent(a, b, config, ids).loss, first, second)
     expected, truth = gradients(lambda a, b: dense_nt_xent(a, b, tau, *keys(ids, same_patient)), first, second)
     assert torch.isclose(loss, expected, rtol=1e-10, atol=1e-12)
     # Where the loss is nearly zero the oracle is the difference of numbers near 1.
-    assert (found - truth).norm() < 1e-8 * truth.norm() + 1e-12
+    assert (result - truth).norm() < 1e-8 * truth.norm() + 1e-12
 
 
 def loss_in_decimals(values: list[Decimal], samples: int, tau: Decimal) -> Decimal:
@@ -111,7 +111,7 @@ def test_a_vanishing_loss_is_as_accurate_as_any_other(executor: Any) -> None:
     torch.manual_seed(0)
     first = torch.eye(3, 4) + 0.1 * torch.randn(3, 4)
     second = first + 1e-3 * torch.randn(3, 4)
-    loss, found = gradients(lambda a, b: nt_xent(a, b, LossConfig(0.02, executor=executor)).loss, first, second)
+    loss, result = gradients(lambda a, b: nt_xent(a, b, LossConfig(0.02, executor=executor)).loss, first, second)
     with localcontext() as context:
         context.prec = 90
         values, tau, step = [Decimal(x) for x in torch.cat([first, second]).flatten().tolist()], Decimal("0.02"), None
@@ -124,16 +124,16 @@ def test_a_vanishing_loss_is_as_accurate_as_any_other(executor: Any) -> None:
     gradient = torch.tensor(slopes, dtype=torch.float64)
     assert 0 < float(truth) < 1e-15  # float64 autograd has no correct digit of it
     assert loss.item() == pytest.approx(float(truth), rel=1e-5)
-    assert (found.flatten().double() - gradient).norm() < 1e-5 * gradient.norm()
+    assert (result.flatten().double() - gradient).norm() < 1e-5 * gradient.norm()
 
 
-def test_another_patients_mask_is_no_change_when_nobody_shares_anything() -> None:
+def test_masking_changes_nothing_when_no_images_share_a_patient() -> None:
     first, second = projections(6, 5, seed=4)
     ids = Identities(*(torch.arange(6) for _ in range(3)))
     expected = nt_xent(first, second, LossConfig(0.1))
     for same_patient in SAME_PATIENT:
-        for found, value in zip(nt_xent(first, second, LossConfig(0.1, same_patient), ids), expected, strict=True):
-            assert torch.equal(found, value)
+        for result, value in zip(nt_xent(first, second, LossConfig(0.1, same_patient), ids), expected, strict=True):
+            assert torch.equal(result, value)
 
 
 def test_a_sample_that_occurs_twice_is_not_its_own_negative() -> None:
@@ -146,9 +146,9 @@ def test_a_sample_that_occurs_twice_is_not_its_own_negative() -> None:
 def test_a_batch_of_one_patient_has_no_loss_when_patients_are_masked() -> None:
     first, second = projections(5, 8, seed=6)
     ids = Identities(torch.arange(5), torch.zeros(5, dtype=torch.int64), torch.arange(5))
-    loss, found = gradients(lambda a, b: nt_xent(a, b, LossConfig(0.5, "masked"), ids).loss, first, second)
+    loss, result = gradients(lambda a, b: nt_xent(a, b, LossConfig(0.5, "masked"), ids).loss, first, second)
     assert loss == 0
-    assert torch.equal(found, torch.zeros_like(found))
+    assert torch.equal(result, torch.zeros_like(result))
 
 
 def test_top1_and_top5_count_the_rows_whose_second_view_is_near() -> None:
@@ -198,8 +198,8 @@ def steps(rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
 def test_parameter_gradients_are_the_global_ones_when_five_ranks_hold_unequal_shares() -> None:
     alone = steps(0, 1)
     everywhere = on_ranks(len(SHARES), steps)
-    for found in everywhere:
-        for (report, gradient), (expected, truth), (first, _) in zip(found, alone, everywhere[0], strict=True):
+    for result in everywhere:
+        for (report, gradient), (expected, truth), (first, _) in zip(result, alone, everywhere[0], strict=True):
             assert torch.equal(report, first)
             assert torch.allclose(report, expected, rtol=1e-12, atol=1e-14)
             assert torch.allclose(gradient, truth, rtol=1e-12, atol=1e-14)
@@ -265,12 +265,12 @@ def test_one_pair_alone_is_refused() -> None:
         nt_xent(torch.ones(1, 3), torch.ones(1, 3), LossConfig())
 
 
-def test_non_finite_projections_have_an_error_of_their_own() -> None:
+def test_non_finite_projections_raise_a_separate_error() -> None:
     with pytest.raises(NonFinite, match=r"rank 0: 4 rows"):
         nt_xent(torch.full((4, 3), torch.nan), torch.ones(4, 3), LossConfig())
 
 
-def test_projections_too_small_for_fp32_squares_are_no_zeros() -> None:
+def test_projections_too_small_for_fp32_squares_do_not_count_as_zeros() -> None:
     first, second = projections(4, 5, seed=8)
     expected = nt_xent(first, second, LossConfig())
     assert torch.isclose(

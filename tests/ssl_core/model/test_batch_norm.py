@@ -46,11 +46,11 @@ TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03, t
 def on_one_rank(rank: int, world: int, shares: list[int]) -> dict[torch.dtype, dict[str, Tensor]]:
     start = sum(shares[:rank])
     rows = slice(start, start + shares[rank])
-    found = {}
+    result = {}
     for dtype in TOLERANCES:
         x, dy = batch(dtype)
-        found[dtype] = results(synchronized(layer(parameters_of(dtype))), x[rows], dy[rows])
-    return found
+        result[dtype] = results(synchronized(layer(parameters_of(dtype))), x[rows], dy[rows])
+    return result
 
 
 @pytest.fixture(scope="module", params=SHARES, ids=["unequal", "one rank empty"])
@@ -65,11 +65,11 @@ def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
     expected = results(layer(torch.float64), *(part.double() for part in batch(dtype)))
     ranks, tolerance = [rank[dtype] for rank in every_rank], TOLERANCES[dtype]
     for name in ("y", "dx"):
-        found = torch.cat([rank[name] for rank in ranks]).double()
-        assert (found - expected[name]).abs().max() < tolerance
+        result = torch.cat([rank[name] for rank in ranks]).double()
+        assert (result - expected[name]).abs().max() < tolerance
     for name in ("dweight", "dbias"):
-        found = torch.stack([rank[name] for rank in ranks]).double().sum(0)
-        assert (found - expected[name]).abs().max() < tolerance * 100
+        result = torch.stack([rank[name] for rank in ranks]).double().sum(0)
+        assert (result - expected[name]).abs().max() < tolerance * 100
     for rank in ranks:
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             assert (rank[name] - expected[name]).abs().max() < tolerance
@@ -78,8 +78,8 @@ def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
 def test_is_plain_batch_norm_in_one_process() -> None:
     x, dy = batch(torch.float32)
     expected = results(layer(torch.float32), x, dy)
-    found = results(synchronized(layer(torch.float32)), x, dy)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    result = results(synchronized(layer(torch.float32)), x, dy)
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
 
 
 def test_keeps_parameters_buffers_and_their_names() -> None:
@@ -92,7 +92,7 @@ def test_keeps_parameters_buffers_and_their_names() -> None:
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), GlobalBatchNorm(6)])
-def test_keeps_its_running_statistics_when_asked_to(norm: nn.Module) -> None:
+def test_keeps_its_running_statistics_within_the_block(norm: nn.Module) -> None:
     x, _ = batch(torch.float32)
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     with running_statistics_kept(norm):

@@ -30,13 +30,13 @@ def test_matrix_product_and_its_gradients_equal_those_of_conv2d(
 ) -> None:
     x, weight = input_and_weight(samples, side, channels, size)
     expected = F.conv2d(x, weight, None, stride, size // 2)
-    found = _MatrixConvolution.apply(x, weight, stride, size // 2)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    result = _MatrixConvolution.apply(x, weight, stride, size // 2)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
     if samples == 0:
         return
     dy = torch.randn_like(expected)
     pairs = zip(
-        torch.autograd.grad(found, (x, weight), dy), torch.autograd.grad(expected, (x, weight), dy), strict=True
+        torch.autograd.grad(result, (x, weight), dy), torch.autograd.grad(expected, (x, weight), dy), strict=True
     )
     for gradient, by_conv2d in pairs:
         torch.testing.assert_close(gradient, by_conv2d, rtol=1e-10, atol=1e-10)
@@ -46,8 +46,8 @@ def test_matrix_product_and_its_gradients_equal_those_of_conv2d(
 def test_rounding_is_that_of_the_data_type(dtype: torch.dtype, tolerance: float) -> None:
     x, weight = input_and_weight(8, 2, 256, 3, dtype)
     exact = F.conv2d(x.double(), weight.double(), None, 1, 1)
-    found = _MatrixConvolution.apply(x, weight, 1, 1).double()
-    assert (found - exact).norm() < tolerance * exact.norm()
+    result = _MatrixConvolution.apply(x, weight, 1, 1).double()
+    assert (result - exact).norm() < tolerance * exact.norm()
 
 
 def test_a_backbone_keeps_its_keys_its_features_and_its_gradients() -> None:
@@ -69,7 +69,7 @@ def test_a_backbone_keeps_its_keys_its_features_and_its_gradients() -> None:
         assert difference < 1e-4, name
 
 
-def test_convolutions_that_it_does_not_know_are_left_alone() -> None:
+def test_unsupported_convolutions_stay_unchanged() -> None:
     others = nn.ModuleList(
         [
             nn.Conv2d(8, 8, 3, padding=1, bias=True),

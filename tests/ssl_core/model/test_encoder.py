@@ -35,7 +35,7 @@ def test_backbone_gives_the_features_after_pooling(name: str, size: int) -> None
     assert backbone(torch.zeros(2, 1, 40, 48)).shape == (2, size)
 
 
-def test_backbone_answers_as_torchvisions_does_to_the_same_gray_image_in_three_channels() -> None:
+def test_backbone_gives_the_features_of_torchvisions_for_the_same_gray_image_in_three_channels() -> None:
     torch.manual_seed(3)
     original = torchvision.models.resnet18(weights=None)
     torch.manual_seed(3)

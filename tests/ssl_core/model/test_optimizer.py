@@ -118,11 +118,11 @@ def test_lars_equals_its_formula_in_float64() -> None:
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
             gradients[name].append(parameter.grad.numpy().copy())
-    found = train(model, build_optimizer(OptimConfig("lars", weight_decay=decay), model), rates)
+    result = train(model, build_optimizer(OptimConfig("lars", weight_decay=decay), model), rates)
     for name, weight in start.items():
         spared = weight.ndim == 1  # biases and norms
         expected = lars_by_hand(weight, gradients[name], rates, 0.0 if spared else decay, not spared)
-        np.testing.assert_allclose(found[name], expected, rtol=1e-13, atol=0, err_msg=name)
+        np.testing.assert_allclose(result[name], expected, rtol=1e-13, atol=0, err_msg=name)
 
 
 def test_lars_takes_a_plain_step_where_a_norm_is_zero() -> None:
@@ -143,8 +143,8 @@ def test_adamw_is_torchs_without_decay_of_biases_and_norms() -> None:
     others = [parameter for name, parameter in twin.named_parameters() if name not in ("0.weight", "3.weight")]
     groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     expected = train(twin, torch.optim.AdamW(groups, lr=1e-3), [1e-3, 2e-3, 3e-3])
-    found = train(model, build_optimizer(OptimConfig("adamw", weight_decay=0.1), model), [1e-3, 2e-3, 3e-3])
-    for name, weight in found.items():
+    result = train(model, build_optimizer(OptimConfig("adamw", weight_decay=0.1), model), [1e-3, 2e-3, 3e-3])
+    for name, weight in result.items():
         np.testing.assert_allclose(weight, expected[name], rtol=1e-12, err_msg=name)
 
 
@@ -152,13 +152,13 @@ def test_adam_of_the_paper_is_torchs_over_all_parameters() -> None:
     model = small_model()
     twin = copy.deepcopy(model)
     expected = train(twin, torch.optim.Adam(twin.parameters(), weight_decay=0.1), [5e-4] * 3)
-    found = train(model, build_optimizer(OptimConfig(weight_decay=0.1), model), [5e-4] * 3)
-    for name, weight in found.items():
+    result = train(model, build_optimizer(OptimConfig(weight_decay=0.1), model), [5e-4] * 3)
+    for name, weight in result.items():
         np.testing.assert_allclose(weight, expected[name], rtol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lars"])
-def test_state_is_tensors_by_parameter_with_which_a_twin_goes_on_equally(name: str) -> None:
+def test_state_is_tensors_by_parameter_from_which_a_copy_continues_equally(name: str) -> None:
     config = OptimConfig(name, weight_decay=0.01)  # type: ignore[arg-type]
     model = small_model()
     optimizer = build_optimizer(config, model)
@@ -170,5 +170,5 @@ def test_state_is_tensors_by_parameter_with_which_a_twin_goes_on_equally(name: s
         assert state
         assert all(isinstance(value, torch.Tensor) for value in state.values())
         other.state[copied] = {kind: value.clone() for kind, value in state.items()}
-    expected, found = train(model, optimizer, [0.2]), train(twin, other, [0.2])
-    assert all(np.array_equal(weight, expected[parameter]) for parameter, weight in found.items())
+    expected, result = train(model, optimizer, [0.2]), train(twin, other, [0.2])
+    assert all(np.array_equal(weight, expected[parameter]) for parameter, weight in result.items())

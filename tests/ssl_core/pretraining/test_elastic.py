@@ -48,8 +48,8 @@ def take_part(rank: int, world: int, packed: str, run: str, first_step: int, end
     with closing(batches), SampleLog(Path(run), Ranks(rank, world)) as log:
         for batch in islice(batches, end - first_step):
             log.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid)
-            for place, key in enumerate(zip(batch.epochs.tolist(), batch.rows["sample"].tolist(), strict=True)):
-                pixels = torch.cat([view[place] for view in batch.views])
+            for position, key in enumerate(zip(batch.epochs.tolist(), batch.rows["sample"].tolist(), strict=True)):
+                pixels = torch.cat([view[position] for view in batch.views])
                 digests[key] = sha256(pixels.numpy().tobytes()).hexdigest()
     return digests
 

@@ -26,7 +26,7 @@ def no_room_for_the_status(run: Path) -> None:
     (run / f".status.json.partial-{os.getpid()}").symlink_to("/dev/full")
 
 
-def test_a_run_that_goes_on_says_so_over_what_an_earlier_start_has_left(tmp_path: Path, simulated_shards: Path) -> None:
+def test_a_resumed_run_replaces_the_status_of_an_earlier_start(tmp_path: Path, simulated_shards: Path) -> None:
     config = small_config(tmp_path / "run", simulated_shards, max_steps=3)
     pretrain(config, Ranks())
     write_status(config.run_folder, Status("failed", 3, "another rank was lost"))
@@ -45,7 +45,7 @@ def test_a_run_that_goes_on_says_so_over_what_an_earlier_start_has_left(tmp_path
     assert (status.state, status.step) == ("paused", 5)
 
 
-def test_a_status_that_the_disk_does_not_take_raises_an_alarm_and_training_goes_on(
+def test_a_status_that_cannot_be_written_raises_an_alarm_and_training_continues(
     tmp_path: Path, simulated_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards, max_steps=3)

@@ -68,9 +68,9 @@ def test_a_run_leaves_a_checkpoint_an_epoch_and_its_configuration(small: Pretrai
     pretrain(longer, Ranks())
     checkpoints = find_checkpoints(small.run_folder)
     assert [int(checkpoint.state.epoch) for checkpoint in checkpoints] == [1, 2, 3]
-    found = losses(small.run_folder)
-    assert len(found) == checkpoints[-1].step
-    assert sum(found[-6:]) < sum(found[:6])
+    result = losses(small.run_folder)
+    assert len(result) == checkpoints[-1].step
+    assert sum(result[-6:]) < sum(result[:6])
     assert configuration.load(PretrainConfig, small.run_folder / "config.yaml", command="pretrain") == longer
 
 
@@ -84,7 +84,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
-def test_two_processes_that_resume_the_run_of_one_go_on_with_the_same_losses(
+def test_two_processes_that_resume_the_run_of_one_have_the_same_losses(
     small: PretrainConfig, undisturbed: Path
 ) -> None:
     pretrain(replace(small, train=replace(small.train, max_steps=2)), Ranks())
@@ -160,8 +160,8 @@ def test_a_world_size_that_does_not_divide_the_lanes_is_refused(small: PretrainC
     three = replace(small, data=replace(small.data, lanes=8))
     assert wait_for_ranks(start_ranks(three, world=3)) == [2, 2, 2]
     for rank in range(3):
-        said = small.run_folder.with_name(f"run-rank-{rank}.log").read_text()
-        assert "the world size 3 must divide data.lanes=8" in said
+        log = small.run_folder.with_name(f"run-rank-{rank}.log").read_text()
+        assert "the world size 3 must divide data.lanes=8" in log
 
 
 def test_a_constant_schedule_lets_a_finished_run_be_made_longer(small: PretrainConfig) -> None:
@@ -180,7 +180,7 @@ def hopeless(config: PretrainConfig) -> PretrainConfig:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(small: PretrainConfig) -> None:
-    with pytest.raises(RunFailed, match=r"no finite loss and gradient again after .*a lower optim\.learning_rate"):
+    with pytest.raises(RunFailed, match=r"no finite loss and gradient, even after .*a lower optim\.learning_rate"):
         pretrain(hopeless(small), Ranks())
     assert find_checkpoints(small.run_folder) == []
 
@@ -196,7 +196,7 @@ def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
         raise train.Diverged(f"step {run.step} diverged")
 
     monkeypatch.setattr(train, "_train", diverge)
-    with pytest.raises(RunFailed, match=r"step 19 diverged again after train\.rollbacks=2"):
+    with pytest.raises(RunFailed, match=r"step 19 diverged, even after train\.rollbacks=2"):
         pretrain(small, Ranks())
 
 
@@ -205,12 +205,12 @@ def test_parts_that_do_not_divide_the_share_of_a_rank_are_refused(small: Pretrai
         pretrain(replace(small, train=replace(small.train, micro_batches=6)), Ranks())
 
 
-def test_images_that_are_far_larger_than_the_views_are_warned_of(
+def test_images_far_larger_than_the_views_cause_a_warning(
     small: PretrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = replace(small, views=ViewSpec(size_px=24), train=replace(small.train, max_steps=1))
     pretrain(tiny, Ranks())
-    assert "views alias; pack with --shorter_side_px=36" in capsys.readouterr().err
+    assert "views show aliasing; pack with --shorter_side_px=36" in capsys.readouterr().err
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:

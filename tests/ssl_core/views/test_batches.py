@@ -81,7 +81,7 @@ def test_epoch_gives_every_sample_once_with_other_views_in_the_next(shards: Shar
     assert not any(torch.equal(first_view[0, sample], first_view[1, sample]) for sample in samples)
 
 
-def test_views_are_normalised_by_the_shards_statistics(shards: ShardSet, order: SampleOrder) -> None:
+def test_views_are_normalized_by_the_shards_statistics(shards: ShardSet, order: SampleOrder) -> None:
     calm = ViewSpec(size_px=48, crop_area=(1.0, 1.0), rotation_degrees=0, blur_probability=0, brightness=0, contrast=0)
     steps = order.first_step_after_epoch(0)
     pixels = torch.cat([b.views[0] for b in islice(training_batches(shards, order, calm, seed=0), steps)])
@@ -89,14 +89,14 @@ def test_views_are_normalised_by_the_shards_statistics(shards: ShardSet, order: 
     assert pixels.std().item() == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("kind", ["dali", "torchvision"])
-def test_image_batches_give_every_sample_once_in_packed_order(shards: ShardSet, kind: str) -> None:
-    batches = list(image_batches(shards, WholeImage(48), local_batch=20, view_executor=kind))
+@pytest.mark.parametrize("executor", ["dali", "torchvision"])
+def test_image_batches_give_every_sample_once_in_packed_order(shards: ShardSet, executor: str) -> None:
+    batches = list(image_batches(shards, WholeImage(48), local_batch=20, view_executor=executor))
     assert [len(batch.views[0]) for batch in batches] == [20, 20, 12]
     packed = np.concatenate([batch.rows["sample"] for batch in packed_batches(shards, 7)])
     assert np.concatenate([batch.rows["sample"] for batch in batches]).tolist() == packed.tolist()
     again = torch.cat(
-        [batch.views[0] for batch in image_batches(shards, WholeImage(48), local_batch=9, view_executor=kind)]
+        [batch.views[0] for batch in image_batches(shards, WholeImage(48), local_batch=9, view_executor=executor)]
     )
     assert torch.equal(torch.cat([batch.views[0] for batch in batches]), again)
 
@@ -108,7 +108,7 @@ def test_image_batches_use_the_backbones_statistics_when_given(shards: ShardSet)
 
 
 def augmented(
-    shards: ShardSet, numbers: list[int], views_count: int, local_batch: int = 8, kind: str = "auto"
+    shards: ShardSet, numbers: list[int], views_count: int, local_batch: int = 8, executor: str = "auto"
 ) -> list[Batch]:
     return list(
         image_batches(
@@ -116,35 +116,35 @@ def augmented(
             RandomViews(SPEC, views_count, seed=1),
             numbers=np.array(numbers),
             local_batch=local_batch,
-            view_executor=kind,
+            view_executor=executor,
             threads=1,
         )
     )
 
 
-@pytest.mark.parametrize("kind", ["dali", "torchvision"])
+@pytest.mark.parametrize("executor", ["dali", "torchvision"])
 def test_augmented_views_of_chosen_samples_are_those_of_pretrainings_first_epochs(
-    shards: ShardSet, order: SampleOrder, kind: str
+    shards: ShardSet, order: SampleOrder, executor: str
 ) -> None:
     trained: dict[tuple[int, int], list[torch.Tensor]] = {}
     steps = order.first_step_after_epoch(1)
-    for batch in islice(training_batches(shards, order, SPEC, seed=1, view_executor=kind, threads=1), steps):
-        for place, identity in enumerate(identities(batch)):
-            trained[identity] = [view[place] for view in batch.views]
+    for batch in islice(training_batches(shards, order, SPEC, seed=1, view_executor=executor, threads=1), steps):
+        for position, identity in enumerate(identities(batch)):
+            trained[identity] = [view[position] for view in batch.views]
     numbers = [3, 4, 17, 40, 51]
     packed = np.concatenate([shards.index(shard)["sample"] for shard in range(len(shards.shards))])
-    batches = augmented(shards, numbers, views_count=4, local_batch=2, kind=kind)
+    batches = augmented(shards, numbers, views_count=4, local_batch=2, executor=executor)
     assert [len(batch.rows) for batch in batches] == [2, 2, 1]
     samples = np.concatenate([batch.rows["sample"] for batch in batches])
     assert samples.tolist() == packed[numbers].tolist()
     views = [torch.cat(view) for view in zip(*(batch.views for batch in batches), strict=True)]
-    for place, sample in enumerate(samples.tolist()):
+    for position, sample in enumerate(samples.tolist()):
         expected = trained[0, sample] + trained[1, sample]
         for view, image in zip(views, expected, strict=True):
-            assert torch.allclose(view[place], image, atol=1e-5)  # sums of a blur depend on the others' kernels
+            assert torch.allclose(view[position], image, atol=1e-5)  # sums of a blur depend on the others' kernels
 
 
-def test_augmented_views_do_not_depend_on_the_batch_or_on_how_many_are_asked_for(shards: ShardSet) -> None:
+def test_augmented_views_do_not_depend_on_the_batch_or_on_their_number(shards: ShardSet) -> None:
     (whole,) = augmented(shards, [5, 30, 31], views_count=4)
     (fewer,) = augmented(shards, [31, 5], views_count=3)
     assert [view.shape for view in fewer.views] == [(2, 1, 48, 48)] * 3
@@ -159,9 +159,9 @@ def test_waiting_is_measured(shards: ShardSet, order: SampleOrder) -> None:
     assert 0 < waited_s <= time.perf_counter() - started_s
 
 
-@pytest.mark.parametrize("kind", ["dali", "torchvision"])
-def test_closing_ends_the_threads(shards: ShardSet, order: SampleOrder, kind: str) -> None:
-    batches = training_batches(shards, order, SPEC, seed=1, view_executor=kind)
+@pytest.mark.parametrize("executor", ["dali", "torchvision"])
+def test_closing_ends_the_threads(shards: ShardSet, order: SampleOrder, executor: str) -> None:
+    batches = training_batches(shards, order, SPEC, seed=1, view_executor=executor)
     next(batches)
     batches.close()
     running = [thread.name for thread in threading.enumerate()]
@@ -209,14 +209,14 @@ def without_quantization(image: bytearray) -> None:
     image[image.index(b"\xff\xdb") + 1] = 0xEF
 
 
-@pytest.mark.parametrize("kind", ["dali", "torchvision"])
+@pytest.mark.parametrize("executor", ["dali", "torchvision"])
 @pytest.mark.parametrize("damage", [break_checksum, without_end, without_quantization])
-def test_damaged_sample_is_masked_and_named_and_costs_nothing_else(
+def test_damaged_sample_is_masked_and_named_and_affects_no_other(
     tmp_path: Path,
     shards: ShardSet,
     order: SampleOrder,
     packed: Path,
-    kind: str,
+    executor: str,
     damage: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -227,29 +227,29 @@ def test_damaged_sample_is_masked_and_named_and_costs_nothing_else(
         copy = ShardSet([tmp_path / "copy"])
     else:
         copy = copy_with(packed, tmp_path / "copy", shards, bad, damage)
-    whole = list(islice(training_batches(shards, order, SPEC, seed=1, view_executor=kind), 6))
-    masked = list(islice(training_batches(copy, order, SPEC, seed=1, view_executor=kind), 6))
+    whole = list(islice(training_batches(shards, order, SPEC, seed=1, view_executor=executor), 6))
+    masked = list(islice(training_batches(copy, order, SPEC, seed=1, view_executor=executor), 6))
     assert [batch.step for batch in masked] == [0, 1, 2, 3, 4, 5]
     assert [batch.valid.all() for batch in masked] == [True] * 5 + [False]
     assert masked[5].valid.tolist() == [False] + [True] * 7
     for ours, theirs in zip(masked, whole, strict=True):
         assert identities(ours) == identities(theirs)
-        for one, other in zip(ours.views, theirs.views, strict=True):
-            assert torch.allclose(one[ours.valid], other[ours.valid], atol=1e-5)
-            assert not one[~ours.valid].any()
+        for first, second in zip(ours.views, theirs.views, strict=True):
+            assert torch.allclose(first[ours.valid], second[ours.valid], atol=1e-5)
+            assert not first[~ours.valid].any()
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: sample" in line]
     expected = f"warning: sample {int(bad.row[0])} of {tmp_path}/copy/{shards.shards[int(bad.shard[0])].name} does not"
     assert len([line for line in warnings if line.startswith(expected) and "masked in step 5" in line]) == 1
 
 
-@pytest.mark.parametrize("kind", ["dali", "torchvision"])
+@pytest.mark.parametrize("executor", ["dali", "torchvision"])
 @pytest.mark.parametrize("damage", [without_end, without_quantization])
 def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
     tmp_path: Path,
     shards: ShardSet,
     order: SampleOrder,
     packed: Path,
-    kind: str,
+    executor: str,
     damage: Callable[[bytearray], None],
 ) -> None:
     bad = order.batch(0)
@@ -257,11 +257,11 @@ def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
     name = f"sample {int(bad.row[0])} of {tmp_path}/copy/{shards.shards[int(bad.shard[0])].name}"
     number = sum(shards.shard_samples[: int(bad.shard[0])]) + int(bad.row[0])
     others = [other for other in range(0, shards.samples, 9) if other != number]
-    assert len(augmented(copy, others, views_count=2, kind=kind)) == 1
+    assert len(augmented(copy, others, views_count=2, executor=executor)) == 1
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
-        list(image_batches(copy, WholeImage(48), local_batch=5, view_executor=kind))
+        list(image_batches(copy, WholeImage(48), local_batch=5, view_executor=executor))
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
-        augmented(copy, [*others, number], views_count=2, local_batch=3, kind=kind)
+        augmented(copy, [*others, number], views_count=2, local_batch=3, executor=executor)
 
 
 @settings(deadline=None, max_examples=6)
@@ -274,18 +274,18 @@ def test_dalis_views_of_a_step_do_not_depend_on_where_the_run_was_resumed(
         training_batches(shards, order, SPEC, seed=1, view_executor="dali", first_step=first_step, threads=threads)
     )
     assert identities(resumed) == identities(whole)
-    assert all(torch.equal(one, other) for one, other in zip(resumed.views, whole.views, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(resumed.views, whole.views, strict=True))
 
 
 def test_dali_and_torchvision_train_on_the_same_views(shards: ShardSet, order: SampleOrder) -> None:
     dali, torchvision = (
-        list(islice(training_batches(shards, order, SPEC, seed=1, first_step=4, view_executor=kind), 6))
-        for kind in ("dali", "torchvision")
+        list(islice(training_batches(shards, order, SPEC, seed=1, first_step=4, view_executor=executor), 6))
+        for executor in ("dali", "torchvision")
     )
     for ours, theirs in zip(dali, torchvision, strict=True):
         assert identities(ours) == identities(theirs)
-        for one, other in zip(ours.views, theirs.views, strict=True):
-            difference = (one - other).abs() * shards.pixel_std * 255
+        for first, second in zip(ours.views, theirs.views, strict=True):
+            difference = (first - second).abs() * shards.pixel_std * 255
             assert difference.mean() < PIXEL_TOLERANCE["mean"]
             assert difference.max() < PIXEL_TOLERANCE["max"]
 

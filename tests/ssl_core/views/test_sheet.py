@@ -23,8 +23,8 @@ def test_sheet_has_a_row_for_every_sample_and_depends_on_what_was_drawn(batch: E
     sheet = view_sheet(batch, SPEC, seed=0, view_executor="torchvision")
     assert sheet.dtype == np.uint8
     assert sheet.shape[2] == 3
-    one = EncodedBatch(0, batch.encoded[:1], batch.rows[:1], batch.epochs[:1], batch.valid[:1])
-    row_px = (sheet.shape[0] - view_sheet(one, SPEC, seed=0, view_executor="torchvision").shape[0]) / 2
+    single = EncodedBatch(0, batch.encoded[:1], batch.rows[:1], batch.epochs[:1], batch.valid[:1])
+    row_px = (sheet.shape[0] - view_sheet(single, SPEC, seed=0, view_executor="torchvision").shape[0]) / 2
     assert row_px > 250
     assert np.array_equal(sheet, view_sheet(batch, SPEC, seed=0, view_executor="torchvision"))
     others = [
@@ -37,7 +37,7 @@ def test_sheet_has_a_row_for_every_sample_and_depends_on_what_was_drawn(batch: E
 
 def test_sheet_looks_the_same_by_either_executor(batch: EncodedBatch) -> None:
     dali, torchvision = (
-        view_sheet(batch, SPEC, seed=0, view_executor=kind).astype(int) for kind in ("dali", "torchvision")
+        view_sheet(batch, SPEC, seed=0, view_executor=executor).astype(int) for executor in ("dali", "torchvision")
     )
     assert np.abs(dali - torchvision).max() <= 2
 

@@ -19,7 +19,7 @@ from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, bui
 from ssl_core.views.header_check import header_problem
 from ssl_core.views.spec import ViewParameters, ViewSpec, draw, draw_views, whole_image
 
-KINDS = ["dali", "torchvision"]
+EXECUTORS = ["dali", "torchvision"]
 
 
 def encoded(height: int, width: int, seed: int, image_format: str = "JPEG", mode: str = "L") -> np.ndarray:
@@ -53,10 +53,10 @@ def task(views_count: int, size_px: int = 64, max_batch: int = 12, threads: int 
 
 
 def make(
-    kind: str, views: Sequence[ViewParameters], *, size_px: int = 96, local_batch: int = 12, threads: int = 1
+    executor: str, views: Sequence[ViewParameters], *, size_px: int = 96, local_batch: int = 12, threads: int = 1
 ) -> list[torch.Tensor]:
     """Run the images through an executor, in gray levels from 0 to 255, in batches of `local_batch`."""
-    run = build_view_executor(kind, task(len(views), size_px, local_batch, threads)).run
+    run = build_view_executor(executor, task(len(views), size_px, local_batch, threads)).run
     parts = [slice(start, start + local_batch) for start in range(0, len(IMAGES), local_batch)]
     batches = [
         ViewInputs(IMAGES[part], ROWS[part], [ViewParameters(*(field[part] for field in view)) for view in views])
@@ -85,8 +85,8 @@ def test_dali_and_torchvision_agree_within_the_stated_tolerance() -> None:
 
 
 @cache
-def whole(kind: str) -> list[torch.Tensor]:
-    return make(kind, draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS), size_px=64)
+def whole(executor: str) -> list[torch.Tensor]:
+    return make(executor, draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS), size_px=64)
 
 
 @settings(deadline=None, max_examples=8)
@@ -94,47 +94,47 @@ def whole(kind: str) -> list[torch.Tensor]:
 def test_dalis_pixels_do_not_depend_on_batch_size_or_threads(local_batch: int, threads: int) -> None:
     views = draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS)
     parts = make("dali", views, size_px=64, local_batch=local_batch, threads=threads)
-    assert all(torch.equal(one, other) for one, other in zip(whole("dali"), parts, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(whole("dali"), parts, strict=True))
 
 
 @pytest.mark.parametrize(("local_batch", "threads"), [(5, 1), (12, 3), (1, 2)])
 def test_torchvisions_pixels_hardly_depend_on_batch_size_or_threads(local_batch: int, threads: int) -> None:
     views = draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS)
     parts = make("torchvision", views, size_px=64, local_batch=local_batch, threads=threads)
-    for one, other in zip(whole("torchvision"), parts, strict=True):
-        assert torch.allclose(one, other, atol=1e-3)  # a convolution's sums may be taken in another order
+    for first, second in zip(whole("torchvision"), parts, strict=True):
+        assert torch.allclose(first, second, atol=1e-3)  # a convolution's sums may be taken in another order
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_identity_matrix_gives_the_decoded_pixels(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_identity_matrix_gives_the_decoded_pixels(executor: str) -> None:
     identity = np.broadcast_to(np.eye(2, 3), (len(ROWS), 2, 3))
-    pixels = make(kind, [plain(identity)])[0]
+    pixels = make(executor, [plain(identity)])[0]
     for number, image in enumerate(pixels):
         assert torch.allclose(image[0], decoded(number)[:96, :96], atol=0.01)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_matrix_leads_from_the_view_to_the_image(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_matrix_maps_the_view_to_the_image(executor: str) -> None:
     """Row 0 mirrors columns 10 to 106, row 1 takes the view from row 20 on, half a pixel lower."""
     matrix = np.array([[-1, 0, 106], [0, 1, 20.5]])
-    pixels = make(kind, [plain(np.broadcast_to(matrix, (len(ROWS), 2, 3)))])[0]
+    pixels = make(executor, [plain(np.broadcast_to(matrix, (len(ROWS), 2, 3)))])[0]
     for number, image in enumerate(pixels):
         source = decoded(number)[20:117, 10:106].flip(1)
         assert torch.allclose(image[0], (source[:-1] + source[1:]) / 2, atol=0.01)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_outside_the_image_its_border_is_repeated(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_outside_the_image_its_border_is_repeated(executor: str) -> None:
     matrix = np.array([[1, 0, -40], [0, 1, 0]])
-    pixels = make(kind, [plain(np.broadcast_to(matrix, (len(ROWS), 2, 3)))])[0]
+    pixels = make(executor, [plain(np.broadcast_to(matrix, (len(ROWS), 2, 3)))])[0]
     for number, image in enumerate(pixels):
         assert torch.allclose(image[0, :, :40], decoded(number)[:96, :1].expand(96, 40), atol=0.01)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_whole_image_is_the_centre_square_resized(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_whole_image_is_the_center_square_resized(executor: str) -> None:
     view = whole_image(224, ROWS["height"], ROWS["width"])
-    pixels = make(kind, [view], size_px=224)[0]
+    pixels = make(executor, [view], size_px=224)[0]
     for number, image in enumerate(pixels):
         source = decoded(number)
         side = min(source.shape)
@@ -146,23 +146,23 @@ def test_whole_image_is_the_centre_square_resized(kind: str) -> None:
         assert torch.allclose(image[0, 2:-2, 2:-2], expected[0, 0, 2:-2, 2:-2], atol=0.1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_jitter_and_normalisation_follow_their_formula(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_jitter_and_normalization_follow_their_formula(executor: str) -> None:
     identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (12, 2, 3))
     fields = [np.full(12, value, np.float32) for value in (0.0, 1.2, 0.7)]
     view = ViewParameters(identity, *fields)
-    run = build_view_executor(kind, ViewTask(64, 1, mean=0.4, std=0.2, max_batch=12)).run
+    run = build_view_executor(executor, ViewTask(64, 1, mean=0.4, std=0.2, max_batch=12)).run
     pixels = next(run(iter([ViewInputs(IMAGES, ROWS, [view])]))).views[0]
     gray = decoded(0)[:64, :64] / 255
     assert torch.allclose(pixels[0, 0], (1.2 * (0.5 + 0.7 * (gray - 0.5)) - 0.4) / 0.2, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blur_is_torchvisions_where_sigma_is_above_zero(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_blur_is_torchvisions_where_sigma_is_above_zero(executor: str) -> None:
     gaussian_blur = pytest.importorskip("torchvision.transforms.v2.functional").gaussian_blur
     identity = np.broadcast_to(np.eye(2, 3), (12, 2, 3))
     sigma = np.where(np.arange(12) % 2, 1.4, 0.0).astype(np.float32)
-    pixels = make(kind, [plain(identity)._replace(blur_sigma_px=sigma)])[0]
+    pixels = make(executor, [plain(identity)._replace(blur_sigma_px=sigma)])[0]
     for number, image in enumerate(pixels):
         source = decoded(number)[None, :96, :96]
         expected = gaussian_blur(source, kernel_size=[11, 11], sigma=[1.4, 1.4]) if number % 2 else source
@@ -170,24 +170,24 @@ def test_blur_is_torchvisions_where_sigma_is_above_zero(kind: str) -> None:
 
 
 def batch_of(images: Sequence[np.ndarray | None], sizes: Sequence[tuple[int, int]] | None = None) -> ViewInputs:
-    """Two drawn views of these images, whose index says `sizes` (those of IMAGES unless given)."""
+    """Two drawn views of these images, whose index has `sizes` (those of IMAGES unless given)."""
     rows = index_rows(sizes or SIZES[: len(images)])
     return ViewInputs(images, rows, draw_views(ViewSpec(size_px=64), 1, rows, np.full(len(rows), 3)))
 
 
-def run(kind: str, batches: Iterable[ViewInputs], max_batch: int = 12) -> Generator[ViewBatch, None, None]:
-    return build_view_executor(kind, task(2, max_batch=max_batch)).run(iter(batches))
+def run(executor: str, batches: Iterable[ViewInputs], max_batch: int = 12) -> Generator[ViewBatch, None, None]:
+    return build_view_executor(executor, task(2, max_batch=max_batch)).run(iter(batches))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tensors_keep_their_values_after_later_batches(kind: str) -> None:
-    held = list(run(kind, [batch_of(IMAGES)] * 8))
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_tensors_keep_their_values_after_later_batches(executor: str) -> None:
+    held = list(run(executor, [batch_of(IMAGES)] * 8))
     for batch in held[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(batch.views, held[0].views, strict=True))
+        assert all(torch.equal(first, second) for first, second in zip(batch.views, held[0].views, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_batches_are_in_flight_while_one_is_used(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_two_batches_are_in_flight_while_one_is_used(executor: str) -> None:
     taken = []
 
     def batches() -> Iterator[ViewInputs]:
@@ -195,25 +195,25 @@ def test_two_batches_are_in_flight_while_one_is_used(kind: str) -> None:
             taken.append(threading.current_thread())
             yield batch_of(IMAGES)
 
-    made = run(kind, batches())
-    next(made)
+    view_batches = run(executor, batches())
+    next(view_batches)
     assert len(taken) == 3
-    next(made)
+    next(view_batches)
     assert len(taken) == 4
-    made.close()
+    view_batches.close()
     assert set(taken) == {threading.current_thread()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_error_of_the_batches_comes_after_the_batches_before_it(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_error_of_the_batches_comes_after_the_batches_before_it(executor: str) -> None:
     def batches() -> Iterator[ViewInputs]:
         yield from [batch_of(IMAGES)] * 3
         raise RunFailed("shard 7 is gone")
 
     got = []
     with pytest.raises(RunFailed, match="shard 7 is gone"):
-        for made in run(kind, batches()):
-            got.append(made)
+        for batch in run(executor, batches()):
+            got.append(batch)
     assert len(got) == 3
 
 
@@ -257,67 +257,69 @@ BAD_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", BAD_IMAGES)
-def test_image_that_does_not_decode_affects_only_itself(kind: str, what: str) -> None:
-    bad, message = BAD_IMAGES[what]
-    (good,) = run(kind, [batch_of(IMAGES)])
-    batches = list(run(kind, [batch_of(IMAGES), batch_of([bad, *IMAGES[1:]]), batch_of(IMAGES)]))
-    assert [made.decoded.tolist() for made in batches] == [[True] * 12, [False] + [True] * 11, [True] * 12]
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("damage", BAD_IMAGES)
+def test_image_that_does_not_decode_affects_only_itself(executor: str, damage: str) -> None:
+    bad, message = BAD_IMAGES[damage]
+    (good,) = run(executor, [batch_of(IMAGES)])
+    batches = list(run(executor, [batch_of(IMAGES), batch_of([bad, *IMAGES[1:]]), batch_of(IMAGES)]))
+    assert [batch.decoded.tolist() for batch in batches] == [[True] * 12, [False] + [True] * 11, [True] * 12]
     assert batches[1].reasons.keys() == {0}
     assert message in batches[1].reasons[0]
     assert "\n" not in batches[1].reasons[0]
-    for made in batches:
-        for view, other in zip(made.views, good.views, strict=True):
-            assert torch.allclose(view[made.decoded], other[made.decoded], atol=1e-3)
-            assert not view[~made.decoded].any()
+    for batch in batches:
+        for view, other in zip(batch.views, good.views, strict=True):
+            assert torch.allclose(view[batch.decoded], other[batch.decoded], atol=1e-3)
+            assert not view[~batch.decoded].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_batch_survives_images_that_only_their_decoder_refuses(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_every_batch_survives_images_that_only_their_decoder_refuses(executor: str) -> None:
     bad = BAD_IMAGES["no table"][0]
-    places = [{3}, {0, 5, 11}, set(), set(range(12)), {7}, set(), {2}]
-    batches = [batch_of([bad if i in chosen else image for i, image in enumerate(IMAGES)], SIZES) for chosen in places]
-    for batch, chosen in zip(batches, places, strict=True):
+    positions = [{3}, {0, 5, 11}, set(), set(range(12)), {7}, set(), {2}]
+    batches = [
+        batch_of([bad if i in chosen else image for i, image in enumerate(IMAGES)], SIZES) for chosen in positions
+    ]
+    for batch, chosen in zip(batches, positions, strict=True):
         batch.rows["height"][list(chosen)], batch.rows["width"][list(chosen)] = SIZES[0]
-    got = list(run(kind, batches))
-    assert [set(np.flatnonzero(~made.decoded).tolist()) for made in got] == places
-    assert [set(made.reasons) for made in got] == places
-    for made in got:
-        for view, other in zip(made.views, whole(kind), strict=True):
-            assert torch.allclose(view[made.decoded], other[made.decoded], atol=1e-3)
+    got = list(run(executor, batches))
+    assert [set(np.flatnonzero(~view_batch.decoded).tolist()) for view_batch in got] == positions
+    assert [set(view_batch.reasons) for view_batch in got] == positions
+    for view_batch in got:
+        for view, other in zip(view_batch.views, whole(executor), strict=True):
+            assert torch.allclose(view[view_batch.decoded], other[view_batch.decoded], atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blank_that_is_asked_for_is_zeros_without_a_reason(kind: str) -> None:
-    (made,) = run(kind, [batch_of([None, *IMAGES[1:]])])
-    assert made.decoded.tolist() == [False] + [True] * 11
-    assert made.reasons == {}
-    assert not any(view[0].any() for view in made.views)
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_requested_blank_is_zeros_without_a_reason(executor: str) -> None:
+    (batch,) = run(executor, [batch_of([None, *IMAGES[1:]])])
+    assert batch.decoded.tolist() == [False] + [True] * 11
+    assert batch.reasons == {}
+    assert not any(view[0].any() for view in batch.views)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_png_and_rgb_are_decoded_as_gray_jpeg_is(kind: str) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_png_and_rgb_are_decoded_as_gray_jpeg_is(executor: str) -> None:
     identity = np.broadcast_to(np.eye(2, 3), (3, 2, 3))
     images = [encoded(HEIGHT, WIDTH, 0), encoded(HEIGHT, WIDTH, 0, "PNG"), encoded(HEIGHT, WIDTH, 0, "JPEG", "RGB")]
     rows = index_rows([SIZES[0]] * 3)
-    made = next(build_view_executor(kind, task(1)).run(iter([ViewInputs(images, rows, [plain(identity)])])))
-    assert made.decoded.all()
-    assert (made.views[0] - made.views[0][:1]).abs().mean() < 2
+    batch = next(build_view_executor(executor, task(1)).run(iter([ViewInputs(images, rows, [plain(identity)])])))
+    assert batch.decoded.all()
+    assert (batch.views[0] - batch.views[0][:1]).abs().mean() < 2
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_look_at_a_header_ends_well_whatever_the_bytes(image_format: str, data: st.DataObject) -> None:
+def test_header_check_never_fails_whatever_the_bytes(image_format: str, data: st.DataObject) -> None:
     """Truncated or changed bytes give a reason or none, never an error; truncated ones always give a reason."""
     image = encoded(40, 30, 0, image_format)
     assert header_problem(image, 40, 30) is None
     cut = image[: data.draw(st.integers(0, len(image) - 1))].copy()
     assert header_problem(cut, 40, 30) is not None
     changed = image.copy()
-    for place in data.draw(st.lists(st.integers(0, min(len(image), 200) - 1), max_size=5)):
-        changed[place] = data.draw(st.integers(0, 255))
+    for position in data.draw(st.lists(st.integers(0, min(len(image), 200) - 1), max_size=5)):
+        changed[position] = data.draw(st.integers(0, 255))
     assert header_problem(changed, 40, 30) is None or isinstance(header_problem(changed, 40, 30), str)
 
 
@@ -326,12 +328,12 @@ def test_unknown_executor_is_rejected() -> None:
         build_view_executor("cuda", task(2))
 
 
-def test_draw_is_this_one_for_good() -> None:
+def test_draw_never_changes() -> None:
     """A run resumed by a later version must get the same views, so these values must not change."""
     rows = index_rows([(320, 390)])
     rows["sample"] = 0x0123456789ABCDEF
     first, second = draw(ViewSpec(), 42, rows, np.array([7]))
-    # centre x and y, crop width and height, mirrored, degrees, blur, brightness, contrast
+    # center x and y, crop width and height, mirrored, degrees, blur, brightness, contrast
     expected = [157.676949, 158.139064, 208.426977, 188.747031, 1, -0.072365, 0, 1.168968, 1.263406]
     assert [float(field[0]) for field in first] == pytest.approx(expected, abs=1e-6)
     expected = [191.220912, 150.110593, 232.23956, 266.261638, 1, 4.806139, 0.344374, 0.76195, 1.046039]
