@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -13,6 +14,7 @@ from typing_extensions import override
 
 from infra.errors import UserError
 from infra.schema import Option, type_in_words, value_in_words
+from infra.urls import scrub
 
 
 @dataclass
@@ -71,6 +73,7 @@ class CommandLine:
                 self.typed.append((key, value))
         if not flags:
             self._require_all()
+        self._require_no_urls()
         files = [f"--config={path}" for path, _ in self.files]
         return [*files, *(f"--{key}={value}" for key, value in self.typed), *flags, *self.words]
 
@@ -149,6 +152,17 @@ class CommandLine:
                     self._fail(f"{key} is missing: sternum {self.command} {key.upper()}")
                 self._fail(f"{key} is missing; add --{key}={self._example(key)}")
 
+    def _require_no_urls(self) -> None:
+        """Check that options that take a path hold no URL: as a path, s3://x is a local folder s3:/x."""
+        subject = [(self.subject, word) for word in self.words if self.subject]
+        in_files = [(key, item) for _, values in self.files for key, item in values.items()]
+        typed = [(key.removesuffix("+"), text) for key, text in self.typed]
+        for key, value in [*in_files, *typed, *subject]:
+            if key in self.options and _takes_only_paths(self.options[key].type):
+                for item in value if isinstance(value, list) else [value]:
+                    if "://" in str(item):
+                        self._fail(f"{key}={scrub(str(item))} must be a path on this machine, not a URL")
+
     @property
     def takes_many(self) -> bool:
         """Whether the subject is a list."""
@@ -183,6 +197,12 @@ class CommandLine:
     def _fail(self, message: str, cause: Exception | None = None) -> NoReturn:
         end = "" if message.endswith("?") else ";"
         raise UserError(f"{message}{end} all options: sternum {self.command} --help") from cause
+
+
+def _takes_only_paths(annotation: Any) -> bool:
+    return annotation is Path or (
+        bool(inner := get_args(annotation)) and Path in inner and {*inner} <= {Path, NoneType}
+    )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -122,6 +122,7 @@ def test_a_file_that_cannot_be_loaded_is_named_with_the_command_that_writes_it(t
         (["--data.folders=[a]"], "name is missing: sternum test NAME;"),
         (["x", "y", "--data.folders=[a]"], "unexpected word 'y'; options look like --key=value;"),
         (["", "--data.folders=[a]"], "name is empty; check the variable that the shell put there;"),
+        (["x", "--data.folders=[a,s3://b/c]"], "data.folders=[a,s3://b/c] must be a path on this machine, not a URL;"),
         (["x", "--data.folders=[a]", "--", "y"], "unexpected word '--'; options look like --key=value;"),
         (["x", "--config="], "config needs a value, such as --config=FILE;"),
         (["x", "--config=/usr"], "/usr is a folder; --config takes a YAML file, such as /usr/config.yaml"),
