@@ -2,16 +2,19 @@
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_origin
 
 import jsonargparse
 import yaml
+from typing_extensions import override
 
 from infra.errors import UserError
 from infra.schema import Option, type_in_words, value_in_words
+from infra.urls import scrub
 
 
 @dataclass
@@ -52,13 +55,15 @@ class CommandLine:
             if not word.startswith("-") or word == "-":
                 self.words.append(word)
                 continue
+            if word == "--":
+                self._fail("unexpected argument '--'; options look like --key=value")
             key, equals, value = word.lstrip("-").partition("=")
             if key == "print_config":
                 flags.append(word)
                 continue
             self._require_known(key.removesuffix("+"))
-            if not equals:
-                value = next(remaining, "")
+            if not equals or (key == "config" and not value):
+                value = "" if equals else next(remaining, "")
                 if not value or value.startswith("--"):
                     self._fail(f"{key} needs a value, such as --{key}={self._example(key)}")
             if key == "config":
@@ -68,15 +73,18 @@ class CommandLine:
                 self.typed.append((key, value))
         if not flags:
             self._require_all()
+        self._require_no_urls()
         files = [f"--config={path}" for path, _ in self.files]
         return [*files, *(f"--{key}={value}" for key, value in self.typed), *flags, *self.words]
 
     def _read(self, path: Path) -> dict[str, Any]:
         """Read a YAML file into values by dotted key."""
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; --config takes a YAML file, such as {path / 'config.yaml'}")
         if not path.is_file():
             raise UserError(f"{path} does not exist; --config takes a YAML file")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a safe loader
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
         except UnicodeDecodeError as error:
@@ -99,11 +107,14 @@ class CommandLine:
                 if not isinstance(value, dict):
                     example = next(known for known in self.options if known.startswith(f"{key}."))
                     self._fail(f"{key} in {path} is a section; give it keys, such as {example}")
-                values |= self._flatten(value, f"{key}.", path)
+                inner = self._flatten(value, f"{key}.", path)
             elif key in self.options:
-                values[key] = value
+                inner = {key: value}
             else:
                 self._fail(f"unknown key {key!r} in {path}" + self._did_you_mean(key))
+            for repeated in values.keys() & inner.keys():
+                self._fail(f"{repeated} is in {path} twice; keep one")
+            values |= inner
         return values
 
     def _require_known(self, key: str) -> None:
@@ -126,7 +137,9 @@ class CommandLine:
         return f"; did you mean {near[0]!r}?" if near else ""
 
     def _require_all(self) -> None:
-        """Check that each required option has a value, and that no word is left over."""
+        """Check that each required option has a value, and that each word has a meaning."""
+        if "" in self.words:
+            self._fail(f"{self.subject or 'a word'} is empty; check the variable that the shell put there")
         given = {key.removesuffix("+") for key, _ in self.typed}.union(*(values for _, values in self.files))
         if self.words and self.subject:
             given.add(self.subject)
@@ -138,6 +151,17 @@ class CommandLine:
                 if key == self.subject:
                     self._fail(f"{key} is missing: sternum {self.command} {key.upper()}")
                 self._fail(f"{key} is missing; add --{key}={self._example(key)}")
+
+    def _require_no_urls(self) -> None:
+        """Check that options that take a path hold no URL: as a path, s3://x is a local folder s3:/x."""
+        subject = [(self.subject, word) for word in self.words if self.subject]
+        in_files = [(key, item) for _, values in self.files for key, item in values.items()]
+        typed = [(key.removesuffix("+"), text) for key, text in self.typed]
+        for key, value in [*in_files, *typed, *subject]:
+            if key in self.options and _takes_only_paths(self.options[key].type):
+                for item in value if isinstance(value, list) else [value]:
+                    if "://" in str(item):
+                        self._fail(f"{key}={scrub(str(item))} must be a path on this machine, not a URL")
 
     @property
     def takes_many(self) -> bool:
@@ -173,6 +197,27 @@ class CommandLine:
     def _fail(self, message: str, cause: Exception | None = None) -> NoReturn:
         end = "" if message.endswith("?") else ";"
         raise UserError(f"{message}{end} all options: sternum {self.command} --help") from cause
+
+
+def _takes_only_paths(annotation: Any) -> bool:
+    return annotation is Path or (
+        bool(inner := get_args(annotation)) and Path in inner and {*inner} <= {Path, NoneType}
+    )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses a key that is in a mapping twice; yaml.SafeLoader silently keeps the last."""
+
+    @override
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        first: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in first:
+                problem = f"{key.value!r} is there twice, first in line {first[key.value].start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                first[key.value] = key
+        return super().construct_mapping(node, deep)
 
 
 def _is_valid(annotation: Any, value: Any, *, is_text: bool = False) -> bool:
