@@ -16,7 +16,7 @@ help:
 
 install: .venv/.installed ## create .venv with all extras, at the pinned versions (the other targets do this as needed)
 
-demo: install ## run everything on simulated radiographs, in about five minutes on two cores
+demo: install ## run everything on simulated radiographs, in about six minutes on two cores
 	$(BIN)/sternum demo
 
 test: install ## run the default tests, two files at a time

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         DemoConfig,
         arguments,
         command="demo",
-        description="Run the whole pipeline on simulated radiographs, in about five minutes on two CPU cores.",
+        description="Run the whole pipeline on simulated radiographs, in about six minutes on two CPU cores.",
         examples=["sternum demo", "sternum demo --out=runs/demo-1 --seed=1"],
     )
     began = time.monotonic()
