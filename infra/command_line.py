@@ -173,7 +173,8 @@ class CommandLine:
             return "FILE" if key == "config" else "VALUE"
         option = self.options[key]
         text = type_in_words(option.type).partition(", such as ")[2]
-        return "true" if option.type is bool else text or key.rpartition(".")[2].upper()
+        by_type = {bool: "true", int: "1", float: "1.0"}
+        return by_type.get(option.type) or text or key.rpartition(".")[2].upper()
 
     def report_wrong_value(self, error: Exception) -> NoReturn:
         """Raise an error that names the first value of a wrong type.

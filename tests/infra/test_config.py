@@ -117,6 +117,7 @@ def test_a_file_that_cannot_be_loaded_is_named_with_the_command_that_writes_it(t
         (["x", "--data.folders=[a]", "--steps=q"], "steps=q must be a whole number or null;"),
         (["x", "--data.folders=[a]", "--watch=maybe"], "watch=maybe must be true or false;"),
         (["x", "--data.folders=[a]", "--watch"], "watch needs a value, such as --watch=true;"),
+        (["x", "--data.folders=[a]", "--data.lanes"], "data.lanes needs a value, such as --data.lanes=1;"),
         (["x", "--data.folders=[a]", "--data.lanes=0"], "data.lanes=0 must be positive; use 8"),
         (["x", "--data.lanes=1"], "data.folders is missing; add --data.folders=[a,b];"),
         (["--data.folders=[a]"], "name is missing: sternum test NAME;"),
