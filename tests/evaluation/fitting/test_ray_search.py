@@ -112,7 +112,7 @@ if __name__ == "__main__":
                 print("ended", flush=True)
         class Kill(Note):
             def on_trial_start(self, trial, **_):
-                if trial.config["task"] == dict(problem="probe 3", fold=1):
+                if trial.config["fit"] == dict(problem="probe 3", fold=1):
                     ray.kill(trial.temporary_state.ray_actor)
         fitted = search_with_ray(*case(12, 200, 64), storage=Path({storage!r}), name="a")
     print(summed(fitted))
