@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks.common import machine, table
 from infra.files import write_atomic
-from ssl_core.model.cpu_convolution import _MatrixConvolution, use_matrix_products
+from ssl_core.model.cpu_convolution import matrix_conv2d, use_matrix_products
 from ssl_core.model.encoder import Backbone
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -58,7 +58,7 @@ def measure_layer(layer: tuple[int, int, int, int, int], dtype: torch.dtype, bat
     dy = torch.randn_like(F.conv2d(x, weight, None, stride, size // 2))
     ways: dict[str, Callable[[], object]] = {
         "conv2d": lambda: torch.autograd.backward(F.conv2d(x, weight, None, stride, size // 2), dy),
-        "matrix": lambda: torch.autograd.backward(_MatrixConvolution.apply(x, weight, stride, size // 2), dy),
+        "matrix": lambda: torch.autograd.backward(matrix_conv2d(x, weight, stride, size // 2), dy),
     }
     return in_turns(ways, repeats)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_core.model.cpu_convolution import MatrixConv2d, _MatrixConvolution, use_matrix_products
+from ssl_core.model.cpu_convolution import MatrixConv2d, matrix_conv2d, use_matrix_products
 from ssl_core.model.encoder import Backbone
 
 
@@ -30,7 +30,7 @@ def test_matrix_product_and_its_gradients_equal_those_of_conv2d(
 ) -> None:
     x, weight = input_and_weight(samples, side, channels, size)
     expected = F.conv2d(x, weight, None, stride, size // 2)
-    result = _MatrixConvolution.apply(x, weight, stride, size // 2)
+    result = matrix_conv2d(x, weight, stride, size // 2)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
     if samples == 0:
         return
@@ -46,7 +46,7 @@ def test_matrix_product_and_its_gradients_equal_those_of_conv2d(
 def test_rounding_is_that_of_the_data_type(dtype: torch.dtype, tolerance: float) -> None:
     x, weight = input_and_weight(8, 2, 256, 3, dtype)
     exact = F.conv2d(x.double(), weight.double(), None, 1, 1)
-    result = _MatrixConvolution.apply(x, weight, 1, 1).double()
+    result = matrix_conv2d(x, weight, 1, 1).double()
     assert (result - exact).norm() < tolerance * exact.norm()
 
 
