@@ -28,7 +28,7 @@ from sharding.reading.prefetch import Prefetcher, largest_bytes
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import BLANK, EncodedBatch, packed_batches, packed_metadata, sample_batches, sample_order
 from sharding.simulation.datasets import write_cell
-from tests.support.fault_server import Fault, serving
+from tests.support.fault_server import Fault, first_bytes, serving
 from tests.support.manifests import write_manifest
 
 
@@ -262,7 +262,8 @@ def test_remote_set_equals_the_local_one(packed: Path, tmp_path: Path) -> None:
         assert contents(list(packed_batches(remote, 20))) == contents(list(packed_batches(local, 20)))
         assert list(packed_metadata(remote)) == list(packed_metadata(local))
         assert [remote.key(1, 0), *remote.index(0).tolist()] == [local.key(1, 0), *local.index(0).tolist()]
-        assert all(len(server.gets(f"/packed/{shard.name}")) == 1 for shard in local.shards)
+        # A stream that closes early stops its downloads, and the next one continues them: no byte is sent twice.
+        assert all(first_bytes(server.gets(f"/packed/{shard.name}")).count(0) == 1 for shard in local.shards)
         stats = remote.stats()
     assert stats.shards_fetched == len(local.shards)
     assert stats.cache_hits > 0
