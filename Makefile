@@ -16,11 +16,11 @@ help:
 
 install: .venv/.installed ## create .venv with all extras, at the pinned versions (the other targets do this as needed)
 
-demo: install ## run everything on simulated radiographs, in about six minutes on two cores
+demo: install ## run everything on simulated radiographs, in about four minutes on two cores
 	$(BIN)/sternum demo
 
-test: install ## run the default tests, two files at a time
-	$(BIN)/pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+test: install ## run the default tests, four files at a time
+	$(BIN)/pytest -m "not slow" --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: install ## run the tests that take minutes, one at a time
 	$(BIN)/pytest -m slow

@@ -131,7 +131,7 @@ def speed_text(results: dict[str, dict[int, list[Cost] | str]], sizes: list[int]
             relative = ["", ""]
             if not isinstance(equation, str):
                 its_seconds, its_peak, _ = medians(equation)
-                relative = [f"{seconds / its_seconds:.2f}", f"{100 * peak / its_peak:.1f} %"]
+                relative = [f"{seconds / its_seconds:.2f}", f"{100 * peak / its_peak:.1f} %" if its_peak else ""]
             span = f"{min(c.seconds for c in costs):.3f} to {max(c.seconds for c in costs):.3f}"
             body.append([name, f"{seconds:.3f}", span, relative[0], f"{peak / 1e6:,.0f}", relative[1], f"{loss:.5f}"])
         header = ["", "s", "range", "of equation 4", "MB at the peak", "of equation 4", "loss"]
