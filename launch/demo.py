@@ -24,7 +24,7 @@ class DemoConfig:
     Args:
         out: folder for the images, the shards and the run; the same command continues an interrupted demo
         patients: simulated patients for pretraining, with about two radiographs each; at least 200
-        target_images: simulated radiographs for the probe, half of them with pneumonia; at least 200
+        target_images: simulated radiographs for the probe, half of them with pneumonia; at least 100
         epochs: passes over the pretraining images
         seed: determines the patients, the initial weights and the views
     """
