@@ -1,18 +1,21 @@
-"""Atomic writes, checksums, locks, and one-line disk errors."""
+"""Atomic writes, bounded reads, private folders, checksums, locks, and one-line disk errors."""
 
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from filelock import FileLock, Timeout
 
-from infra.errors import RunFailed, UserError
+from infra.errors import RunFailed, UserError, require
+
+SMALL_BYTES: Final = 256 << 20  # far above any manifest, note or state; what is larger is not read into memory
 
 _LOCK: Final = ".lock"
 
@@ -156,6 +159,43 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def make_private_folder(path: Path, hint: str) -> None:
+    """Create a folder that only this user can read, in a place where others can create folders too.
+
+    Anyone can create a folder of a known name in such a place first, and then read or replace what is written there.
+
+    Args:
+        path: the folder; an earlier process of this user may have left it
+        hint: the way out, for the message
+
+    Raises:
+        UserError: if others made it or can reach into it, or it cannot be created
+    """
+    with disk_errors(path):
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()  # a link may lead into a folder of another user
+    is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    require(is_private, f"{path} must be a folder that belongs to you alone, with mode 0700; {hint}")
+
+
+def read_small(path: Path) -> bytes:
+    """Return the content of a regular file of at most SMALL_BYTES.
+
+    Raises:
+        OSError: if it cannot be read
+        UserError: if it is larger, or not a regular file
+    """
+    status = path.stat()
+    require(stat.S_ISREG(status.st_mode), f"{path} is not a regular file; remove it, or name another folder")
+    require(
+        status.st_size <= SMALL_BYTES,
+        f"{path} has {status.st_size / 1e6:,.0f} MB, and at most {SMALL_BYTES >> 20} MiB of such a file are read; "
+        "remove it, or name another folder",
+    )
+    return path.read_bytes()
 
 
 def sha256_file(path: Path) -> str:

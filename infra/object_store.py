@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from infra.errors import RunFailed, UserError, require
 from infra.extras import Extra, require_extra
+from infra.files import SMALL_BYTES
 from infra.urls import require_no_credentials, scheme_of, scrub, shown
 
 # Each scheme with the extra that installs its client. The tests add `memory`.
@@ -95,9 +96,12 @@ class ObjectStore:
             return bool(self._client.exists(self._full(name)))
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file, None if it does not exist."""
+        """Return the content of a file of at most SMALL_BYTES, None if it does not exist."""
         with self._errors("read"):
             try:
+                size_bytes = self._client.info(self._full(name))["size"]
+                if size_bytes > SMALL_BYTES:
+                    raise ValueError(f"{name} has {size_bytes} bytes, more than {SMALL_BYTES >> 20} MiB")
                 return bytes(self._client.cat_file(self._full(name)))
             except FileNotFoundError:
                 return None

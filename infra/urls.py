@@ -72,20 +72,21 @@ def scrub(text: str) -> str:
     """
     users = r"\b([A-Za-z][A-Za-z0-9+.-]*:/|(?:https?|s3|gs|file):).*@"
     without_users = re.sub(users, lambda match: f"{match[1].rstrip('/')}//", text)
-    return re.sub(r"(:/[^\s?#]*)[?#]\S*", r"\1", without_users)
+    # urllib3 names a URL by its path alone: "Max retries exceeded with url: /x?token=1".
+    return re.sub(r"((?::|url: )/[^\s?#]*)[?#]\S*", r"\1", without_users)
 
 
 def _parts(location: Location) -> _Parts:
     match = _SCHEME.match(location) if isinstance(location, str) else None
     if match is None or not isinstance(location, str):
         return _Parts(str(location), False)
-    scheme, rest = match[1], location[match.end() :]
+    scheme, rest = match[1].lower(), location[match.end() :]
     parts = _REST.fullmatch(rest)
     if parts is None:
         return _Parts(f"{scheme}:...", re.search("[@?#]", rest) is not None)
     authority, path, tail = parts.groups()
     host = authority.rpartition("@")[2]
-    is_host = _HOST_AND_PORT.fullmatch(host) if scheme.lower() in _WITH_PORT else ":" not in host
+    is_host = _HOST_AND_PORT.fullmatch(host) if scheme in _WITH_PORT else ":" not in host
     is_ambiguous = ":" in authority and "@" in path + tail
     bare = f"{scheme}://{host}{path.rstrip('/')}" if is_host and not is_ambiguous else f"{scheme}://..."
     return _Parts(bare, "@" in authority or bool(tail) or is_ambiguous)

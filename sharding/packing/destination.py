@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from infra.errors import require
-from infra.files import disk_errors, fsync_path, locked, sha256_file
+from infra.files import disk_errors, fsync_path, locked, make_private_folder, read_small, sha256_file
 from infra.object_store import ObjectStore, file_path, require_store_url
 from infra.urls import Location, scheme_of, shown
 from sharding.format.manifest import PARTIAL, Shard
@@ -103,7 +103,7 @@ class _LocalDestination:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self._path / name).read_bytes()
+            return read_small(self._path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -144,14 +144,13 @@ class _StoreDestination:
             url, "out", hint="check the address and the credentials; the same command resumes the packing"
         )
         # The same name for the same user and URL, so that the next process finds and removes what a killed one left.
-        name = f"sternum-{os.getuid()}-{sha256(url.encode()).hexdigest()[:16]}"
+        name = f"sternum-{os.geteuid()}-{sha256(self._url.encode()).hexdigest()[:16]}"
         self._local = Path(tempfile.gettempdir()) / name
         self.staging = self._local / _STAGING
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        with disk_errors(self._local):
-            self._local.mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(self._local, "remove it, or set TMPDIR to a folder of yours")
         with locked(self._local, f"packing into {self._url}"), disk_errors(self._local):
             try:
                 shutil.rmtree(self.staging, ignore_errors=True)

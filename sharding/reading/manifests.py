@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.files import read_small
 from sharding.format.manifest import MANIFEST_NAME, PARTIAL, Manifest, NotJson, decode_manifest
 from sharding.reading.fetch import FetchConfig, Fetcher, Unavailable
 from sharding.reading.location import FetchFailed, LocalFolder, Location, RemoteFolder, open_location
@@ -24,7 +25,7 @@ def read_manifest(location: Location, fetch: FetchConfig | None = None) -> Manif
 def _read_local(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = read_small(path)
     except FileNotFoundError as error:
         if (folder / PARTIAL).exists():
             raise UserError(f"{folder} is not fully packed; run the same sternum shard command to finish it") from error

@@ -15,6 +15,7 @@ from infra.options import key
 from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
 from infra.signals import StopRequest
 from infra.status import State, Status, write_status
+from infra.urls import scrub
 from ssl_core.pretraining.config import PretrainConfig
 
 _LARGEST_SKEW_S: Final = 2.0
@@ -79,7 +80,7 @@ def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> 
             yield session
         except BaseException as error:
             session.state = "refused" if isinstance(error, UserError) else "failed"
-            session.message = " ".join(str(error).split()) or type(error).__name__
+            session.message = scrub(" ".join(str(error).split())) or type(error).__name__
             raise
         finally:
             session.write_status()

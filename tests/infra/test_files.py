@@ -5,16 +5,20 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from infra.errors import RunFailed, UserError
 from infra.files import (
+    SMALL_BYTES,
     atomic_folder,
     disk_errors,
     is_locked,
     locked,
+    make_private_folder,
+    read_small,
     remove_folder,
     remove_remains,
     require_space,
@@ -119,3 +123,50 @@ def test_a_second_process_is_refused_and_a_killed_one_frees_the_folder(tmp_path:
     with locked(tmp_path, "pretraining"):
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
+
+
+def test_private_folder_is_made_and_found_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_private_folder(tmp_path / "mine", "try another")
+        assert (tmp_path / "mine").stat().st_mode & 0o7777 == 0o700
+
+
+def open_to_others(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o777)
+
+
+def linked(path: Path) -> None:
+    (path.parent / "target").mkdir(mode=0o700)
+    path.symlink_to("target")
+
+
+def of_another_user(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    path.mkdir(mode=0o700)
+    os.chown(path, 65534, 65534)
+
+
+@pytest.mark.parametrize("prepare", [open_to_others, linked, of_another_user, Path.touch])
+def test_folder_that_others_may_reach_into_is_refused(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+    prepare(tmp_path / "mine")
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/mine must be a folder that belongs to you alone, .*; try another$"
+    ):
+        make_private_folder(tmp_path / "mine", "try another")
+
+
+def test_read_small_refuses_large_and_odd_files(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"content")
+    assert read_small(tmp_path / "small") == b"content"
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(SMALL_BYTES + 1)
+    with pytest.raises(UserError, match=r"/large has 268 MB, and at most 256 MiB of such a file are read; "):
+        read_small(tmp_path / "large")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(UserError, match="is not a regular file"):
+            read_small(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_small(tmp_path / "none")

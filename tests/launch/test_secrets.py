@@ -62,3 +62,58 @@ def test_no_message_and_no_file_holds_the_credentials_of_a_url(
         assert len(output.splitlines()) == 1, (scheme, form, output)
         assert SECRET not in output, (scheme, form)
         assert written(tmp_path) == []
+
+
+FILES = {
+    "pretraining shards": (["pretrain", "run"], "data: {{shards: ['{url}']}}"),
+    "mirror": (["pretrain", "run"], "data: {{shards: [shards]}}\ncheckpoints: {{mirror: '{url}'}}"),
+    "cache": (["pretrain", "run"], "data: {{shards: [shards], fetch: {{cache_folder: '{url}'}}}}"),
+    "misspelled key": (["pretrain", "run"], "data: {{shard: ['{url}']}}"),
+    "wrong type": (["pretrain", "run"], "data: {{shards: {{a: '{url}'}}}}"),
+    "number": (["pretrain", "run"], "seed: '{url}'\ndata: {{shards: [shards]}}"),
+    "not YAML": (["pretrain", "run"], "data: {{shards: ['{url}']"),
+    "destination": (["shard", "cell"], "root: raw\nout: '{url}'"),
+    "probe shards": (["probe", "run"], "data: {{shards: ['{url}']}}"),
+    "Ray cluster": (["probe", "run"], "data: {{shards: [shards]}}\naddress: '{url}'"),
+    "viewed shards": (["views"], "shards: ['{url}']"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_message_and_no_file_holds_the_credentials_of_a_url_in_a_configuration(
+    name: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("HOME", "TMPDIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    words, text = FILES[name]
+    config = tmp_path_factory.mktemp("elsewhere") / "config.yaml"
+    for form in FORMS.values():
+        config.write_text(text.format(url=form.format(scheme="https", secret=SECRET)))
+        assert main([*words, f"--config={config}"]) == 2
+        output = "".join(capfd.readouterr())
+        assert len(output.splitlines()) == 1, output
+        assert SECRET not in output
+        assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", [["report", "run"], ["probe", "run", "--data.shards=[shards]"], ["table", "run"]])
+@pytest.mark.parametrize("key", ["shards", "mirror"])
+def test_credentials_in_the_configuration_of_a_run_are_neither_used_nor_repeated(
+    command: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"https://anna:{SECRET}@127.0.0.1:1/x?token={SECRET}"
+    shards, mirror = (url, "s3://bucket/run") if key == "shards" else ("shards", url)
+    (tmp_path / "run").mkdir()
+    content = f"run_folder: run\ndata: {{shards: ['{shards}']}}\ncheckpoints: {{mirror: '{mirror}'}}\n"
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    assert main(command) == 2
+    output = "".join(capfd.readouterr())
+    assert len(output.splitlines()) == 1, output
+    assert SECRET not in output
+    assert written(tmp_path) == [tmp_path / "run" / "config.yaml"]

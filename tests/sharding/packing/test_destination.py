@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from infra.errors import RunFailed, UserError
 from infra.object_store import SCHEMES
+from infra.urls import Location
+from sharding.packing.destination import open_destination
 from sharding.packing.pack import PackConfig, pack
 
 
@@ -90,6 +93,34 @@ def test_pack_leaves_nothing_in_an_object_store_if_no_image_can_be_packed(config
     with pytest.raises(UserError, match="60 x zero bytes"):
         pack(config)
     assert stored(str(config.out)) == {}
+
+
+def test_working_folder_that_another_user_may_have_made_is_refused(config: PackConfig, tmp_path: Path) -> None:
+    """Its name is no secret, so another user can make it first and read or replace every shard in it."""
+    working = open_destination(config.out).staging.parent
+    assert working.parent == tmp_path / "temporary"
+    working.mkdir()
+    working.chmod(0o777)
+    with pytest.raises(UserError, match=rf"^{working} must be a folder that belongs to you alone.*TMPDIR"):
+        pack(config)
+    assert list(working.iterdir()) == []
+    assert stored(str(config.out)) == {}
+
+
+def test_every_name_of_a_destination_has_the_same_lock(config: PackConfig, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "link").symlink_to("shards")
+    names: list[Location] = [tmp_path / "shards", f"{tmp_path}/./shards/", f"file://{tmp_path}/shards"]
+    names += [tmp_path / "link", f"file://localhost{tmp_path}/link"]
+    urls: list[Location] = [str(config.out), f"{config.out}/", str(config.out).replace("memory", "MEMORY")]
+    for group in (names, urls):
+        for first, second in product(group, group):
+            with (
+                open_destination(first).locked(),
+                pytest.raises(UserError, match="is in use by another process that is packing into"),
+                open_destination(second).locked(),
+            ):
+                pass
 
 
 @pytest.mark.parametrize("url", ["floppy://a", "https://server/a", "local:///a", "s3:/bucket/a"])
