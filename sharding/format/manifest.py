@@ -14,7 +14,9 @@ import numpy as np
 
 from infra.arrays import Records
 from infra.errors import UserError
+from infra.files import read_small
 from sharding.format.fractions import FRACTIONS_PERCENT
+from sharding.images.encode import MAX_PIXELS, MAX_SIDE_PX
 
 MANIFEST_NAME: Final = "manifest.json"
 PARTIAL: Final = ".partial"  # the folder of notes next to the shards of an unfinished packing
@@ -162,7 +164,7 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         error_type = UserError if isinstance(error, msgspec.ValidationError) else NotJson
         raise error_type(f"{path} cannot be read: {error}; pack the dataset again") from error
     if manifest.version != VERSION:
@@ -205,7 +207,7 @@ def read_index(folder: Path, shard: Shard) -> Records:
     """Return the INDEX_ROW rows of a local shard (samples,); raises UserError unless they match the manifest."""
     path = folder / shard.index_name
     try:
-        content = path.read_bytes()
+        content = read_small(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; pack the dataset again") from error
     if sha256(content).hexdigest() != shard.index_sha256:
@@ -228,7 +230,10 @@ def decode_index(content: bytes, path: str) -> Records:
 
 
 def require_fitting(rows: Records, shard: Shard, path: str) -> None:
-    """Raise UserError unless an index has a row for each sample of its shard, and every member is inside the tar."""
+    """Raise UserError unless an index has a row for each sample of its shard, with what packing can have written.
+
+    Every member is inside the tar, and every image has a size that an image may have.
+    """
     if len(rows) != shard.samples:
         raise UserError(
             f"{path} has {len(rows)} rows, {MANIFEST_NAME} says {shard.samples} samples; pack the dataset again"
@@ -243,6 +248,14 @@ def require_fitting(rows: Records, shard: Shard, path: str) -> None:
                 f"{path}, row {row}: {length[row]} bytes from offset {offset[row]} are not within the "
                 f"{shard.size_bytes} bytes of {shard.name}; pack the dataset again"
             )
+    height, width = (rows[side].astype(np.uint64) for side in ("height", "width"))
+    impossible = (height * width == 0) | (height * width > MAX_PIXELS) | (np.maximum(height, width) > MAX_SIDE_PX)
+    if impossible.any():
+        row = int(impossible.argmax())
+        raise UserError(
+            f"{path}, row {row}: no packed image has {width[row]} x {height[row]} px; the limit is "
+            f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE_PX} px a side; pack the dataset again"
+        )
 
 
 def index_bytes(shard: Shard) -> int:

@@ -3,6 +3,9 @@
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NotRequired, TypedDict
+
+import msgspec
 
 from infra.rng import stable_hash
 
@@ -11,6 +14,33 @@ def key_of_path(path: Path) -> str:
     """Return a sample key for a file of any name: the legible part of the name, then a hash of the whole path."""
     legible = re.sub(r"[^A-Za-z0-9]+", "-", path.stem)[:60].strip("-")
     return f"{legible}-{stable_hash(path.as_posix()):016x}".strip("-")
+
+
+class SampleMetadata(TypedDict):
+    """The JSON member of a sample, with the meaning of `Sample`; the size is that of the source, upright, in pixels."""
+
+    patient: str
+    study: str | None
+    view: str | None
+    sex: str | None
+    age: float | None
+    split: str | None
+    labels: dict[str, int | None]
+    path: NotRequired[str | None]
+    source_height: NotRequired[int]
+    source_width: NotRequired[int]
+
+
+def decode_metadata(content: bytes) -> SampleMetadata:
+    """Return the content of a sample's JSON member.
+
+    Raises:
+        ValueError: if it is not one
+    """
+    try:
+        return msgspec.json.decode(content, type=SampleMetadata)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """`sternum verify`: compares packed folders with their manifests, down to every image."""
 
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from infra.errors import UserError
 from infra.files import sha256_file
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
-from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_index
+from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_index, require_fitting
+from sharding.format.sample import decode_metadata
 from sharding.format.writer import sample_identity
 from sharding.images.encode import ImageRejected, decode
 from sharding.images.file_formats import SIGNATURES
@@ -90,10 +90,9 @@ def _check_shard(folder: Path, dataset: str, shard: Shard) -> _ShardResult:
         differences.append(f"{shard.name} does not match its sha256 in {MANIFEST_NAME}")
     try:
         rows = read_index(folder, shard)
+        require_fitting(rows, shard, str(folder / shard.index_name))
     except UserError as error:
         return _ShardResult([*differences, str(error)], _NO_IDENTITIES)
-    if len(rows) != shard.samples:
-        differences.append(f"{shard.index_name} has {len(rows)} samples, not {shard.samples}")
     with path.open("rb") as file:
         damaged = list(_damaged_samples(file, rows, dataset, shard.split))
     if damaged:
@@ -115,7 +114,7 @@ def _damaged_samples(file: BinaryIO, rows: Records, dataset: str, split: str | N
             _require(extension in SIGNATURES and meta_name == f"{key}.json", f"members {name} and {meta_name}")
             _require(image.startswith(SIGNATURES[extension]), f"the format of {name} does not match its extension")
             _require(sample_identity(dataset, key) == row["sample"], f"key {key} is not the key in the index")
-            _require(json.loads(content)["split"] == split, f"{meta_name} does not have the shard's split")
+            _require(decode_metadata(content)["split"] == split, f"{meta_name} does not have the shard's split")
             height_width = decode(image)[0].size[::-1]
             _require(height_width == (row["height"], row["width"]), f"{name} does not have its size in the index")
         except (_Difference, ImageRejected, ValueError, LookupError, TypeError) as error:

@@ -6,9 +6,10 @@
 
 The kernel drops a lock when its process ends, so an unlocked file is unused: a whole file makes room for a new one,
 the one used longest ago first, and a partial file is continued or removed. The folder never exceeds its limit, even
-counting deleted files that are still being read. Nobody reads a partial file: it gets its final name when its sha256
-is right and it is on disk. Later only the size of a whole file is checked, since hashing gigabytes again would cost
-more than reading them; every read of a sample checks its crc32.
+counting deleted files that are still being read, except damaged ones. Nobody reads a partial file: it gets its final
+name when its sha256 is right and it is on disk. Later only the size of a whole file is checked, since hashing gigabytes
+again would cost more than reading them. Every read of a sample checks its crc32; if that is wrong, the file is hashed
+again and, if it has changed, removed and downloaded again. Other processes that have it open keep what they read.
 
 Caches such as diskcache and fsspec's filecache offer neither locks that last as long as a read nor a hard limit.
 """
@@ -18,10 +19,12 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -30,20 +33,22 @@ from filelock import FileLock, Timeout
 
 from infra.errors import RunFailed, UserError, require
 from infra.files import disk_errors
-from infra.options import key
+from infra.log import say
+from infra.options import key, setting
 from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownload, Unavailable
 from sharding.reading.location import RemoteFolder
 
 _ENTRY: Final = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.partial)?")
 _POLL_S: Final = 0.05
+_CHUNK_BYTES: Final = 1 << 20
 
 
 class CacheFull(RunFailed):
     """The files in use leave no room for another one."""
 
 
-class PinnedFile:
-    """A whole file of the cache, open for reading; it stays in the cache as long as this object lives.
+class OpenFile:
+    """A whole file, open for reading; if it is in the cache, it stays there as long as this object lives.
 
     Attributes:
         path: the file
@@ -51,7 +56,7 @@ class PinnedFile:
         was_cached: whether the file was in the cache already
     """
 
-    def __init__(self, path: Path, descriptor: int, was_cached: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, was_cached: bool = False) -> None:
         self.path, self.descriptor, self.was_cached = path, descriptor, was_cached
 
     def __del__(self) -> None:
@@ -67,19 +72,26 @@ class ShardCache:
     """
 
     def __init__(self, config: FetchConfig) -> None:
-        """Create the folder.
+        """Create the folder, for this user alone; one that exists may be shared by a group.
 
         Raises:
-            UserError: if the folder cannot be created
+            UserError: if the folder cannot be created, or everyone may write to it
         """
         self.folder = config.cache_folder.expanduser()
         self.fetcher = Fetcher(config)
         self._config = config
         self._limit_bytes = int(config.limit_gb * 1e9)
         with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
-                pass
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            is_open_to_all = self.folder.stat().st_mode & stat.S_IWOTH
+        # A whole file is read without being hashed again, so whoever may write here chooses the images.
+        require(
+            not is_open_to_all,
+            f"{setting(config, 'cache_folder')} is a folder that every user may write to; "
+            f"try {key(config, 'cache_folder')}={config.cache_folder / 'sternum'}",
+        )
+        with disk_errors(self.folder), self._locked():
+            pass
 
     def require_room(self, needed_bytes: int, readers: str) -> None:
         """Raise UserError unless the limit and the disk have room for `needed_bytes`.
@@ -111,15 +123,16 @@ class ShardCache:
         remote: RemoteFolder,
         spec: FileSpec,
         stop: threading.Event | None = None,
-        accept: Callable[[int], bool] = lambda descriptor: True,
-    ) -> PinnedFile:
+        *,
+        check: bool = False,
+    ) -> OpenFile:
         """Return a file, and download it if it is not cached; waits while another process downloads it.
 
         Args:
             remote: the folder to download from
             spec: the file
             stop: ends the download early when set
-            accept: checks the descriptor of a cached file; a file that it refuses is downloaded again
+            check: whether to compare the content of a cached file with its hash, and download it again if it differs
 
         Raises:
             Unavailable: if the file cannot be downloaded, or `stop` is set
@@ -135,9 +148,10 @@ class ShardCache:
         was_cached = True
         while True:
             pinned = self._find(spec, was_cached)
-            if pinned is not None and accept(pinned.descriptor):
+            if pinned is not None and not (check and pinned.was_cached and _is_damaged(pinned, spec)):
                 return pinned
             if pinned is not None:
+                say(f"warning: {pinned.path} is damaged; {remote.name}/{spec.name} is downloaded again")
                 self._discard(pinned)
                 del pinned
             file = self._begin(spec)
@@ -155,11 +169,11 @@ class ShardCache:
     def _limit(self) -> str:
         return f"{key(FetchConfig, 'limit_gb')}={self._config.limit_gb:g}"
 
-    def _find(self, spec: FileSpec, was_cached: bool) -> PinnedFile | None:
+    def _find(self, spec: FileSpec, was_cached: bool) -> OpenFile | None:
         """Return the whole file if it is cached, marked as just used."""
         path = self.folder / spec.sha256
         try:
-            pinned = PinnedFile(path, os.open(path, os.O_RDONLY), was_cached)
+            pinned = OpenFile(path, os.open(path, os.O_RDONLY), was_cached)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -178,10 +192,11 @@ class ShardCache:
             os.utime(pinned.descriptor)
         return pinned
 
-    def _discard(self, pinned: PinnedFile) -> None:
-        """Remove a file that turned out to be wrong; other readers keep their open descriptors."""
-        with self._locked(), disk_errors(pinned.path):
-            pinned.path.unlink(missing_ok=True)
+    def _discard(self, pinned: OpenFile) -> None:
+        """Remove a file that turned out to be wrong, unless another process has replaced it meanwhile."""
+        with self._locked(), disk_errors(pinned.path), suppress(FileNotFoundError):
+            if os.path.samestat(pinned.path.stat(), os.fstat(pinned.descriptor)):
+                pinned.path.unlink()
 
     def _begin(self, spec: FileSpec) -> FileIO | None:
         """Return the partial file, locked and with room for all of it; None if another process has it."""
@@ -263,6 +278,18 @@ class ShardCache:
                 f"the disk of {self.folder} is full ({free_gb:.3g} GB free) before {self._limit()} is reached; "
                 f"lower the limit, free some space, or choose another {key(FetchConfig, 'cache_folder')}"
             ) from error
+
+
+def _is_damaged(pinned: OpenFile, spec: FileSpec) -> bool:
+    """Return whether a file differs from its hash, or the disk cannot read it."""
+    content_hash, position = sha256(), 0
+    try:
+        while chunk := os.pread(pinned.descriptor, _CHUNK_BYTES, position):
+            content_hash.update(chunk)
+            position += len(chunk)
+    except OSError:
+        return True
+    return content_hash.hexdigest() != spec.sha256
 
 
 def _try_lock(descriptor: int, mode: int) -> bool:

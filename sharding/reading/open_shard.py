@@ -1,17 +1,21 @@
 """One open shard: reads samples from its tar and checks every byte against the index."""
 
 import os
+import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from tarfile import BLOCKSIZE, HeaderError, TarInfo
-from typing import Any, cast
+from typing import TypeVar
 
-import msgspec
 import numpy as np
 
 from infra.arrays import Records, UInt8
 from infra.errors import RunFailed
-from sharding.reading.cache import PinnedFile
+from sharding.format.sample import SampleMetadata, decode_metadata
+from sharding.reading.cache import OpenFile
+
+T = TypeVar("T")
 
 
 class SampleDamaged(RunFailed):
@@ -19,54 +23,82 @@ class SampleDamaged(RunFailed):
 
 
 class OpenShard:
-    """An open tar with its index; closes itself when the last reference to it is gone.
+    """An open tar with its index, safe to use from several threads; closes itself when its last reference is gone.
 
     Attributes:
         rows: (samples,) INDEX_ROW, in the order of the tar
     """
 
-    def __init__(self, rows: Records, tar: Path | PinnedFile, name: str, hint: str) -> None:
-        """Open the tar.
+    def __init__(
+        self,
+        rows: Records,
+        tar: OpenFile,
+        name: str,
+        hint: str,
+        renew: Callable[[], OpenFile] | None = None,
+    ) -> None:
+        """Use an open tar.
 
         Args:
             rows: the index of the shard
-            tar: a local file, or a file of the cache that stays there while this shard is open
+            tar: the tar; a file of the cache stays there while this shard is open
             name: the shard's location, for messages
             hint: advice for the user if bytes are damaged
-
-        Raises:
-            OSError: if the local file cannot be opened
+            renew: opens the tar with its content compared with the manifest, after a sample was damaged; raises
+                RunFailed if that is impossible
         """
         self.rows = rows
-        self._name, self._hint = name, hint
-        self._pinned = tar if isinstance(tar, PinnedFile) else None
-        self._descriptor = tar.descriptor if isinstance(tar, PinnedFile) else os.open(tar, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor") and self._pinned is None:
-            os.close(self._descriptor)
+        self._file, self._name, self._hint, self._renew = tar, name, hint, renew
+        self._lock = threading.Lock()
 
     def read(self, row: int) -> UInt8:
         """Return the encoded image (bytes,) of a sample; raises SampleDamaged."""
-        return self._read(row, "image")
+        return self._repaired(lambda file: self._read(file, row, "image"))
 
-    def metadata(self, row: int) -> dict[str, Any]:
-        """Return a sample's metadata (patient, split, labels, ...); raises SampleDamaged."""
-        return cast(dict[str, Any], msgspec.json.decode(self._read(row, "meta").tobytes()))
+    def metadata(self, row: int) -> SampleMetadata:
+        """Return a sample's metadata; raises SampleDamaged."""
+        content = self._repaired(lambda file: self._read(file, row, "meta"))
+        try:
+            return decode_metadata(content.tobytes())
+        except ValueError as error:
+            raise SampleDamaged(
+                f"{self._sample(row)} has unusable metadata: {error}; pack the dataset again"
+            ) from error
 
     def key(self, row: int) -> str:
         """Return the key of a sample, which is the name of its members in the tar; raises SampleDamaged."""
-        header = os.pread(self._descriptor, BLOCKSIZE, int(self.rows[row]["image_offset"]) - BLOCKSIZE)
+        return self._repaired(lambda file: self._read_key(file, row))
+
+    def _repaired(self, read: Callable[[OpenFile], T]) -> T:
+        """Return what `read` reads from the tar; if that is damaged, from the renewed tar."""
+        try:
+            return read(self._file)
+        except SampleDamaged:
+            self._renew_once()
+        return read(self._file)
+
+    def _renew_once(self) -> None:
+        with self._lock:
+            renew, self._renew = self._renew, None
+            if renew is None:
+                return
+            try:
+                self._file = renew()
+            except RunFailed as error:
+                self._hint = f"its copy in the cache is damaged, and {error}"
+
+    def _read_key(self, file: OpenFile, row: int) -> str:
+        header = os.pread(file.descriptor, BLOCKSIZE, int(self.rows[row]["image_offset"]) - BLOCKSIZE)
         try:
             return Path(TarInfo.frombuf(header, "utf-8", "strict").name).stem
         except HeaderError as error:
             raise SampleDamaged(f"{self._sample(row)} has a damaged tar header: {error}") from error
 
-    def _read(self, row: int, member: str) -> UInt8:
+    def _read(self, file: OpenFile, row: int, member: str) -> UInt8:
         offset, size_bytes, crc32 = (int(self.rows[row][f"{member}_{field}"]) for field in ("offset", "bytes", "crc32"))
         content = np.empty(size_bytes, np.uint8)
         try:
-            count = os.preadv(self._descriptor, [content.data], offset)
+            count = os.preadv(file.descriptor, [content.data], offset)
         except OSError as error:
             raise SampleDamaged(f"{self._sample(row)} cannot be read: {error.strerror}") from error
         if count != size_bytes or zlib.crc32(content.data) != crc32:

@@ -5,8 +5,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from infra.arrays import Int64, Records, UInt8
 from infra.errors import RunFailed
 from sharding.format.manifest import INDEX_ROW, Manifest, decode_index, index_bytes, read_index, require_fitting
-from sharding.reading.cache import CacheFull, ShardCache
+from sharding.format.sample import SampleMetadata
+from sharding.reading.cache import CacheFull, OpenFile, ShardCache
 from sharding.reading.fetch import FetchConfig, FileSpec
 from sharding.reading.location import LocalFolder, Location, ShardFolder, open_location
 from sharding.reading.manifests import fetch_manifest, read_manifest
@@ -119,8 +121,8 @@ class ShardSet:
         """Return the encoded image (bytes,) of a sample; raises SampleDamaged if its bytes are not the packed ones."""
         return self.shard(shard).read(row)
 
-    def metadata(self, shard: int, row: int) -> dict[str, Any]:
-        """Return a sample's metadata (patient, split, labels, ...); raises SampleDamaged like `read`."""
+    def metadata(self, shard: int, row: int) -> SampleMetadata:
+        """Return a sample's metadata; raises SampleDamaged like `read`."""
         return self.shard(shard).metadata(row)
 
     def key(self, shard: int, row: int) -> str:
@@ -177,16 +179,21 @@ class ShardSet:
         try:
             rows = self._read_index(shard, stop)
             if isinstance(folder, LocalFolder):
+                path = folder.path / entry.name
                 hint = f"see what else differs: sternum verify {folder.name}"
-                return OpenShard(rows, folder.path / entry.name, self.name(shard), hint)
+                return OpenShard(rows, OpenFile(path, os.open(path, os.O_RDONLY)), self.name(shard), hint)
             assert self.cache is not None, "a remote shard needs a cache"
-            pinned = self.cache.open(folder, FileSpec(entry.name, entry.sha256, entry.size_bytes), stop)
+            spec = FileSpec(entry.name, entry.sha256, entry.size_bytes)
+            file = self.cache.open(folder, spec, stop)
         except OSError as error:
             raise RunFailed(f"{self.name(shard)} cannot be opened: {error.strerror}") from error
         with self._lock:
-            self._cache_hits += pinned.was_cached
-            self._shards_fetched += not pinned.was_cached
-        return OpenShard(rows, pinned, self.name(shard), f"remove {pinned.path} to download it again")
+            self._cache_hits += file.was_cached
+            self._shards_fetched += not file.was_cached
+        renew = partial(
+            self.cache.open, folder, spec, stop, check=True
+        )  # no reference to `self`, which would be a cycle
+        return OpenShard(rows, file, self.name(shard), "pack the dataset again", renew)
 
     def release(self, shard: int) -> None:
         """Close a shard as soon as no one is reading it."""
@@ -222,13 +229,8 @@ class ShardSet:
             return rows
         assert self.cache is not None, "a remote shard needs a cache"
         spec = FileSpec(entry.index_name, entry.index_sha256, index_bytes(entry), is_exact=False)
-        pinned = self.cache.open(
-            folder, spec, stop, lambda descriptor: sha256(_content(descriptor)).hexdigest() == entry.index_sha256
-        )
-        rows = decode_index(_content(pinned.descriptor), f"{folder.name}/{entry.index_name}")
+        file = self.cache.open(folder, spec, stop, check=True)
+        content = os.pread(file.descriptor, spec.size_bytes, 0)
+        rows = decode_index(content, f"{folder.name}/{entry.index_name}")
         require_fitting(rows, entry, f"{folder.name}/{entry.index_name}")
         return rows
-
-
-def _content(descriptor: int) -> bytes:
-    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)

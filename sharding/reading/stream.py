@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from io import BytesIO
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from infra.background import read_ahead
 from infra.errors import RunFailed
 from infra.log import say
 from sharding.format.manifest import INDEX_ROW
+from sharding.format.sample import SampleMetadata
 from sharding.reading.data_config import DataConfig
 from sharding.reading.open_shard import SampleDamaged
 from sharding.reading.order import Positions, SampleOrder
@@ -113,7 +114,7 @@ def packed_batches(
     return _batches(shards, enumerate(_packed(shards, local_batch, numbers)), budget_bytes, local_batch, mask=False)
 
 
-def packed_metadata(shards: ShardSet) -> Generator[dict[str, Any], None, None]:
+def packed_metadata(shards: ShardSet) -> Generator[SampleMetadata, None, None]:
     """Yield the metadata of each sample, in packed order; raises like `packed_batches`."""
     prefetcher = Prefetcher(shards, _require_two_shards(shards), most_items=len(shards.shards))
     walk = prefetcher.walk(range(len(shards.shards)), lambda shard: [shard])

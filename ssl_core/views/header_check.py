@@ -1,12 +1,13 @@
 """A check of an encoded image's header and last bytes, before any pixel is decoded.
 
-Both executors run it first, so that they decode the same images, and so that no header makes a decoder reserve
-gigabytes.
+Both executors run it first, so that they decode the same images, and so that no header makes a decoder reserve more
+than an image may have that Sternum packs.
 """
 
 from typing import Final, NamedTuple
 
 from infra.arrays import UInt8
+from sharding.images.encode import MAX_PIXELS, MAX_SIDE_PX, TOO_LARGE
 from sharding.images.file_formats import JPEG_END, JPEG_FRAMES, JPEG_SCAN, JPEG_SIGNATURE, PNG_END, PNG_HEADER
 
 _PNG_PLAIN: Final = (0, 2)  # the color types gray and RGB, without palette or alpha (PNG specification, 11.2.1)
@@ -33,15 +34,20 @@ def header_problem(encoded: UInt8, height: int, width: int) -> str | None:
         frame, end = _png_frame(content), PNG_END
     else:
         return "not a JPEG or PNG file"
+    problem = _frame_problem(frame, height, width)
+    if problem is None and bytes(content[-len(end) :]) != end:
+        return "its end is missing"
+    return problem
+
+
+def _frame_problem(frame: _Frame | None, height: int, width: int) -> str | None:
     if frame is None:
         return "its header declares no size"
     if (frame.height, frame.width) != (height, width):
         return f"its header declares {frame.width} x {frame.height} px, the index {width} x {height} px"
-    if not frame.is_plain:
-        return "its pixels are neither 8-bit gray nor 8-bit RGB"
-    if bytes(content[-len(end) :]) != end:
-        return "its end is missing"
-    return None
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE_PX:
+        return TOO_LARGE
+    return None if frame.is_plain else "its pixels are neither 8-bit gray nor 8-bit RGB"
 
 
 def _jpeg_frame(content: memoryview) -> _Frame | None:

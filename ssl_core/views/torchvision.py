@@ -79,8 +79,10 @@ def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
         return reason
     try:
         with Image.open(BytesIO(encoded.data), formats=FORMATS) as image:
+            if image.size != (width, height):  # a JPEG may declare a second size, which the check does not see
+                return f"it declares {image.width} x {image.height} px too"
             return torch.from_numpy(np.array(image.convert("L"), np.float32))[None]
-    except DECODER_ERRORS as error:
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         return first_line(error)
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from sharding.reading.cache import CacheFull, PinnedFile, ShardCache
+from sharding.reading.cache import CacheFull, OpenFile, ShardCache
 from sharding.reading.fetch import FetchConfig, FileSpec, Unavailable
 from sharding.reading.location import WebFolder, open_location
 from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
@@ -17,7 +17,7 @@ from tests.support.fault_server import Fault, FaultServer, first_bytes, serving
 SIZE_BYTES = 10_000
 FILES = {f"{letter}.tar": letter.encode() * SIZE_BYTES for letter in "abcdef"}
 
-Open = Callable[[str], PinnedFile]
+Open = Callable[[str], OpenFile]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def remote(server: FaultServer) -> WebFolder:
     return folder
 
 
-def content(held: PinnedFile) -> bytes:
+def content(held: OpenFile) -> bytes:
     return os.pread(held.descriptor, SIZE_BYTES + 1, 0)
 
 
@@ -100,7 +100,7 @@ def test_cache_never_holds_more_than_its_limit(
     files: int,
 ) -> None:
     cache = cache_of(tmp_path_factory.mktemp("cache"), files)
-    held: list[PinnedFile] = []
+    held: list[OpenFile] = []
     for name, keep in steps:
         try:
             opened = cache.open(remote(server), wanted(name))
@@ -150,13 +150,60 @@ def test_file_of_the_wrong_size_is_fetched_again(server: FaultServer, tmp_path: 
     assert content(cache.open(remote(server), wanted("a.tar"))) == FILES["a.tar"]
 
 
-def test_file_that_is_not_accepted_is_fetched_again(server: FaultServer, tmp_path: Path) -> None:
+def test_damaged_file_is_fetched_again_when_it_is_checked(
+    server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = cache_of(tmp_path, 3)
     path = cache.open(remote(server), wanted("a.tar")).path
     path.write_bytes(FILES["b.tar"])
-    held = cache.open(remote(server), wanted("a.tar"), accept=lambda descriptor: os.pread(descriptor, 1, 0) == b"a")
-    assert content(held) == FILES["a.tar"]
-    assert not held.was_cached
+    reader = cache.open(remote(server), wanted("a.tar"))
+    mended = cache.open(remote(server), wanted("a.tar"), check=True)
+    assert (content(mended), mended.was_cached) == (FILES["a.tar"], False)
+    assert content(reader) == FILES["b.tar"]  # what another process has open stays as it was
+    assert f"warning: {path} is damaged; {server.url}/a.tar is downloaded again" in capsys.readouterr().err
+    assert cache.open(remote(server), wanted("a.tar"), check=True).was_cached
+    assert len(server.gets("/a.tar")) == 2
+
+
+def test_damaged_file_is_removed_only_by_the_first_process_that_finds_it(server: FaultServer, tmp_path: Path) -> None:
+    path = cache_of(tmp_path, 3).open(remote(server), wanted("a.tar")).path
+    path.write_bytes(FILES["b.tar"])
+    caches = [cache_of(tmp_path, 3) for _ in range(4)]
+    start = threading.Barrier(len(caches))
+    read: list[bytes] = []
+
+    def open_checked(cache: ShardCache) -> None:
+        start.wait()
+        read.append(content(cache.open(remote(server), wanted("a.tar"), check=True)))
+
+    threads = [threading.Thread(target=open_checked, args=[cache]) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == [FILES["a.tar"]] * len(caches)
+    assert len(server.gets("/a.tar")) == 2
+
+
+def test_folder_that_everyone_may_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    message = rf"^cache_folder={tmp_path}/shared is a folder that every .*; try cache_folder={tmp_path}/shared/sternum$"
+    with pytest.raises(UserError, match=message):
+        cache_of(tmp_path / "shared", 1)
+    assert list((tmp_path / "shared").iterdir()) == []
+    made = cache_of(tmp_path / "shared" / "sternum", 1).folder
+    assert made.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("size_bytes", [SIZE_BYTES - 1, SIZE_BYTES + 1])
+def test_file_that_the_manifest_describes_with_another_size_is_refused(
+    server: FaultServer, tmp_path: Path, size_bytes: int
+) -> None:
+    spec = FileSpec("a.tar", sha256(FILES["a.tar"]).hexdigest(), size_bytes)
+    with pytest.raises(Unavailable, match=r"/a\.tar cannot be downloaded: "):
+        cache_of(tmp_path, 3, attempts=2).open(remote(server), spec)
+    assert names(cache_of(tmp_path, 3)) == set()
 
 
 def test_other_files_in_the_folder_are_left_alone(server: FaultServer, tmp_path: Path) -> None:

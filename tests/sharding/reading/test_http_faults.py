@@ -126,8 +126,8 @@ LASTING = {
     "503": (Fault("status", 503), "503"),
     "reset": (Fault("reset at once"), "[Rr]eset"),
     "truncated": (Fault("cut unannounced", 0), "0 (of|bytes)"),
-    "stall": (Fault("silent", 100), "no byte"),
-    "trickle": (Fault("trickle", 100), r"s\b"),
+    "stall": (Fault("silent", 100), "no byte|not all bytes arrived in time"),
+    "trickle": (Fault("trickle", 100), "not all bytes arrived in time|total_s=2.0 is used up"),
     "wrong bytes": (Fault("flip", 7000), "sha256"),
     "too many bytes": (Fault("excess", 9), "bytes"),
     "a page in its place": (Fault("status", 200), "bytes"),
@@ -287,22 +287,63 @@ def test_next_start_goes_on_where_a_killed_one_stopped(
     assert partial_files(tmp_path / "cache") == []
 
 
-def test_damage_in_the_cache_masks_one_sample_with_a_warning(
-    server: FaultServer, undisturbed: Epoch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def damage(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_shard_in_the_cache_is_fetched_again(
+    server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch = quick_fetch(tmp_path / "cache")
     shards = ShardSet([f"{server.url}/set"], fetch=fetch)
+    for number, row, member in ((3, 1, "image"), (3, 0, "image"), (5, 0, "image"), (6, 0, "meta")):
+        position = int(shards.row(number, row)[f"{member}_offset"]) + 20
+        damage(tmp_path / "cache" / manifest.shards[number].sha256, position)
+    server.heal()
+    assert read_epoch(f"{server.url}/set", fetch) == undisturbed
+    shards_again = ShardSet([f"{server.url}/set"], fetch=fetch)
+    assert shards_again.metadata(6, 0) == ShardSet([server.folder / "set"]).metadata(6, 0)
+    gets = [len(server.gets(f"/set/{shard.name}")) for shard in manifest.shards]
+    assert gets == [1] * len(gets)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "is downloaded again" in line]
+    assert len(warnings) == 3
+    del shards
+
+
+def test_damaged_shard_in_a_shared_cache_is_fetched_again_once(
+    server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path
+) -> None:
+    shards = ShardSet([f"{server.url}/set"], fetch=quick_fetch(tmp_path / "cache"))
+    for number, shard in enumerate(manifest.shards):
+        position = int(shards.row(number, 0)["image_offset"]) + 20
+        damage(tmp_path / "cache" / shard.sha256, position)
+    server.heal()
+    processes = [reading_process(f"{server.url}/set", tmp_path / "cache") for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert out.strip() == undisturbed.fingerprint, err
+    assert [len(server.gets(f"/set/{shard.name}")) for shard in manifest.shards] == [1] * len(manifest.shards)
+
+
+def test_damaged_shard_that_cannot_be_fetched_again_costs_its_damaged_samples(
+    server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch = quick_fetch(tmp_path / "cache", attempts=1)
+    shards = ShardSet([f"{server.url}/set"], fetch=fetch)
     row = shards.row(3, 1)
-    path = tmp_path / "cache" / shards.shards[3].sha256
-    content = bytearray(path.read_bytes())
-    content[int(row["image_offset"]) + 20] ^= 1
-    path.write_bytes(content)
+    damage(tmp_path / "cache" / manifest.shards[3].sha256, int(row["image_offset"]) + 20)
+    server.always(f"/set/{manifest.shards[3].name}", Fault("status", 503))
     epoch = read_epoch(f"{server.url}/set", fetch)
     assert [sample for sample, _ in epoch.images] == [sample for sample, _ in undisturbed.images]
     differing = [now for now, before in zip(epoch.images, undisturbed.images, strict=True) if now != before]
     assert differing == [(int(row["sample"]), BLANK.tobytes())]
     assert epoch.valid == undisturbed.valid - 1
-    assert re.search(rf"sample 1 of {server.url}/set/{shards.shards[3].name} .*masked", capsys.readouterr().err)
+    name = f"{server.url}/set/{manifest.shards[3].name}"
+    cause = rf"its copy in the cache is damaged, and {name} cannot be downloaded: 503 .*"
+    message = rf"sample 1 of {name} does not match its checksum; {cause}; it is masked in"
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_file_that_had_come_whole_when_its_process_ended_is_not_asked_for_again(

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
@@ -407,6 +408,12 @@ def changed(rows: Any, field: str, value: int) -> Any:
         (lambda rows: changed(rows, "image_offset", 2**63), "row 1: .* are not within"),
         (lambda rows: changed(rows, "meta_bytes", 2**31), "row 1: 2147483648 bytes .* are not within"),
         (lambda rows: changed(rows, "meta_offset", 0), "row 1: .* from offset 0 are not within"),
+        (lambda rows: changed(rows, "height", 0), r"row 1: no packed image has \d+ x 0 px; the limit is 64 megapixels"),
+        (lambda rows: changed(rows, "width", 65501), "row 1: no packed image has 65501 x"),
+        (
+            lambda rows: changed(changed(rows, "width", 8001), "height", 8001),
+            "row 1: no packed image has 8001 x 8001 px; the limit is 64 megapixels and 65500 px a side; pack",
+        ),
         (lambda rows: rows["sample"], "is not an index of a shard"),
         (lambda rows: rows[None], "is not an index of a shard"),
     ],
@@ -415,3 +422,33 @@ def test_index_that_does_not_fit_its_shard_is_refused(copied: Path, change: Call
     name = write_index(copied, change(ShardSet([copied]).index(0)))
     with pytest.raises(UserError, match=rf"{name}.*{message}"):
         ShardSet([copied]).read(0, 0)
+
+
+def with_metadata(folder: Path, content: bytes) -> None:
+    """Give the first sample other metadata, and the index and the manifest their checksums."""
+    shard = read_manifest(folder).shards[0]
+    rows = ShardSet([folder]).index(0).copy()
+    offset = int(rows["meta_offset"][0])
+    path = folder / shard.name
+    tar = bytearray(path.read_bytes())
+    tar[offset : offset + len(content)] = content
+    path.write_bytes(tar)
+    rows["meta_bytes"][0], rows["meta_crc32"][0] = len(content), zlib.crc32(content)
+    write_index(folder, rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"patient":"p"}', "missing required field"),
+        (b'{"patient":7}', "Expected `str`, got `int`"),
+        (b'{"patient":"\xff"}', "codec can't decode"),
+        (b"[" * 400, "."),
+        (b"{}]", "."),
+    ],
+)
+def test_sample_with_unusable_metadata_is_named(copied: Path, content: bytes, message: str) -> None:
+    with_metadata(copied, content)
+    with pytest.raises(RunFailed, match=rf"^sample 0 of {copied}/.* has unusable metadata: .*{message}") as caught:
+        list(packed_metadata(ShardSet([copied])))
+    assert "\n" not in str(caught.value)

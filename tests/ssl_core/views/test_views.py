@@ -238,6 +238,21 @@ def damaged_png(height: int, width: int) -> np.ndarray:
     return image
 
 
+def with_second_frame(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The JPEG with a second frame header, of another size, after the first one."""
+    frame = image.tobytes().index(b"\xff\xc0")
+    end = frame + 2 + int.from_bytes(image[frame + 2 : frame + 4].tobytes(), "big")
+    second = with_size(image, height, width)[frame:end]
+    return np.concatenate([image[:end], second, image[end:]])
+
+
+def blank_png(side_px: int) -> np.ndarray:
+    """A black PNG that is larger than any packed image, and small as a file."""
+    file = io.BytesIO()
+    Image.new("L", (side_px, side_px)).save(file, "PNG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
 HEIGHT, WIDTH = SIZES[0]
 BAD_IMAGES = {
     "cut": (IMAGES[0][: len(IMAGES[0]) // 2].copy(), "its end is missing"),
@@ -247,6 +262,7 @@ BAD_IMAGES = {
     "one byte": (np.full(1, 255, np.uint8), "not a JPEG or PNG file"),
     "headless": (np.frombuffer(b"\xff\xd8\xff\xd9", np.uint8), "declares no size"),
     "absurd size": (with_size(IMAGES[0], 60000, 60000), f"declares 60000 x 60000 px, the index {WIDTH} x {HEIGHT}"),
+    "second size": (with_second_frame(IMAGES[0], 20000, 20000), ""),
     "another size": (IMAGES[1], "its header declares"),
     "16 bits": (encoded(HEIGHT, WIDTH, 0, "PNG", "I;16"), "neither 8-bit gray nor 8-bit RGB"),
     "alpha": (encoded(HEIGHT, WIDTH, 0, "PNG", "LA"), "neither 8-bit gray nor 8-bit RGB"),
@@ -271,6 +287,14 @@ def test_image_that_does_not_decode_affects_only_itself(executor: str, damage: s
         for view, other in zip(batch.views, good.views, strict=True):
             assert torch.allclose(view[batch.decoded], other[batch.decoded], atol=1e-3)
             assert not view[~batch.decoded].any()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_image_above_the_limit_of_packing_is_not_decoded(executor: str) -> None:
+    side_px = 8001  # 64.02 megapixels
+    (batch,) = run(executor, [batch_of([blank_png(side_px), *IMAGES[1:]], [(side_px, side_px), *SIZES[1:]])])
+    assert batch.decoded.tolist() == [False] + [True] * 11
+    assert list(batch.reasons) == [0]
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
