@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
@@ -72,6 +72,26 @@ def _put(ready: "queue.Queue[T | _End[T]]", item: T | _End[T], stop: threading.E
             continue
         return True
     return False
+
+
+def call_within(timeout_s: float, function: Callable[[], T], discard: Callable[[T], object]) -> T:
+    """Call a function in a daemon thread and wait at most `timeout_s` seconds for its result.
+
+    Args:
+        timeout_s: how long to wait
+        function: what to call; it goes on in its thread if nobody waits any longer
+        discard: receives a result that comes too late
+
+    Raises:
+        TimeoutError: if there is no result by then
+    """
+    future: Future[T] = Future()
+    threading.Thread(target=_call, args=(future, function), name="call-within", daemon=True).start()
+    done, _ = wait([future], timeout_s)
+    if not done:
+        future.add_done_callback(lambda late: None if late.exception() else discard(late.result()))
+        raise TimeoutError(f"no result within {timeout_s:g} s")
+    return future.result()
 
 
 class Background:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, NoReturn, TypeVar
 
 from infra.errors import RunFailed, require
+from infra.files import SMALL_BYTES
 from infra.options import key, require_between, setting
 from sharding.reading.location import FetchFailed, RemoteFolder
 
@@ -113,7 +114,8 @@ class PartialDownload:
 
     def is_whole(self, spec: FileSpec) -> bool:
         """Return whether these are the bytes of the file."""
-        return self._hash.hexdigest() == spec.sha256
+        has_size = self.size_bytes == spec.size_bytes or not spec.is_exact
+        return has_size and self._hash.hexdigest() == spec.sha256
 
     def refuse(self, is_final: bool) -> NoReturn:
         """Raise FetchFailed because these are not the bytes of the file."""
@@ -160,7 +162,7 @@ class Fetcher:
                     self.retries += 1
 
     def read(self, remote: RemoteFolder, name: str, decode: Callable[[bytes], T]) -> T:
-        """Return a small file of unknown content, decoded.
+        """Return a file of unknown content and at most SMALL_BYTES, decoded.
 
         Args:
             remote: the folder
@@ -173,12 +175,14 @@ class Fetcher:
         retry = _RetryPolicy(self.config, f"{remote.name}/{name}", threading.Event())
         while True:
             try:
-                body = remote.open(name, 0, retry.timeout_s())
+                body = remote.open(name, 0, retry.timeout_s(), retry.left_s())
                 content = bytearray()
                 with closing(body.chunks):
+                    _require_small(body.announced_bytes)
                     for chunk in body.chunks:
                         content += chunk
                         self._count(chunk)
+                        _require_small(len(content))
                         retry.timeout_s()
                 return decode(bytes(content))
             except FetchFailed as failed:
@@ -188,9 +192,9 @@ class Fetcher:
 
     def _continue(self, remote: RemoteFolder, spec: FileSpec, part: PartialDownload, retry: "_RetryPolicy") -> None:
         """Add the answer of one request to `part`, up to one byte too many."""
-        if (part.size_bytes == spec.size_bytes and spec.is_exact) or part.is_whole(spec):
+        if (spec.is_exact and part.size_bytes == spec.size_bytes) or part.is_whole(spec):
             return
-        body = remote.open(spec.name, part.size_bytes, retry.timeout_s())
+        body = remote.open(spec.name, part.size_bytes, retry.timeout_s(), retry.left_s())
         with closing(body.chunks):
             if body.start != part.size_bytes:  # the server sends the whole file
                 part.clear()
@@ -208,6 +212,11 @@ class Fetcher:
             self.bytes_fetched += len(chunk)
 
 
+def _require_small(size_bytes: int) -> None:
+    if size_bytes > SMALL_BYTES:
+        raise FetchFailed(f"it has more than {SMALL_BYTES >> 20} MiB, too many for such a file", is_final=True)
+
+
 class _RetryPolicy:
     """The remaining attempts and time of one download.
 
@@ -223,12 +232,16 @@ class _RetryPolicy:
 
     def timeout_s(self) -> float:
         """Return how long to wait for the next byte; raises Unavailable if no time is left."""
-        left_s = self._deadline_s - time.monotonic()
+        left_s = self.left_s()
         if self._stop.is_set():
             raise Unavailable(f"the download of {self._name} was stopped", is_final=False)
         if left_s <= 0:
             raise self._unavailable(f"{self._last_reason}; {setting(self._config, 'total_s')} is used up")
         return min(self._config.stall_s, left_s)
+
+    def left_s(self) -> float:
+        """Return how much time is left."""
+        return self._deadline_s - time.monotonic()
 
     def wait_after(self, failed: FetchFailed, progressed: bool) -> None:
         """Wait before the next attempt; raises Unavailable if no attempt is left.

@@ -2,19 +2,22 @@
 
 import re
 import threading
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import IncompleteRead
 from pathlib import Path
-from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from typing_extensions import override
 
+from infra.background import call_within
 from infra.errors import require
 from infra.object_store import NOT_FOUND, SCHEMES, ObjectStore, StoreFailed, file_path
 from infra.urls import Location, require_no_credentials, scheme_of, shown
@@ -24,6 +27,7 @@ __all__ += ["WebFolder", "open_location"]
 
 _CHUNK_BYTES: Final = 1 << 20
 _RANGE_BYTES: Final = 4 << 20  # read from an object store at a time; all of it must arrive within `timeout_s`
+_MOST_REDIRECTIONS: Final = 20
 _TEMPORARY: Final = (408, 416, 425, 429)  # statuses below 500 after which a repeated request may succeed
 
 
@@ -50,10 +54,12 @@ class RemoteBody(NamedTuple):
     Attributes:
         start: position of the first byte in the file; 0 if a server ignores the requested start
         chunks: the bytes; iterating may raise FetchFailed; close it when done
+        announced_bytes: the number of bytes that will come, 0 if that is unknown
     """
 
     start: int
     chunks: Generator[bytes, None, None]
+    announced_bytes: int
 
 
 class LocalFolder:
@@ -89,34 +95,49 @@ class WebFolder:
         self._url = parts
         self._local = threading.local()
 
-    def open(self, file: str, start: int, timeout_s: float) -> RemoteBody:
+    def open(self, file: str, start: int, timeout_s: float, left_s: float) -> RemoteBody:
         """Begin to read a file.
 
         Args:
             file: its name
             start: position of the first byte to read
             timeout_s: the longest wait for the next byte, in seconds
+            left_s: the longest time until the last byte, in seconds
 
         Raises:
             FetchFailed: if the server does not send it
         """
         url = self._url._replace(path=f"{self._url.path.rstrip('/')}/{file}").geturl()
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with _web_errors(timeout_s):
-            response = self._session().get(url, headers=headers, stream=True, timeout=timeout_s)
+        session = self._session()
+        deadline_s = time.monotonic() + left_s
+        try:
+            # The timeouts of requests begin again with every byte of a header, and with every address of a server.
+            response = call_within(left_s, lambda: _get(session, url, headers, timeout_s), requests.Response.close)
+        except TimeoutError as error:
+            del self._local.session  # the thread that nobody waits for still uses it
+            raise FetchFailed("no answer arrived in time") from error
         try:
             begin = _first_byte(response, start)
         except FetchFailed:
             response.close()
             raise
-        return RemoteBody(begin, _chunks(response, timeout_s))
+        return RemoteBody(begin, _chunks(response, timeout_s, deadline_s), response.raw.length_remaining or 0)
 
     def _session(self) -> requests.Session:
         """Return this thread's connections."""
         if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
+            self._local.session = _Session()
         session: requests.Session = self._local.session
         return session
+
+
+class _Session(requests.Session):
+    """Connections that follow no redirection by themselves; requests would read the body of each one, however long."""
+
+    @override
+    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return iter(())
 
 
 class StoreFolder:
@@ -131,22 +152,24 @@ class StoreFolder:
         self._store = ObjectStore(url, retries=False)
         self.name = self._store.name
 
-    def open(self, file: str, start: int, timeout_s: float) -> RemoteBody:
+    def open(self, file: str, start: int, timeout_s: float, left_s: float) -> RemoteBody:
         """Begin to read a file.
 
         Args:
             file: its name
             start: position of the first byte to read
             timeout_s: the longest wait for the next 4 MiB, in seconds
+            left_s: the longest time until the last byte, in seconds
 
         Raises:
             FetchFailed: if the store does not have the file, or not that many bytes of it
         """
+        timeout_s = min(timeout_s, left_s)
         with _store_errors():
             size_bytes = self._store.size(file, timeout_s)
         if start > size_bytes:
             raise FetchFailed(f"it has only {size_bytes} bytes", from_zero=True)
-        return RemoteBody(start, self._ranges(file, start, size_bytes, timeout_s))
+        return RemoteBody(start, self._ranges(file, start, size_bytes, timeout_s), size_bytes - start)
 
     def _ranges(self, file: str, start: int, size_bytes: int, timeout_s: float) -> Generator[bytes, None, None]:
         for begin in range(start, size_bytes, _RANGE_BYTES):
@@ -196,13 +219,48 @@ def _store_errors() -> Generator[None, None, None]:
         raise FetchFailed(f"{error.reason}{hint}", is_final=error.is_final) from error
 
 
+def _get(session: requests.Session, url: str, headers: dict[str, str], timeout_s: float) -> requests.Response:
+    """Request a URL and follow redirections; only the server that the user named gets the credentials of ~/.netrc."""
+    target = url
+    for _ in range(_MOST_REDIRECTIONS + 1):
+        is_other = session.should_strip_auth(url, target)  # type: ignore[no-untyped-call]
+        auth = _no_credentials if is_other else None
+        with _web_errors(timeout_s):
+            response = session.get(target, headers=headers, stream=True, timeout=timeout_s, auth=auth)
+        if not response.is_redirect:
+            return response
+        response.close()
+        target = _redirected(session, response)
+    raise FetchFailed(f"the server redirects more than {_MOST_REDIRECTIONS} times", is_final=True)
+
+
+def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Leave a request without credentials; without this, requests would look for some in ~/.netrc."""
+    return request
+
+
+def _redirected(session: requests.Session, response: requests.Response) -> str:
+    """Return the URL that a redirection leads to; raise FetchFailed if it leaves the web or gives up encryption."""
+    try:
+        target = urljoin(response.url, session.get_redirect_target(response))
+        scheme = urlsplit(target).scheme if urlsplit(target).port != 0 else ""
+    except ValueError as error:  # an invalid encoding, port or IPv6 address
+        raise FetchFailed("the server redirects to something that is not a URL", is_final=True) from error
+    if scheme not in ("http", "https"):
+        raise FetchFailed("the server redirects to something that is not on the web", is_final=True)
+    if urlsplit(response.url).scheme == "https" and scheme == "http":
+        reason = "the server redirects from https to http, where others can read and change the data"
+        raise FetchFailed(f"{reason}; name an address that stays encrypted", is_final=True)
+    return target
+
+
 def _first_byte(response: requests.Response, start: int) -> int:
     """Return the position of an answer's first byte; raise FetchFailed unless the status is a success."""
     status = response.status_code
     if status == HTTPStatus.OK:
         return 0
     if status == HTTPStatus.PARTIAL_CONTENT:
-        begin = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        begin = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
         if begin is None or int(begin[1]) != start:
             raise FetchFailed(f"the server sent a range that does not start at byte {start}", from_zero=True)
         return start
@@ -222,16 +280,36 @@ def _retry_after_s(value: str) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _chunks(response: requests.Response, timeout_s: float) -> Generator[bytes, None, None]:
-    """Yield a body as it arrives, so that an interruption loses none of it."""
-    with closing(response), _web_errors(timeout_s):
-        while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
-            yield chunk
+def _chunks(response: requests.Response, timeout_s: float, deadline_s: float) -> Generator[bytes, None, None]:
+    """Yield a body as it arrives, so that an interruption loses none of it.
+
+    A timer ends the reading, because a single chunk may take as long as the server wants: its size may trickle in.
+    """
+    timer = threading.Timer(deadline_s - time.monotonic(), _shut_down, [response])
+    timer.daemon = True
+    with closing(response):
+        timer.start()
+        try:
+            with _web_errors(timeout_s):
+                while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
+                    yield chunk
+        except FetchFailed:
+            if time.monotonic() < deadline_s:
+                raise
+        finally:
+            timer.cancel()
+    if time.monotonic() >= deadline_s:
+        raise FetchFailed("not all bytes arrived in time")
+
+
+def _shut_down(response: requests.Response) -> None:
+    with suppress(RuntimeError, ValueError):  # it has ended meanwhile
+        response.raw.shutdown()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from infra.background import Background, read_ahead
+from infra.background import Background, call_within, read_ahead
 
 
 def _threads() -> list[str]:
@@ -111,3 +111,24 @@ def test_background_closed_leaves_nobody_waiting() -> None:
             future.result(10)
     assert background.stop.is_set()
     go_on.set()
+
+
+def test_call_within_gives_the_result_or_the_error_in_time() -> None:
+    assert call_within(5, lambda: 7, lambda _: None) == 7
+    with pytest.raises(ZeroDivisionError):
+        call_within(5, lambda: 1 // 0, lambda _: None)
+
+
+def test_call_within_discards_a_result_that_comes_too_late() -> None:
+    release, discarded = threading.Event(), threading.Event()
+    late: list[str] = []
+
+    def discard(result: str) -> None:
+        late.append(result)
+        discarded.set()
+
+    with pytest.raises(TimeoutError, match=r"no result within 0\.05 s"):
+        call_within(0.05, lambda: str(release.wait(5)), discard)
+    release.set()
+    assert discarded.wait(5)
+    assert late == ["True"]

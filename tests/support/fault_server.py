@@ -2,6 +2,7 @@
 
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -54,6 +55,7 @@ class Request(NamedTuple):
     path: str
     range: str | None
     arrived_s: float  # on the monotonic clock
+    authorization: str | None = None
 
     @property
     def first_byte(self) -> int:
@@ -74,10 +76,16 @@ class FaultServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, handler: "type[FaultHandler] | None" = None) -> None:
+    def __init__(
+        self, folder: Path, handler: "type[FaultHandler] | None" = None, certificate: Path | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), handler or FaultHandler)
         self.folder = folder
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         self.requests: list[Request] = []
         self.sent: defaultdict[str, int] = defaultdict(int)
         self.ending = threading.Event()
@@ -144,7 +152,9 @@ class FaultHandler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        fault = self.server.take_fault(Request(self.command, path, self.headers.get("Range"), time.monotonic()))
+        headers = self.headers
+        request = Request(self.command, path, headers["Range"], time.monotonic(), headers["Authorization"])
+        fault = self.server.take_fault(request)
         file = self.file(path)
         if fault is not None and fault.kind in ("status", "redirect", "reset at once"):
             self._refuse(fault)
@@ -230,9 +240,11 @@ class FaultHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path, handler: type[FaultHandler] | None = None) -> Iterator[FaultServer]:
-    """Serve a folder until the block ends."""
-    server = FaultServer(folder, handler)
+def serving(
+    folder: Path, handler: type[FaultHandler] | None = None, certificate: Path | None = None
+) -> Iterator[FaultServer]:
+    """Serve a folder until the block ends, by https if there is a certificate."""
+    server = FaultServer(folder, handler, certificate)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="fault-server")
     thread.start()
     try:

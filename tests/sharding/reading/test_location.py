@@ -24,6 +24,7 @@ from sharding.reading.location import (
     open_location,
 )
 from sharding.reading.manifests import read_manifest
+from tests.support.certificate import write_certificate
 from tests.support.fault_server import Fault, FaultHandler, FaultServer, first_bytes, serving
 
 CONTENT = bytes(range(256)) * 40
@@ -44,7 +45,7 @@ def web(url: str) -> WebFolder:
 
 
 def read(remote: RemoteFolder, name: str, start: int = 0) -> tuple[int, bytes]:
-    body = remote.open(name, start, timeout_s=10)
+    body = remote.open(name, start, timeout_s=10, left_s=60)
     with closing(body.chunks):
         return body.start, b"".join(body.chunks)
 
@@ -141,6 +142,76 @@ def test_credentials_come_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 read(web(server.url), "a.tar")
 
 
+@pytest.fixture
+def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a password for each name of this machine."""
+    entries = [f"machine {host} login anna password secret" for host in ("127.0.0.1", "localhost")]
+    (tmp_path / "netrc").write_text("\n".join(entries))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def sent_credentials(server: FaultServer) -> list[bool]:
+    return [request.authorization is not None for request in server.requests]
+
+
+@pytest.mark.usefixtures("netrc")
+def test_only_the_server_that_the_user_named_gets_credentials(server: FaultServer, tmp_path: Path) -> None:
+    with serving(tmp_path / "set") as other:
+        for host in ("127.0.0.1", "localhost"):
+            address = f"http://{host}:{other.server_port}/a.tar"
+            server.always("/a.tar", Fault("redirect", value=address))
+            assert read(web(server.url), "a.tar") == (0, CONTENT)
+        server.always("/a.tar", Fault("redirect", value="/set/a.tar"))
+        assert read(web(server.url), "a.tar") == (0, CONTENT)
+        assert sent_credentials(server) == [True] * 4
+        assert sent_credentials(other) == [False] * 2
+
+
+@pytest.mark.usefixtures("netrc")
+def test_redirection_from_https_to_http_is_refused(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = tmp_path / "certificate.pem"
+    write_certificate(certificate)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with serving(tmp_path / "set", certificate=certificate) as encrypted:
+        server.always("/up", Fault("redirect", value=f"{encrypted.url}/a.tar"))
+        assert read(web(encrypted.url), "a.tar") == read(web(server.url), "up") == (0, CONTENT)
+        assert sent_credentials(server) == [True]
+        for target in (f"{server.url}/set/a.tar", f"http:{server.url[5:]}/set/a.tar"):
+            encrypted.always("/down", Fault("redirect", value=target))
+            with pytest.raises(FetchFailed, match=r"^the server redirects from https to http, ") as caught:
+                read(web(encrypted.url), "down")
+            assert caught.value.is_final
+        server.always("/up", Fault("redirect", value=f"{encrypted.url}/down"))
+        with pytest.raises(FetchFailed, match=r"^the server redirects from https to http, "):
+            read(web(server.url), "up")
+    assert [request.path for request in server.requests] == ["/up", "/up"]
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "pipe:ls", "data:,x"])
+def test_redirection_away_from_the_web_is_refused(server: FaultServer, target: str) -> None:
+    server.always("/set/a.tar", Fault("redirect", value=target))
+    with pytest.raises(FetchFailed, match="not on the web") as caught:
+        read(web(f"{server.url}/set"), "a.tar")
+    assert caught.value.is_final
+
+
+@pytest.mark.parametrize("target", ["http://[::1/x", "http://server:99999/x", "http://server:port/x", "\xff\xfe"])
+def test_redirection_to_what_is_no_url_is_refused(server: FaultServer, target: str) -> None:
+    server.always("/set/a.tar", Fault("redirect", value=target))
+    with pytest.raises(FetchFailed) as caught:
+        read(web(f"{server.url}/set"), "a.tar")
+    assert caught.value.is_final
+
+
+def test_signature_of_a_redirection_is_not_shown(server: FaultServer) -> None:
+    server.always("/set/a.tar", Fault("redirect", value=f"{server.url}/gone?X-Amz-Signature=secret"))
+    with pytest.raises(FetchFailed) as caught:
+        read(web(f"{server.url}/set"), "a.tar")
+    assert "secret" not in str(caught.value)
+
+
 def test_web_gives_a_file_from_any_byte(server: FaultServer) -> None:
     remote = web(f"{server.url}/set/")
     assert read(remote, "a.tar") == (0, CONTENT)
@@ -164,7 +235,7 @@ def test_web_refuses_a_range_that_it_did_not_ask_for(server: FaultServer) -> Non
 def test_web_keeps_what_came_before_a_body_breaks_off(server: FaultServer) -> None:
     server.script("/set/a.tar", Fault("cut", 5000))
     received = b""
-    body = web(f"{server.url}/set").open("a.tar", 0, 10)
+    body = web(f"{server.url}/set").open("a.tar", 0, timeout_s=10, left_s=60)
     with closing(body.chunks), pytest.raises(FetchFailed, match="the response broke off"):
         for chunk in body.chunks:
             received += chunk
