@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from infra.errors import UserError
+from infra.files import SMALL_BYTES
 from infra.object_store import NOT_FOUND, SCHEMES, ObjectStore, StoreFailed, file_path
 
 
@@ -138,3 +139,10 @@ def test_a_reader_of_s3_repeats_nothing_itself(monkeypatch: pytest.MonkeyPatch) 
 def test_fsspec_is_imported_only_when_a_store_is_opened() -> None:
     code = "import sys, infra.object_store; print('fsspec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_file_larger_than_any_small_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(SMALL_BYTES + 1)
+    with pytest.raises(StoreFailed, match=r"manifest\.json has 268435457 bytes, more than 256 MiB"):
+        ObjectStore(tmp_path.as_uri()).read("manifest.json")

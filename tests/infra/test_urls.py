@@ -58,4 +58,7 @@ def test_scrub_removes_credentials_from_a_line() -> None:
     )
     assert scrub("https:/server/a?secret is missing") == "https:/server/a is missing"
     assert scrub("key=s3:/anna:secret@bucket") == "key=s3://bucket"
+    assert scrub("HTTPPool(host='h'): no answer with url: /a?X-Amz-Signature=secret (x)") == (
+        "HTTPPool(host='h'): no answer with url: /a (x)"
+    )
     assert scrub("why? ask anna@server") == "why? ask anna@server"
