@@ -7,8 +7,12 @@ from typing import Final
 
 from sharding.format.manifest import Rejection
 
+# Marks a root that sharding.simulation.datasets has drawn, whatever dataset it looks like.
+SIMULATED_MARKER: Final = "SIMULATED.txt"
+
 # Reasons for which a file, a row or a part of the dataset is not packed.
 IGNORED: Final = "hidden or system file"
+NO_ROW: Final = "file without a row"
 NOT_UTF8: Final = "path is not UTF-8"
 LINK_OUT: Final = "link out of root; follow_links=true packs it"
 LINK_TO_FOLDER: Final = "link to a folder"
@@ -24,8 +28,17 @@ _FOLDER: Final = "folder"
 
 # What macOS, Windows, file systems and network storage add to every folder or disk, in lower case.
 _SYSTEM_NAMES: Final = frozenset(
-    ("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
-    + ("lost+found", "@eadir")
+    (
+        "$recycle.bin",
+        "@eadir",
+        "__macosx",
+        "desktop.ini",
+        "ehthumbs.db",
+        "icon\r",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+    )
 )
 
 
@@ -55,6 +68,8 @@ def visible_files(root: Path, folder: Path = Path(), *, follow_links: bool = Fal
         for entry in found:
             path = parent / entry.name
             kind = _kind(entry, real_root, followed, follow_links)
+            if path == Path(SIMULATED_MARKER):
+                continue
             if kind == _FOLDER:
                 inner.append(path)
             elif kind == _FILE:
@@ -65,19 +80,18 @@ def visible_files(root: Path, folder: Path = Path(), *, follow_links: bool = Fal
 
 
 def files_without_row(
-    root: Path, table: str, named: Container[str], folder: Path = Path(), *, follow_links: bool
+    root: Path, named: Container[str], folder: Path = Path(), *, follow_links: bool
 ) -> Iterator[Rejection]:
     """Yield a Rejection for every file below `folder` that no row of a table names.
 
     Args:
         root: the dataset's root
-        table: the table's name, for the reason
         named: the paths that rows name, and those of the tables, relative to `root`
         folder: where to begin, relative to `root`
         follow_links: whether links may lead out of `root`
     """
     for item in visible_files(root, folder, follow_links=follow_links):
-        rejection = item if isinstance(item, Rejection) else Rejection(item.as_posix(), f"no row in {table}")
+        rejection = item if isinstance(item, Rejection) else Rejection(item.as_posix(), NO_ROW)
         if rejection.path not in named:
             yield rejection
 
@@ -91,14 +105,18 @@ def leads_out(root: Path, path: Path) -> bool:
 
 
 def _kind(entry: "os.DirEntry[str]", real_root: Path, followed: set[Path], follow_links: bool) -> str:
-    """Return _FILE, _FOLDER, or the reason for rejecting the entry. A folder out of the root is added to `followed`."""
+    """Return _FILE, _FOLDER, or the reason for rejecting the entry."""
     if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
         return IGNORED
-    if not entry.is_symlink():
-        if entry.is_dir(follow_symlinks=False):
-            return _FOLDER
-        return _FILE if entry.is_file(follow_symlinks=False) else NOT_A_FILE
-    target = Path(os.path.realpath(entry.path))
+    if entry.is_symlink():
+        return _link_kind(Path(os.path.realpath(entry.path)), real_root, followed, follow_links)
+    if entry.is_dir(follow_symlinks=False):
+        return _FOLDER
+    return _FILE if entry.is_file(follow_symlinks=False) else NOT_A_FILE
+
+
+def _link_kind(target: Path, real_root: Path, followed: set[Path], follow_links: bool) -> str:
+    """Return the kind of a link; a folder to follow is added to `followed`."""
     is_inside = target.is_relative_to(real_root)
     if not is_inside and not follow_links:
         return LINK_OUT

@@ -30,12 +30,15 @@ def test_files_are_sorted_folder_by_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [".DS_Store", "._1.png", "Thumbs.db", "THUMBS.DB", "desktop.ini", "__MACOSX/a/1.png", ".git/x", "lost+found/1.png"]
-    + ["$RECYCLE.BIN/1.png", "System Volume Information/x", "@eaDir/1.png", "Icon\r"],
+    [
+        *(".DS_Store", "._1.png", "Thumbs.db", "THUMBS.DB", "desktop.ini", "Icon\r"),
+        *(".git/x", "__MACOSX/a/1.png", "lost+found/1.png", "$RECYCLE.BIN/1.png", "@eaDir/1.png"),
+        "System Volume Information/x",
+    ],
 )
 def test_hidden_and_system_files_are_counted_at_any_depth(name: str, tmp_path: Path) -> None:
     touch(tmp_path, name, f"a/b/{name}", "a/b/1.png")
-    top = name.split("/")[0]
+    top = Path(name).parts[0]
     reason = "hidden or system file"
     assert found(tmp_path) == (["a/b/1.png"], {top: reason, f"a/b/{top}": reason})
 
@@ -102,7 +105,7 @@ def test_a_path_leads_out_when_any_part_of_it_is_a_link_out(tmp_path: Path) -> N
 
 
 def test_a_deep_tree_is_read(tmp_path: Path) -> None:
-    deep = tmp_path / Path(*["d"] * 1500)
+    deep = tmp_path / Path(*["d"] * 300)
     deep.mkdir(parents=True)
     (deep / "1.png").touch()
     files, _ = found(tmp_path)
