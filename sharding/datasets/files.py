@@ -16,7 +16,6 @@ NO_ROW: Final = "file without a row"
 NOT_UTF8: Final = "path is not UTF-8"
 LINK_OUT: Final = "link out of root; follow_links=true packs it"
 LINK_TO_FOLDER: Final = "link to a folder"
-LINK_TO_NOTHING: Final = "link to nothing"
 NOT_A_FILE: Final = "neither a file nor a folder"
 NO_PATH: Final = "row without a path"
 NO_PATIENT: Final = "row without a patient"
@@ -46,9 +45,10 @@ def visible_files(root: Path, folder: Path = Path(), *, follow_links: bool = Fal
     """Yield the path of every file below `folder`, relative to `root`, folder by folder, sorted by name.
 
     Everything else is one Rejection: a hidden or system file or folder; a path that is not UTF-8, since JSON cannot
-    hold it; a named pipe, socket or device; and some links. A link to a file inside `root` is a file. A link to a
-    folder inside `root` is rejected, since its files have a path without it. Links out of `root` are rejected unless
-    `follow_links` is on; each folder out of `root` is read only once, since links may form a cycle.
+    hold it; a named pipe, socket or device; and some links. A link to a file inside `root` is a file, also if that is
+    missing, as in a clone without its data. A link to a folder inside `root` is rejected, since its files have a path
+    without it. Links out of `root` are rejected unless `follow_links` is on; each folder out of `root` is read only
+    once, since links may form a cycle.
 
     Args:
         root: the dataset's root
@@ -125,9 +125,7 @@ def _link_kind(target: Path, real_root: Path, followed: set[Path], follow_links:
             return LINK_TO_FOLDER
         followed.add(target)
         return _FOLDER
-    if target.is_file():
-        return _FILE
-    return NOT_A_FILE if target.exists() else LINK_TO_NOTHING
+    return NOT_A_FILE if target.exists() and not target.is_file() else _FILE
 
 
 def _is_utf8(path: Path) -> bool:
