@@ -69,9 +69,9 @@ def read(root: Path, options: FolderOptions, *, follow_links: bool = False) -> I
     """Read `split/class/*` or `class/*`, or the rows of a table.
 
     Each class becomes a label, 1 for its images and 0 for all others. Without a table, the top folders are either all
-    splits (train, val or valid or validation, test) or all classes; a file at another depth is rejected. With a table,
-    rows without a path or a patient, rows that repeat a path, and files without a row are rejected. A view, sex or age
-    that means nothing is unknown; one warning lists all of them.
+    splits (train or training, val or valid or validation, test or testing) or all classes; a file at another depth is
+    rejected. With a table, rows without a path or a patient, rows that repeat a path, and files without a row are
+    rejected. A view, sex or age that means nothing is unknown; one warning lists all of them.
 
     Raises:
         UserError: if `root` has neither layout, or the table lacks a column or has a split that means nothing
@@ -90,12 +90,16 @@ def read(root: Path, options: FolderOptions, *, follow_links: bool = False) -> I
 
 
 def _read_tree(root: Path, follow_links: bool) -> Iterator[Sample | Rejection]:
-    found = list(visible_files(root, follow_links=follow_links)) if root.is_dir() else []
-    parents = {path.parent.parts for path in found if isinstance(path, Path)}
+    parents: set[tuple[str, ...]] = set()
+    link: str | None = None
+    for item in visible_files(root, follow_links=follow_links) if root.is_dir() else ():
+        if isinstance(item, Path):
+            parents.add(item.parent.parts)
+        elif item.reason in (LINK_OUT, LINK_TO_FOLDER):
+            link = link or item.path
     tops = sorted({parts[0] for parts in parents if parts})
-    links = [item.path for item in found if isinstance(item, Rejection) and item.reason in (LINK_OUT, LINK_TO_FOLDER)]
-    if links and not tops:
-        raise UserError(f"root={root} has no folder of images, but links such as {links[0]}; name the real folder")
+    if link and not tops:
+        raise UserError(f"root={root} has no folder of images, but links such as {link}; name the real folder")
     require_files(root, "folder", ("[SPLIT/]CLASS/IMAGE",), bool(tops))
     splits = [name for name in tops if split_of(name)]
     if splits and splits != tops:
@@ -103,7 +107,7 @@ def _read_tree(root: Path, follow_links: bool) -> Iterator[Sample | Rejection]:
         raise UserError(f"root={root} has the split {splits[0]}/ and {other}/, which is not a split; move one of them")
     depth = 2 if splits else 1
     classes = sorted({parts[-1] for parts in parents if len(parts) == depth})
-    for path in found:
+    for path in visible_files(root, follow_links=follow_links):
         if isinstance(path, Rejection):
             yield path
         elif len(path.parent.parts) != depth:
