@@ -1,14 +1,15 @@
 """Dataset readers: functions from a dataset's root folder to its samples.
 
 Each reader checks the layout that upstream ships. It raises UserError for a table or folder tree that is not the
-dataset or contradicts itself, and yields a Rejection for a single row or file that names no packable image, so that
-each is counted. Readers decode no images.
+dataset or contradicts itself. Every row and every file below the root is a Sample or a Rejection, so that each is
+counted; a part of the dataset that is not there at all is a Rejection with the reason ABSENT. Readers decode no images.
 
 A reader with options takes them after the root: the frozen dataclass in OPTIONS, which the configuration holds under
-the dataset's name.
+the dataset's name. Every reader takes `follow_links`.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, dicom, folder
@@ -17,9 +18,6 @@ from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
-
-# Marks a root that sharding.simulation.datasets has drawn, whatever dataset it looks like.
-SIMULATED_MARKER: Final = "SIMULATED.txt"
 
 READERS: Final[dict[str, Callable[..., Iterator[Sample | Rejection]]]] = {
     "chexpert": chexpert.read,
@@ -36,3 +34,8 @@ OPTIONS: Final[dict[str, type[ReaderOptions]]] = {
     "folder": FolderOptions,
     "dicom": DicomOptions,
 }
+
+
+def root_of(dataset: str, root: Path) -> Path:
+    """Return the folder that the paths of a dataset's samples are relative to: `root`, but for a part of CheXpert."""
+    return chexpert.root_of(root) if dataset == "chexpert" else root

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from infra.errors import UserError
+from sharding.datasets.files import ABSENT, visible_files
 from sharding.datasets.table import require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -33,43 +33,35 @@ class CellOptions:
     patients: Literal["by_name", "by_number"] = "by_name"
 
 
-def read(root: Path, options: CellOptions) -> Iterator[Sample | Rejection]:
+def read(root: Path, options: CellOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read `{train,val,test}/{NORMAL,PNEUMONIA}/*` with either release's file names.
 
     Upstream does not say whether `person12_bacteria_34` and `person12_virus_56` show one child. By name (the lenient
     grouping) they are two patients, and no patient is in two official splits; by number (the strict one) they are
-    one, and 170 patients are. `IM-0383-0001` and `NORMAL2-IM-0383-0001` are two patients either way. A file whose
-    name does not identify a patient is rejected; hidden files are not part of the dataset.
+    one, and 170 patients are. `IM-0383-0001` and `NORMAL2-IM-0383-0001` are two patients either way. Rejected are files
+    whose name does not identify a patient or that are elsewhere, and each class of a split that has no image.
 
     Raises:
-        UserError: if `root` has none of the split folders, or one of them lacks a class
+        UserError: if `root` has none of the split folders
     """
-    present = [split for split in SPLITS if (root / split).is_dir()]
-    require_files(root, "cell", [f"{split}/{name}/" for split in SPLITS for name in CLASSES], bool(present))
-    for split in present:
-        for name in CLASSES:
-            if not (root / split / name).is_dir():
-                raise UserError(f"root={root} is not dataset 'cell': {split}/ lacks the folder {name}/; restore it")
-        for path in sorted((root / split).iterdir()):
-            if path.name in CLASSES:
-                yield from _read_class(root, split, path.name, options)
-            elif not path.name.startswith("."):
-                yield Rejection(path.relative_to(root).as_posix(), f"not in a folder {' or '.join(CLASSES)}")
-
-
-def _read_class(root: Path, split: str, class_name: str, options: CellOptions) -> Iterator[Sample | Rejection]:
-    for file in sorted((root / split / class_name).iterdir()):
-        if file.name.startswith("."):
-            continue
-        path = file.relative_to(root)
-        match = _PATIENT.fullmatch(file.stem)
-        if match is None:
+    classes = {f"{split}/{name}": name for split in SPLITS for name in CLASSES}
+    is_any = any((root / split).is_dir() for split in SPLITS)
+    require_files(root, "cell", [f"{folder}/" for folder in classes], is_any)
+    absent = dict.fromkeys(classes)
+    for path in visible_files(root, follow_links=follow_links):
+        if isinstance(path, Rejection):
+            yield path
+        elif (folder := path.parent.as_posix()) not in classes:
+            yield Rejection(path.as_posix(), f"not in a folder {'/'.join(SPLITS)} and then {'/'.join(CLASSES)}")
+        elif (match := _PATIENT.fullmatch(path.stem)) is None:
             yield Rejection(path.as_posix(), "file name does not identify a patient")
-            continue
-        yield Sample(
-            key=f"{split}_{class_name}_{file.stem}",
-            path=path,
-            patient=match["patient"] if options.patients == "by_name" else _PATHOGEN.sub("", match["patient"]),
-            split=split,
-            labels={name: int(name == class_name) for name in CLASSES},
-        )
+        else:
+            absent.pop(folder, None)
+            yield Sample(
+                key=f"{folder.replace('/', '_')}_{path.stem}",
+                path=path,
+                patient=match["patient"] if options.patients == "by_name" else _PATHOGEN.sub("", match["patient"]),
+                split=path.parts[0],
+                labels={name: int(name == classes[folder]) for name in CLASSES},
+            )
+    yield from (Rejection(folder, ABSENT) for folder in absent)

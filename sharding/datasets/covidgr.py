@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError
-from sharding.datasets.files import visible_files
-from sharding.datasets.table import read_table, require_files
+from sharding.datasets.files import ABSENT, visible_files
+from sharding.datasets.table import OddCells, read_table, require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample, key_of_path
 
@@ -16,28 +16,33 @@ _CLASSES: Final = {"N": 0, "P": 1}
 _TABLE: Final = "severity.csv"
 
 
-def read(root: Path) -> Iterator[Sample | Rejection]:
+def read(root: Path, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read `P/*` (RT-PCR positive) and `N/*`, and severities from `severity.csv` (`Name,Severity`) if it is present.
 
     The labels are `COVID-19` and, with the table, one for each severity: all 0 for a negative, None for a positive
     without a row. Each image shows a different patient in a PA view, according to the authors. Rejected are files
-    outside P/ and N/, and rows of the table that name no image in P/.
+    outside P/ and N/, rows of the table that name no image in P/, and P/ or N/ if it has no image.
 
     Raises:
         UserError: if `root` lacks P/ or N/, or a severity is not one of upstream's four
     """
     require_files(root, "covidgr", ("P/", "N/"), all((root / name).is_dir() for name in _CLASSES))
     severities = _severities(root / _TABLE)
-    for path in visible_files(root):
+    positives: set[str] = set()
+    absent = dict.fromkeys(_CLASSES)
+    for path in visible_files(root, follow_links=follow_links):
         if isinstance(path, Rejection):
             yield path
         elif len(path.parts) == 2 and path.parts[0] in _CLASSES:
+            absent.pop(path.parts[0], None)
+            if path.parts[0] == "P":
+                positives.add(path.stem)
             yield _sample(path, severities)
         elif path != Path(_TABLE):
             yield Rejection(path.as_posix(), "not in P/ or N/")
-    if severities is not None:
-        names = {path.stem for path in (root / "P").iterdir()}
-        yield from (Rejection(f"P/{name}", f"only in {_TABLE}: no such image") for name in severities.keys() - names)
+    missing = sorted(severities.keys() - positives) if severities is not None else []
+    yield from (Rejection(f"P/{name}", f"only in {_TABLE}: no such image") for name in missing)
+    yield from (Rejection(name, ABSENT) for name in absent)
 
 
 def _severities(table: Path) -> dict[str, str] | None:
@@ -45,13 +50,14 @@ def _severities(table: Path) -> dict[str, str] | None:
     if not table.is_file():
         return None
     severities: dict[str, str] = {}
+    wrong = OddCells()
     for where, cells in read_table(table, ("Name", "Severity")):
         severity = cells["Severity"].upper()
         if severity not in SEVERITIES:
-            known = ", ".join(SEVERITIES)
-            raise UserError(f"{where}: Severity={cells['Severity']!r} is not one of {known}; correct the row")
-        if severities.setdefault(cells["Name"], severity) != severity:
+            wrong.add("Severity", cells["Severity"], where)
+        elif severities.setdefault(cells["Name"], severity) != severity:
             raise UserError(f"{where}: {cells['Name']} has another severity in an earlier row; correct one of them")
+    wrong.refuse(f"a severity is one of {', '.join(SEVERITIES)}; correct the rows")
     return severities
 
 

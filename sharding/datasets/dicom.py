@@ -49,7 +49,7 @@ class DicomOptions:
     allow_identifiers: bool = False
 
 
-def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
+def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read the headers of all files below `root`, and reject files that are not DICOM radiographs.
 
     Patient and study are 64-bit hashes of PatientID and StudyInstanceUID, and the path stays out of the shards, so no
@@ -67,7 +67,7 @@ def read(root: Path, options: DicomOptions) -> Iterator[Sample | Rejection]:
         UserError: if `root` has no files, or a file is not de-identified and `options.allow_identifiers` is off
     """
     require_extra("dicom", "the dataset dicom")
-    files = visible_files(root) if root.is_dir() else iter(())
+    files = visible_files(root, follow_links=follow_links) if root.is_dir() else iter(())
     first = next(files, None)
     require_files(root, "dicom", ("DICOM files",), first is not None)
     for path in chain(() if first is None else (first,), files):

@@ -1,5 +1,6 @@
 """Your own images: a folder for each class, or a table with columns of any name."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -8,12 +9,21 @@ from typing import Final
 from infra.errors import UserError, require
 from infra.log import say
 from infra.options import key, setting
-from sharding.datasets.files import visible_files
-from sharding.datasets.patient_fields import parse_age, parse_term, split_of
-from sharding.datasets.table import read_table, require_files
+from sharding.datasets.files import (
+    LINK_OUT,
+    LINK_TO_FOLDER,
+    NO_PATH,
+    NO_PATIENT,
+    REPEATED,
+    files_without_row,
+    visible_files,
+)
+from sharding.datasets.patient_fields import SPLITS, CellParser, identifier_of, split_of
+from sharding.datasets.table import OddCells, read_table, require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample, key_of_path
 
+_COLUMNS: Final = ("path", "patient", "split", "label", "view", "sex", "age", "study")
 _MOST_CLASSES: Final = 100  # more than that means that the label column holds no classes
 
 
@@ -30,6 +40,7 @@ class FolderOptions:
         view: column with the view, such as PA, AP or LATERAL; blank if unknown
         sex: column with the sex, F or M; blank, O or U if unknown
         age: column with the age in years, or as 058Y, 011M, 004W, 003D; blank if unknown
+        study: column with the examination, unique within a patient; blank if unknown
     """
 
     csv: str | None = None
@@ -40,6 +51,7 @@ class FolderOptions:
     view: str | None = None
     sex: str | None = None
     age: str | None = None
+    study: str | None = None
 
     def __post_init__(self) -> None:
         """Check that columns come with a table.
@@ -53,20 +65,22 @@ class FolderOptions:
                 require(is_default, f"{setting(self, field.name)} is a column; name the table too: {key(self, 'csv')}")
 
 
-def read(root: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
+def read(root: Path, options: FolderOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read `split/class/*` or `class/*`, or the rows of a table.
 
     Each class becomes a label, 1 for its images and 0 for all others. Without a table, the top folders are either all
-    splits (train, val or valid or validation, test) or all classes; a file at another depth is rejected.
+    splits (train or training, val or valid or validation, test or testing) or all classes; a file at another depth is
+    rejected. With a table, rows without a path or a patient, rows that repeat a path, and files without a row are
+    rejected. A view, sex or age that means nothing is unknown; one warning lists all of them.
 
     Raises:
-        UserError: if `root` has neither layout, or the table lacks a column or has an invalid cell
+        UserError: if `root` has neither layout, or the table lacks a column or has a split that means nothing
     """
     if options.csv is not None:
         require_files(root, "folder", (options.csv,), (root / options.csv).is_file())
-        items = _read_table(root / options.csv, options)
+        items = _read_table(root, root / options.csv, options, follow_links)
     else:
-        items = _read_tree(root)
+        items = _read_tree(root, follow_links)
     yield from items
     if options.patient is None:
         say(
@@ -75,10 +89,17 @@ def read(root: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
         )
 
 
-def _read_tree(root: Path) -> Iterator[Sample | Rejection]:
-    paths = visible_files(root) if root.is_dir() else iter(())
-    parents = {path.parent.parts for path in paths if isinstance(path, Path)}
+def _read_tree(root: Path, follow_links: bool) -> Iterator[Sample | Rejection]:
+    parents: set[tuple[str, ...]] = set()
+    link: str | None = None
+    for item in visible_files(root, follow_links=follow_links) if root.is_dir() else ():
+        if isinstance(item, Path):
+            parents.add(item.parent.parts)
+        elif item.reason in (LINK_OUT, LINK_TO_FOLDER):
+            link = link or item.path
     tops = sorted({parts[0] for parts in parents if parts})
+    if link and not tops:
+        raise UserError(f"root={root} has no folder of images, but links such as {link}; name the real folder")
     require_files(root, "folder", ("[SPLIT/]CLASS/IMAGE",), bool(tops))
     splits = [name for name in tops if split_of(name)]
     if splits and splits != tops:
@@ -86,7 +107,7 @@ def _read_tree(root: Path) -> Iterator[Sample | Rejection]:
         raise UserError(f"root={root} has the split {splits[0]}/ and {other}/, which is not a split; move one of them")
     depth = 2 if splits else 1
     classes = sorted({parts[-1] for parts in parents if len(parts) == depth})
-    for path in visible_files(root):
+    for path in visible_files(root, follow_links=follow_links):
         if isinstance(path, Rejection):
             yield path
         elif len(path.parent.parts) != depth:
@@ -101,35 +122,54 @@ def _read_tree(root: Path) -> Iterator[Sample | Rejection]:
             )
 
 
-def _read_table(table: Path, options: FolderOptions) -> Iterator[Sample | Rejection]:
-    columns = [name for name in (options.path, *_columns(options)) if name is not None]
-    classes = _classes(table, options.label)
-    for where, cells in read_table(table, columns):
-        path, patient = Path(cells[options.path]), cells[options.patient or options.path]
-        if not cells[options.path] or not patient:
-            yield Rejection(where, "no path or no patient")
+def _read_table(root: Path, table: Path, options: FolderOptions, follow_links: bool) -> Iterator[Sample | Rejection]:
+    columns = {name: getattr(options, name) for name in _COLUMNS if getattr(options, name) is not None}
+    option_keys = {column: key(options, name) for name, column in columns.items()}
+    classes = _classes(table, options.label, option_keys)
+    parser, odd_splits = CellParser(), OddCells()
+    named = {_below(root, str(table.absolute())).as_posix()}
+    for where, by_column in read_table(table, list(option_keys), options=option_keys):
+        cells = dict.fromkeys(_COLUMNS, "") | {name: by_column[column] for name, column in columns.items()}
+        path = _below(root, cells["path"])
+        patient = identifier_of(cells["patient"]) if options.patient else path.as_posix()
+        if not cells["path"] or path.as_posix() in named:
+            yield Rejection(where, REPEATED if cells["path"] else NO_PATH)
             continue
-        label = cells[options.label] if options.label else ""
+        named.add(path.as_posix())
+        if patient is None:
+            yield Rejection(path.as_posix(), NO_PATIENT)
+            continue
+        if cells["split"] and split_of(cells["split"]) is None:
+            odd_splits.add(str(options.split), cells["split"], where)
         yield Sample(
             key=key_of_path(path),
             path=path,
             patient=patient,
-            split=parse_term("split", options.split, cells[options.split], where) if options.split else None,
-            view=parse_term("view", options.view, cells[options.view], where) if options.view else None,
-            sex=parse_term("sex", options.sex, cells[options.sex], where) if options.sex else None,
-            age=parse_age(options.age, cells[options.age], where) if options.age else None,
-            labels={name: int(name == label) if label else None for name in classes},
+            study=identifier_of(cells["study"]),
+            view=parser.view(str(options.view), cells["view"], where),
+            sex=parser.sex(str(options.sex), cells["sex"], where),
+            age=parser.age(str(options.age), cells["age"], where),
+            split=split_of(cells["split"]),
+            labels={name: int(name == cells["label"]) if cells["label"] else None for name in classes},
         )
+    odd_splits.refuse(f"a split is one of {', '.join(SPLITS)}, or blank; correct the rows")
+    parser.odd.warn()
+    yield from files_without_row(root, named, follow_links=follow_links)
 
 
-def _columns(options: FolderOptions) -> tuple[str | None, ...]:
-    return options.patient, options.split, options.label, options.view, options.sex, options.age
+def _below(root: Path, text: str) -> Path:
+    """Return a path in a table relative to `root`; one that leads out of it remains absolute or begins with `..`."""
+    path = Path(os.path.normpath(text))
+    for folder in (root.absolute(), root.resolve()):
+        if path.is_relative_to(folder):
+            return path.relative_to(folder)
+    return path
 
 
-def _classes(table: Path, column: str | None) -> list[str]:
+def _classes(table: Path, column: str | None, option_keys: dict[str, str]) -> list[str]:
     """Return the classes in the label column, sorted."""
     classes: set[str] = set()
-    for where, cells in read_table(table, [column]) if column else ():
+    for where, cells in read_table(table, [column], options=option_keys) if column else ():
         classes.add(cells[column or ""])
         if len(classes) > _MOST_CLASSES:
             name = key(FolderOptions, "label")

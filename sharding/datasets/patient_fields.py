@@ -1,11 +1,12 @@
-"""Parsers that turn the view, sex, age and split of tables and headers into the terms of `Sample`."""
+"""One rule for the identities, view, sex, age and split in tables and headers, for all readers."""
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
-from infra.errors import UserError
+from sharding.datasets.table import OddCells
 
-_VIEWS: Final[dict[str, str | None]] = {
+_VIEWS: Final[dict[str, str]] = {
     "PA": "frontal-pa",
     "AP": "frontal-ap",
     "AP SUPINE": "frontal-ap",
@@ -17,19 +18,33 @@ _VIEWS: Final[dict[str, str | None]] = {
     "L": "lateral",
     "LL": "lateral",
     "RL": "lateral",
+    "LLAT": "lateral",
+    "RLAT": "lateral",
+    "LAT": "lateral",
     "LATERAL": "lateral",
-    "": None,
 }
-_SEXES: Final[dict[str, str | None]] = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M", "O": None, "U": None, "": None}
-_SPLITS: Final[dict[str, str | None]] = {
+_SEXES: Final[dict[str, str | None]] = {
+    "F": "F",
+    "FEMALE": "F",
+    "WOMAN": "F",
+    "M": "M",
+    "MALE": "M",
+    "MAN": "M",
+    "O": None,
+    "OTHER": None,
+    "U": None,
+}
+SPLITS: Final[dict[str, str]] = {
     "TRAIN": "train",
+    "TRAINING": "train",
     "VAL": "val",
     "VALID": "val",
     "VALIDATION": "val",
     "TEST": "test",
-    "": None,
+    "TESTING": "test",
 }
-_TERMS: Final = {"view": _VIEWS, "sex": _SEXES, "split": _SPLITS}
+_UNKNOWN: Final = frozenset(("", "UNKNOWN"))
+_PLACEHOLDERS: Final = _UNKNOWN | {"?", "NONE", "N/A", "NOT AVAILABLE", "TODO"}
 
 _AGE: Final = re.compile(r"(\d{1,4}(?:\.\d*)?)([YMWD]?)")  # DICOM's AS (PS3.5, 6.2), such as 058Y, or years
 _UNITS_PER_YEAR: Final = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
@@ -48,7 +63,7 @@ def sex_of(text: str) -> str | None:
 
 def split_of(text: str) -> str | None:
     """Return the official split that a text means, None for any other text."""
-    return _SPLITS.get(_normalized(text))
+    return SPLITS.get(_normalized(text))
 
 
 def age_of(text: str) -> float | None:
@@ -56,48 +71,51 @@ def age_of(text: str) -> float | None:
 
     A year has 12 months or 365.25 days. Ages above 120 years are typing errors, so they are None too.
     """
-    match = _AGE.fullmatch(text.strip())
+    match = _AGE.fullmatch(text.strip().upper())
     years = float(match[1]) / _UNITS_PER_YEAR[match[2]] if match else None
     return years if years is not None and years <= _OLDEST_YEARS else None
 
 
-def parse_term(field: str, column: str, text: str, where: str) -> str | None:
-    """Return the view, sex or split in a table's cell, None for a blank.
+def identifier_of(text: str) -> str | None:
+    """Return the patient, study or other identity that a text names, None for a blank and for placeholders.
 
-    Args:
-        field: "view", "sex" or "split"
-        column: the name of the cell's column
-        text: the cell
-        where: the cell's file and line
-
-    Raises:
-        UserError: if the text is not a known term
+    A placeholder (`?`, `none`, `unknown`) stands for many; as an identity it would make one patient of them.
     """
-    terms = _TERMS[field]
-    if _normalized(text) not in terms:
-        known = ", ".join(filter(None, terms))
-        raise UserError(f"{where}: {column}={text!r} must be one of {known}, or blank; correct the row")
-    return terms[_normalized(text)]
+    return None if _normalized(text) in _PLACEHOLDERS else text.strip()
 
 
-def parse_age(column: str, text: str, where: str) -> float | None:
-    """Return the age in a table's cell in years, None for a blank and for ages above 120 years.
+class CellParser:
+    """Parses views, sexes and ages in tables, and collects the cells that mean nothing.
 
-    Args:
-        column: the name of the cell's column
-        text: the cell
-        where: the cell's file and line
-
-    Raises:
-        UserError: if the text is not an age
+    Attributes:
+        odd: these cells
     """
-    if text.strip() and _AGE.fullmatch(text.strip()) is None:
-        raise UserError(
-            f"{where}: {column}={text!r} must be years, or as 058Y, 011M, 004W or 003D, or blank; correct the row"
-        )
-    return age_of(text)
+
+    def __init__(self) -> None:
+        self.odd = OddCells()
+
+    def view(self, column: str, text: str, where: str) -> str | None:
+        """Return the view in the cell `text` of a column at `where`, None if it is blank or means nothing."""
+        return self._term(_VIEWS, column, text, where)
+
+    def sex(self, column: str, text: str, where: str) -> str | None:
+        """Return the sex in the cell `text` of a column at `where`, None if it is unknown or means nothing."""
+        return self._term(_SEXES, column, text, where)
+
+    def age(self, column: str, text: str, where: str) -> float | None:
+        """Return the age in years in the cell `text` of a column at `where`, None if it is blank or impossible."""
+        age = age_of(text)
+        if age is None and _normalized(text) not in _UNKNOWN:
+            self.odd.add(column, text, where)
+        return age
+
+    def _term(self, terms: Mapping[str, str | None], column: str, text: str, where: str) -> str | None:
+        term = _normalized(text)
+        if term not in terms and term not in _UNKNOWN:
+            self.odd.add(column, text, where)
+        return terms.get(term)
 
 
 def _normalized(text: str) -> str:
     """Return a term as the tables above write it: capitals, and one space between words."""
-    return " ".join(re.split(r"[\s_-]+", text.strip().upper()))
+    return " ".join(re.split(r"[\s_-]+", text.upper())).strip()

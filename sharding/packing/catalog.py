@@ -18,6 +18,7 @@ from infra.arrays import Int64, UInt8, UInt64
 from infra.errors import UserError
 from infra.files import disk_errors
 from infra.rng import draw_uint64
+from sharding.datasets.files import ABSENT, IGNORED, NO_ROW
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -116,7 +117,8 @@ class Catalog:
         for number in by_identity:
             digest.update(self._record(number))
         for rejection in sorted(self.rejected, key=attrgetter("path", "reason")):
-            digest.update(msgspec.msgpack.encode(rejection))
+            if rejection.reason not in (ABSENT, IGNORED, NO_ROW):  # files that are no part of the dataset come and go
+                digest.update(msgspec.msgpack.encode(rejection))
         return digest.hexdigest()
 
     def _record(self, number: int) -> bytes:

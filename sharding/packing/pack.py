@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from math import sqrt
@@ -28,9 +28,10 @@ from infra.options import (
     setting,
 )
 from infra.parallel import ordered_map, worker_count
-from sharding.datasets import OPTIONS, READERS, SIMULATED_MARKER, ReaderOptions
+from sharding.datasets import OPTIONS, READERS, ReaderOptions, root_of
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
+from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
 from sharding.datasets.folder import FolderOptions
 from sharding.format.manifest import VERSION, Manifest, Rejection
 from sharding.format.sample import Sample
@@ -61,6 +62,8 @@ class PackConfig:
         shard_samples: largest number of samples in a shard; null for as many as shard_size_mb allows
         seed: determines the order of the samples, and the patients in the fractions of 1 % and 10 %
         workers: number of encoding processes; 0 means one for each CPU; does not change the shards
+        follow_links: also pack files that symbolic links reach outside of root; they are rejected by default, since an
+            archive from elsewhere may link to any of your files
         cell: for dataset cell only: how images are grouped into patients
         folder: for dataset folder only: a table that describes the images, and its column names
         dicom: for dataset dicom only: what to do with files that are not de-identified
@@ -77,6 +80,7 @@ class PackConfig:
     shard_samples: int | None = None
     seed: int = 0
     workers: int = 0
+    follow_links: bool = False
     cell: CellOptions = field(default_factory=CellOptions)
     folder: FolderOptions = field(default_factory=FolderOptions)
     dicom: DicomOptions = field(default_factory=DicomOptions)
@@ -123,6 +127,7 @@ def pack(config: PackConfig) -> Manifest:
         RunFailed: if an object store fails
     """
     destination = open_destination(config.out)
+    config = replace(config, root=root_of(config.dataset, config.root))
     with closing(Catalog(config.dataset, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
         job = Job(config.dataset, _options(config, catalog), _made_by())
         manifest = packed_manifest(destination, job, config.out)
@@ -142,7 +147,7 @@ def pack(config: PackConfig) -> Manifest:
 
 def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
     try:
-        yield from READERS[config.dataset](config.root, *_reader_options(config))
+        yield from READERS[config.dataset](config.root, *_reader_options(config), follow_links=config.follow_links)
     except OSError as error:
         raise UserError(f"root={config.root}: {error.filename} cannot be read: {error.strerror}; check it") from error
 
@@ -165,6 +170,7 @@ def _options(config: PackConfig, catalog: Catalog) -> Options:
         "shard_size_mb": config.shard_size_mb,
         "shard_samples": config.shard_samples,
         "seed": config.seed,
+        **({"follow_links": True} if config.follow_links else {}),
         **{f"{config.dataset}.{name}": value for name, value in reader_options.items()},
         "samples_sha256": catalog.sha256,
     }
@@ -254,6 +260,7 @@ class _Packing:
             _encode,
             dataset=config.dataset,
             root=config.root,
+            follow_links=config.follow_links,
             shorter_side_px=config.shorter_side_px,
             jpeg_quality=config.jpeg_quality,
             image_format=config.image_format,
@@ -286,9 +293,11 @@ class _Packing:
         self._start, self._rejected, self._sums = position, [], np.zeros(4, np.int64)
 
 
-def _encode(record: bytes, *, dataset: str, root: Path, **encoding: Any) -> TarSample | str:
+def _encode(record: bytes, *, dataset: str, root: Path, follow_links: bool, **encoding: Any) -> TarSample | str:
     """Encode one sample of the catalog in a worker process, or return the reason for rejecting it."""
     sample = from_record(record)
+    if not follow_links and leads_out(root, sample.path):
+        return LINK_OUT
     image = encode_file(root / sample.path, **encoding)
     return image if isinstance(image, str) else tar_sample(dataset, sample, image)
 

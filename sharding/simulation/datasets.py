@@ -25,8 +25,8 @@ from infra.errors import require
 from infra.files import atomic_folder, disk_errors
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
-from sharding.datasets import SIMULATED_MARKER
 from sharding.datasets.chexpert import COLUMNS, OBSERVATIONS
+from sharding.datasets.files import SIMULATED_MARKER
 from sharding.simulation.exposure import radiograph
 from sharding.simulation.phantom import Anatomy, Draws, Opacity, draw_anatomy, draw_opacities
 

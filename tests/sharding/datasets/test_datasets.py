@@ -1,4 +1,5 @@
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -9,9 +10,11 @@ import pytest
 from infra.errors import UserError
 from sharding.datasets import OPTIONS, READERS, cell, chestxray14, chexpert
 from sharding.datasets.cell import CellOptions
+from sharding.datasets.files import ABSENT
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
-from tests.sharding.conftest import CsvWriter, samples_of
+from sharding.packing.pack import PackConfig, pack
+from tests.sharding.conftest import CsvWriter, RadiographMaker, samples_of
 
 CHEXPERT_HEADER = ",".join(chexpert.COLUMNS)
 CHESTXRAY14_HEADER = (
@@ -88,17 +91,20 @@ def test_chexpert_knows_what_is_unknown_when_age_is_0_and_sex_unknown(tmp_path: 
 )
 def test_chexpert_rejects_a_row_whose_path_is_not_of_its_form(path: str, tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(tmp_path / "train.csv", CHEXPERT_HEADER, f"{path},Male,50,Frontal,PA{NO_LABELS},")
-    (item,) = chexpert.read(tmp_path)
+    absent, item = chexpert.read(tmp_path)
+    assert absent == Rejection("valid.csv", ABSENT)
     assert isinstance(item, Rejection)
-    assert item.path == path
+    assert item.path == path or (item.path, path) == ("train.csv line 2", "")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (f"R/train/patient1/study1/view1_frontal.jpg,Male,old,Frontal,PA{NO_LABELS},", r"train\.csv line 2: Age='old'"),
-        (f"R/train/patient1/study1/view1_frontal.jpg,Male,5,Frontal,PA,2.0{NO_LABELS}", r"line 2: No Finding='2.0'"),
-        ("R/train/patient1/study1/view1_frontal.jpg,Male,5", r"line 2 has 3 cells but needs at least 19"),
+        (
+            f"R/train/patient1/study1/view1_frontal.jpg,Male,5,Frontal,PA,2.0{NO_LABELS}",
+            r"cells mean nothing \(1\): No Finding='2.0' \(train\.csv line 2\); a label is 1.0",
+        ),
+        ("R/train/patient1/study1/view1_frontal.jpg,Male,5", r"train\.csv line 2 has 3 cells, but the header has 19"),
     ],
 )
 def test_chexpert_names_line_and_value_when_a_cell_is_wrong(
@@ -159,6 +165,76 @@ def test_chexpert_reads_the_test_part_without_details_when_it_is_there(
         list(chexpert.read(tmp_path))
 
 
+BATCHES = (
+    "CheXpert-v1.0 batch 1 (validate & csv)",
+    "CheXpert-v1.0 batch 2 (train 1)",
+    "CheXpert-v1.0 batch 3 (train 2)",
+    "CheXpert-v1.0 batch 4 (train 3)",
+)
+BATCH_IMAGES = (
+    f"{BATCHES[0]}/valid/patient64541/study1/view1_frontal.jpg",
+    f"{BATCHES[1]}/patient00001/study1/view1_frontal.jpg",
+    f"{BATCHES[2]}/patient21514/study1/view1_frontal.jpg",
+    f"{BATCHES[3]}/patient42876/study1/view2_lateral.jpg",
+)
+
+
+@pytest.fixture
+def chexpert_batches(tmp_path: Path, csv_file: CsvWriter, radiograph: RadiographMaker) -> Path:
+    """The full release of CheXpert as it is downloaded: four folders, one image in each, and two tables."""
+    root = tmp_path / "chexpertchestxrays-u20210408"
+    for number, name in enumerate(BATCH_IMAGES):
+        (root / name).parent.mkdir(parents=True)
+        radiograph(number).save(root / name)
+    rows = [f"CheXpert-v1.0/train/{Path(name).relative_to(Path(name).parts[0])}" for name in BATCH_IMAGES[1:]]
+    valid = "CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg"
+    for table, paths in (("train.csv", rows), ("valid.csv", [valid])):
+        csv_file(root / BATCHES[0] / table, CHEXPERT_HEADER, *(f"{path},Female,68,,{NO_LABELS}," for path in paths))
+    return root
+
+
+@pytest.mark.parametrize("folder", ["", BATCHES[0]])
+def test_chexpert_is_packed_from_its_four_batch_folders(
+    folder: str, chexpert_batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(chexpert_batches / folder)
+    manifest = pack(PackConfig("chexpert", Path(), tmp_path / "out", workers=1))
+    assert manifest.rejected == []
+    assert manifest.samples == 4
+    assert {shard.split for shard in manifest.shards} == {"train", "val"}
+
+
+def test_chexpert_knows_which_batch_holds_a_patient(chexpert_batches: Path, csv_file: CsvWriter) -> None:
+    items = list(chexpert.read(chexpert_batches))
+    assert {item.path.as_posix() for item in samples_of(items)} == set(BATCH_IMAGES)
+    (chexpert_batches / BATCHES[2] / "patient21514" / "study1" / "view9_frontal.jpg").touch()
+    shutil.rmtree(chexpert_batches / BATCHES[3])
+    items = list(chexpert.read(chexpert_batches))
+    assert {item.path.as_posix() for item in items if isinstance(item, Sample)} == {
+        *BATCH_IMAGES[:3],
+        "train/patient42876/study1/view2_lateral.jpg",
+    }
+    unnamed = f"{BATCHES[2]}/patient21514/study1/view9_frontal.jpg"
+    assert [item for item in items if isinstance(item, Rejection)] == [Rejection(unnamed, "file without a row")]
+
+
+def test_chexpert_rejects_a_row_that_repeats_a_path(tmp_path: Path, csv_file: CsvWriter) -> None:
+    path = "train/patient1/study1/view1_frontal.jpg,Male,5,Frontal,PA"
+    csv_file(tmp_path / "train.csv", CHEXPERT_HEADER, f"A/{path}{NO_LABELS},", f"B/{path}{NO_LABELS},")
+    csv_file(tmp_path / "valid.csv", CHEXPERT_HEADER)
+    _, rejected = chexpert.read(tmp_path)
+    assert rejected == Rejection("train.csv line 3", "path of an earlier row")
+
+
+def test_chexpert_takes_an_age_without_a_meaning_for_unknown(
+    tmp_path: Path, csv_file: CsvWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = f"R/train/patient1/study1/view1_frontal.jpg,Male,old,Frontal,PA{NO_LABELS},"
+    csv_file(tmp_path / "train.csv", CHEXPERT_HEADER, row)
+    assert read_only(chexpert, tmp_path).age is None
+    assert "count as unknown (1): Age='old' (train.csv line 2)" in capsys.readouterr().err
+
+
 def test_chestxray14_reads_rows_longer_than_the_header(tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(
         tmp_path / "Data_Entry_2017.csv",
@@ -195,10 +271,7 @@ def test_chestxray14_turns_ages_into_years_when_they_have_units(
 def test_chestxray14_names_the_value_when_a_cell_is_not_upstreams(tmp_path: Path, csv_file: CsvWriter) -> None:
     (tmp_path / "images").mkdir()
     csv_file(tmp_path / "Data_Entry_2017.csv", CHESTXRAY14_HEADER, "a.png,Mass|Flu,0,1,5,M,PA,1,1,1,1")
-    with pytest.raises(UserError, match=r"line 2: finding 'Flu' is not one of Atelectasis"):
-        list(chestxray14.read(tmp_path))
-    csv_file(tmp_path / "Data_Entry_2017.csv", CHESTXRAY14_HEADER, "a.png,Mass,0,1,five,M,PA,1,1,1,1")
-    with pytest.raises(UserError, match="Patient Age='five'"):
+    with pytest.raises(UserError, match=r"Finding Labels='Flu' \(.* line 2\); a finding is one of Atelectasis"):
         list(chestxray14.read(tmp_path))
 
 
@@ -257,12 +330,124 @@ def test_cell_reads_every_image_once_with_unique_keys(cell_root: Path) -> None:
 def test_cell_rejects_what_is_not_named_and_placed_as_upstream_does(cell_root: Path) -> None:
     (cell_root / "val" / "NORMAL" / "holiday.jpeg").touch()
     (cell_root / "val" / "NORMAL" / ".DS_Store").touch()
-    (cell_root / "val" / "COVID").mkdir()
-    rejected = [item for item in cell.read(cell_root, CellOptions()) if isinstance(item, Rejection)]
-    assert {item.path for item in rejected} == {"val/NORMAL/holiday.jpeg", "val/COVID"}
+    for name in ("val/COVID/IM-0001-0001.jpeg", "val/NORMAL/old/IM-0001-0001.jpeg", "IM-0001-0001.jpeg"):
+        (cell_root / name).parent.mkdir(exist_ok=True)
+        (cell_root / name).touch()
+    rejected = Counter(item.reason for item in cell.read(cell_root, CellOptions()) if isinstance(item, Rejection))
+    assert rejected == {
+        "file name does not identify a patient": 1,
+        "hidden or system file": 1,
+        "not in a folder train/val/test and then NORMAL/PNEUMONIA": 3,
+    }
 
 
-def test_cell_names_the_missing_class_when_a_split_has_one_only(tmp_path: Path) -> None:
-    (tmp_path / "train" / "NORMAL").mkdir(parents=True)
-    with pytest.raises(UserError, match="train/ lacks the folder PNEUMONIA/"):
-        list(cell.read(tmp_path, CellOptions()))
+def test_cell_is_read_and_its_gaps_are_named_when_a_copy_is_partial(cell_root: Path) -> None:
+    shutil.rmtree(cell_root / "val" / "PNEUMONIA")
+    for file in (cell_root / "test" / "NORMAL").iterdir():
+        file.unlink()
+    items = list(cell.read(cell_root, CellOptions()))
+    assert [item for item in items if isinstance(item, Rejection)] == [
+        Rejection("val/PNEUMONIA", ABSENT),
+        Rejection("test/NORMAL", ABSENT),
+    ]
+    assert len(samples_of(items)) == 60 - 4 - 6
+
+
+CHESTXRAY14_ROWS = ("1.png,Mass,0,1,58,M,PA,1,1,1,1", "2.png,Mass,0,2,58,M,PA,1,1,1,1")
+
+
+def chestxray14_root(root: Path, csv_file: CsvWriter, *rows: str, train: bytes = b"", test: bytes = b"") -> Path:
+    csv_file(root / "Data_Entry_2017.csv", CHESTXRAY14_HEADER, *(rows or CHESTXRAY14_ROWS))
+    for name in ("1.png", "2.png"):
+        csv_file(root / "images" / name, "")
+    for name, content in (("train_val_list.txt", train), ("test_list.txt", test)):
+        if content:
+            (root / name).write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_chestxray14_reads_lists_with_a_byte_order_mark(mark: bytes, tmp_path: Path, csv_file: CsvWriter) -> None:
+    root = chestxray14_root(tmp_path, csv_file, train=mark + b"1.png\r\n", test=mark + b"2.png\n")
+    assert [sample.split for sample in samples_of(chestxray14.read(root))] == ["train", "test"]
+
+
+def test_chestxray14_refuses_an_image_in_both_lists(tmp_path: Path, csv_file: CsvWriter) -> None:
+    root = chestxray14_root(tmp_path, csv_file, train=b"1.png\n2.png\n", test=b"2.png\n")
+    with pytest.raises(UserError, match=r"1 image\(s\) are in both train_val_list.txt and test_list.txt .* as 2.png"):
+        list(chestxray14.read(root))
+
+
+def test_chestxray14_refuses_lists_that_name_no_image_of_the_table(tmp_path: Path, csv_file: CsvWriter) -> None:
+    root = chestxray14_root(tmp_path, csv_file, train=b"x.png\n", test=b"y.png\n")
+    with pytest.raises(UserError, match=r"name no image of .*2017.csv, but x.png and others; remove the lists"):
+        list(chestxray14.read(root))
+
+
+def test_chestxray14_names_a_list_that_is_missing_and_counts_what_the_other_leaves_out(
+    tmp_path: Path, csv_file: CsvWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = chestxray14_root(tmp_path, csv_file, train=b"1.png\n7.png\n8.png\n")
+    items = list(chestxray14.read(root))
+    assert [sample.split for sample in samples_of(items)] == ["train", None]
+    assert [item for item in items if isinstance(item, Rejection)] == [Rejection("test_list.txt", ABSENT)]
+    printed = capsys.readouterr().err
+    assert "1 images of Data_Entry_2017.csv are in neither" in printed
+    assert "2 names in the lists have no row" in printed
+
+
+def test_chestxray14_rejects_rows_without_a_patient_and_keeps_patient_0(tmp_path: Path, csv_file: CsvWriter) -> None:
+    patients = enumerate(("", "nan", "000", "007"))
+    rows = [f"{number}.png,Mass,0,{patient},58,M,PA,1,1,1,1" for number, patient in patients]
+    root = chestxray14_root(tmp_path, csv_file, *rows)
+    items = list(chestxray14.read(root))
+    assert [item.patient for item in items if isinstance(item, Sample)] == ["0", "7"]
+    assert [item.path for item in items if isinstance(item, Rejection)] == ["images/0.png", "images/1.png"]
+
+
+def test_chestxray14_counts_repeated_rows_and_files_without_a_row(tmp_path: Path, csv_file: CsvWriter) -> None:
+    root = chestxray14_root(tmp_path, csv_file, *CHESTXRAY14_ROWS, CHESTXRAY14_ROWS[0])
+    for name in ("images/3.png", "images_001/images/.DS_Store", "images_002/images/.DS_Store", "LOG.pdf"):
+        csv_file(root / name, "")
+    assert {item.path: item.reason for item in chestxray14.read(root) if isinstance(item, Rejection)} == {
+        "Data_Entry_2017.csv line 4": "path of an earlier row",
+        "images/3.png": "file without a row",
+        "images_001/images/.DS_Store": "hidden or system file",
+        "images_002/images/.DS_Store": "hidden or system file",
+        "LOG.pdf": "file without a row",
+    }
+
+
+def test_a_link_out_of_the_root_is_packed_only_on_request(
+    cell_root: Path, tmp_path: Path, radiograph: RadiographMaker
+) -> None:
+    radiograph(1).save(tmp_path / "private.jpeg")
+    (cell_root / "train" / "NORMAL" / "IM-9999-0001.jpeg").symlink_to(tmp_path / "private.jpeg")
+    manifest = pack(PackConfig("cell", cell_root, tmp_path / "out", workers=1))
+    reason = "link out of root; follow_links=true packs it"
+    assert manifest.rejected == [Rejection("train/NORMAL/IM-9999-0001.jpeg", reason)]
+    followed = pack(PackConfig("cell", cell_root, tmp_path / "followed", workers=1, follow_links=True))
+    assert (followed.samples, followed.rejected) == (manifest.samples + 1, [])
+    with pytest.raises(UserError, match="follow_links=None, not True; choose another folder"):
+        pack(PackConfig("cell", cell_root, tmp_path / "out", workers=1, follow_links=True))
+
+
+def test_a_row_whose_image_is_a_link_out_of_the_root_is_rejected(
+    tmp_path: Path, csv_file: CsvWriter, radiograph: RadiographMaker
+) -> None:
+    root = chestxray14_root(tmp_path / "root", csv_file)
+    for number in (1, 2):
+        (root / "images" / f"{number}.png").unlink()
+    radiograph(1).save(tmp_path / "private.png")
+    radiograph(2).save(root / "images" / "2.png")
+    (root / "images" / "1.png").symlink_to(tmp_path / "private.png")
+    manifest = pack(PackConfig("chestxray14", root, tmp_path / "out", workers=1))
+    assert manifest.rejected == [Rejection("images/1.png", "link out of root; follow_links=true packs it")]
+    assert pack(PackConfig("chestxray14", root, tmp_path / "followed", workers=1, follow_links=True)).samples == 2
+
+
+def test_hidden_files_that_appear_do_not_make_another_dataset(cell_root: Path, tmp_path: Path) -> None:
+    config = PackConfig("cell", cell_root, tmp_path / "out", workers=1)
+    first = pack(config)
+    (cell_root / "train" / ".DS_Store").touch()
+    assert pack(config) == first

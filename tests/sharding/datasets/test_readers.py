@@ -58,18 +58,55 @@ def cohen(root: Path, csv_file: CsvWriter, *rows: str, images: tuple[str, ...] =
         ("Tuberculosis", 0, 0),
         ("todo", None, None),
         ("Unknown", None, None),
+        # from before July 2020
+        ("COVID-19", 1, 0),
+        ("COVID-19, ARDS", 1, 0),
+        ("ARDS", 0, 1),
+        ("SARS", 0, 1),
+        ("Pneumocystis", 0, 1),
+        ("Streptococcus", 0, 1),
+        ("Chlamydophila", 0, 1),
+        ("E.Coli", 0, 1),
+        ("Klebsiella", 0, 1),
+        ("Legionella", 0, 1),
+        ("Lipoid", 0, 1),
+        ("Varicella", 0, 1),
+        ("Bacterial", 0, 1),
+        ("Mycoplasma Bacterial Pneumonia", 0, 1),
+        ("Influenza", 0, 1),
+        ("Herpes pneumonia, ARDS", 0, 1),
+        ("Spinal Tuberculosis", 0, 0),
     ],
 )
 def test_cohen_labels_covid_against_other_pneumonia(
     finding: str, covid: int | None, other: int | None, tmp_path: Path, csv_file: CsvWriter
 ) -> None:
-    (sample,) = samples_of(c19_cohen.read(cohen(tmp_path, csv_file, cohen_row("a.png", finding))))
+    (sample,) = samples_of(c19_cohen.read(cohen(tmp_path, csv_file, cohen_row("a.png", f'"{finding}"'))))
     assert sample.labels == {"COVID-19": covid, "other pneumonia": other}
 
 
-def test_cohen_refuses_a_table_from_before_findings_were_paths(tmp_path: Path, csv_file: CsvWriter) -> None:
-    with pytest.raises(UserError, match=r"metadata\.csv line 3: finding 'SARS' is not one of .*July 2020"):
-        list(c19_cohen.read(cohen(tmp_path, csv_file, cohen_row("a.png"), cohen_row("b.png", "SARS"))))
+def test_cohen_counts_a_finding_as_unknown_when_it_is_none_of_upstreams(
+    tmp_path: Path, csv_file: CsvWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = (cohen_row(f"{i}.png", "Unusual Interstitial Pneumonia") for i in range(3))
+    samples = samples_of(c19_cohen.read(cohen(tmp_path, csv_file, *rows)))
+    assert [sample.labels for sample in samples] == [{"COVID-19": None, "other pneumonia": None}] * 3
+    expected = "(3): finding='Unusual Interstitial Pneumonia' (metadata.csv line 2 and 2 more)"
+    assert capsys.readouterr().err == f"warning: cells that mean nothing count as unknown {expected}\n"
+
+
+def test_cohen_takes_no_study_from_an_offset_that_is_unknown(tmp_path: Path, csv_file: CsvWriter) -> None:
+    rows = [cohen_row(f"{i}.png", offset=offset) for i, offset in enumerate(("?", " ", "nan", "0", "-3"))]
+    samples = samples_of(c19_cohen.read(cohen(tmp_path, csv_file, *rows)))
+    assert [sample.study for sample in samples] == [None, None, None, "0", "-3"]
+
+
+def test_cohen_reads_a_table_from_before_it_named_folders(tmp_path: Path, csv_file: CsvWriter) -> None:
+    header = "patientid,offset,sex,age,finding,survival,view,modality,date,location,filename,doi,url,license"
+    csv_file(tmp_path / "metadata.csv", header, "2,0,M,65,COVID-19,Y,PA,X-ray,2020,,a.jpeg,,,")
+    (tmp_path / "images").mkdir()
+    (sample,) = samples_of(c19_cohen.read(tmp_path))
+    assert (sample.path, sample.labels["COVID-19"]) == (Path("images/a.jpeg"), 1)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +148,10 @@ def test_cohen_counts_slices_volumes_repeated_names_and_files_without_a_row(
         ("images/slice.png", "CT, not an X-ray"): 1,
         ("volumes/volume.nii.gz", "CT, not an X-ray"): 1,
         ("volumes/odd.nii.gz", "not in images/"): 1,
-        ("images/twice.png", "file name of an earlier row"): 1,
-        ("images/whose.png", "no patientid"): 1,
-        ("images/nobody.png", "no row in metadata.csv"): 1,
+        ("metadata.csv line 6", "path of an earlier row"): 1,
+        ("images/whose.png", "row without a patient"): 1,
+        ("images/.DS_Store", "hidden or system file"): 1,
+        ("images/nobody.png", "file without a row"): 1,
     }
 
 
@@ -187,7 +225,7 @@ def test_covidgr_carries_severities_and_counts_what_does_not_fit(covidgr_root: P
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["0001,GRAVE"], "line 2: Severity='GRAVE' is not one of NORMAL-PCR"),
+        (["0001,GRAVE"], r"Severity='GRAVE' \(severity\.csv line 2\); a severity is one of NORMAL-PCR"),
         (["0001,MILD", "0001,SEVERE"], "line 3: 0001 has another severity in an earlier row"),
     ],
 )
@@ -215,7 +253,11 @@ def test_folder_takes_folders_for_classes(tmp_path: Path, capsys: pytest.Capture
         ("well/1.jpg", None, {"sick": 0, "well": 1}),
     ]
     assert len({sample.key for sample in samples}) == len({sample.patient for sample in samples}) == 3
-    assert rejected == {("readme.txt", "not at CLASS/IMAGE"): 1, ("well/more/2.jpg", "not at CLASS/IMAGE"): 1}
+    assert rejected == {
+        ("readme.txt", "not at CLASS/IMAGE"): 1,
+        ("well/more/2.jpg", "not at CLASS/IMAGE"): 1,
+        (".git", "hidden or system file"): 1,
+    }
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "each counts as a separate patient" in printed
@@ -273,28 +315,105 @@ def test_folder_reads_a_table_with_columns_of_any_name(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("1.png,holdout,PA,M,5", "line 2: split='holdout' must be one of TRAIN, VAL, VALID"),
-        ("1.png,train,AXIAL,M,5", "line 2: view='AXIAL' must be one of PA, AP"),
-        ("1.png,train,PA,man,5", "line 2: sex='man' must be one of F, FEMALE"),
-        ("1.png,train,PA,M,five", "line 2: age='five' must be years, or as 058Y"),
-    ],
-)
-def test_folder_names_the_cell_when_it_has_no_meaning(
-    row: str, message: str, tmp_path: Path, csv_file: CsvWriter
+def test_folder_lists_all_cells_without_a_meaning_and_takes_them_for_unknown(
+    tmp_path: Path, csv_file: CsvWriter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    csv_file(tmp_path / "t.csv", "path,split,view,sex,age", row)
+    rows = ("1.png,?,M,50+", "2.png,Axial,man,early 40s", "3.png,PA,x,50+", "4.png,lat,Unknown,121", "5.png,,,nan")
+    csv_file(tmp_path / "t.csv", "path,view,sex,age", *rows)
+    options = FolderOptions("t.csv", view="view", sex="sex", age="age", patient="path")
+    samples = samples_of(folder.read(tmp_path, options))
+    assert [(sample.view, sample.sex, sample.age) for sample in samples] == [
+        (None, "M", None),
+        (None, "M", None),
+        ("frontal-pa", None, None),
+        ("lateral", None, None),
+        (None, None, None),
+    ]
+    assert capsys.readouterr().err == (
+        "warning: cells that mean nothing count as unknown (7): view='?' (t.csv line 2), "
+        "age='50+' (t.csv line 2 and 1 more), view='Axial' (t.csv line 3), age='early 40s' (t.csv line 3), "
+        "sex='x' (t.csv line 4), age='121' (t.csv line 5)\n"
+    )
+
+
+def test_folder_refuses_splits_without_a_meaning_all_at_once(tmp_path: Path, csv_file: CsvWriter) -> None:
+    csv_file(tmp_path / "t.csv", "path,split", "1.png,holdout", "2.png,train", "3.png,tset", "4.png,tset")
+    message = r"nothing \(3\): split='holdout' .*, split='tset' \(t\.csv line 4 and 1 more\); a split is one of"
     with pytest.raises(UserError, match=message):
-        list(folder.read(tmp_path, FolderOptions("t.csv", split="split", view="view", sex="sex", age="age")))
+        list(folder.read(tmp_path, FolderOptions("t.csv", split="split")))
 
 
-def test_folder_counts_rows_without_a_path_or_a_patient(tmp_path: Path, csv_file: CsvWriter) -> None:
-    csv_file(tmp_path / "t.csv", "path,id", "1.png,", ",7", "2.png,7")
+def test_folder_counts_rows_without_a_path_or_a_patient_or_of_an_earlier_path(
+    tmp_path: Path, csv_file: CsvWriter
+) -> None:
+    rows = ("1.png,", ",7", "2.png,7", "./2.png,8", "3.png,nan", "4.png,?", "5.png,NULL", "6.png,unknown")
+    csv_file(tmp_path / "t.csv", "path,id", *rows)
     samples, rejected = parted(folder.read(tmp_path, FolderOptions("t.csv", patient="id")))
-    assert [sample.path.name for sample in samples] == ["2.png"]
-    assert [reason for _, reason in rejected] == ["no path or no patient"] * 2
+    assert [(sample.path.name, sample.patient) for sample in samples] == [("2.png", "7")]
+    assert rejected == {
+        ("1.png", "row without a patient"): 1,
+        ("t.csv line 3", "row without a path"): 1,
+        ("t.csv line 5", "path of an earlier row"): 1,
+        ("3.png", "row without a patient"): 1,
+        ("4.png", "row without a patient"): 1,
+        ("5.png", "row without a patient"): 1,
+        ("6.png", "row without a patient"): 1,
+    }
+
+
+def test_folder_counts_files_that_no_row_of_the_table_names(tmp_path: Path, csv_file: CsvWriter) -> None:
+    root = tree(tmp_path, "a/1.png", "a/2.png", "a/._1.png", "Thumbs.db", "notes.txt")
+    csv_file(root / "t.csv", "path", "a/1.png")
+    samples, rejected = parted(folder.read(root, FolderOptions("t.csv")))
+    assert [sample.path.as_posix() for sample in samples] == ["a/1.png"]
+    assert rejected == {
+        ("a/2.png", "file without a row"): 1,
+        ("notes.txt", "file without a row"): 1,
+        ("a/._1.png", "hidden or system file"): 1,
+        ("Thumbs.db", "hidden or system file"): 1,
+    }
+
+
+def test_folder_takes_nan_for_no_class(tmp_path: Path, csv_file: CsvWriter) -> None:
+    csv_file(tmp_path / "t.csv", "path,label", "1.png,sick", "2.png,nan", "3.png,NULL", "4.png,none")
+    samples = samples_of(folder.read(tmp_path, FolderOptions("t.csv", label="label")))
+    unknown = {"none": None, "sick": None}
+    assert [sample.labels for sample in samples] == [{"none": 0, "sick": 1}, unknown, unknown, {"none": 1, "sick": 0}]
+
+
+def test_folder_takes_studies_from_their_column(tmp_path: Path, csv_file: CsvWriter) -> None:
+    csv_file(tmp_path / "t.csv", "path,who,exam", "1.png,a,x", "2.png,a,x", "3.png,a,?", "4.png,a,")
+    samples = samples_of(folder.read(tmp_path, FolderOptions("t.csv", patient="who", study="exam")))
+    assert [sample.study for sample in samples] == ["x", "x", None, None]
+
+
+def test_folder_accepts_absolute_paths_inside_the_root(tmp_path: Path, csv_file: CsvWriter) -> None:
+    root = tree(tmp_path / "real", "a/1.png", "a/2.png")
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+    csv_file(root / "t.csv", "path", f"{root}/a/1.png", f"{tmp_path}/link/a/../a/2.png", "a/1.png")
+    samples, rejected = parted(folder.read(tmp_path / "link", FolderOptions("t.csv")))
+    assert [sample.path.as_posix() for sample in samples] == ["a/1.png", "a/2.png"]
+    assert rejected == {("t.csv line 4", "path of an earlier row"): 1}
+
+
+def test_folder_names_the_options_when_its_columns_have_other_names(tmp_path: Path, csv_file: CsvWriter) -> None:
+    csv_file(tmp_path / "t.csv", "imagename,class", "1.png,sick")
+    message = (
+        r"t\.csv lacks the column\(s\) 'path', 'who'; it has 'imagename', 'class'; "
+        r"name the right column\(s\) with --path=COLUMN, --patient=COLUMN$"
+    )
+    with pytest.raises(UserError, match=message):
+        list(folder.read(tmp_path, FolderOptions("t.csv", patient="who")))
+
+
+def test_folder_names_links_when_there_is_nothing_else(tmp_path: Path) -> None:
+    tree(tmp_path / "elsewhere", "1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "sick").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(UserError, match=r"has no folder of images, but links such as sick; name the real folder"):
+        list(folder.read(tmp_path / "root", FolderOptions()))
+    (sample,) = samples_of(folder.read(tmp_path / "root", FolderOptions(), follow_links=True))
+    assert (sample.path, sample.labels) == (Path("sick/1.png"), {"sick": 1})
 
 
 def test_folder_refuses_a_label_column_that_holds_no_classes(tmp_path: Path, csv_file: CsvWriter) -> None:
