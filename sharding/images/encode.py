@@ -23,7 +23,7 @@ from sharding.images.file_formats import (
     PNG_SIGNATURE,
     is_dicom,
 )
-from sharding.images.grayscale import from_16_bit
+from sharding.images.grayscale import FEWEST_GRAY_LEVELS, from_16_bit
 
 FORMATS: Final = ("JPEG", "PNG")
 MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
@@ -93,7 +93,8 @@ def encode(
     """Encode an image as an upright 8-bit gray JPEG or PNG.
 
     16-bit pixels become 8-bit by the rule of `grayscale`, colors become luma, transparent pixels become black. Only
-    pixels are kept: no EXIF, no comments.
+    pixels are kept: no EXIF, no comments. An image of fewer than FEWEST_GRAY_LEVELS gray levels is rejected, since it
+    is no radiograph or was decoded by a wrong header.
 
     Args:
         content: a JPEG, PNG or DICOM file
@@ -106,6 +107,7 @@ def encode(
         ImageRejected: if the file is not an image that can be packed
     """
     image, (source_width, source_height) = decode(content, shorter_side_px)
+    _require_gray_levels(image)
     size = _reduced((source_width, source_height), shorter_side_px)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
@@ -215,6 +217,12 @@ def _decode_dicom(content: bytes) -> tuple[Image.Image, tuple[int, int]]:
 def _require_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE_PX:
         raise ImageRejected(TOO_LARGE)
+
+
+def _require_gray_levels(image: Image.Image) -> None:
+    levels = np.count_nonzero(image.histogram())
+    if levels < FEWEST_GRAY_LEVELS:
+        raise ImageRejected(f"only {levels} gray level{'s' if levels > 1 else ''}")
 
 
 def _read(path: Path) -> bytes:
