@@ -2,10 +2,10 @@
 
 Values between two ends map linearly to 0 to 255. The ends depend on the file:
 
-- a 16-bit image file (PNG, TIFF): 0 and 65535, as the formats define, if a value needs more than 14 bits. Otherwise the
-  file does not use this range: detectors give 10 to 14 bits, and many programs store such values in 16-bit files as they
-  are. No correct radiograph is that dark, and nothing in the file declares the bits (PNG's sBIT describes values that
-  were scaled). So the ends are those of a DICOM file with the same values and no window: see below;
+- a 16-bit image file (PNG, TIFF): 0 and 65535, as the formats define, if a value needs more than 14 bits. Otherwise
+  the file does not use this range: detectors give 10 to 14 bits, and many programs store such values in 16-bit files as
+  they are. No correct radiograph is that dark, and nothing in the file declares the bits (PNG's sBIT describes values
+  that were scaled). So the ends are those of a DICOM file with the same values and no window: see below;
 - a DICOM file with a window or a VOI LUT: the ends of the window, or of the LUT's output;
 - a DICOM file without either: the ends of the stored range if it has 8 bits or fewer, so that 8-bit pixels do not
   change. With more bits, the smallest and the largest value in the image, without padding: stored values have no unit
@@ -39,4 +39,6 @@ def from_16_bit(pixels: Integer) -> UInt8:
         low, high = 0, 65535
     elif high < 256:
         low, high = 0, 255
-    return np.take(to_8_bit(np.arange(65536), low, high), pixels)
+    table = to_8_bit(np.arange(65536), low, high)
+    # In parts, since numpy makes an index of 8 bytes out of each pixel.
+    return np.concatenate([table[part] for part in np.array_split(pixels, 1 + pixels.size // 2**20)])
