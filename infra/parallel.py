@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from infra.errors import RunFailed
+from infra.log import say
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -31,40 +32,97 @@ def worker_count(wanted: int, items: int, chunk: int = 1) -> int:
     return max(1, min(wanted or available, -(-items // chunk)))
 
 
-def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, chunk: int = 1) -> Generator[B]:
+def ordered_map(
+    function: Callable[[A], B],
+    items: Iterable[A],
+    workers: int,
+    chunk: int = 1,
+    crashed: Callable[[A], B] | None = None,
+) -> Generator[B]:
     """Yield function(item) for each item, in the order of the items.
 
     At most four chunks for each worker are computed ahead of the consumer, so memory is bounded however slow it is.
     Close the iterator if you leave it early.
+
+    If a worker dies, the items that were in work are tried again one by one, each in a process with nothing beside it.
+    So an item that kills its process (a decoder that crashes) is told from a machine that is short of memory.
 
     Args:
         function: the function; it and the items must pickle
         items: the items
         workers: number of processes; 1 computes in this one
         chunk: items that a process gets at a time
+        crashed: returns the result for an item that kills a process that works on it alone; None raises RunFailed
 
     Raises:
-        RunFailed: if a worker dies; an error of `function` is raised as it is
+        RunFailed: if a worker dies and `crashed` is None; an error of `function` is raised as it is
     """
     if workers == 1:
         yield from map(function, items)
         return
-    # Fresh interpreters, since a fork would copy the threads and locks of this process.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     remaining = iter(items)
-    pending: deque[Future[list[B]]] = deque()
+    pending: deque[tuple[list[A], Future[list[B]]]] = deque()
+    pool = _pool(workers)
     try:
         while True:
-            while len(pending) < workers * _CHUNKS_IN_FLIGHT and (batch := list(islice(remaining, chunk))):
-                pending.append(pool.submit(_apply, function, batch))
-            if not pending:
-                return
-            yield from pending.popleft().result()
+            try:
+                while len(pending) < workers * _CHUNKS_IN_FLIGHT and (batch := list(islice(remaining, chunk))):
+                    pending.append((batch, _submitted(pool, function, batch)))
+                if not pending:
+                    return
+                results = pending[0][1].result()
+            except BrokenProcessPool as error:
+                if crashed is None:
+                    raise RunFailed(
+                        "a worker process died, probably because memory ran out; try again with fewer workers"
+                    ) from error
+                say(
+                    "warning: a worker process died, because memory ran out or a file crashed it; its work is done "
+                    "again, one item at a time; if this happens often, try again with fewer workers"
+                )
+                pool.shutdown(cancel_futures=True)
+                yield from _one_at_a_time(function, pending, crashed)
+                pending.clear()
+                pool = _pool(workers)
+                continue
+            pending.popleft()
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Start fresh interpreters, since a fork would copy the threads and locks of this process."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _submitted(pool: ProcessPoolExecutor, function: Callable[[A], B], batch: list[A]) -> Future[list[B]]:
+    """Submit a batch; a pool that is broken already gives a future that says so."""
+    try:
+        return pool.submit(_apply, function, batch)
     except BrokenProcessPool as error:
-        raise RunFailed(
-            "a worker process died, probably because memory ran out; try again with fewer workers"
-        ) from error
+        future: Future[list[B]] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _one_at_a_time(
+    function: Callable[[A], B], pending: Iterable[tuple[list[A], Future[list[B]]]], crashed: Callable[[A], B]
+) -> Generator[B]:
+    """Yield the results of batches of which some ended with their pool."""
+    pool = _pool(1)
+    try:
+        for batch, future in pending:
+            if future.exception() is None:
+                yield from future.result()
+                continue
+            for item in batch:
+                try:
+                    yield pool.submit(function, item).result()
+                except BrokenProcessPool:
+                    yield crashed(item)
+                    pool.shutdown()
+                    pool = _pool(1)
     finally:
         pool.shutdown(cancel_futures=True)
 

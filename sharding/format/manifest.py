@@ -16,7 +16,7 @@ from infra.arrays import Records
 from infra.errors import UserError
 from infra.files import read_small
 from sharding.format.fractions import FRACTIONS_PERCENT
-from sharding.images.encode import MAX_PIXELS, MAX_SIDE_PX
+from sharding.images.limits import MAX_PIXELS, MAX_SIDE_PX
 
 MANIFEST_NAME: Final = "manifest.json"
 PARTIAL: Final = ".partial"  # the folder of notes next to the shards of an unfinished packing

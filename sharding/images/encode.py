@@ -1,6 +1,6 @@
 """Image files, encoded as the gray JPEG or PNG that a shard holds, or rejected with a reason."""
 
-import re
+import os
 import struct
 import warnings
 import zlib
@@ -10,35 +10,34 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from infra.extras import require_extra
-from sharding.images.file_formats import (
-    JPEG_APP0,
-    JPEG_END,
-    JPEG_HUFFMAN_FRAMES,
-    JPEG_SCAN,
-    JPEG_SIGNATURE,
-    JPEG_TABLES,
-    PNG_SIGNATURE,
-    is_dicom,
-)
-from sharding.images.grayscale import from_16_bit
+from sharding.images import jpeg, png, tiff
+from sharding.images.file_formats import DECODED, DICOM, DICOM_HEAD_BYTES, JPEG, PNG, TIFF, FileFormat, format_of
+from sharding.images.grayscale import FEWEST_GRAY_LEVELS, MOST_DETECTOR_BITS, from_16_bit
+from sharding.images.limits import MAX_FILE_BYTES, TOO_LARGE, is_too_large
 
-FORMATS: Final = ("JPEG", "PNG")
-MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
-MAX_SIDE_PX: Final = 65_500  # the largest side of a JPEG
+FORMATS: Final = ("JPEG", "PNG")  # of packed images, by Pillow's names
 
 MISSING: Final = "missing file"
 UNREADABLE: Final = "unreadable file"
 EMPTY: Final = "zero bytes"
-NOT_AN_IMAGE: Final = f"not an image ({', '.join(FORMATS)} or DICOM)"
+NOT_AN_IMAGE: Final = f"not an image ({DECODED})"
 DAMAGED: Final = "truncated or damaged image"
-TOO_LARGE: Final = f"declared size above {MAX_PIXELS // 10**6} megapixels or {MAX_SIDE_PX} px a side"
-UNSUPPORTED: Final = "pixel format is neither 8-bit nor 16-bit"
+TOO_MANY_BYTES: Final = f"file above {MAX_FILE_BYTES // 10**6} MB"
+TOO_MUCH_MEMORY: Final = "decoding needs more memory than there is"
+SEVERAL_FRAMES: Final = "animation or several pages"
+UNSUPPORTED: Final = tiff.UNSUPPORTED
+RLE_BMP: Final = "BMP with compression RLE is not supported; convert it to PNG"  # Pillow needs minutes for it
+DARK_COLOR: Final = f"16-bit colors of at most {MOST_DETECTOR_BITS} bits; convert the file to gray"
 
 _QUARTER_TURNS: Final = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_JPEG_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # after compressed data: any but a restart
+_PHOTOMETRIC: Final = 262  # TIFF's tag
+_WHITE_IS_ZERO: Final = 0
+_BMP_RLE: Final = (1, 2)  # BMP's numbers for RLE8 and RLE4
+_DARK: Final = 1 << (MOST_DETECTOR_BITS - 8)
 # Pillow's decoders raise these on bytes that are not what they claim to be.
 DECODER_ERRORS: Final = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
@@ -77,11 +76,12 @@ class EncodedImage:
 def encode_file(
     path: Path, shorter_side_px: int, jpeg_quality: int, image_format: str = "jpeg", pass_through: bool = False
 ) -> EncodedImage | str:
-    """Encode an image file like `encode`, or return the reason for rejecting it."""
+    """Encode an image file like `encode`, or return the reason for rejecting it.
+
+    A file of a format that is not decoded, or above MAX_FILE_BYTES, is rejected by its first bytes.
+    """
     try:
         content = _read(path)
-        if is_dicom(content):
-            require_extra("dicom", str(path))
         return encode(content, shorter_side_px, jpeg_quality, image_format, pass_through)
     except ImageRejected as rejected:
         return str(rejected)
@@ -93,10 +93,11 @@ def encode(
     """Encode an image as an upright 8-bit gray JPEG or PNG.
 
     16-bit pixels become 8-bit by the rule of `grayscale`, colors become luma, transparent pixels become black. Only
-    pixels are kept: no EXIF, no comments.
+    pixels are kept: no EXIF, no comments. An image of fewer than FEWEST_GRAY_LEVELS gray levels is rejected, since it
+    is no radiograph or was decoded by a wrong header.
 
     Args:
-        content: a JPEG, PNG or DICOM file
+        content: a file in one of the formats of `file_formats`
         shorter_side_px: images are reduced to this shorter side, never enlarged
         jpeg_quality: 1 to 100
         image_format: `jpeg` or `png`
@@ -106,10 +107,11 @@ def encode(
         ImageRejected: if the file is not an image that can be packed
     """
     image, (source_width, source_height) = decode(content, shorter_side_px)
+    _require_gray_levels(image)
     size = _reduced((source_width, source_height), shorter_side_px)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    if pass_through and size == (source_width, source_height) and is_plain_gray_jpeg(content):
+    if pass_through and size == (source_width, source_height) and jpeg.is_plain_gray(content):
         encoded = content
     else:
         encoded = _compressed(image, jpeg_quality, image_format)
@@ -127,32 +129,6 @@ def encode(
     )
 
 
-def is_plain_gray_jpeg(content: bytes) -> bool:
-    """Return whether a file is a JPEG of one 8-bit channel that holds only pixels.
-
-    It must have no EXIF (so no rotation), comment, profile or thumbnail, which may hold a patient's name, and no byte
-    after the image. Only the markers are checked (ITU-T T.81, annex B); the data may still be damaged.
-    """
-    position, gray = 2, False
-    if not content.startswith(JPEG_SIGNATURE):
-        return False
-    while position + 2 <= len(content) and content[position] == 0xFF:
-        if content[position : position + 2] == JPEG_END:
-            return gray and position + 2 == len(content)
-        marker = content[position + 1]
-        end = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-        segment = content[position + 4 : end]
-        if marker in JPEG_HUFFMAN_FRAMES:
-            gray = segment[:1] == b"\x08" and segment[5:6] == b"\x01"
-        elif marker == JPEG_SCAN:  # compressed data follow
-            next_marker = _JPEG_NEXT_MARKER.search(content, end)
-            end = next_marker.start() if next_marker else len(content)
-        elif not (marker in JPEG_TABLES or (marker == JPEG_APP0 and segment[:5] == b"JFIF\0" and len(segment) == 14)):
-            return False
-        position = end
-    return False
-
-
 def _compressed(image: Image.Image, jpeg_quality: int, image_format: str) -> bytes:
     image.info.clear()  # otherwise Pillow writes the source's comments and XMP into the file
     file = BytesIO()
@@ -166,10 +142,10 @@ def _compressed(image: Image.Image, jpeg_quality: int, image_format: str) -> byt
 def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode an image to upright 8-bit gray.
 
-    More than 8 bits become 8 by the rule of `grayscale`. The declared size is checked before any pixel is decoded.
+    More than 8 bits become 8 by the rule of `grayscale`. What a header declares is checked before any pixel is decoded.
 
     Args:
-        content: a JPEG, PNG or DICOM file
+        content: a file in one of the formats of `file_formats`
         shorter_side_px: allows a large JPEG to be reduced by 2, 4 or 8, to a shorter side that is still at least
             twice this; that is far faster
 
@@ -179,26 +155,46 @@ def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Im
     Raises:
         ImageRejected: if the file is not an image that can be packed
     """
-    if not content:
-        raise ImageRejected(EMPTY)
-    if is_dicom(content):
-        return _decode_dicom(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = _open(content)
+    file_format = _decodable(content[:DICOM_HEAD_BYTES])
+    try:
+        if file_format is DICOM:
+            return _decode_dicom(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode_image(content, file_format, shorter_side_px)
+    except MemoryError as error:
+        raise ImageRejected(TOO_MUCH_MEMORY) from error
+
+
+def _decode_image(
+    content: bytes, file_format: FileFormat, shorter_side_px: int | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    try:
+        image = _open(content, file_format)
         width, height = image.size
-        _require_size(width, height)
-        try:
+        if is_too_large(width, height):
+            raise ImageRejected(TOO_LARGE)
+        if file_format is JPEG:
+            if jpeg.has_too_many_scans(content, width * height):
+                raise ImageRejected(jpeg.TOO_MANY_SCANS)
             if shorter_side_px is not None:
-                reduced_width, reduced_height = _reduced(image.size, 2 * shorter_side_px)
-                image.draft("L", (reduced_width, reduced_height))
-            image.load()
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _QUARTER_TURNS
-            ImageOps.exif_transpose(image, in_place=True)
-            return _gray(image), (height, width) if turned else (width, height)
-        except DECODER_ERRORS as error:
-            raise ImageRejected(DAMAGED) from error
+                image.draft("L", _reduced(image.size, 2 * shorter_side_px))
+        elif getattr(image, "is_animated", False):
+            raise ImageRejected(SEVERAL_FRAMES)
+        image.load()
+        gray = _gray(image)
+        if _has_16_bit_colors(content, file_format) and np.asarray(gray).max() < _DARK:
+            raise ImageRejected(DARK_COLOR)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRejected(TOO_LARGE) from error
+    except DECODER_ERRORS as error:
+        raise ImageRejected(DAMAGED) from error
+    if orientation != 1:  # turned only now, since one channel takes less memory
+        gray.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(gray, in_place=True)
+    return gray, (height, width) if orientation in _QUARTER_TURNS else (width, height)
 
 
 def _decode_dicom(content: bytes) -> tuple[Image.Image, tuple[int, int]]:
@@ -206,45 +202,86 @@ def _decode_dicom(content: bytes) -> tuple[Image.Image, tuple[int, int]]:
 
     try:
         dicom = open_image(content)
-        _require_size(dicom.width, dicom.height)
+        if is_too_large(dicom.width, dicom.height):
+            raise ImageRejected(TOO_LARGE)
         return Image.fromarray(dicom.gray()), (dicom.width, dicom.height)
     except DicomRejected as rejected:
         raise ImageRejected(str(rejected)) from rejected
 
 
-def _require_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE_PX:
-        raise ImageRejected(TOO_LARGE)
+def _require_gray_levels(image: Image.Image) -> None:
+    levels = np.count_nonzero(image.histogram())
+    if levels < FEWEST_GRAY_LEVELS:
+        raise ImageRejected(f"only {levels} gray level{'s' if levels > 1 else ''}")
 
 
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise ImageRejected(MISSING if not path.exists() else UNREADABLE)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(DICOM_HEAD_BYTES)
+            if _decodable(head) is DICOM:
+                require_extra("dicom", str(path))
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise ImageRejected(TOO_MANY_BYTES)
+            return head + file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageRejected(UNREADABLE) from error
 
 
-def _open(content: bytes) -> Image.Image:
+def _decodable(head: bytes) -> FileFormat:
+    """Return the format of a file that starts with `head`, unless it is rejected for it."""
+    if not head:
+        raise ImageRejected(EMPTY)
+    file_format = format_of(head)
+    if file_format is None:
+        raise ImageRejected(NOT_AN_IMAGE)
+    if file_format.decoder is None:
+        raise ImageRejected(f"{file_format.name} is not supported; convert it to PNG")
+    return file_format
+
+
+def _open(content: bytes, file_format: FileFormat) -> Image.Image:
+    """Open a file, unless its header shows why it must not be decoded."""
+    problem = None
+    if file_format is JPEG:
+        problem = jpeg.problem(content)
+    elif file_format is TIFF:
+        problem = tiff.problem(tiff.directory_of(content))
+    elif file_format is PNG:
+        content = png.only_pixels(content)
+    if problem is not None:
+        raise ImageRejected(problem)
     try:
-        return Image.open(BytesIO(content), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageRejected(TOO_LARGE) from error
-    except DECODER_ERRORS as error:
-        is_image = content.startswith((JPEG_SIGNATURE, PNG_SIGNATURE))
-        raise ImageRejected(DAMAGED if is_image else NOT_AN_IMAGE) from error
+        image = Image.open(BytesIO(content), formats=[str(file_format.decoder)])
+    except UnidentifiedImageError as error:
+        raise ImageRejected(UNSUPPORTED if file_format is TIFF else DAMAGED) from error
+    if image.format == "BMP" and image.info["compression"] in _BMP_RLE:
+        raise ImageRejected(RLE_BMP)
+    return image
+
+
+def _has_16_bit_colors(content: bytes, file_format: FileFormat) -> bool:
+    """Return whether a file has colors of 16 bits, of which Pillow keeps the upper eight."""
+    if file_format is TIFF:
+        directory = tiff.directory_of(content)
+        return directory.bits > 8 and directory.channels > 1
+    return png.is_16_bit_color(content)
 
 
 def _gray(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # convert("L") clips these
-        return Image.fromarray(from_16_bit(np.asarray(image)))
+        gray = Image.fromarray(from_16_bit(np.asarray(image)))
+        # Pillow inverts such TIFFs of 8 bits, but not of 16.
+        is_inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        return ImageChops.invert(gray) if is_inverted else gray
     if image.mode in ("I", "F"):
         raise ImageRejected(UNSUPPORTED)
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return image.convert("L")
+    if not image.has_transparency_data:
+        return image.convert("L")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    return ImageChops.multiply(image.convert("L"), image.getchannel("A"))
 
 
 def _reduced(size: tuple[int, int], shorter_side_px: int) -> tuple[int, int]:

@@ -27,9 +27,11 @@ class Destination(Protocol):
 
     Attributes:
         staging: local folder for files that are being written; it exists while the destination is locked
+        folder: the folder itself, None if it is in an object store
     """
 
     staging: Path
+    folder: Path | None
 
     def locked(self) -> AbstractContextManager[None]:
         """Create the staging folder and keep other processes out of the destination.
@@ -76,6 +78,7 @@ class _LocalDestination:
 
     def __init__(self, path: Path) -> None:
         require(not path.is_file(), f"out={path} is a file; choose another folder")
+        self.folder: Path | None = path.resolve()
         self._path = path.resolve()
         self._partial = self._path / PARTIAL
         self.staging = self._partial / _STAGING
@@ -139,6 +142,7 @@ class _StoreDestination:
     """
 
     def __init__(self, url: str) -> None:
+        self.folder: Path | None = None
         self._url = shown(url)
         self._store = ObjectStore(
             url, "out", hint="check the address and the credentials; the same command resumes the packing"

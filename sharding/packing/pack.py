@@ -16,7 +16,7 @@ import numpy as np
 import PIL
 from PIL import features
 
-from infra.errors import UserError, require
+from infra.errors import RunFailed, UserError, require
 from infra.log import progress, say
 from infra.options import (
     key,
@@ -33,16 +33,18 @@ from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
 from sharding.datasets.folder import FolderOptions
-from sharding.format.manifest import VERSION, Manifest, Rejection
+from sharding.format.manifest import MANIFEST_NAME, VERSION, Manifest, Rejection
 from sharding.format.sample import Sample
 from sharding.format.writer import ShardWriter, TarSample, tar_sample
-from sharding.images.encode import encode_file
+from sharding.images.encode import MISSING, encode_file
 from sharding.packing.catalog import Catalog, from_record
+from sharding.packing.completeness import gaps, missing_files
 from sharding.packing.destination import Destination, open_destination
 from sharding.packing.job import FinishedShard, Job, Options, commit_shard, finish_job, packed_manifest, resume_job
 
 _IMAGES_A_TASK: Final = 8
 _MAX_SIDE_PX: Final = 8192
+CRASHED: Final = "decoding it ends the process"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class PackConfig:
         workers: number of encoding processes; 0 means one for each CPU; does not change the shards
         follow_links: also pack files that symbolic links reach outside of root; they are rejected by default, since an
             archive from elsewhere may link to any of your files
+        allow_missing: also pack a dataset of which a split, a class or more than 1 % of the files are missing
         cell: for dataset cell only: how images are grouped into patients
         folder: for dataset folder only: a table that describes the images, and its column names
         dicom: for dataset dicom only: what to do with files that are not de-identified
@@ -81,6 +84,7 @@ class PackConfig:
     seed: int = 0
     workers: int = 0
     follow_links: bool = False
+    allow_missing: bool = False
     cell: CellOptions = field(default_factory=CellOptions)
     folder: FolderOptions = field(default_factory=FolderOptions)
     dicom: DicomOptions = field(default_factory=DicomOptions)
@@ -123,25 +127,78 @@ def pack(config: PackConfig) -> Manifest:
 
     Raises:
         UserError: if the root is not the dataset, a key occurs twice, no image can be packed, `out` holds something
-            else, or the disk is full
-        RunFailed: if an object store fails
+            else or the root, or the disk is full
+        RunFailed: if an object store fails, or the dataset is not complete and `config.allow_missing` is off: before
+            anything is written if files are missing, afterwards if a split or a class has no image that can be packed
     """
     destination = open_destination(config.out)
     config = replace(config, root=root_of(config.dataset, config.root))
+    _require_apart(config, destination.folder)
     with closing(Catalog(config.dataset, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
         job = Job(config.dataset, _options(config, catalog), _made_by())
         manifest = packed_manifest(destination, job, config.out)
-        if manifest is not None and destination.is_tidy():
+        if manifest is None or not destination.is_tidy():
+            _require_files(config, catalog)
+            manifest = _packed(config, catalog, destination, job)
+        else:
             say(f"{config.out} holds this dataset already, packed with the same options; nothing to do")
+        of_reader = set(catalog.rejected)
+        rejected = {item.path: item.reason for item in manifest.rejected if item not in of_reader}
+        if not config.allow_missing and (lost := gaps(_samples(catalog), rejected)):
+            raise RunFailed(
+                f"{config.out} is packed without {', '.join(lost)}; {MANIFEST_NAME} lists the reasons; repair the "
+                f"files and pack into another folder, or accept this with --{key(config, 'allow_missing')}=true"
+            )
+    return manifest
+
+
+def _require_apart(config: PackConfig, out: Path | None) -> None:
+    """Raise UserError if the shards would lie among the images, where the next start would read them as such."""
+    root = config.root.resolve()
+    if out is not None and (out.is_relative_to(root) or root.is_relative_to(out)):
+        raise UserError(
+            f"{setting(config, 'out')} and {setting(config, 'root')} lie one in the other, so shards would be among "
+            f"the images; choose another folder for {key(config, 'out')}"
+        )
+
+
+def _require_files(config: PackConfig, catalog: Catalog) -> None:
+    """Look for all files before any is encoded, so that a part that is missing is known at once and not after hours."""
+    samples = progress(_samples(catalog), "looking for files", total=len(catalog), unit="file")
+    missing = missing_files(config.root, samples)
+    rejected = [*(Rejection(path, reason) for path, reason in missing.items()), *catalog.rejected]
+    if len(missing) == len(catalog):
+        raise _nothing(config, rejected)
+    if not config.allow_missing and (lost := gaps(_samples(catalog), missing)):
+        raise RunFailed(
+            f"{setting(config, 'root')} lacks {', '.join(lost)}, such as {config.root / rejected[0].path}; complete "
+            f"the folder, or pack what is there with --{key(config, 'allow_missing')}=true"
+        )
+
+
+def _samples(catalog: Catalog) -> Iterator[Sample]:
+    return map(from_record, catalog.records(0))
+
+
+def _nothing(config: PackConfig, rejected: list[Rejection]) -> UserError:
+    reasons = Counter(rejection.reason for rejection in rejected)
+    summary = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it has no images"
+    first = next((f", such as {config.root / item.path}" for item in rejected if item.reason == MISSING), "")
+    return UserError(
+        f"no image of dataset {config.dataset!r} in {config.root} can be packed: {summary}{first}; "
+        f"check {key(config, 'root')}"
+    )
+
+
+def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job: Job) -> Manifest:
+    with destination.locked():
+        if (manifest := packed_manifest(destination, job, config.out)) is not None:  # interrupted before cleanup
+            destination.finish()
             return manifest
-        with destination.locked():
-            if (manifest := packed_manifest(destination, job, config.out)) is not None:  # interrupted before cleanup
-                destination.finish()
-                return manifest
-            packing = _Packing(config, catalog, destination, resume_job(destination, job, config.out))
-            packing.run()
-            manifest = packing.manifest(job)
-            finish_job(destination, manifest)
+        packing = _Packing(config, catalog, destination, resume_job(destination, job, config.out))
+        packing.run()
+        manifest = packing.manifest(job)
+        finish_job(destination, manifest)
     return manifest
 
 
@@ -196,10 +253,12 @@ class _Packing:
         if self._start:
             say(f"{self._config.out}: {self._start} of {samples} images are packed already; continuing with the rest")
         began_s = time.perf_counter()
+        read = 0
         writer: ShardWriter | None = None
         with ThreadPoolExecutor(1) as committer, closing(self._encoded()) as encoded:
             try:
                 for position, sample in progress(encoded, "packing", total=remaining):
+                    read += sample != MISSING
                     if isinstance(sample, str):
                         self._rejected.append((position, sample))
                         continue
@@ -218,7 +277,7 @@ class _Packing:
                 if writer is not None:
                     writer.close()
         duration_s = time.perf_counter() - began_s
-        say(f"{self._config.out}: {remaining} images in {duration_s:.1f} s, {remaining / duration_s:.0f} images/s")
+        say(f"{self._config.out}: {read} images in {duration_s:.1f} s, {read / duration_s:.0f} images/s")
 
     def manifest(self, job: Job) -> Manifest:
         """Return the manifest of all shards; raises UserError if there are none."""
@@ -228,12 +287,7 @@ class _Packing:
             *(Rejection(self._catalog.path(position).as_posix(), reason) for position, reason in positions),
         ]
         if not self._finished:
-            reasons = Counter(rejection.reason for rejection in rejected)
-            summary = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it has no images"
-            raise UserError(
-                f"no image of dataset {job.dataset!r} in {self._config.root} can be packed: {summary}; "
-                f"check {key(self._config, 'root')}"
-            )
+            raise _nothing(self._config, rejected)
         packed = np.ones(len(self._catalog), bool)
         packed[[position for position, _ in positions]] = False
         pixels = sum(record.pixels for record in self._finished)
@@ -267,7 +321,8 @@ class _Packing:
             pass_through=config.pass_through,
         )
         workers = worker_count(config.workers, remaining, _IMAGES_A_TASK)
-        with closing(ordered_map(encode, self._catalog.records(self._start), workers, _IMAGES_A_TASK)) as results:
+        records = self._catalog.records(self._start)
+        with closing(ordered_map(encode, records, workers, _IMAGES_A_TASK, lambda _: CRASHED)) as results:
             yield from enumerate(results, self._start)
 
     def _fits(self, writer: ShardWriter, position: int, sample: TarSample) -> bool:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,6 +31,23 @@ def test_ordered_map_reads_a_bounded_number_of_items_ahead() -> None:
 def test_ordered_map_raises_what_the_function_raises_when_it_fails() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         list(ordered_map(int, ["1", "x"], workers=2))
+
+
+def test_ordered_map_names_the_item_that_kills_its_worker_and_goes_on() -> None:
+    harmless, deadly = [signal.SIGURG] * 20, signal.SIGKILL
+    items = [*harmless, deadly, *harmless, deadly]
+    results = list(ordered_map(signal.raise_signal, items, 2, chunk=3, crashed=lambda item: f"died of {item}"))
+    assert results == [None] * 20 + ["died of 9"] + [None] * 20 + ["died of 9"]
+
+
+def test_ordered_map_computes_all_items_when_a_worker_is_killed_from_outside(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = ordered_map(time.sleep, [0.01] * 40, 2, chunk=2, crashed=lambda _: "died")
+    found = [next(results)]
+    multiprocessing.active_children()[0].kill()
+    assert [*found, *results] == [None] * 40
+    assert capsys.readouterr().err.startswith("warning: a worker process died, because memory ran out or a file")
 
 
 def test_ordered_map_fails_in_one_line_when_a_worker_dies() -> None:

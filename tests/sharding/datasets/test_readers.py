@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_cohen_packs_by_content_when_extensions_and_pixel_formats_are_odd(
     gray = radiograph(1)
     sixteen = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     clear = gray.convert("RGBA")
-    clear.putalpha(0)
+    clear.putalpha(128)
     names = ("png.jpg", "jpeg.png", "sixteen.png", "clear.png", "text.jpeg", "absent.png", "../out.png")
     root = cohen(tmp_path / "cohen", csv_file, *(cohen_row(name, patient=name) for name in names))
     gray.save(root / "images" / "png.jpg", "PNG")
@@ -169,7 +170,7 @@ def test_cohen_packs_by_content_when_extensions_and_pixel_formats_are_odd(
     sixteen.save(root / "images" / "sixteen.png")
     clear.save(root / "images" / "clear.png")
     (root / "images" / "text.jpeg").write_text("<html>")
-    manifest = pack(PackConfig("c19-cohen", root, tmp_path / "out", workers=1))
+    manifest = pack(PackConfig("c19-cohen", root, tmp_path / "out", workers=1, allow_missing=True))
     assert manifest.samples == 4
     assert {(rejection.path, rejection.reason.split(" (")[0]) for rejection in manifest.rejected} == {
         ("images/text.jpeg", "not an image"),
@@ -428,7 +429,7 @@ def test_folder_table_rows_that_lead_out_of_the_root_are_counted(
     csv_file(tmp_path / "root" / "t.csv", "path", "/etc/passwd", "../1.png", "in.png", "nul\0.png")
     radiograph(1).save(tmp_path / "root" / "in.png")
     config = PackConfig("folder", tmp_path / "root", tmp_path / "out", workers=1, folder=FolderOptions("t.csv"))
-    manifest = pack(config)
+    manifest = pack(replace(config, allow_missing=True))
     assert manifest.samples == 1
     assert Counter(rejection.reason for rejection in manifest.rejected) == {
         "path leads out of the dataset's root": 2,

@@ -37,8 +37,9 @@ from sharding.datasets.dicom import DicomOptions
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 from sharding.images import dicom as reasons
-from sharding.images.encode import TOO_LARGE, ImageRejected, decode
+from sharding.images.encode import ImageRejected, decode
 from sharding.images.grayscale import to_8_bit
+from sharding.images.limits import TOO_LARGE
 from sharding.packing.pack import PackConfig, pack
 from tests.sharding.conftest import RadiographMaker, samples_of
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,23 @@ ALL_16_BIT = np.arange(65536, dtype=np.uint16)
 
 def test_16_bit_pixels_become_8_bit_over_the_full_range() -> None:
     assert (from_16_bit(ALL_16_BIT) == np.floor(ALL_16_BIT / 257 + 0.5)).all()
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_16_bit_files_show_the_values_of_a_detector_from_the_smallest_to_the_largest(bits: int) -> None:
+    """As cv2.imwrite saves the pixel array of a DICOM file."""
+    values = ALL_16_BIT[100 : 1 << bits]
+    gray = from_16_bit(values)
+    assert (gray == to_8_bit(values, 100, (1 << bits) - 1)).all()
+    assert len(np.unique(gray)) == 256
+
+
+def test_16_bit_files_show_their_full_range_when_a_value_needs_more_bits_than_a_detector_gives() -> None:
+    assert from_16_bit(np.array([300, 1 << 14], np.uint16)).tolist() == [1, 64]
+
+
+def test_16_bit_files_keep_8_bit_values_as_they_are() -> None:
+    assert from_16_bit(ALL_16_BIT[20:200]).tolist() == list(range(20, 200))
 
 
 def test_8_bit_pixels_stay_as_they_are_when_the_ends_are_those_of_8_bits() -> None:

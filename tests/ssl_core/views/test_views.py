@@ -347,6 +347,21 @@ def test_header_check_never_fails_whatever_the_bytes(image_format: str, data: st
     assert header_problem(changed, 40, 30) is None or isinstance(header_problem(changed, 40, 30), str)
 
 
+def test_header_check_keeps_bombs_from_the_decoders() -> None:
+    """An index may declare up to 65,535 px a side, and scans without data cost a decoder as much as others."""
+    png = bytearray(encoded(40, 30, 0, "PNG").tobytes())
+    png[16:24] = struct.pack(">II", 20_000, 20_000)
+    reason = header_problem(np.frombuffer(bytes(png), np.uint8), 20_000, 20_000)
+    assert reason is not None
+    assert "above 64 megapixels" in reason
+    file = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(file, "JPEG", progressive=True)
+    jpeg = file.getvalue()
+    assert header_problem(np.frombuffer(jpeg, np.uint8), 2000, 2000) is None
+    scans = jpeg[:-2] + jpeg[jpeg.rindex(b"\xff\xda") : -2] * 300 + jpeg[-2:]
+    assert header_problem(np.frombuffer(scans, np.uint8), 2000, 2000) is not None
+
+
 def test_unknown_executor_is_rejected() -> None:
     with pytest.raises(UserError, match="executor=cuda must be one of auto, dali, torchvision"):
         build_view_executor("cuda", task(2))
