@@ -24,6 +24,7 @@ from sharding.images.file_formats import (
     is_dicom,
 )
 from sharding.images.grayscale import from_16_bit
+from sharding.images.perceptual import fingerprint_of
 
 FORMATS: Final = ("JPEG", "PNG")
 MAX_PIXELS: Final = 64_000_000  # eight times the largest originals of CheXpert and ChestX-ray14
@@ -61,6 +62,7 @@ class EncodedImage:
         source_bytes: size of the source file
         pixel_sum: sum over the 8-bit pixels before compression
         pixel_square_sum: sum of squares over the 8-bit pixels before compression
+        fingerprint: FINGERPRINT of the pixels before compression
     """
 
     content: bytes
@@ -72,6 +74,7 @@ class EncodedImage:
     source_bytes: int
     pixel_sum: int
     pixel_square_sum: int
+    fingerprint: bytes
 
 
 def encode_file(
@@ -124,6 +127,7 @@ def encode(
         source_bytes=len(content),
         pixel_sum=sum(value * count for value, count in enumerate(counts)),
         pixel_square_sum=sum(value * value * count for value, count in enumerate(counts)),
+        fingerprint=fingerprint_of(image),
     )
 
 
