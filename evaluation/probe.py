@@ -10,7 +10,8 @@ import yaml
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, control_sources
-from evaluation.data.labeled_sets import open_labeled_sets, pretraining_samples
+from evaluation.data.labeled_sets import open_labeled_sets
+from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
@@ -71,12 +72,14 @@ class Prober:
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
         newest = find_checkpoints(self.run)[-1]
         self.labeled_sets = open_labeled_sets(config.data)
-        self.seen = pretraining_samples(self.pretraining.data, newest.state.data_identity)
+        pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity)
+        self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
         self.tasks = open_probe_tasks(
             self.labeled_sets,
             config.presets,
             self.seen,
             folder=self.folder,
+            exclude=config.exclude,
             seed=config.seed,
             uncertain=config.uncertain,
             balance=config.balance,

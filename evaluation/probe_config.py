@@ -38,7 +38,9 @@ class ProbeConfig:
         uncertain: meaning of a positive label of -1: ignore (leave the image out), zeros or ones
         balance: none, class (equally many images of each class) or view (the same within each view); overrides the
             default of the task
-        allow_overlap: probe test images even if pretraining saw them, and mark their rows
+        exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
+            audit lets stay is probed
+        allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
 
@@ -61,6 +63,7 @@ class ProbeConfig:
     bootstrap_resamples: int = 1000
     uncertain: Uncertain = "ignore"
     balance: Balance | None = None
+    exclude: Path | None = None
     allow_overlap: bool = False
     seed: int = 0
 

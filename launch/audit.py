@@ -19,7 +19,8 @@ class AuditConfig:
     """The shards to compare.
 
     Args:
-        shards: folders that sternum shard wrote; every image is compared with every other
+        shards: folders that sternum shard wrote; every image is compared with every other; of copies, the one in the
+            folder that is named first stays if --exclude leaves the others out of sternum shard or sternum probe
         out: folder for audit.json (the full list) and audit.html (the pairs of images side by side)
         workers: number of reading processes; 0 means one for each CPU; does not change the result
     """
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     write_atomic(page, contact_sheet(result))
     sys.stdout.write(summary(result))
     outputs = f"full list: {full_list}, pairs side by side: {page}"
+    if result.identical or result.near_identical:
+        outputs += f"; to leave the copies out, give sternum shard or sternum probe --exclude={full_list}"
     shared = leaks(result)
     if shared:
         raise RunFailed(f"datasets or splits share {shared}; {outputs}")

@@ -30,7 +30,8 @@ def _crossing(groups: list[ImageGroup]) -> int:
 def _folders(audit: Audit) -> Iterator[str]:
     for folder in audit.folders:
         splits = ", ".join(f"{split} {images}" for split, images in folder.splits.items())
-        yield f"{folder.path}: {folder.dataset}, {folder.images} images of {folder.patients} patients ({splits})"
+        name = folder.name if folder.name == folder.dataset else f"{folder.name} ({folder.dataset})"
+        yield f"{folder.path}: {name}, {folder.images} images of {folder.patients} patients ({splits})"
 
 
 def _table(audit: Audit) -> str:

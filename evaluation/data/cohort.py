@@ -11,6 +11,7 @@ from evaluation.results.presets import Balance, Preset, Task, Uncertain, task_of
 from infra.arrays import Bool, Int64
 from infra.errors import UserError, require
 from infra.rng import permutation, uniform
+from sharding.format.copies import COPY
 
 _TEST_PARTS: Final = 5  # the test part is one fifth of the patients
 
@@ -54,6 +55,7 @@ def build_cohort(
     uncertain: Uncertain = "ignore",
     balance: Balance = "none",
     groups: Int64 | None = None,
+    left_out: Bool | None = None,
     folds: int | None = None,
     repeats: int = 1,
 ) -> Cohort:
@@ -73,6 +75,7 @@ def build_cohort(
         balance: "class" keeps equally many images of each class in the test part and in the development part; "view"
             does so within each view
         groups: (N,) codes that replace the patients
+        left_out: (N,) whether an image is left out as a copy of another
         folds: replaces the preset's number of folds
         repeats: repetitions of the preset's cross-validation
 
@@ -91,6 +94,8 @@ def build_cohort(
         excluded[reason] = int((~inside).sum())
         rows, in_test = rows[inside], None if in_test is None else in_test[inside]
 
+    if left_out is not None:
+        keep(~left_out[rows], COPY)
     if in_test is not None:
         keep(in_test | ~np.isin(patients[rows], patients[rows][in_test]), "development image of a tested patient")
     if balance != "none":

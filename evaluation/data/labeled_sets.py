@@ -1,19 +1,15 @@
-"""Labeled datasets, opened and with the metadata of all samples, and the samples that pretraining saw."""
+"""Labeled datasets, opened and with the metadata of all samples."""
 
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from evaluation.data.samples import Samples
 from evaluation.results.presets import task_of
-from infra.arrays import UInt64
-from infra.errors import RunFailed, UserError, require
+from infra.errors import UserError, require
 from infra.log import progress
 from infra.options import key, setting
 from infra.urls import Location, require_no_credentials
 from sharding.format.manifest import Manifest
-from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
@@ -48,7 +44,7 @@ class LabeledSet:
         shards: the opened shards
         manifest: their manifest
         samples: metadata of all samples
-        label: name in the tables: the dataset's, followed by "(simulated)" if a program drew the images
+        label: name in the tables: the set's, followed by "(simulated)" if a program drew the images
     """
 
     location: Location
@@ -58,17 +54,9 @@ class LabeledSet:
     label: str
 
 
-@dataclass(frozen=True)
-class PretrainingSamples:
-    """Hashes of the samples and of the patients that a run was pretrained on, as in the index of its shards."""
-
-    samples: UInt64
-    patients: UInt64
-
-
 def display_name(manifest: Manifest) -> str:
-    """Return the name of a dataset in tables; simulated data never bears the bare name of the real dataset."""
-    return f"{manifest.dataset} (simulated)" if is_simulated(manifest) else manifest.dataset
+    """Return the name of a set in tables; simulated data never bears the bare name of the real dataset."""
+    return f"{manifest.name} (simulated)" if is_simulated(manifest) else manifest.name
 
 
 def is_simulated(manifest: Manifest) -> bool:
@@ -87,7 +75,10 @@ def open_labeled_sets(data: ProbeData) -> list[LabeledSet]:
     for manifest, label in zip(manifests, labels, strict=True):
         task_of(manifest.dataset)
         if labels.count(label) > 1:
-            raise UserError(f"two folders of {key(data, 'shards')} hold the dataset {label!r}; name one of them")
+            raise UserError(
+                f"two folders of {key(data, 'shards')} hold the dataset {label!r}; name one of them, or pack one again "
+                "with another --name"
+            )
     labeled_sets = []
     for location, manifest, label in zip(data.shards, manifests, labels, strict=True):
         shards = ShardSet([location], fetch=data.fetch)
@@ -95,22 +86,10 @@ def open_labeled_sets(data: ProbeData) -> list[LabeledSet]:
     return labeled_sets
 
 
-def pretraining_samples(data: DataConfig, data_identity: str) -> PretrainingSamples | None:
-    """Return the samples that a run was pretrained on; None if the original shards are unavailable."""
-    try:
-        shards = ShardSet(data.shards, data.splits, data.fraction_percent, data.fetch)
-        if shards.identity != data_identity:
-            return None
-        index = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
-    except (UserError, RunFailed):
-        return None
-    return PretrainingSamples(index["sample"], index["patient"])
-
-
 def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
-    index = np.concatenate([shards.index(number) for number in range(len(shards.shards))])
+    index = shards.whole_index()
     with closing(packed_metadata(shards)) as metadata:
-        records = list(progress(metadata, f"reading {manifest.dataset}", total=shards.samples, unit="sample"))
+        records = list(progress(metadata, f"reading {manifest.name}", total=shards.samples, unit="sample"))
     return Samples(
         ids=index["sample"].copy(),
         patient_ids=index["patient"].copy(),

@@ -1,6 +1,7 @@
 """Tasks to probe: each labeled dataset as each preset divides it, with a record of its parts."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,17 @@ from scipy.sparse.csgraph import connected_components
 
 from evaluation.data.cohort import Cohort, build_cohort
 from evaluation.data.features import load_stored, store
-from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples, is_simulated
+from evaluation.data.labeled_sets import LabeledSet, is_simulated
+from evaluation.data.overlap import Seen
+from evaluation.results.notes import describe_overlap
 from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Uncertain, task_of
-from evaluation.results.results import Dataset, PartSize, TaskKey
+from evaluation.results.results import Dataset, PartSize, SeenPart, TaskKey
 from infra.arrays import Bool, Int64
 from infra.errors import UserError
 from infra.urls import shown
 from sharding.auditing.duplicates import near_duplicate_groups
+from sharding.format.copies import read_copies
+from sharding.format.writer import sample_identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +49,10 @@ class ProbeTask:
 def open_probe_tasks(
     labeled_sets: Sequence[LabeledSet],
     presets: Sequence[PresetName],
-    seen: PretrainingSamples | None,
+    seen: Mapping[str, Seen],
     *,
     folder: Path,
+    exclude: Path | None,
     seed: int,
     uncertain: Uncertain,
     balance: Balance | None,
@@ -59,8 +65,9 @@ def open_probe_tasks(
     Args:
         labeled_sets: the datasets
         presets: names of the presets
-        seen: samples that the run was pretrained on, if known
+        seen: what pretraining saw of each dataset, by its label; none if unknown
         folder: folder of the stored groups of near-identical images
+        exclude: the `audit.json` whose copies are left out
         seed: determines parts and folds
         uncertain: meaning of an uncertain positive label
         balance: replaces the balances of the tasks
@@ -73,6 +80,7 @@ def open_probe_tasks(
     """
     tasks = []
     for labeled_set in labeled_sets:
+        left_out = None if exclude is None else _copies(labeled_set, exclude)
         balances = [balance] if balance else task_of(labeled_set.manifest.dataset).balances
         for number, balanced_by in enumerate(balances):
             for name in presets:
@@ -85,20 +93,29 @@ def open_probe_tasks(
                     uncertain=uncertain,
                     balance=balanced_by,
                     groups=_groups(labeled_set, folder) if preset.groups_duplicates else None,
+                    left_out=left_out,
                     folds=folds,
                     repeats=repeats,
                 )
                 label = labeled_set.label + (f", balanced by {balanced_by}" if number else "")
-                record = _record(labeled_set, cohort, TaskKey(label, name), balanced_by, seen)
+                record = _record(labeled_set, cohort, TaskKey(label, name), balanced_by, seen.get(labeled_set.label))
                 _require_unseen(record, allow_overlap)
                 tasks.append(ProbeTask(labeled_set, cohort, preset, record))
     return tasks
 
 
+def _copies(labeled_set: LabeledSet, exclude: Path) -> Bool:
+    """Return (N,) whether an image is a copy that an audit lists."""
+    name = labeled_set.manifest.name
+    copies = [sample_identity(name, key) for key in read_copies(exclude, name)]
+    found: Bool = np.isin(labeled_set.samples.ids, np.array(copies, np.uint64))
+    return found
+
+
 def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     """Return (N,) one code for all samples connected by a shared patient or by near-identical images."""
     ids = labeled_set.samples.ids
-    path = folder / f"{labeled_set.manifest.identity[:32]}-near-duplicates.safetensors"
+    path = folder / f"{labeled_set.manifest.identity[:32]}-near-duplicates-2.safetensors"
     duplicates = load_stored(path, ids)
     if duplicates is None:
         packed_ids, duplicates = near_duplicate_groups([labeled_set.location], fetch=labeled_set.shards.fetch)
@@ -114,11 +131,10 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     return components
 
 
-def _record(
-    labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, balance: Balance, seen: PretrainingSamples | None
-) -> Dataset:
-    samples = labeled_set.samples
-    tested = cohort.rows[cohort.in_test.any(axis=0)]
+def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, balance: Balance, seen: Seen | None) -> Dataset:
+    in_test = cohort.in_test.any(axis=0)
+    tested = cohort.rows[in_test]
+    patients = labeled_set.samples.patient_ids[tested]
     return Dataset(
         label=key.dataset,
         preset=key.preset,
@@ -134,9 +150,18 @@ def _record(
         development=_part_size(cohort, ~cohort.in_test),
         test=_part_size(cohort, cohort.in_test),
         excluded=cohort.excluded,
-        pretrained_images=int(np.isin(samples.ids[tested], seen.samples).sum()) if seen else None,
-        pretrained_patients=len(np.intersect1d(samples.patient_ids[tested], seen.patients)) if seen else None,
+        pretrained_images=int(seen.images[tested].sum()) if seen else None,
+        pretrained_patients=len(np.unique(patients[seen.images[tested] | seen.patients[tested]])) if seen else None,
+        pretrained_parts=_seen_parts(seen, tested, cohort.classes[in_test]) if seen else [],
+        pictures_compared=seen.pictures_compared if seen else None,
     )
+
+
+def _seen_parts(seen: Seen, tested: Int64, classes: Int64) -> list[SeenPart]:
+    """Count the tested rows (n,) of the two classes (n,) by the place in which pretraining saw them."""
+    images = Counter((seen.places[row], code) for row, code in zip(tested.tolist(), classes.tolist(), strict=True))
+    places = sorted({place for place, _ in images if place})
+    return [SeenPart(place, positive=images[place, 1], negative=images[place, 0]) for place in places]
 
 
 def _part_size(cohort: Cohort, inside: Bool) -> PartSize:
@@ -149,7 +174,7 @@ def _part_size(cohort: Cohort, inside: Bool) -> PartSize:
 def _require_unseen(record: Dataset, allow_overlap: bool) -> None:
     if record.overlaps and not allow_overlap:
         raise UserError(
-            f"dataset {record.label!r}: pretraining saw {record.pretrained_images} test images and "
-            f"{record.pretrained_patients} test patients, which flatters the checkpoints; probe other images, pretrain "
-            "on --data.splits=[train], or pass --allow_overlap=true to have the rows marked"
+            f"dataset {record.label!r}: {describe_overlap(record)}, which flatters the checkpoints; leave these images "
+            "out (sternum audit PRETRAINING TESTED writes the audit.json for --exclude), pretrain on "
+            "--data.splits=[train], or pass --allow_overlap=true to have the rows marked"
         )

@@ -13,6 +13,7 @@ from evaluation.report.findings import dataset_sections, preset_sections
 from evaluation.report.pictures import loss_picture
 from evaluation.report.selection_tables import selection_tables
 from evaluation.results import paper
+from evaluation.results.notes import describe_overlap
 from evaluation.results.results import read_results
 from evaluation.results.selection import read_selection
 from infra import config as configuration
@@ -88,6 +89,7 @@ def report(run: Path) -> Path:
         results=results,
         presets=preset_sections(results) if results else [],
         datasets=dataset_sections(results) if results else [],
+        describe_overlap=describe_overlap,
         paper=paper.PAPER if results and any(paper.in_paper(dataset) for dataset in results.datasets) else None,
         selection=selection,
         selection_tables=selection_tables(selection) if selection else [],

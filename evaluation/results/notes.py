@@ -46,17 +46,34 @@ def notes_on(results: Results) -> list[str]:
 
 
 def overlap_notes(dataset: Dataset) -> Iterator[str]:
-    """Yield a note if pretraining saw part of a dataset's test part, or if that is unknown."""
+    """Yield a note if pretraining saw part of a dataset's test part, or if that is not known for certain."""
     if dataset.pretrained_images is None:
         yield (
             f"{dataset.label}: it is unknown whether pretraining saw the test images, because its shards are no "
             "longer available."
         )
-    elif dataset.overlaps:
+        return
+    if dataset.pictures_compared is False:
+        yield f"{dataset.label}: only names tell whether pretraining saw the test images; pictures were not compared."
+    if dataset.overlaps:
         yield (
-            f"{OVERLAP_MARK} {dataset.label}: pretraining saw {dataset.pretrained_images} test images and "
-            f"{dataset.pretrained_patients} test patients (without labels), which may flatter the checkpoints."
+            f"{OVERLAP_MARK} {dataset.label}: {describe_overlap(dataset)}, without labels, which may flatter the "
+            "checkpoints."
         )
+
+
+def describe_overlap(dataset: Dataset) -> str:
+    """Return what pretraining saw of the test part, by class and by place."""
+    parts, test = dataset.pretrained_parts, dataset.test
+    counts = f"pretraining saw {dataset.pretrained_images} test images and {dataset.pretrained_patients} test patients"
+    if not parts:
+        return counts
+    positive, negative = sum(part.positive for part in parts), sum(part.negative for part in parts)
+    places = ", ".join(f"{part.positive + part.negative} in {part.place}" for part in parts)
+    return (
+        f"{counts} ({positive} of {test.positive} {dataset.positive}, {negative} of {test.negative} "
+        f"{dataset.negative}; {places})"
+    )
 
 
 def describe(dataset: Dataset) -> str:

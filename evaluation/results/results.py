@@ -144,6 +144,21 @@ class PartSize:
 
 
 @dataclass(frozen=True)
+class SeenPart:
+    """Test images that pretraining saw, or whose pictures it saw, in one place.
+
+    Attributes:
+        place: set and split of the pretraining, such as "cell, test"
+        positive: how many are positive
+        negative: how many are negative
+    """
+
+    place: str
+    positive: int
+    negative: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset as one preset divides it.
 
@@ -163,8 +178,12 @@ class Dataset:
         development: images that classifiers may use
         test: images that are scored
         excluded: reason -> images left out
-        pretrained_images: test images that pretraining saw, unlabeled; None if its shards are unavailable
+        pretrained_images: test images that pretraining saw, unlabeled, also as the same picture under another name;
+            None if its shards are unavailable
         pretrained_patients: test patients that pretraining saw, unlabeled; None if its shards are unavailable
+        pretrained_parts: these images by the place in which pretraining saw them
+        pictures_compared: whether pictures were compared; None if unavailable, or in results of older versions, which
+            compared only names
     """
 
     label: str
@@ -183,6 +202,8 @@ class Dataset:
     excluded: dict[str, int]
     pretrained_images: int | None
     pretrained_patients: int | None
+    pretrained_parts: list[SeenPart] = field(default_factory=list)
+    pictures_compared: bool | None = None
 
     @property
     def key(self) -> TaskKey:

@@ -1,13 +1,14 @@
 """The choice of a checkpoint without labels, and the verdict of the labels on such choices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.data.extractor import Extractor, Features
 from evaluation.data.feature_sources import FeatureSource
-from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples
+from evaluation.data.labeled_sets import LabeledSet
+from evaluation.data.overlap import Seen
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
@@ -24,7 +25,7 @@ def select_checkpoint(
     run: Path,
     pretraining: PretrainConfig,
     labeled_sets: Sequence[LabeledSet],
-    seen: PretrainingSamples | None,
+    seen: Mapping[str, Seen],
     extractor: Extractor,
     features: Features,
     cases: Sequence[ProbeCase],
@@ -39,7 +40,7 @@ def select_checkpoint(
         run: the run folder, for the logged loss
         pretraining: configuration of the run, for its views
         labeled_sets: the datasets
-        seen: samples that the run was pretrained on, if known
+        seen: what pretraining saw of each dataset, by its label; none if unknown
         extractor: extracts features of augmented views
         features: features of all sources; only checkpoints are measured
         cases: all cases of the probe

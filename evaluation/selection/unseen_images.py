@@ -1,6 +1,6 @@
 """The images on which checkpoints are measured without labels: those of patients that pretraining has not seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from evaluation.data.extractor import Extractor, Features
-from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples
+from evaluation.data.labeled_sets import LabeledSet
+from evaluation.data.overlap import Seen
 from evaluation.selection.label_free import extract_views, measures
-from infra.arrays import Int64
+from infra.arrays import Bool, Int64
 from infra.log import progress
 from infra.rng import uniform
 from ssl_core.views.batches import RandomViews, image_batches
@@ -39,15 +40,15 @@ class UnseenImages:
         return sum(len(rows) for rows in self.rows.values())
 
 
-def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples | None) -> UnseenImages:
+def unseen_images(labeled_sets: Sequence[LabeledSet], seen: Mapping[str, Seen]) -> UnseenImages:
     """Choose the images of unseen patients, or all images if the unseen ones are too few or unknown."""
     all_images = {labeled_set.label: np.arange(len(labeled_set.samples.ids)) for labeled_set in labeled_sets}
-    if seen is None:
+    if not seen:
         return UnseenImages(
             all_images, "all images, because the shards of the pretraining are not available to compare"
         )
     unseen = {
-        labeled_set.label: np.flatnonzero(~np.isin(labeled_set.samples.patient_ids, seen.patients))
+        labeled_set.label: np.flatnonzero(~_of_seen_patients(labeled_set, seen[labeled_set.label]))
         for labeled_set in labeled_sets
     }
     unseen = {label: rows for label, rows in unseen.items() if len(rows)}
@@ -58,6 +59,12 @@ def unseen_images(labeled_sets: Sequence[LabeledSet], seen: PretrainingSamples |
         )
     counts = ", ".join(f"{len(rows)} of {label}" for label, rows in unseen.items())
     return UnseenImages(unseen, f"images of patients that pretraining has not seen: {counts}")
+
+
+def _of_seen_patients(labeled_set: LabeledSet, seen: Seen) -> Bool:
+    """Return (N,) whether pretraining saw the image's patient, by name or in a picture."""
+    patients = labeled_set.samples.patient_ids
+    return seen.patients | np.isin(patients, patients[seen.images])
 
 
 def measure_checkpoints(

@@ -2,20 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from infra.arrays import Int64
-from sharding.auditing.duplicates import Pairs, connected, identical_pairs, near_pairs
-from sharding.auditing.fingerprints import Fingerprints, LabelSet, Rows, fingerprints
-from sharding.auditing.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION
+from infra.arrays import Int64, Records
+from infra.log import progress
+from sharding.auditing.duplicates import Pairs, connected, identical_pairs, image_reader, near_pairs
+from sharding.auditing.fingerprints import pictures_of
+from sharding.auditing.set_names import require_one_set_per_name
 from sharding.format.manifest import Manifest
+from sharding.images.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_metadata
 
 # The spread of a patient or a picture. All but the first are leaks.
 WITHIN: Final = "within one split"
@@ -23,9 +27,11 @@ SPLITS: Final = "across splits"
 SETS: Final = "across sets"
 SPREADS: Final = (WITHIN, SPLITS, SETS)
 
+LabelSet = tuple[str, ...]
 LabelPair = tuple[str, str]
 
 _HEALTHY: Final = "No Finding"
+_SPLIT_RANKS: Final = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class AuditedFolder:
     Attributes:
         path: as the user named it
         dataset: the dataset's name
+        name: the set's name
         images: the number of images
         patients: the number of patients
         splits: images of each official split, `no split` for a dataset without splits
@@ -42,6 +49,7 @@ class AuditedFolder:
 
     path: str
     dataset: str
+    name: str
     images: int
     patients: int
     splits: dict[str, int]
@@ -77,14 +85,30 @@ class TwoClassPatient:
 
 @dataclass(frozen=True)
 class AuditedImage:
-    """An image in a group; `number` is its position in the packed order of all audited folders."""
+    """An image in a group.
+
+    Attributes:
+        number: its position in the packed order of all audited folders
+        folder: its folder
+        name: name of its set
+        split: its official split
+        shard: name of its shard
+        key: its key
+        path: its file, relative to the dataset's root; None if the shards do not hold it, because it may name a patient
+        patient: its patient
+        stays: whether it stays if copies are left out: it is in the folder that was named first, there in train rather
+            than val rather than test, and there it has the first key
+    """
 
     number: int
     folder: str
+    name: str
     split: str | None
     shard: str
     key: str
+    path: str | None
     patient: str
+    stays: bool
 
 
 @dataclass(frozen=True)
@@ -94,18 +118,18 @@ class Pair:
     Attributes:
         first: index of an image in the group
         second: index of another image in the group
-        equal_pixels: whether the decoded images are equal
         equal_bytes: whether the encoded images are equal
         distance: the number of bits in which their hashes differ
         correlation: correlation of their thumbnails, at most 1
+        center: whether distance and correlation are those of the center squares, not of the whole images
     """
 
     first: int
     second: int
-    equal_pixels: bool
     equal_bytes: bool
     distance: int
     correlation: float
+    center: bool
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,7 @@ class Audit:
         min_correlation: the smallest correlation of a near pair
         shared_patients: patients in several folders or splits
         two_class_patients: patients with labels that exclude each other
-        identical: groups of images with equal pixels, each image paired with the first
+        identical: groups of images with equal bytes, each image paired with the first
         near_identical: groups that near pairs connect. They include the identical copies of their images, of which
             only the first is paired with near ones.
     """
@@ -144,28 +168,29 @@ class Audit:
 def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
     """Compare all patients and images of these folders with each other.
 
-    Patients are the same if dataset and name are. Pictures are compared across datasets too; mirrored or rotated
-    copies are not recognized. The result does not depend on the number of workers.
+    Patients are the same if their name and that of their set are. Pictures are compared across sets too; mirrored or
+    rotated copies are not recognized. The result does not depend on the number of workers.
 
     Args:
         folders: packed folders
         workers: processes that read; 0 means one for each CPU
 
     Raises:
-        UserError: if a folder is not a packed dataset or occurs twice
-        RunFailed: if an image is damaged
+        UserError: if a folder is not a packed dataset or occurs twice, or if two sets of one name are different sets
+        RunFailed: if an image that must be read is damaged
     """
     shards = ShardSet(folders)
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(shards.folders)}
-    prints = fingerprints(shards, workers)
-    identical, near = identical_pairs(prints.rows), near_pairs(shards, prints.rows, workers)
-    groups = _Groups(shards, prints.rows)
+    require_one_set_per_name(shards)
+    rows, index = pictures_of(shards, workers), shards.whole_index()
+    identical, near = identical_pairs(rows), near_pairs(rows, image_reader(shards), workers)
+    groups = _Groups(shards, rows)
     return Audit(
         folders=[_folder(path, manifest) for path, manifest in manifests.items()],
         max_hash_distance=MAX_HASH_DISTANCE,
         min_correlation=MIN_CORRELATION,
-        shared_patients=_shared_patients(shards, manifests, prints.rows),
-        two_class_patients=_two_class_patients(shards, manifests, prints),
+        shared_patients=_shared_patients(shards, manifests, index),
+        two_class_patients=_two_class_patients(shards, index),
         identical=groups.of(identical),
         near_identical=groups.of(_near_and_their_copies(near, identical)),
     )
@@ -175,7 +200,7 @@ def _folder(path: Path | str, manifest: Manifest) -> AuditedFolder:
     splits: Counter[str] = Counter()
     for shard in manifest.shards:
         splits[shard.split or "no split"] += shard.samples
-    return AuditedFolder(str(path), manifest.dataset, manifest.samples, manifest.patients, dict(splits))
+    return AuditedFolder(str(path), manifest.dataset, manifest.name, manifest.samples, manifest.patients, dict(splits))
 
 
 def _near_and_their_copies(near: Pairs, identical: Pairs) -> Pairs:
@@ -195,7 +220,7 @@ def _spread(locations: Iterable[tuple[str, str | None]]) -> str:
 class _Groups:
     """Turns pairs into groups of images, and reads the images' names."""
 
-    def __init__(self, shards: ShardSet, rows: Rows) -> None:
+    def __init__(self, shards: ShardSet, rows: Records) -> None:
         self._shards, self._rows = shards, rows
 
     def of(self, pairs: Pairs) -> list[ImageGroup]:
@@ -208,17 +233,14 @@ class _Groups:
 
     def _group(self, pairs: Pairs) -> ImageGroup:
         numbers = np.unique([pairs.first, pairs.second])
-        images = [self._image(number) for number in numbers.tolist()]
-        equal = {
-            name: self._rows[name][pairs.first] == self._rows[name][pairs.second] for name in ("pixels", "content")
-        }
+        images = _with_one_that_stays([self._image(number) for number in numbers.tolist()])
         columns = (
             np.searchsorted(numbers, pairs.first),
             np.searchsorted(numbers, pairs.second),
-            equal["pixels"],
-            equal["content"],
+            self._rows["content"][pairs.first] == self._rows["content"][pairs.second],
             pairs.distance,
             pairs.correlation.round(4),
+            pairs.center,
         )
         return ImageGroup(
             spread=_spread((image.folder, image.split) for image in images),
@@ -228,14 +250,28 @@ class _Groups:
 
     def _image(self, number: int) -> AuditedImage:
         shard, row = (int(part) for part in self._shards.locate(number))
+        metadata = self._shards.metadata(shard, row)
         return AuditedImage(
             number=number,
             folder=str(self._shards.folders[shard]),
+            name=self._shards.names[shard],
             split=self._shards.shards[shard].split,
             shard=self._shards.shards[shard].name,
             key=self._shards.key(shard, row),
-            patient=_patient(self._shards, number),
+            path=metadata["path"],
+            patient=str(metadata["patient"]),
+            stays=False,
         )
+
+
+def _with_one_that_stays(images: list[AuditedImage]) -> list[AuditedImage]:
+    folders = list(dict.fromkeys(image.folder for image in images))  # by number, so in the order of the command
+
+    def rank(image: AuditedImage) -> tuple[int, int, str]:
+        return folders.index(image.folder), _SPLIT_RANKS.get(image.split or "", 3), image.key
+
+    staying = min(images, key=rank)
+    return [replace(image, stays=(image.name, image.key) == (staying.name, staying.key)) for image in images]
 
 
 def _patient(shards: ShardSet, number: int) -> str:
@@ -244,11 +280,11 @@ def _patient(shards: ShardSet, number: int) -> str:
     return str(shards.metadata(shard, row)["patient"])
 
 
-def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], rows: Rows) -> list[SharedPatient]:
+def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], index: Records) -> list[SharedPatient]:
     shard_locations = [(folder, shard.split) for folder, shard in zip(shards.folders, shards.shards, strict=True)]
     locations = list(dict.fromkeys(shard_locations))
     numbers = np.repeat([locations.index(location) for location in shard_locations], shards.shard_samples)
-    patients = np.stack([rows["patient"], numbers.astype(np.uint64)], axis=1)  # (n, 2): patient, location
+    patients = np.stack([index["patient"], numbers.astype(np.uint64)], axis=1)  # (n, 2): patient, location
     patients, first, images = np.unique(patients, axis=0, return_index=True, return_counts=True)
     shared = []
     for run in _runs(patients[:, 0]):
@@ -258,7 +294,7 @@ def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], ro
         shared.append(
             SharedPatient(
                 spread=_spread((str(folder), split) for folder, split in patient_locations),
-                dataset=manifests[patient_locations[0][0]].dataset,
+                dataset=manifests[patient_locations[0][0]].name,
                 patient=_patient(shards, int(first[run[0]])),
                 places=[
                     PatientLocation(str(folder), split, count)
@@ -269,32 +305,39 @@ def _shared_patients(shards: ShardSet, manifests: dict[Path | str, Manifest], ro
     return sorted(shared, key=lambda patient: (-SPREADS.index(patient.spread), patient.dataset, patient.patient))
 
 
-def _two_class_patients(
-    shards: ShardSet, manifests: dict[Path | str, Manifest], prints: Fingerprints
-) -> list[TwoClassPatient]:
-    datasets = sorted({manifest.dataset for manifest in manifests.values()})
-    shard_datasets = np.array([datasets.index(manifests[folder].dataset) for folder in shards.folders])
-    image_datasets = np.repeat(shard_datasets, shards.shard_samples)
-    rows = prints.rows
+def _two_class_patients(shards: ShardSet, index: Records) -> list[TwoClassPatient]:
+    names = sorted(set(shards.names))
+    image_names = np.repeat([names.index(name) for name in shards.names], shards.shard_samples)
+    image_labels, label_sets = _label_sets(shards)
     excluding = [
-        excluding_labels(
-            {prints.label_sets[labels] for labels in np.unique(rows["labels"][image_datasets == dataset]).tolist()}
-        )
-        for dataset in range(len(datasets))
+        excluding_labels({label_sets[labels] for labels in np.unique(image_labels[image_names == name]).tolist()})
+        for name in range(len(names))
     ]
-    patients = np.stack([rows["patient"], rows["labels"].astype(np.uint64)], axis=1)  # (n, 2): patient, label set
+    patients = np.stack([index["patient"], image_labels.astype(np.uint64)], axis=1)  # (n, 2): patient, label set
     patients, first = np.unique(patients, axis=0, return_index=True)
     two_class = []
     for run in _runs(patients[:, 0]):
         if len(run) == 1:
             continue
-        labels = sorted({name for number in patients[run, 1].tolist() for name in prints.label_sets[number]})
+        labels = sorted({name for number in patients[run, 1].tolist() for name in label_sets[number]})
         image = int(first[run[0]])
-        dataset = image_datasets[image]
-        contradicting = [pair for pair in combinations(labels, 2) if pair in excluding[dataset]]
+        name = image_names[image]
+        contradicting = [pair for pair in combinations(labels, 2) if pair in excluding[name]]
         if contradicting:
-            two_class.append(TwoClassPatient(datasets[dataset], _patient(shards, image), contradicting))
+            two_class.append(TwoClassPatient(names[name], _patient(shards, image), contradicting))
     return sorted(two_class, key=lambda patient: (patient.dataset, patient.patient))
+
+
+def _label_sets(shards: ShardSet) -> tuple[Int64, list[LabelSet]]:
+    """Return the number (n,) of the set of labels that are 1 in each image, and these sets."""
+    numbers: dict[LabelSet, int] = {}
+    labels = np.empty(shards.samples, np.int64)
+    with closing(packed_metadata(shards)) as metadata:
+        records = progress(metadata, "reading labels", total=shards.samples, unit="sample")
+        for image, record in enumerate(records):
+            present = tuple(sorted(name for name, value in record["labels"].items() if value == 1))
+            labels[image] = numbers.setdefault(present, len(numbers))
+    return labels, list(numbers)
 
 
 def excluding_labels(label_sets: Iterable[LabelSet]) -> set[LabelPair]:

@@ -32,10 +32,10 @@ def contact_sheet(audit: Audit) -> str:
 
 def _pairs(audit: Audit) -> Iterator[tuple[ImageGroup, Pair]]:
     for spread in reversed(SPREADS):
-        for groups, equal_pixels in ((audit.near_identical, False), (audit.identical, True)):
+        for groups, equal_bytes in ((audit.near_identical, False), (audit.identical, True)):
             for group in groups:
                 if group.spread == spread:
-                    yield from ((group, pair) for pair in group.pairs if pair.equal_pixels == equal_pixels)
+                    yield from ((group, pair) for pair in group.pairs if pair.equal_bytes == equal_bytes)
 
 
 def _jpeg_base64(shards: ShardSet, image: AuditedImage) -> str:

@@ -1,55 +1,28 @@
-"""Fingerprints by which an audit compares images and patients, computed in several processes."""
+"""What tells the pictures of packed images apart, without reading the images if they were packed with fingerprints."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from PIL import Image
 
-from infra.arrays import UInt8
+from infra.arrays import Records, UInt8
 from infra.errors import RunFailed
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
-from sharding.auditing.hamming import WORDS
-from sharding.auditing.perceptual import Thumbnails, perceptual_hashes, thumbnail
+from sharding.format.manifest import Shard
 from sharding.images.encode import ImageRejected, decode
+from sharding.images.fingerprint import FINGERPRINT
+from sharding.images.perceptual import fingerprint_of
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.location import Location
-from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
 
-Rows = npt.NDArray[np.void]
-LabelSet = tuple[str, ...]
-
-# `content` and `pixels` are 64-bit hashes of the encoded bytes, and of the decoded pixels with their size; `labels` is
-# the number of the set of labels that are 1.
-ROW: Final = np.dtype(
-    [
-        ("sample", "<u8"),
-        ("patient", "<u8"),
-        ("content", "<u8"),
-        ("pixels", "<u8"),
-        ("perceptual", "<u8", (WORDS,)),
-        ("labels", "<u4"),
-    ]
-)
+# `content` is checksum and size of the encoded image; the others are those of FINGERPRINT.
+PICTURE: Final = np.dtype([("content", "<u8"), *FINGERPRINT.descr])
 
 _IMAGES_A_TASK: Final = 256
-
-
-class Fingerprints(NamedTuple):
-    """The fingerprints of all images.
-
-    Attributes:
-        rows: (n,) ROW, in packed order
-        label_sets: the sets of labels that are 1, by their number in the rows
-    """
-
-    rows: Rows
-    label_sets: list[LabelSet]
 
 
 class _Task(NamedTuple):
@@ -57,73 +30,58 @@ class _Task(NamedTuple):
 
     folder: Location
     fetch: FetchConfig | None
-    shard: int
+    shard: Shard
     first: int
     last: int
 
 
-def fingerprints(shards: ShardSet, workers: int = 0) -> Fingerprints:
-    """Read and decode every image; needs 68 bytes of memory per image.
+def pictures_of(shards: ShardSet, workers: int = 0) -> Records:
+    """Return the PICTURE rows (n,) of all images, in packed order; needs 72 bytes of memory per image.
+
+    Shards that an older version packed have no fingerprints; their images are read and decoded.
 
     Args:
-        shards: whole folders, with all splits
+        shards: the images
         workers: processes that read; 0 means one for each CPU
 
     Raises:
-        RunFailed: if an image is damaged
+        UserError: if stored fingerprints do not match the manifest
+        RunFailed: if an image is damaged, or a file cannot be downloaded
     """
-    tasks = list(_tasks(shards))
-    rows = np.empty(shards.samples, ROW)
-    numbers: dict[LabelSet, int] = {}
-    done = 0
-    with closing(ordered_map(_fingerprint, tasks, worker_count(workers, len(tasks)))) as results:
-        for part in progress(results, "reading images", total=len(tasks), unit="batch"):
-            sets = np.array([numbers.setdefault(names, len(numbers)) for names in part.label_sets])
-            part.rows["labels"] = sets[part.rows["labels"]]
-            rows[done : done + len(part.rows)] = part.rows
-            done += len(part.rows)
-    assert done == len(rows), f"{done} of {len(rows)} rows"
-    return Fingerprints(rows, list(numbers))
+    stored = [shards.fingerprints(number) for number in range(len(shards.shards))]
+    tasks = [task for number, rows in enumerate(stored) if rows is None for task in _tasks(shards, number)]
+    with closing(ordered_map(_computed, tasks, worker_count(workers, len(tasks)))) as results:
+        computed = list(progress(results, "reading images", total=len(tasks), unit="batch") if tasks else results)
+    parts = iter(computed)
+    of_shard = [
+        np.concatenate([next(parts) for _ in _tasks(shards, number)]) if rows is None else rows
+        for number, rows in enumerate(stored)
+    ]
+    prints, index = np.concatenate(of_shard), shards.whole_index()
+    rows = np.empty(shards.samples, PICTURE)
+    rows["content"] = index["image_crc32"].astype(np.uint64) << np.uint64(32) | index["image_bytes"]
+    rows["whole"], rows["center"] = prints["whole"], prints["center"]
+    return rows
 
 
-def decode_packed(content: UInt8) -> tuple[Thumbnails, bytes]:
-    """Return a packed image's thumbnail, and its size and pixels as bytes, which identical images share."""
+def decode_packed(content: UInt8) -> Image.Image:
+    """Return a packed image; raises RunFailed if it cannot be decoded."""
     try:
-        image, _ = decode(content.tobytes())
+        return decode(content.tobytes())[0]
     except ImageRejected as rejected:
         raise RunFailed(f"a packed image cannot be decoded: {rejected}; find it: sternum verify") from rejected
-    return thumbnail(image), repr(image.size).encode() + image.tobytes()
 
 
-def _tasks(shards: ShardSet) -> Iterator[_Task]:
-    number_in_folder: Counter[Location] = Counter()
-    for folder, shard in zip(shards.folders, shards.shards, strict=True):
-        for first in range(0, shard.samples, _IMAGES_A_TASK):
-            yield _Task(
-                folder, shards.fetch, number_in_folder[folder], first, min(first + _IMAGES_A_TASK, shard.samples)
-            )
-        number_in_folder[folder] += 1
+def _tasks(shards: ShardSet, number: int) -> Iterator[_Task]:
+    shard = shards.shards[number]
+    for first in range(0, shard.samples, _IMAGES_A_TASK):
+        last = min(first + _IMAGES_A_TASK, shard.samples)
+        yield _Task(shards.folders[number], shards.fetch, shard, first, last)
 
 
-def _fingerprint(task: _Task) -> Fingerprints:
-    shards = ShardSet([task.folder], fetch=task.fetch)
-    numbers = np.arange(task.first, task.last)
-    index = shards.rows(Positions(np.zeros_like(numbers), np.full_like(numbers, task.shard), numbers))
-    rows = np.empty(len(numbers), ROW)
-    rows["sample"], rows["patient"] = index["sample"], index["patient"]
-    thumbnails = []
-    label_sets: dict[LabelSet, int] = {}
-    for item, number in enumerate(numbers.tolist()):
-        content = shards.read(task.shard, number)
-        small, pixels = decode_packed(content)
-        thumbnails.append(small)
-        rows["content"][item], rows["pixels"][item] = _hash64(content.tobytes()), _hash64(pixels)
-        labels = shards.metadata(task.shard, number)["labels"]
-        present = tuple(sorted(name for name, value in labels.items() if value == 1))
-        rows["labels"][item] = label_sets.setdefault(present, len(label_sets))
-    rows["perceptual"] = perceptual_hashes(np.stack(thumbnails))
-    return Fingerprints(rows, list(label_sets))
-
-
-def _hash64(content: bytes) -> int:
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+def _computed(task: _Task) -> Records:
+    splits = () if task.shard.split is None else (task.shard.split,)  # other shards need not be there
+    shards = ShardSet([task.folder], splits, task.shard.tier_percent, task.fetch)
+    number = shards.shards.index(task.shard)
+    images = (decode_packed(shards.read(number, row)) for row in range(task.first, task.last))
+    return np.frombuffer(b"".join(map(fingerprint_of, images)), FINGERPRINT)

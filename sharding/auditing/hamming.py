@@ -10,9 +10,10 @@ from typing import Final, cast
 import numpy as np
 
 from infra.arrays import Int64, UInt64
+from sharding.images.fingerprint import HASH_BITS, HASH_WORDS
 
-BITS: Final = 256
-WORDS: Final = BITS // 64
+BITS: Final = HASH_BITS
+WORDS: Final = HASH_WORDS
 
 _BAND_DISTANCE: Final = 2
 _FEWEST_BANDS: Final = 13  # so that a band's keys have at most 20 bits, which a table can hold

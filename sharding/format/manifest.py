@@ -16,20 +16,23 @@ from infra.arrays import Records
 from infra.errors import UserError
 from infra.files import read_small
 from sharding.format.fractions import FRACTIONS_PERCENT
+from sharding.images.fingerprint import FINGERPRINT
 from sharding.images.limits import MAX_PIXELS, MAX_SIDE_PX
 
 MANIFEST_NAME: Final = "manifest.json"
 PARTIAL: Final = ".partial"  # the folder of notes next to the shards of an unfinished packing
 VERSION: Final = 1
 
+SET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+SET_NAME_RULE: Final = "1 to 40 letters, digits, dots, underscores and hyphens, and begin with a letter or digit"
 _SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LEAST_SAMPLE_BYTES: Final = 4 * BLOCKSIZE  # two members of at least one block, each with its header
 _MOST_BYTES: Final = 1 << 50
 
 # One row per sample, in the order of the shard, stored as NAME.index.npy. The identities are 64-bit hashes
-# (infra.rng.stable_hash of "DATASET/KEY", "DATASET/PATIENT", "DATASET/PATIENT/STUDY"), so that random draws for a
-# sample do not change when it is packed again. Offsets and sizes are those of the members' content in the tar.
+# (infra.rng.stable_hash of "SET/KEY", "SET/PATIENT", "SET/PATIENT/STUDY" with the set's name), so that random draws for
+# a sample do not change when it is packed again. Offsets and sizes are those of the members' content in the tar.
 INDEX_ROW: Final = np.dtype(
     [
         ("sample", "<u8"),
@@ -44,9 +47,6 @@ INDEX_ROW: Final = np.dtype(
         ("height", "<u2"),
         ("width", "<u2"),
     ]
-)
-_INDEX_HEADER: Final = re.compile(
-    re.escape(f"{{'descr': {INDEX_ROW.descr!r}, 'fortran_order': False, 'shape': (") + r"(\d{1,12}),\), } *\n"
 )
 
 
@@ -63,6 +63,7 @@ class Shard:
         tier_percent: 1, 10 or 100, the smallest fraction of the patients that this shard belongs to; the fraction f
             is all shards with tier_percent <= f
         split: the official split of its samples, None if the dataset has none
+        fingerprints_sha256: SHA-256 of its fingerprints, None if an older version packed it without them
     """
 
     name: str
@@ -72,11 +73,23 @@ class Shard:
     index_sha256: str
     tier_percent: int
     split: str | None = None
+    fingerprints_sha256: str | None = None
 
     @property
     def index_name(self) -> str:
         """The name of the file with its INDEX_ROW rows."""
         return f"{self.name.removesuffix('.tar')}.index.npy"
+
+    @property
+    def fingerprints_name(self) -> str:
+        """The name of the file with its FINGERPRINT rows."""
+        return f"{self.name.removesuffix('.tar')}.fingerprints.npy"
+
+    @property
+    def companions(self) -> dict[str, str]:
+        """The files beside the tar: the SHA-256 of each by its name."""
+        files = {self.index_name: self.index_sha256, self.fingerprints_name: self.fingerprints_sha256}
+        return {name: sha256 for name, sha256 in files.items() if sha256 is not None}
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Manifest:
 
     Attributes:
         version: version of the format
-        dataset: the dataset's name
+        dataset: the dataset's name, which is that of its reader
         made_by: the versions of the programs that the packed bytes depend on
         options: the options that the packed bytes depend on
         samples: the number of samples in all shards
@@ -103,6 +116,8 @@ class Manifest:
         shards: in packed order
         rejected: the files and rows that were not packed
         source_bytes: size of the image files that were packed
+        name: the set's name, of which identities and shard names are made; that of the dataset by default, and in
+            manifests of older versions, which lack it
     """
 
     version: int
@@ -116,6 +131,11 @@ class Manifest:
     shards: list[Shard]
     rejected: list[Rejection]
     source_bytes: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.dataset)
 
     def select(self, splits: Sequence[str] | None = None, fraction_percent: int = 100) -> list[Shard]:
         """Return the shards of these official splits (None: all) and this nested fraction of the patients.
@@ -126,14 +146,14 @@ class Manifest:
         present = sorted({shard.split for shard in self.shards if shard.split is not None})
         for split in splits or ():
             if split not in present:
-                raise UserError(f"split {split!r} is not in dataset {self.dataset!r}; it has {present or 'none'}")
+                raise UserError(f"split {split!r} is not in dataset {self.name!r}; it has {present or 'none'}")
         chosen = [
             shard
             for shard in self.shards
             if (not splits or shard.split in splits) and shard.tier_percent <= fraction_percent
         ]
         if not chosen:
-            raise UserError(f"{fraction_percent} % of dataset {self.dataset!r} holds no sample; take a larger fraction")
+            raise UserError(f"{fraction_percent} % of dataset {self.name!r} holds no sample; take a larger fraction")
         return chosen
 
     @cached_property
@@ -176,23 +196,14 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     """Yield each contradiction of a manifest to the format or to itself."""
+    if not SET_NAME.fullmatch(manifest.name):
+        yield f"name={manifest.name!r} must have {SET_NAME_RULE}"
     names = set()
     for number, shard in enumerate(manifest.shards):
-        entry = f"shards[{number}]"
-        if not _SHARD_NAME.fullmatch(shard.name):
-            yield f"{entry}.name={shard.name!r} must be a plain file name that ends in .tar"
+        yield from (f"shards[{number}].{problem}" for problem in _shard_problems(shard))
         if shard.name in names:
-            yield f"{entry}.name={shard.name!r} occurs twice"
+            yield f"shards[{number}].name={shard.name!r} occurs twice"
         names.add(shard.name)
-        for field in ("sha256", "index_sha256"):
-            if not _SHA256.fullmatch(getattr(shard, field)):
-                yield f"{entry}.{field}={getattr(shard, field)!r} must be 64 hexadecimal digits"
-        if shard.tier_percent not in FRACTIONS_PERCENT:
-            yield f"{entry}.tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
-        if not 0 < shard.size_bytes < _MOST_BYTES:
-            yield f"{entry}.size_bytes={shard.size_bytes} must be positive and below 2^50"
-        if not 0 < shard.samples * _LEAST_SAMPLE_BYTES <= shard.size_bytes:
-            yield f"{entry}.samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
     total = sum(shard.samples for shard in manifest.shards)
     if total != manifest.samples:
         yield f"samples={manifest.samples}, but its shards hold {total}"
@@ -203,30 +214,81 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield f"{field}={getattr(manifest, field)} must be between 0 and 1"
 
 
+def _shard_problems(shard: Shard) -> Iterator[str]:
+    if not _SHARD_NAME.fullmatch(shard.name):
+        yield f"name={shard.name!r} must be a plain file name that ends in .tar"
+    for field in ("sha256", "index_sha256", "fingerprints_sha256"):
+        value = getattr(shard, field)
+        if value is not None and not _SHA256.fullmatch(value):
+            yield f"{field}={value!r} must be 64 hexadecimal digits"
+    if shard.tier_percent not in FRACTIONS_PERCENT:
+        yield f"tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
+    if not 0 < shard.size_bytes < _MOST_BYTES:
+        yield f"size_bytes={shard.size_bytes} must be positive and below 2^50"
+    if not 0 < shard.samples * _LEAST_SAMPLE_BYTES <= shard.size_bytes:
+        yield f"samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
+
+
 def read_index(folder: Path, shard: Shard) -> Records:
     """Return the INDEX_ROW rows of a local shard (samples,); raises UserError unless they match the manifest."""
     path = folder / shard.index_name
+    return decode_index(_read(path, shard.index_sha256), str(path))
+
+
+def read_fingerprints(folder: Path, shard: Shard) -> Records | None:
+    """Return the FINGERPRINT rows of a local shard (samples,), None if it was packed without.
+
+    Raises:
+        UserError: unless they match the manifest
+    """
+    if shard.fingerprints_sha256 is None:
+        return None
+    path = folder / shard.fingerprints_name
+    return decode_fingerprints(_read(path, shard.fingerprints_sha256), shard, str(path))
+
+
+def _read(path: Path, expected_sha256: str) -> bytes:
     try:
         content = read_small(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; pack the dataset again") from error
-    if sha256(content).hexdigest() != shard.index_sha256:
+    if sha256(content).hexdigest() != expected_sha256:
         raise UserError(f"{path} is not the file that {MANIFEST_NAME} describes; pack the dataset again")
-    return decode_index(content, str(path))
+    return content
 
 
 def decode_index(content: bytes, path: str) -> Records:
-    """Return the INDEX_ROW rows (samples,) of an index file; raises UserError, naming `path`, unless it is one.
+    """Return the INDEX_ROW rows (samples,) of an index file; raises UserError, naming `path`, unless it is one."""
+    return _decode_rows(content, INDEX_ROW, path, "an index of a shard")
+
+
+def decode_fingerprints(content: bytes, shard: Shard, path: str) -> Records:
+    """Return the FINGERPRINT rows (samples,) of a shard; raises UserError, naming `path`, unless they are its."""
+    rows = _decode_rows(content, FINGERPRINT, path, "the fingerprints of a shard")
+    _require_rows(rows, shard, path)
+    return rows
+
+
+def _decode_rows(content: bytes, row: np.dtype[np.void], path: str, kind: str) -> Records:
+    """Return the rows of a `.npy` file; raises UserError unless it holds rows of this type.
 
     numpy's own reader evaluates the header with `ast`, which fails at times in threads of CPython 3.11.
     """
     rows_start = 10 + int.from_bytes(content[8:10], "little")
-    header = _INDEX_HEADER.fullmatch(content[10:rows_start].decode("latin1"))
+    expected = re.escape(f"{{'descr': {row.descr!r}, 'fortran_order': False, 'shape': (") + r"(\d{1,12}),\), } *\n"
+    header = re.fullmatch(expected, content[10:rows_start].decode("latin1"))
     if header is None or not content.startswith(b"\x93NUMPY\x01\x00"):
-        raise UserError(f"{path} is not an index of a shard; pack the dataset again")
-    if len(content) != rows_start + int(header[1]) * INDEX_ROW.itemsize:
+        raise UserError(f"{path} is not {kind}; pack the dataset again")
+    if len(content) != rows_start + int(header[1]) * row.itemsize:
         raise UserError(f"{path} does not have the {header[1]} rows that its header declares; pack the dataset again")
-    return np.frombuffer(content, INDEX_ROW, offset=rows_start)
+    return np.frombuffer(content, row, offset=rows_start)
+
+
+def _require_rows(rows: Records, shard: Shard, path: str) -> None:
+    if len(rows) != shard.samples:
+        raise UserError(
+            f"{path} has {len(rows)} rows, {MANIFEST_NAME} says {shard.samples} samples; pack the dataset again"
+        )
 
 
 def require_fitting(rows: Records, shard: Shard, path: str) -> None:
@@ -234,10 +296,7 @@ def require_fitting(rows: Records, shard: Shard, path: str) -> None:
 
     Every member is inside the tar, and every image has a size that an image may have.
     """
-    if len(rows) != shard.samples:
-        raise UserError(
-            f"{path} has {len(rows)} rows, {MANIFEST_NAME} says {shard.samples} samples; pack the dataset again"
-        )
+    _require_rows(rows, shard, path)
     size_bytes = np.uint64(shard.size_bytes)
     for member in ("image", "meta"):
         offset, length = rows[f"{member}_offset"], rows[f"{member}_bytes"].astype(np.uint64)
@@ -261,3 +320,8 @@ def require_fitting(rows: Records, shard: Shard, path: str) -> None:
 def index_bytes(shard: Shard) -> int:
     """Return the largest size of a shard's index file: its rows, and a header that numpy pads."""
     return shard.samples * INDEX_ROW.itemsize + 4096
+
+
+def fingerprints_bytes(shard: Shard) -> int:
+    """Return the largest size of the file with a shard's fingerprints."""
+    return shard.samples * FINGERPRINT.itemsize + 4096

@@ -10,10 +10,12 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from infra.arrays import Records
 from infra.rng import stable_hash
 from sharding.format.manifest import INDEX_ROW, Shard
 from sharding.format.sample import Sample
 from sharding.images.encode import EncodedImage
+from sharding.images.fingerprint import FINGERPRINT
 
 _END: Final = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -24,6 +26,7 @@ class TarSample(NamedTuple):
     Attributes:
         members: KEY.jpg (or .png) and KEY.json with their headers and padding
         row: the bytes of its INDEX_ROW, with offsets from the start of `members`
+        fingerprint: FINGERPRINT of its pixels
         source_bytes: size of the source file
         pixels: number of pixels
         pixel_sum: sum over the 8-bit pixels before compression
@@ -32,24 +35,25 @@ class TarSample(NamedTuple):
 
     members: bytes
     row: bytes
+    fingerprint: bytes
     source_bytes: int
     pixels: int
     pixel_sum: int
     pixel_square_sum: int
 
 
-def sample_identity(dataset: str, key: str) -> int:
-    """Return the 64-bit identity of a sample in the index."""
-    return stable_hash(f"{dataset}/{key}")
+def sample_identity(name: str, key: str) -> int:
+    """Return the 64-bit identity of a sample in the index; `name` is that of the set."""
+    return stable_hash(f"{name}/{key}")
 
 
-def patient_identity(dataset: str, patient: str) -> int:
-    """Return the 64-bit identity of a patient in the index."""
-    return stable_hash(f"{dataset}/{patient}")
+def patient_identity(name: str, patient: str) -> int:
+    """Return the 64-bit identity of a patient in the index; `name` is that of the set."""
+    return stable_hash(f"{name}/{patient}")
 
 
-def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
-    """Return a sample's members and its index row.
+def tar_sample(name: str, sample: Sample, image: EncodedImage) -> TarSample:
+    """Return a sample's members, its index row and its fingerprint; `name` is that of the set.
 
     In the index, each sample without a study is another study, so that nothing pairs images of different studies.
     """
@@ -58,9 +62,9 @@ def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
     image_member = _member(f"{sample.key}.{image.extension}", image.content)
     study = sample.key if sample.study is None else sample.study
     row = (
-        sample_identity(dataset, sample.key),
-        patient_identity(dataset, sample.patient),
-        stable_hash(f"{dataset}/{sample.patient}/{study}"),
+        sample_identity(name, sample.key),
+        patient_identity(name, sample.patient),
+        stable_hash(f"{name}/{sample.patient}/{study}"),
         tarfile.BLOCKSIZE,
         len(image.content),
         zlib.crc32(image.content),
@@ -73,6 +77,7 @@ def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
     return TarSample(
         members=image_member + _member(f"{sample.key}.json", metadata),
         row=np.array([row], INDEX_ROW).tobytes(),
+        fingerprint=image.fingerprint,
         source_bytes=image.source_bytes,
         pixels=image.height * image.width,
         pixel_sum=image.pixel_sum,
@@ -81,7 +86,7 @@ def tar_sample(dataset: str, sample: Sample, image: EncodedImage) -> TarSample:
 
 
 class ShardWriter:
-    """Writes NAME.tar and NAME.index.npy, whose bytes depend only on the samples.
+    """Writes NAME.tar, NAME.index.npy and NAME.fingerprints.npy, whose bytes depend only on the samples.
 
     Attributes:
         path: the tar
@@ -98,6 +103,7 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._size_bytes = 0
         self._rows: list[bytes] = []
+        self._fingerprints: list[bytes] = []
         self._starts: list[int] = []
 
     def close(self) -> None:
@@ -111,36 +117,46 @@ class ShardWriter:
     def add(self, sample: TarSample) -> None:
         """Append a sample."""
         self._rows.append(sample.row)
+        self._fingerprints.append(sample.fingerprint)
         self._starts.append(self._size_bytes)
         self._write(sample.members)
         self.samples += 1
 
     def finish(self) -> Shard:
-        """End the tar, write the index, and return the shard's entry for the manifest."""
+        """End the tar, write index and fingerprints, and return the shard's entry for the manifest."""
         self._write(_END)
         self._write(bytes(-self._size_bytes % tarfile.RECORDSIZE))
         self._file.close()
         rows = np.frombuffer(bytearray().join(self._rows), INDEX_ROW)
         for offset in ("image_offset", "meta_offset"):
             rows[offset] += np.array(self._starts, np.uint64)
-        index = BytesIO()
-        np.lib.format.write_array(index, rows, version=(1, 0))
+        index = _npy(rows)
+        fingerprints = _npy(np.frombuffer(b"".join(self._fingerprints), FINGERPRINT))
         shard = Shard(
             name=self.path.name,
             samples=self.samples,
             size_bytes=self._size_bytes,
             sha256=self._hash.hexdigest(),
-            index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
             tier_percent=self.tier_percent,
             split=self.split,
+            fingerprints_sha256=hashlib.sha256(fingerprints).hexdigest(),
         )
-        self.path.with_name(shard.index_name).write_bytes(index.getvalue())
+        self.path.with_name(shard.index_name).write_bytes(index)
+        self.path.with_name(shard.fingerprints_name).write_bytes(fingerprints)
         return shard
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)
         self._hash.update(content)
         self._size_bytes += len(content)
+
+
+def _npy(rows: Records) -> bytes:
+    """Return the content of a file with these rows."""
+    file = BytesIO()
+    np.lib.format.write_array(file, rows, version=(1, 0))
+    return file.getvalue()
 
 
 def _member(name: str, content: bytes) -> bytes:

@@ -18,6 +18,7 @@ from sharding.images import jpeg, png, tiff
 from sharding.images.file_formats import DECODED, DICOM, DICOM_HEAD_BYTES, JPEG, PNG, TIFF, FileFormat, format_of
 from sharding.images.grayscale import FEWEST_GRAY_LEVELS, MOST_DETECTOR_BITS, from_16_bit
 from sharding.images.limits import MAX_FILE_BYTES, TOO_LARGE, is_too_large
+from sharding.images.perceptual import fingerprint_of
 
 FORMATS: Final = ("JPEG", "PNG")  # of packed images, by Pillow's names
 
@@ -60,6 +61,7 @@ class EncodedImage:
         source_bytes: size of the source file
         pixel_sum: sum over the 8-bit pixels before compression
         pixel_square_sum: sum of squares over the 8-bit pixels before compression
+        fingerprint: FINGERPRINT of the pixels before compression
     """
 
     content: bytes
@@ -71,6 +73,7 @@ class EncodedImage:
     source_bytes: int
     pixel_sum: int
     pixel_square_sum: int
+    fingerprint: bytes
 
 
 def encode_file(
@@ -126,6 +129,7 @@ def encode(
         source_bytes=len(content),
         pixel_sum=sum(value * count for value, count in enumerate(counts)),
         pixel_square_sum=sum(value * value * count for value, count in enumerate(counts)),
+        fingerprint=fingerprint_of(image),
     )
 
 

@@ -43,11 +43,11 @@ class Catalog:
         patients: (N,) the patients' identities, in packing order
     """
 
-    def __init__(self, dataset: str, items: Iterable[Sample | Rejection], seed: int) -> None:
+    def __init__(self, name: str, items: Iterable[Sample | Rejection], seed: int) -> None:
         """Read a whole dataset.
 
         Args:
-            dataset: the dataset's name
+            name: the name of the set, for its identities
             items: all its samples and rejections, in any order
             seed: the seed of order and tiers
 
@@ -65,8 +65,8 @@ class Catalog:
                 record = _to_record(item)
                 with disk_errors(Path(tempfile.gettempdir())):
                     self._file.write(record)
-                samples.append(sample_identity(dataset, item.key))
-                patients.append(patient_identity(dataset, item.patient))
+                samples.append(sample_identity(name, item.key))
+                patients.append(patient_identity(name, item.patient))
                 splits.append(_SPLIT_ORDER.index(item.split))
                 ends.append(ends[-1] + len(record))
             with disk_errors(Path(tempfile.gettempdir())):

@@ -49,7 +49,7 @@ class Destination(Protocol):
         """Move a file from the staging folder to the destination."""
 
     def holds(self, shard: Shard) -> bool:
-        """Return whether the destination has a shard and its index as they were written."""
+        """Return whether the destination has a shard and the files beside it as they were written."""
 
     def notes(self) -> list[str]:
         """Return the names of the notes."""
@@ -117,11 +117,11 @@ class _LocalDestination:
         fsync_path(final.parent)
 
     def holds(self, shard: Shard) -> bool:
+        files = {shard.name: shard.sha256, **shard.companions}
         try:
-            shard_sha256, index_sha256 = (sha256_file(self._path / name) for name in (shard.name, shard.index_name))
+            return all(sha256_file(self._path / name) == expected for name, expected in files.items())
         except OSError:
             return False
-        return (shard_sha256, index_sha256) == (shard.sha256, shard.index_sha256)
 
     def notes(self) -> list[str]:
         return sorted(f"{PARTIAL}/{path.name}" for path in self._partial.glob("*.json"))
@@ -180,7 +180,7 @@ class _StoreDestination:
 
     def holds(self, shard: Shard) -> bool:
         sizes = self.sizes()
-        return sizes.get(shard.name) == shard.size_bytes and shard.index_name in sizes
+        return sizes.get(shard.name) == shard.size_bytes and shard.companions.keys() <= sizes.keys()
 
     def notes(self) -> list[str]:
         return sorted(f"{PARTIAL}/{name}" for name in self._store.sizes(PARTIAL))

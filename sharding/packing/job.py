@@ -25,11 +25,13 @@ class Job:
         dataset: the dataset's name
         options: the options of packing, and a hash of the dataset's samples
         made_by: the versions of the programs that encode
+        name: the name of the set; empty in notes of older versions, where it is the dataset's
     """
 
     dataset: str
     options: Options
     made_by: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def packed_manifest(destination: Destination, job: Job, out: object) -> Manifest
             raise UserError(f"out={out} holds other files, such as {others[0]!r}; choose an empty or a new folder")
         return None
     manifest = decode_manifest(content, f"{out}/{MANIFEST_NAME}")
-    _require_same(job, Job(manifest.dataset, manifest.options, job.made_by), f"out={out} holds")
+    _require_same(job, Job(manifest.dataset, manifest.options, job.made_by, manifest.name), f"out={out} holds")
     problems = check_sizes(destination.sizes(), manifest)
     require(
         not problems, f"out={out} holds an incomplete copy of this dataset: {'; '.join(problems[:3])}; delete it first"
@@ -119,8 +121,8 @@ def resume_job(destination: Destination, job: Job, out: object) -> list[Finished
 
 
 def commit_shard(destination: Destination, record: FinishedShard) -> None:
-    """Move a shard and its index to the destination, then note that it is finished."""
-    for name in (record.shard.index_name, record.shard.name):
+    """Move a shard and the files beside it to the destination, then note that it is finished."""
+    for name in (*record.shard.companions, record.shard.name):
         destination.commit(destination.staging / name, name)
     _write(destination, record.note, record)
 
@@ -149,7 +151,10 @@ def _write(destination: Destination, name: str, record: object) -> None:
 
 def _require_same(requested: Job, present: Job, description: str) -> None:
     """Raise UserError, naming the first difference, unless both jobs give the same bytes."""
-    old, new = ({"dataset": job.dataset, **job.options, "made_by": job.made_by} for job in (present, requested))
+    old, new = (
+        {"dataset": job.dataset, "name": job.name or job.dataset, **job.options, "made_by": job.made_by}
+        for job in (present, requested)
+    )
     for name in {**new, **old}:
         if new.get(name) != old.get(name):
             difference = f"{name}={old.get(name)!r}, not {new.get(name)!r}"

@@ -33,7 +33,8 @@ from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
 from sharding.datasets.folder import FolderOptions
-from sharding.format.manifest import MANIFEST_NAME, VERSION, Manifest, Rejection
+from sharding.format.copies import COPY, read_copies
+from sharding.format.manifest import MANIFEST_NAME, SET_NAME, SET_NAME_RULE, VERSION, Manifest, Rejection
 from sharding.format.sample import Sample
 from sharding.format.writer import ShardWriter, TarSample, tar_sample
 from sharding.images.encode import MISSING, encode_file
@@ -63,6 +64,10 @@ class PackConfig:
         shard_size_mb: largest size of a shard in 10^6 bytes; a larger sample gets a shard of its own
         shard_samples: largest number of samples in a shard; null for as many as shard_size_mb allows
         seed: determines the order of the samples, and the patients in the fractions of 1 % and 10 %
+        name: name of the set, by default the dataset's; give the images of each hospital their own, because equal file
+            names and patient numbers mean the same image and patient only in sets of one name
+        exclude: audit.json of an audit of this set; of images that show the same picture, only the one that the audit
+            lets stay is packed
         workers: number of encoding processes; 0 means one for each CPU; does not change the shards
         follow_links: also pack files that symbolic links reach outside of root; they are rejected by default, since an
             archive from elsewhere may link to any of your files
@@ -82,6 +87,8 @@ class PackConfig:
     shard_size_mb: float = 256
     shard_samples: int | None = None
     seed: int = 0
+    name: str | None = None
+    exclude: Path | None = None
     workers: int = 0
     follow_links: bool = False
     allow_missing: bool = False
@@ -96,6 +103,14 @@ class PackConfig:
             UserError: if a value is out of range, or two values exclude each other
         """
         require(self.dataset in READERS, f"{setting(self, 'dataset')} is unknown; use one of {', '.join(READERS)}")
+        require(
+            SET_NAME.fullmatch(self.set_name) is not None,
+            f"{setting(self, 'name')} must have {SET_NAME_RULE}; try hospital-a",
+        )
+        require(
+            self.set_name == self.dataset or self.set_name not in READERS,
+            f"{setting(self, 'name')} is the name of another dataset; try {self.set_name}-{self.dataset}",
+        )
         require_between(self, "shorter_side_px", 16, _MAX_SIDE_PX, "try 320")
         require_between(self, "jpeg_quality", 1, 100, "try 90")
         require(
@@ -113,6 +128,11 @@ class PackConfig:
                 not is_unused,
                 f"{key(self, name)}.* are options of dataset {name}, not of {self.dataset}; leave them out",
             )
+
+    @property
+    def set_name(self) -> str:
+        """The name of the set, of which identities and shard names are made."""
+        return self.dataset if self.name is None else self.name
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -134,8 +154,8 @@ def pack(config: PackConfig) -> Manifest:
     destination = open_destination(config.out)
     config = replace(config, root=root_of(config.dataset, config.root))
     _require_apart(config, destination.folder)
-    with closing(Catalog(config.dataset, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
-        job = Job(config.dataset, _options(config, catalog), _made_by())
+    with closing(Catalog(config.set_name, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
+        job = Job(config.dataset, _options(config, catalog), _made_by(), config.set_name)
         manifest = packed_manifest(destination, job, config.out)
         if manifest is None or not destination.is_tidy():
             _require_files(config, catalog)
@@ -204,9 +224,24 @@ def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job:
 
 def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
     try:
-        yield from READERS[config.dataset](config.root, *_reader_options(config), follow_links=config.follow_links)
+        items = READERS[config.dataset](config.root, *_reader_options(config), follow_links=config.follow_links)
+        yield from items if config.exclude is None else _without_copies(items, config.exclude, config.set_name)
     except OSError as error:
         raise UserError(f"root={config.root}: {error.filename} cannot be read: {error.strerror}; check it") from error
+
+
+def _without_copies(items: Iterator[Sample | Rejection], exclude: Path, name: str) -> Iterator[Sample | Rejection]:
+    """Reject the copies that an audit lists, and warn if some of them are not among the items."""
+    copies = read_copies(exclude, name)
+    found = 0
+    for item in items:
+        if isinstance(item, Sample) and item.key in copies:
+            found += 1
+            yield Rejection(item.key if item.path_identifies else item.path.as_posix(), COPY)
+        else:
+            yield item
+    if found < len(copies):
+        say(f"warning: {len(copies) - found} of the {len(copies)} copies of {name} in {exclude} are not below root")
 
 
 def _reader_options(config: PackConfig) -> list[ReaderOptions]:
@@ -296,6 +331,7 @@ class _Packing:
         return Manifest(
             version=VERSION,
             dataset=job.dataset,
+            name=job.name,
             made_by=job.made_by,
             options=job.options,
             samples=int(packed.sum()),
@@ -312,7 +348,7 @@ class _Packing:
         config, remaining = self._config, len(self._catalog) - self._start
         encode = partial(
             _encode,
-            dataset=config.dataset,
+            name=config.set_name,
             root=config.root,
             follow_links=config.follow_links,
             shorter_side_px=config.shorter_side_px,
@@ -334,7 +370,7 @@ class _Packing:
 
     def _new_shard(self, position: int) -> ShardWriter:
         split, tier_percent = group = self._catalog.group(position)
-        name = f"{self._config.dataset}-{split or 'all'}-{tier_percent:03d}-{self._names[group]:05d}.tar"
+        name = f"{self._config.set_name}-{split or 'all'}-{tier_percent:03d}-{self._names[group]:05d}.tar"
         self._names[group] += 1
         return ShardWriter(self._destination.staging / name, split, tier_percent)
 
@@ -348,13 +384,13 @@ class _Packing:
         self._start, self._rejected, self._sums = position, [], np.zeros(4, np.int64)
 
 
-def _encode(record: bytes, *, dataset: str, root: Path, follow_links: bool, **encoding: Any) -> TarSample | str:
+def _encode(record: bytes, *, name: str, root: Path, follow_links: bool, **encoding: Any) -> TarSample | str:
     """Encode one sample of the catalog in a worker process, or return the reason for rejecting it."""
     sample = from_record(record)
     if not follow_links and leads_out(root, sample.path):
         return LINK_OUT
     image = encode_file(root / sample.path, **encoding)
-    return image if isinstance(image, str) else tar_sample(dataset, sample, image)
+    return image if isinstance(image, str) else tar_sample(name, sample, image)
 
 
 def _made_by() -> str:

@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.files import sha256_file
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
-from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_index, require_fitting
+from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_fingerprints, read_index, require_fitting
 from sharding.format.sample import decode_metadata
 from sharding.format.writer import sample_identity
 from sharding.images.encode import ImageRejected, decode
@@ -34,7 +34,7 @@ def check_sizes(sizes: dict[str, int], manifest: Manifest) -> list[str]:
         manifest: manifest of the folder
     """
     expected = {MANIFEST_NAME: None} | {shard.name: shard.size_bytes for shard in manifest.shards}
-    expected |= {shard.index_name: None for shard in manifest.shards}
+    expected |= {name: None for shard in manifest.shards for name in shard.companions}
     differences = [f"{name} is missing" for name in expected if name not in sizes]
     differences += [f"{name} is not in {MANIFEST_NAME}" for name in sorted(sizes) if name not in expected]
     for name, size_bytes in expected.items():
@@ -59,7 +59,7 @@ def verify(folder: Path, workers: int = 0) -> list[str]:
     """
     manifest = read_manifest(folder)
     differences = check_sizes({path.name: path.stat().st_size for path in folder.iterdir()}, manifest)
-    check = partial(_check_shard, folder, manifest.dataset)
+    check = partial(_check_shard, folder, manifest.name)
     shards = [shard for shard in manifest.shards if (folder / shard.name).is_file()]
     identities = []
     with closing(ordered_map(check, shards, worker_count(workers, len(shards)))) as results:
@@ -83,24 +83,28 @@ class _Difference(Exception):
     """A sample does not match the index; the message names the difference."""
 
 
-def _check_shard(folder: Path, dataset: str, shard: Shard) -> _ShardResult:
+def _check_shard(folder: Path, name: str, shard: Shard) -> _ShardResult:
     differences = []
     path = folder / shard.name
     if sha256_file(path) != shard.sha256:
         differences.append(f"{shard.name} does not match its sha256 in {MANIFEST_NAME}")
+    try:
+        read_fingerprints(folder, shard)
+    except UserError as error:
+        differences.append(str(error))
     try:
         rows = read_index(folder, shard)
         require_fitting(rows, shard, str(folder / shard.index_name))
     except UserError as error:
         return _ShardResult([*differences, str(error)], _NO_IDENTITIES)
     with path.open("rb") as file:
-        damaged = list(_damaged_samples(file, rows, dataset, shard.split))
+        damaged = list(_damaged_samples(file, rows, name, shard.split))
     if damaged:
         differences.append(f"{shard.name}: {len(damaged)} of {len(rows)} samples differ; the first: {damaged[0]}")
     return _ShardResult(differences, np.stack([rows["sample"], rows["patient"]], axis=1))
 
 
-def _damaged_samples(file: BinaryIO, rows: Records, dataset: str, split: str | None) -> Iterator[str]:
+def _damaged_samples(file: BinaryIO, rows: Records, set_name: str, split: str | None) -> Iterator[str]:
     """Yield one line for each sample that does not match its index row; the rows must cover the tar without a gap."""
     end = 0
     for number, row in enumerate(rows):
@@ -113,7 +117,7 @@ def _damaged_samples(file: BinaryIO, rows: Records, dataset: str, split: str | N
             key, _, extension = name.rpartition(".")
             _require(extension in SIGNATURES and meta_name == f"{key}.json", f"members {name} and {meta_name}")
             _require(image.startswith(SIGNATURES[extension]), f"the format of {name} does not match its extension")
-            _require(sample_identity(dataset, key) == row["sample"], f"key {key} is not the key in the index")
+            _require(sample_identity(set_name, key) == row["sample"], f"key {key} is not the key in the index")
             _require(decode_metadata(content)["split"] == split, f"{meta_name} does not have the shard's split")
             height_width = decode(image)[0].size[::-1]
             _require(height_width == (row["height"], row["width"]), f"{name} does not have its size in the index")

@@ -14,11 +14,21 @@ import numpy.typing as npt
 
 from infra.arrays import Int64, Records, UInt8
 from infra.errors import RunFailed
-from sharding.format.manifest import INDEX_ROW, Manifest, decode_index, index_bytes, read_index, require_fitting
+from sharding.format.manifest import (
+    INDEX_ROW,
+    Manifest,
+    decode_fingerprints,
+    decode_index,
+    fingerprints_bytes,
+    index_bytes,
+    read_fingerprints,
+    read_index,
+    require_fitting,
+)
 from sharding.format.sample import SampleMetadata
 from sharding.reading.cache import CacheFull, OpenFile, ShardCache
 from sharding.reading.fetch import FetchConfig, FileSpec
-from sharding.reading.location import LocalFolder, Location, ShardFolder, open_location
+from sharding.reading.location import LocalFolder, Location, RemoteFolder, ShardFolder, open_location
 from sharding.reading.manifests import fetch_manifest, read_manifest
 from sharding.reading.open_shard import OpenShard
 from sharding.reading.order import Positions
@@ -53,6 +63,7 @@ class ShardSet:
     Attributes:
         shards: the chosen shards, folder by folder
         folders: the location of each shard's folder, as the caller named it
+        names: the name of each shard's set
         shard_samples: the number of samples in each shard
         samples: the number of samples in all shards
         pixel_mean: mean over all folders, weighted by the samples chosen from each; scale 0 to 1
@@ -86,11 +97,15 @@ class ShardSet:
         is_local = all(isinstance(folder, LocalFolder) for folder in folders)
         self.fetch = fetch
         self.cache = None if is_local else ShardCache(fetch or FetchConfig())
-        selection = choose_shards(folders, [self._manifest(folder) for folder in folders], splits, fraction_percent)
+        manifests = [self._manifest(folder) for folder in folders]
+        selection = choose_shards(folders, manifests, splits, fraction_percent)
         self._located = selection.shards
         self.shards = [shard for _, shard in selection.shards]
         self.folders: list[Location] = [
             location for location, count in zip(locations, selection.counts, strict=True) for _ in range(count)
+        ]
+        self.names = [
+            manifest.name for manifest, count in zip(manifests, selection.counts, strict=True) for _ in range(count)
         ]
         self.shard_samples = [shard.samples for shard in self.shards]
         self.samples = sum(self.shard_samples)
@@ -134,6 +149,25 @@ class ShardSet:
         with self._lock:
             opened = self._open.get(shard)
         return opened.rows if opened else self._read_index(shard, None)
+
+    def whole_index(self) -> Records:
+        """Return the INDEX_ROW rows (samples,) of all shards, in packed order."""
+        return np.concatenate([self.index(shard) for shard in range(len(self.shards))])
+
+    def fingerprints(self, shard: int) -> Records | None:
+        """Return all FINGERPRINT rows of a shard (samples,) without downloading it; None if it was packed without them.
+
+        Raises:
+            UserError: if they do not match the manifest
+            RunFailed: if they cannot be downloaded
+        """
+        folder, entry = self._located[shard]
+        if isinstance(folder, LocalFolder):
+            return read_fingerprints(folder.path, entry)
+        if entry.fingerprints_sha256 is None:
+            return None
+        spec = FileSpec(entry.fingerprints_name, entry.fingerprints_sha256, fingerprints_bytes(entry), is_exact=False)
+        return decode_fingerprints(self._download(folder, spec, None), entry, f"{folder.name}/{spec.name}")
 
     def stats(self) -> StreamStats:
         """Return the counts of downloads so far through this object."""
@@ -227,10 +261,13 @@ class ShardSet:
             rows = read_index(folder.path, entry)
             require_fitting(rows, entry, str(folder.path / entry.index_name))
             return rows
-        assert self.cache is not None, "a remote shard needs a cache"
         spec = FileSpec(entry.index_name, entry.index_sha256, index_bytes(entry), is_exact=False)
-        file = self.cache.open(folder, spec, stop, check=True)
-        content = os.pread(file.descriptor, spec.size_bytes, 0)
-        rows = decode_index(content, f"{folder.name}/{entry.index_name}")
+        rows = decode_index(self._download(folder, spec, stop), f"{folder.name}/{entry.index_name}")
         require_fitting(rows, entry, f"{folder.name}/{entry.index_name}")
         return rows
+
+    def _download(self, folder: RemoteFolder, spec: FileSpec, stop: threading.Event | None) -> bytes:
+        """Return the content of a small remote file, from the cache if it is there."""
+        assert self.cache is not None, "a remote shard needs a cache"
+        file = self.cache.open(folder, spec, stop, check=True)
+        return os.pread(file.descriptor, os.fstat(file.descriptor).st_size, 0)

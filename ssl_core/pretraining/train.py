@@ -17,6 +17,7 @@ from infra.errors import RunFailed, require
 from infra.log import progress, say
 from infra.options import key, registered, setting
 from infra.processes import Ranks, device_of, on_first_rank, require_same, sum_over_ranks
+from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
@@ -59,6 +60,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     order.require_world(ranks.world)
     with open_session(config, ranks, device) as session:
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
+        on_first_rank(ranks, lambda: require_one_set_per_name(shards))
         failed_at, rollbacks = -1, 0
         while True:
             try:

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from evaluation.data.labeled_sets import LabeledSet, PretrainingSamples, ProbeData, open_labeled_sets
+from evaluation.data.labeled_sets import LabeledSet, ProbeData, open_labeled_sets
+from evaluation.data.overlap import Seen
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.selection import SELECTION_NAME, CheckpointSelection
@@ -17,10 +18,12 @@ from infra.errors import UserError
 MakeRun = Callable[..., Path]
 
 
-def seen_but(labeled_set: LabeledSet, patients: int) -> PretrainingSamples:
+def seen_but(labeled_set: LabeledSet, patients: int) -> dict[str, Seen]:
+    """Pretraining saw all but so many patients: half of the others by name, half in a picture."""
     ids = labeled_set.samples.patient_ids
-    unseen = np.unique(ids)[:patients]
-    return PretrainingSamples(np.empty(0, np.uint64), np.setdiff1d(ids, unseen))
+    seen = ~np.isin(ids, np.unique(ids)[:patients])
+    by_name = seen & (ids % 2 == 0)
+    return {labeled_set.label: Seen(seen & ~by_name, by_name, [""] * len(ids), pictures_compared=True)}
 
 
 def test_measured_images_are_of_unseen_patients_or_described_as_all(shards: Path) -> None:
@@ -32,7 +35,7 @@ def test_measured_images_are_of_unseen_patients_or_described_as_all(shards: Path
     assert images.description == f"images of patients that pretraining has not seen: {images.count} of cell"
     few = unseen_images([labeled_set], seen_but(labeled_set, 5))
     assert (few.count, few.description[:38]) == (116, "all images, because only 5 are from pa")
-    assert unseen_images([labeled_set], None).count == 116
+    assert unseen_images([labeled_set], {}).count == 116
 
 
 def test_selection_measures_every_checkpoint_and_judges_every_measure(run: Path, shards: Path) -> None:

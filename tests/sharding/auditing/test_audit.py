@@ -17,6 +17,8 @@ from sharding.datasets.chestxray14 import COLUMNS
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
+from tests.support.manifests import without_fingerprints
+from tests.support.pictures import center_square, picture
 
 Make = Callable[..., Image.Image]
 
@@ -87,14 +89,14 @@ def test_audit_finds_copies_within_and_across_splits(leaking: Path) -> None:
         ("test", "IM-0900-0001"),
     }
     assert [(pair.first, pair.second) for pair in identical.pairs] == [(0, 1), (0, 2)]
-    assert all(pair.equal_bytes and pair.equal_pixels and pair.distance == 0 for pair in identical.pairs)
+    assert all(pair.equal_bytes and pair.distance == 0 for pair in identical.pairs)
     assert sorted(map(sorted, keys(result.near_identical))) == [
         ["test_NORMAL_IM-0902-0001", "train_NORMAL_IM-0001-0001"],
         ["train_NORMAL_IM-0002-0001", "train_NORMAL_IM-0904-0001", "val_NORMAL_IM-0903-0001"],
     ]
     for group in result.near_identical:
         assert group.spread == SPLITS
-        assert all(not pair.equal_pixels and pair.distance <= 40 and pair.correlation >= 0.985 for pair in group.pairs)
+        assert all(not pair.equal_bytes and pair.distance <= 40 and pair.correlation >= 0.985 for pair in group.pairs)
 
 
 def test_audit_tells_what_stays_within_one_split(cell_root: Path) -> None:
@@ -188,7 +190,7 @@ def test_the_contact_sheet_shows_a_bounded_number_of_pairs_and_says_so(
     leaking: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = audit([packed("cell", leaking)], workers=1)
-    pairs = sum(not pair.equal_pixels for group in result.near_identical for pair in group.pairs) + 2
+    pairs = sum(not pair.equal_bytes for group in result.near_identical for pair in group.pairs) + 2
     page = contact_sheet(result)
     assert f"{pairs} pairs in" in page
     assert f"; {pairs} are shown." in page
@@ -200,8 +202,42 @@ def test_the_contact_sheet_shows_a_bounded_number_of_pairs_and_says_so(
     assert page.count("<img") == 4
 
 
+def test_center_squares_are_found_and_files_are_named(cell_root: Path) -> None:
+    originals = [normal(cell_root, "train", number) for number in range(4)]
+    for number, original in enumerate(originals):
+        picture(number).save(original, quality=95)
+        center_square(picture(number)).save(normal(cell_root, "test", 900 + number), quality=80)
+    result = audit([packed("cell", cell_root)], workers=1)
+    assert sorted([image.path for image in group.images] for group in result.near_identical) == [
+        [path.relative_to(cell_root).as_posix() for path in (original, normal(cell_root, "test", 900 + number))]
+        for number, original in enumerate(originals)
+    ]
+    assert all(pair.center for group in result.near_identical for pair in group.pairs)
+    assert [[image.stays for image in group.images] for group in result.near_identical] == [[True, False]] * 4
+
+
+def test_of_copies_in_two_folders_the_one_in_the_first_stays(cell_root: Path, chestxray14_root: Path) -> None:
+    with Image.open(normal(cell_root, "test", 24)) as image:
+        image.save(chestxray14_root / "images" / "00000004_001.png")
+    folders = [packed("cell", cell_root), packed("chestxray14", chestxray14_root)]
+    for order in (folders, folders[::-1]):
+        result = audit(order, workers=1)
+        (group,) = [*result.identical, *result.near_identical]
+        assert [image.folder for image in group.images if image.stays] == [str(order[0])]
+
+
+def test_shards_without_fingerprints_give_the_same_groups(leaking: Path) -> None:
+    folder = packed("cell", leaking)
+    stored = audit([folder], workers=1)
+    without_fingerprints(folder)
+    computed = audit([folder], workers=1)
+    assert keys(computed.identical) == keys(stored.identical)
+    assert keys(computed.near_identical) == keys(stored.near_identical)
+
+
 def test_a_changed_byte_ends_the_audit_and_names_the_sample(cell_root: Path) -> None:
     folder = packed("cell", cell_root)
+    without_fingerprints(folder)  # otherwise only copies are decoded
     path = folder / read_manifest(folder).shards[0].name
     content = bytearray(path.read_bytes())
     content[700] ^= 1

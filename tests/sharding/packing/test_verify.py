@@ -91,7 +91,7 @@ def test_verify_finds_a_shard_that_agrees_with_itself_but_not_with_the_dataset(
     folder: Path, manifest: Manifest
 ) -> None:
     copy = replace(manifest.shards[0], name="copy.tar")
-    for name in ("name", "index_name"):
+    for name in ("name", "index_name", "fingerprints_name"):
         shutil.copy(folder / getattr(manifest.shards[0], name), folder / getattr(copy, name))
     shards = [copy, *manifest.shards]
     write_manifest(folder, replace(manifest, shards=shards, samples=manifest.samples + copy.samples))

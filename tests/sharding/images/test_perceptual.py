@@ -7,7 +7,16 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from sharding.auditing.hamming import distances
-from sharding.auditing.perceptual import MAX_HASH_DISTANCE, MIN_CORRELATION, correlation, perceptual_hashes, thumbnail
+from sharding.images.fingerprint import FINGERPRINT
+from sharding.images.perceptual import (
+    MAX_HASH_DISTANCE,
+    MIN_CORRELATION,
+    center_thumbnail,
+    correlation,
+    fingerprint_of,
+    perceptual_hashes,
+    thumbnail,
+)
 from sharding.simulation.datasets import write_cell
 
 
@@ -74,7 +83,8 @@ def test_other_patients_are_not_near(phantoms: list[Image.Image]) -> None:
 
 
 def test_the_hash_is_that_of_imagehash(phantoms: list[Image.Image]) -> None:
-    hashes = perceptual_hashes(np.stack([thumbnail(phantom) for phantom in phantoms]))
+    thumbnails = [np.asarray(phantom.resize((64, 64), Image.Resampling.LANCZOS)) for phantom in phantoms]
+    hashes = perceptual_hashes(np.stack(thumbnails))
     for phantom, row in zip(phantoms, hashes, strict=True):
         bits = np.unpackbits(row.view(np.uint8), bitorder="little")
         assert np.array_equal(bits, imagehash.phash(phantom, hash_size=16).hash.reshape(-1))
@@ -92,3 +102,21 @@ def test_a_flat_image_correlates_with_nothing(level: int, phantoms: list[Image.I
     flat = np.full((64, 64), level, np.uint8)
     assert correlation(flat, thumbnail(phantoms[0])) == 0
     assert correlation(flat, flat) == 0
+
+
+def test_a_center_square_is_near_the_center_of_its_original_and_not_near_the_whole(phantoms: list[Image.Image]) -> None:
+    for phantom in phantoms:
+        wide = phantom.resize((300, 224))
+        square = saved(wide.crop((38, 0, 262, 224)).resize((150, 150), Image.Resampling.LANCZOS), 80)
+        assert measured(wide, square)[0] > MAX_HASH_DISTANCE
+        thumbnails = np.stack([center_thumbnail(wide), center_thumbnail(square)])
+        hashes = perceptual_hashes(thumbnails)
+        assert distances(hashes[:1], hashes[1:])[0] <= MAX_HASH_DISTANCE
+        assert correlation(*thumbnails) >= MIN_CORRELATION
+
+
+def test_the_center_of_a_square_is_the_whole_and_that_of_a_tall_image_is_not(phantoms: list[Image.Image]) -> None:
+    square = np.frombuffer(fingerprint_of(phantoms[0].resize((200, 200))), FINGERPRINT)[0]
+    assert np.array_equal(square["center"], square["whole"])
+    tall = np.frombuffer(fingerprint_of(phantoms[0].resize((224, 300))), FINGERPRINT)[0]
+    assert not np.array_equal(tall["center"], tall["whole"])
