@@ -184,11 +184,11 @@ def blank(width: int) -> Image.Image:
 
 def test_a_hundred_blank_images_make_a_hundred_pairs(cell_root: Path) -> None:
     for number in range(100):
-        blank(70 + number).save(normal(cell_root, "train", 1000 + number))
+        blank(70 + number).save(normal(cell_root, "train", 1000 + number), "PNG")
     result = audit([packed("cell", cell_root)], workers=1)
     assert result.near_identical == []
     for number in range(100):
-        blank(70).save(normal(cell_root, "val", 1000 + number))
+        blank(70).save(normal(cell_root, "val", 1000 + number), "PNG")
     result = audit([packed("cell", cell_root, "more")], workers=1)
     (group,) = result.identical
     assert (len(group.images), len(group.pairs)) == (101, 100)
