@@ -178,7 +178,7 @@ def blank(width: int) -> Image.Image:
     """An image that is blank once it is a JPEG; packing would reject one of a single gray level."""
     image = Image.new("L", (width, 64), 9)
     for number in range(8):
-        image.putpixel((8 * number, 8 * number), 6 + number)
+        image.putpixel((8 * number + 3, 8 * number + 3), 6 + number)  # too little for a JPEG
     return image
 
 
