@@ -84,10 +84,11 @@ def encode_file(
     A file of a format that is not decoded, or above MAX_FILE_BYTES, is rejected by its first bytes.
     """
     try:
-        content = _read(path)
-        return encode(content, shorter_side_px, jpeg_quality, image_format, pass_through)
+        return encode(_read(path), shorter_side_px, jpeg_quality, image_format, pass_through)
     except ImageRejected as rejected:
         return str(rejected)
+    except MemoryError:
+        return TOO_MUCH_MEMORY
 
 
 def encode(
@@ -160,15 +161,12 @@ def decode(content: bytes, shorter_side_px: int | None = None) -> tuple[Image.Im
         ImageRejected: if the file is not an image that can be packed
     """
     file_format = _decodable(content[:DICOM_HEAD_BYTES])
-    try:
-        if file_format is DICOM:
-            return _decode_dicom(content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode_image(content, file_format, shorter_side_px)
-    except MemoryError as error:
-        raise ImageRejected(TOO_MUCH_MEMORY) from error
+    if file_format is DICOM:
+        return _decode_dicom(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return _decode_image(content, file_format, shorter_side_px)
 
 
 def _decode_image(

@@ -52,10 +52,10 @@ def problem(content: bytes) -> str | None:
         return None
     if frame.process not in _DECODED_PROCESSES:
         return f"JPEG of process SOF{frame.process} is not supported; convert it to PNG"
-    if frame.bits != 8:
-        return f"JPEG of {frame.bits} bits is not supported; convert it to PNG"
-    if frame.channels not in (1, 3, 4):
-        return f"JPEG of {frame.channels} channels is not supported; convert it to PNG"
+    if frame.bits == 12:  # 8 and 12 are the depths of the standard; any other is damage
+        return "JPEG of 12 bits is not supported; convert it to PNG"
+    if frame.channels == 2:
+        return "JPEG of 2 channels is not supported; convert it to PNG"
     return None
 
 

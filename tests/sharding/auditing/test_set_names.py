@@ -1,9 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from infra.errors import UserError
 from sharding.auditing.set_names import require_one_set_per_name
@@ -62,7 +60,7 @@ def test_patients_of_equal_numbers_in_unnamed_sets_are_named_in_a_warning(
         root = tmp_path / site
         csv_file(root / "table.csv", "path,patient", *(f"{site}{number}.png,{number}" for number in range(4)))
         for number in range(4):
-            Image.fromarray(np.full((32, 32), number, np.uint8)).save(root / f"{site}{number}.png")
+            picture(number, 32).save(root / f"{site}{number}.png")
         options = FolderOptions(csv="table.csv", patient="patient")
         folders.append(tmp_path / f"shards-{site}")
         pack(PackConfig("folder", root, folders[-1], folder=options, workers=1))
