@@ -148,11 +148,11 @@ def _encoding(path: Path) -> str:
 
 
 def _delimiter(header: str, columns: Sequence[str]) -> str:
-    """Return the delimiter under which a header has most of the columns; ties go to the earlier one."""
+    """Return the delimiter under which a header has most of the columns, and if two tie, most cells."""
 
-    def found(delimiter: str) -> int:
-        names = {name.strip().strip('"') for name in header.split(delimiter)}
-        return len(names.intersection(columns))
+    def found(delimiter: str) -> tuple[int, int]:
+        names = [name.strip().strip('"') for name in header.split(delimiter)]
+        return len(set(names).intersection(columns)), len(names)
 
     return max(_DELIMITERS, key=found)
 
