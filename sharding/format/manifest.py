@@ -197,12 +197,12 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
 def _problems(manifest: Manifest) -> Iterator[str]:
     """Yield each contradiction of a manifest to the format or to itself."""
     if not SET_NAME.fullmatch(manifest.name):
-        yield f"name={manifest.name!r} must have {SET_NAME_RULE}"
+        yield f"name={_short(manifest.name)} must have {SET_NAME_RULE}"
     names = set()
     for number, shard in enumerate(manifest.shards):
         yield from (f"shards[{number}].{problem}" for problem in _shard_problems(shard))
         if shard.name in names:
-            yield f"shards[{number}].name={shard.name!r} occurs twice"
+            yield f"shards[{number}].name={_short(shard.name)} occurs twice"
         names.add(shard.name)
     total = sum(shard.samples for shard in manifest.shards)
     if total != manifest.samples:
@@ -216,17 +216,22 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _shard_problems(shard: Shard) -> Iterator[str]:
     if not _SHARD_NAME.fullmatch(shard.name):
-        yield f"name={shard.name!r} must be a plain file name that ends in .tar"
+        yield f"name={_short(shard.name)} must be a plain file name that ends in .tar"
     for field in ("sha256", "index_sha256", "fingerprints_sha256"):
         value = getattr(shard, field)
         if value is not None and not _SHA256.fullmatch(value):
-            yield f"{field}={value!r} must be 64 hexadecimal digits"
+            yield f"{field}={_short(value)} must be 64 hexadecimal digits"
     if shard.tier_percent not in FRACTIONS_PERCENT:
         yield f"tier_percent={shard.tier_percent} must be one of {FRACTIONS_PERCENT}"
     if not 0 < shard.size_bytes < _MOST_BYTES:
         yield f"size_bytes={shard.size_bytes} must be positive and below 2^50"
     if not 0 < shard.samples * _LEAST_SAMPLE_BYTES <= shard.size_bytes:
         yield f"samples={shard.samples} do not fit its size_bytes={shard.size_bytes}"
+
+
+def _short(text: str) -> str:
+    """Return a text in quotes for a message, shortened, because a damaged manifest may hold any."""
+    return repr(text if len(text) <= 100 else f"{text[:100]}...")
 
 
 def read_index(folder: Path, shard: Shard) -> Records:

@@ -361,6 +361,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "huge": (lambda m: m["shards"][2].update(samples=10**9), r"shards\[2\]\.samples=1000000000 do not fit"),
     "size": (lambda m: m["shards"][0].update(size_bytes=-1), r"shards\[0\]\.size_bytes=-1 must be positive"),
     "hash": (lambda m: m["shards"][0].update(sha256="AB"), r"shards\[0\]\.sha256='AB' must be 64"),
+    "long": (lambda m: m["shards"][0].update(name="a" * 9000), r"shards\[0\]\.name='a{100}\.\.\.' must be"),
     "tier": (lambda m: m["shards"][0].update(tier_percent=50), r"tier_percent=50 must be one of"),
     "sum": (lambda m: m["shards"][0].update(samples=1), r"samples=52, but its shards hold"),
     "patients": (lambda m: m.update(patients=99), "patients=99 does not fit 52 samples"),
