@@ -188,8 +188,9 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
     for name, value in (_QUIET | waiting | ({} if address else _LOCAL)).items():
         os.environ.setdefault(name, value)
     if not address:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        # Ray's own token would be in a file that others can read. Ray keeps the first token that a process uses.
+        # Without a mode, Ray requires a token, even if it was imported before. Its own token would be in a file that
+        # others can read. Ray keeps the first token that a process uses.
+        os.environ.pop("RAY_AUTH_MODE", None)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # noqa: PLC0415 (after its environment is set; its import takes a second)
 

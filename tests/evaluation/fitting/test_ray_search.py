@@ -280,8 +280,8 @@ print(ray.get(ray.remote(num_cpus=0)(os.getpid).remote(), timeout=60))
 """
 
 
-@pytest.mark.parametrize("mode", ["disabled", pytest.param("token", marks=pytest.mark.slow)])
-def test_stranger_without_the_token_runs_nothing_and_no_file_is_open_to_others(mode: str) -> None:
+@pytest.mark.parametrize("stranger", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_local_ray_is_closed_to_others_and_leaves_no_file(stranger: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="s") as folder:  # pytest's own path is too long for Ray's sockets
         home = Path(folder) / "home"
         home.mkdir()
@@ -292,14 +292,14 @@ def test_stranger_without_the_token_runs_nothing_and_no_file_is_open_to_others(m
             address = session.stdout.readline().strip()
             [opened] = [path for path in Path(folder).iterdir() if path != home]
             assert opened.stat().st_mode & 0o777 == 0o700
-            theirs = os.environ | {"HOME": str(home), "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "guess"}
-            stranger = subprocess.run(
-                [sys.executable, "-c", STRANGER, address], env=theirs, capture_output=True, text=True, check=False
-            )
+            for mode in ("disabled", "token") if stranger else ():
+                theirs = os.environ | {"HOME": str(home), "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "guess"}
+                attack = [sys.executable, "-c", STRANGER, address]
+                failed = subprocess.run(attack, env=theirs, capture_output=True, text=True, check=False)
+                assert failed.returncode != 0
+                assert failed.stdout == ""
             session.communicate(timeout=60)
         assert session.returncode == 0
-        assert stranger.returncode != 0
-        assert stranger.stdout == ""
         assert [path.name for path in Path(folder).iterdir()] == ["home"]
         assert not list(home.iterdir())  # Ray's own token would be here, readable by all
 
