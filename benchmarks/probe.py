@@ -31,6 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGroupKFold
 
 from benchmarks.common import machine, table
+from evaluation.fitting.fit_log import FitLog
 from evaluation.fitting.ray_search import ray_session, search_with_ray
 from evaluation.fitting.search import SearchProblem, search_serially
 from evaluation.results.presets import PRESETS
@@ -100,7 +101,7 @@ def make_features(classes: Any, size: int, number: int, distance: float) -> Floa
 def by_ray(case: Case) -> dict[str, Choice]:
     """Search with Ray Tune; Ray must be running."""
     with tempfile.TemporaryDirectory(prefix="sternum-probe-") as storage:
-        return choices(search_with_ray(*case, storage=Path(storage), name="benchmark"))
+        return choices(search_with_ray(*case, FitLog(Path(storage), {name: name for name in case[1]})))
 
 
 def serially(case: Case) -> dict[str, Choice]:

@@ -29,6 +29,7 @@ _DISK_ERRORS: Final = {
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ENOENT: "a parent folder cannot be created; choose another folder",
     errno.EEXIST: "a file with this name exists where a folder is needed; choose another folder",
+    errno.EISDIR: "a folder with this name exists where a file is needed; choose another folder",
 }
 _DISK_FAILURES: Final = {
     errno.EIO: "the disk failed (input/output error); check it, or choose another folder",

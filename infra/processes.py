@@ -1,18 +1,24 @@
 """The processes of one run: their ranks, their process group, and what they agree on."""
 
+import errno
+import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from infra.errors import RunFailed, UserError
 from infra.options import key, setting
+
+_LOOPBACK: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ def process_group(
 ) -> Iterator[None]:
     """Join the run's process group (NCCL on GPUs, gloo on CPUs), and leave it at the end; one process has no group.
 
+    The processes of one machine meet and talk on its loopback address only.
+
     Args:
         ranks: the ranks that the launcher set
         device: the device of this process
@@ -97,11 +105,17 @@ def process_group(
         return
     try:
         # CPU tensors always use gloo, so that the agreement of the ranks at every step does not wait for a GPU.
+        timeout = timedelta(seconds=timeout_s)
+        store = None
+        if ranks.world == ranks.local_world:
+            _keep_on_this_machine()
+            store = _loopback_store(ranks, timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
             rank=ranks.rank,
             world_size=ranks.world,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     except ValueError as error:
@@ -130,6 +144,36 @@ def process_group(
         dist.destroy_process_group()
 
 
+def _keep_on_this_machine() -> None:
+    """Let gloo and NCCL listen on the loopback address, unless the user chose another interface."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+
+
+def _loopback_store(ranks: Ranks, timeout: timedelta) -> TCPStore | None:
+    """Return a store for the processes of one machine to meet in; torch's own listens on all addresses.
+
+    Returns:
+        The store; None if torchrun offers one, or no launcher set a port.
+
+    Raises:
+        RunFailed: if another program listens on the port
+    """
+    port = os.environ.get("MASTER_PORT")
+    if port is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    listener = None
+    if ranks.is_first:
+        try:
+            listener = socket.create_server((_LOOPBACK, int(port))).detach()
+        except OSError as error:
+            raise RunFailed(
+                f"MASTER_PORT={port} cannot be used ({errno.errorcode[error.errno or errno.EIO]}: {error.strerror}); "
+                "run the command again, or choose another port with the launcher's --master-port"
+            ) from error
+    return TCPStore(_LOOPBACK, int(port), ranks.world, ranks.is_first, timeout, master_listen_fd=listener)
+
+
 def _is_group_error(error: RuntimeError) -> bool:
     """Return whether the other processes caused the error; gloo raises a plain RuntimeError."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
@@ -144,13 +188,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather_objects(value: object) -> list[object]:
-    """Return the values of all ranks, in rank order, on every rank; for small values and rare calls."""
+def gather_objects(value: object) -> list[Any]:
+    """Return the values of all ranks, in rank order, on every rank; for small values and rare calls.
+
+    They travel as JSON, because torch's own function unpickles, and so executes, what a network peer sends.
+
+    Args:
+        value: what JSON can hold
+    """
     if not dist.is_initialized():
         return [value]
-    values: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(text)]))
+    longest = max(int(size) for size in sizes)
+    texts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
+    return [json.loads(bytes(padded[: int(size)].tolist())) for padded, size in zip(texts, sizes, strict=True)]
 
 
 def sum_over_ranks(*counts: int) -> list[int]:
@@ -182,8 +236,8 @@ def require_world(config: Any, name: str, joined: int) -> None:
 def clock_skew_s() -> float:
     """Return the largest difference between the ranks' clocks, plus the time of a message; equal on all ranks."""
     sum_over_ranks(0)  # so that all ranks read their clocks at the same moment
-    clocks = [float(str(clock)) for clock in gather_objects(time.time())]
-    return max(clocks) - min(clocks)
+    clocks = gather_objects(time.time())
+    return float(max(clocks) - min(clocks))
 
 
 def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
@@ -199,10 +253,12 @@ def on_first_rank(ranks: Ranks, action: Callable[[], object]) -> None:
             action()
         except (UserError, RunFailed) as error:
             failure = error
-    first = gather_objects(failure and (type(failure), str(failure)))[0]
-    if isinstance(first, tuple):
-        error_class, message = first
-        raise error_class(message) from failure
+    [first, *_] = gather_objects(failure and [failure.exit_code, str(failure)])
+    if failure:
+        raise failure
+    if first:
+        exit_code, message = first
+        raise (UserError if exit_code == UserError.exit_code else RunFailed)(message)
 
 
 def require_same(value: object, name: str) -> None:

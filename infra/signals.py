@@ -32,6 +32,35 @@ def handle_signals(numbers: Sequence[signal.Signals], handle: Callable[[signal.S
             signal.signal(number, handler)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where it has the effect of Ctrl-C."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM do within the block what Ctrl-C does, so that everything is cleaned up.
+
+    Raises:
+        Terminated: instead of the KeyboardInterrupt that follows
+    """
+    received: list[signal.Signals] = []
+
+    def interrupt(number: signal.Signals) -> None:
+        received.append(number)
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(on_interrupt):  # Ctrl-C is ignored, as in the background job of a script
+            raise KeyboardInterrupt
+        on_interrupt(signal.SIGINT, None)
+
+    with handle_signals([signal.SIGTERM], interrupt):
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if received:
+                raise Terminated from error
+            raise
+
+
 class StopRequest:
     """A context in which a stop signal is recorded instead of ending the process.
 

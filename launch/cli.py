@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import RunFailed, UserError
+from infra.signals import Terminated
 from infra.urls import scrub
 
 # Environment variable: a file to which errors are also appended, so that `sternum supervise` can quote them.
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `sternum`; None takes those of the process
 
     Returns:
-        The exit code: 0; 1 for a failure or a check that found something; 2 for wrong usage or input; 130 for Ctrl-C.
+        The exit code: 0; 1 for a failure or a check that found something; 2 for wrong usage or input; 130 for Ctrl-C,
+        143 for SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -60,6 +62,9 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
         return command(arguments)
     except (UserError, RunFailed) as error:
         return fail(error)
+    except Terminated:
+        sys.stderr.write("sternum: stopped by SIGTERM; the same command continues\n")
+        return 143
     except KeyboardInterrupt:
         sys.stderr.write("sternum: interrupted\n")
         return 130

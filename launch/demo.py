@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class DemoConfig:
     Args:
         out: folder for the images, the shards and the run; the same command continues an interrupted demo
         patients: simulated patients for pretraining, with about two radiographs each; at least 200
-        target_images: simulated radiographs for the probe, half of them with pneumonia; at least 100
+        target_images: simulated radiographs for the probe, half of them with pneumonia; at least 200
         epochs: passes over the pretraining images
         seed: determines the patients, the initial weights and the views
     """
@@ -92,16 +93,31 @@ def _simulate(config: DemoConfig, raw: Path) -> None:
 
 
 def _pretrain(*arguments: str) -> None:
-    """Start one process for each GPU, or two on the CPU, so that negatives are gathered across processes."""
+    """Start one process for each GPU, or two on the CPU, so that negatives are gathered across processes.
+
+    They meet in a file of a private folder and on the loopback address, so the demo opens no port to the network and
+    needs no host name that resolves.
+    """
     import torch  # noqa: PLC0415  # --help and mistakes need no torch
 
     gpus = min(torch.cuda.device_count(), 16)
     processes = 2 ** (gpus.bit_length() - 1) if gpus else 2  # a power of two divides the configuration's 16 lanes
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "launch.pretrain"]
-    words = [*torchrun, *arguments]
-    _run(
-        ["torchrun", *words[1:]], [sys.executable, "-m", *words], OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")
-    )
+    with tempfile.TemporaryDirectory(prefix="sternum-demo-") as folder:
+        meeting = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder}/meeting"]
+        words = [
+            *meeting,
+            "--local-addr=127.0.0.1",
+            f"--nproc-per-node={processes}",
+            "-m",
+            "launch.pretrain",
+            *arguments,
+        ]
+        _run(
+            ["torchrun", *words],
+            [sys.executable, "-m", "torch.distributed.run", *words],
+            OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",  # otherwise torchrun listens on all addresses
+        )
 
 
 def _command(*words: str) -> None:

@@ -16,6 +16,7 @@ from evaluation.results.selection import read_selection
 from evaluation.watch import watch
 from infra.config import parse
 from infra.log import say
+from infra.signals import sigterm_interrupts
 from launch.builtin_configs import PROBE_CONFIGS
 
 
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         configs=PROBE_CONFIGS,
     )
     command = shlex.join(["sternum", "probe", *arguments])
-    results = watch(config, command, each=_print_scores) if config.watch else probe(config, command)
+    with sigterm_interrupts():
+        results = watch(config, command, each=_print_scores) if config.watch else probe(config, command)
     _print_scores(results)
     _print_tables([table for dataset in results.datasets for table in detail_tables(results, dataset)])
     selection = read_selection(config.run_folder) if config.select else None

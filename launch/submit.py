@@ -55,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         command="submit",
         description=(
             "Run the `sternum probe` command after `--` as a job on a Ray cluster. All nodes need Sternum, and the "
-            "command's folders must exist on the head node."
+            "command's folders must exist on the head node. If the cluster requires a token, set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN_PATH; http:// sends the token and the job without TLS, so use https://, or a tunnel: "
+            "ssh -L 8265:localhost:8265 HEAD."
         ),
         examples=(
             "sternum submit ray --address=http://head:8265 -- sternum probe /shared/runs/first \\",

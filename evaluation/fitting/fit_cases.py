@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from evaluation.fitting.fit_log import FitLog
 from evaluation.fitting.probe_cache import cached_probes
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.ray_search import ray_session, search_with_ray
@@ -21,7 +22,7 @@ class CaseFitter:
     """Fits each round of a case once; reads the rounds of earlier fits from a folder.
 
     Attributes:
-        folder: folder of the features, with the cache of fitted probes and the state of a search by Ray
+        folder: folder of the features, with the cache of fitted probes
         search: ray or serial; both give the same results
         cores: cores of this machine for Ray; None for all
         address: a Ray cluster to use instead
@@ -47,13 +48,13 @@ class CaseFitter:
         return fitted
 
     def _search(
-        self, features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], name: str
+        self, features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], log: FitLog
     ) -> dict[str, FittedProbe]:
         if self.search == "serial":
             return search_serially(features, problems)
         used = {problem.features: features[problem.features] for problem in problems.values()}
         with ray_session(self.cores, self.address, sum(values.nbytes for values in used.values())):
-            return search_with_ray(used, problems, storage=self.folder / "search", name=name)
+            return search_with_ray(used, problems, log)
 
 
 def _groups(cases: Sequence[ProbeCase]) -> Iterator[list[ProbeCase]]:

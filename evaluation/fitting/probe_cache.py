@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,17 +14,18 @@ import torch
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
+from evaluation.fitting.fit_log import DAMAGED, FitLog, unit_array
 from evaluation.fitting.probe_cases import ProbeCase, Round
 from evaluation.fitting.search import FittedProbe, SearchProblem
-from infra.arrays import Float32
+from infra.arrays import Float32, Int64
 from infra.files import write_atomic
 from infra.log import say
 from ssl_core.views.spec import ViewSpec
 
 T = TypeVar("T")
 
-# Solves problems by name; takes the feature matrices by name, the problems, and a name for the search.
-Search = Callable[[Mapping[str, Float32], Mapping[str, SearchProblem], str], dict[str, FittedProbe]]
+# Solves problems by name; takes the feature matrices by name, the problems, and the log of their finished fits.
+Search = Callable[[Mapping[str, Float32], Mapping[str, SearchProblem], FitLog], dict[str, FittedProbe]]
 
 
 def cached_probes(
@@ -35,18 +37,19 @@ def cached_probes(
         folder: folder of the cache
         features: feature matrices (N, D) by name
         rounds: the rounds to solve
-        search: solves the missing rounds; the name of the search is a hash of their identities
+        search: solves the missing rounds
 
     Returns:
         The fitted probe of every round, by its name. A damaged file counts as missing, with a warning.
     """
     paths = {item.name: folder / f"{item.identity[:32]}.json" for item in rounds}
-    cached = {name: _read(path, _fitted_probe) for name, path in paths.items()}
+    cached = {item.name: _read(paths[item.name], partial(_fitted_probe, item.problem)) for item in rounds}
     missing = [item for item in rounds if cached[item.name] is None]
-    search_name = hashlib.sha256("".join(sorted(item.identity for item in missing)).encode()).hexdigest()[:32]
-    fitted = search(features, {item.name: item.problem for item in missing}, search_name) if missing else {}
+    log = FitLog(folder, {item.name: item.identity for item in missing})
+    fitted = search(features, {item.name: item.problem for item in missing}, log) if missing else {}
     for name, probe in fitted.items():
         _write(paths[name], probe)
+        log.remove(name)
     return {name: fitted[name] if probe is None else probe for name, probe in cached.items()}
 
 
@@ -78,7 +81,7 @@ def cached_finetune(
     [(_, identity, _)] = case.rounds()
     digest = hashlib.sha256(f"finetune {identity} {spec} {config} {seed}".encode()).hexdigest()
     path = folder / f"{digest[:32]}.json"
-    network = _read(path, _finetuned_network)
+    network = _read(path, partial(_finetuned_network, case.folds[0]))
     if network is None:
         labeled_set = case.task.labeled_set
         network = finetune(
@@ -98,14 +101,29 @@ def cached_finetune(
     return network
 
 
-def _fitted_probe(values: dict[str, Any]) -> FittedProbe:
-    arrays = {name: np.array(values[name], np.float64) for name in ("validation", "probabilities")}
-    return FittedProbe(**values | arrays | {"aucs": {float(c): auc for c, auc in values["aucs"].items()}})
+def _fitted_probe(problem: SearchProblem, values: dict[str, Any]) -> FittedProbe:
+    return FittedProbe(
+        c=float(values["c"]),
+        validation_auc=float(values["validation_auc"]),
+        validation=unit_array(values["validation"], int(np.sum(problem.fold >= 0))),
+        probabilities=unit_array(values["probabilities"], int(np.sum(problem.fold == -1))),
+        converged=bool(values["converged"]),
+        fits=int(values["fits"]),
+        unconverged=int(values["unconverged"]),
+        aucs={float(c): float(auc) for c, auc in values["aucs"].items()},
+        at_edge=bool(values["at_edge"]),
+    )
 
 
-def _finetuned_network(values: dict[str, Any]) -> FinetunedNetwork:
-    arrays = {name: np.array(values[name], np.float64) for name in ("validation", "probabilities")}
-    return FinetunedNetwork(**values | arrays | {"validation_rows": np.array(values["validation_rows"], np.int64)})
+def _finetuned_network(fold: Int64, values: dict[str, Any]) -> FinetunedNetwork:
+    validation_rows = np.flatnonzero(fold == 0)
+    return FinetunedNetwork(
+        probabilities=unit_array(values["probabilities"], int(np.sum(fold < 0))),
+        validation=unit_array(values["validation"], len(validation_rows)),
+        validation_rows=validation_rows,
+        epoch=int(values["epoch"]),
+        validation_auc=float(values["validation_auc"]),
+    )
 
 
 def _write(path: Path, record: FittedProbe | FinetunedNetwork) -> None:
@@ -114,9 +132,9 @@ def _write(path: Path, record: FittedProbe | FinetunedNetwork) -> None:
 
 def _read(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
     try:
-        return build(json.loads(path.read_text()))
+        return build(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *DAMAGED) as error:
         say(f"warning: {path} cannot be read ({error}); fitting again")
         return None

@@ -4,30 +4,42 @@ A trial holds out one fold of one problem and fits the whole grid of C, because 
 which is more than one fit of a small problem takes.
 """
 
-import fnmatch
-import json
 import logging
 import os
-import pickle
+import secrets
+import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from evaluation.fitting.search import FittedProbe, FoldFit, SearchProblem, fitted_probe, fold_fits
+from evaluation.fitting.fit_log import FitLog, from_text
+from evaluation.fitting.search import (
+    FinalFit,
+    Fit,
+    FitResult,
+    FittedProbe,
+    FoldFit,
+    SearchProblem,
+    best_c,
+    fitted_probe,
+    fold_fits,
+    mean_aucs,
+)
 from infra.arrays import Float32
 from infra.errors import RunFailed, UserError
-from infra.log import say
-from infra.object_store import ObjectStore, require_store_url
-from infra.urls import require_no_credentials, scheme_of
+from infra.urls import require_no_credentials
 
-# Ray reads these when it is first imported: no usage statistics, no tables of Tune, no log files for each trial.
+# Ray reads these when it is first imported: no usage statistics, no tables of Tune, no log files for each trial, no
+# snapshots of the search.
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
 }
 # For a Ray on this machine: listen on the loopback address only (the setting does so on Linux too, despite its name);
 # run trials at the priority of this process, because any other process starves them at Ray's default, the lowest; start
@@ -37,148 +49,111 @@ _LOCAL: Final = {
     "RAY_worker_niceness": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
+# Below the private folder. Ray opens its own folder to all users, hence the level between.
+_RAY_FOLDER: Final = "r"
+_LONGEST_SOCKET: Final = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_SOCKET_BYTES: Final = 107  # of the path of a Unix socket
 _STORE_BYTES: Final = 128 * 2**20
 _REACH_S: Final = 10.0
 _RETRIES: Final = 2
 
 
 def search_with_ray(
-    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], *, storage: Path | str, name: str
+    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], log: FitLog
 ) -> dict[str, FittedProbe]:
     """Solve every problem; each fit is a Ray Tune trial on one core.
 
-    Needs a `ray_session`. The results equal those of `search_serially` to the last bit. The search is saved in a folder
-    until it succeeds. If it is interrupted, the same call resumes it. Nodes of a cluster need no access to the folder.
-    A failed trial is repeated twice.
+    Needs a `ray_session`. The results equal those of `search_serially` to the last bit. Every finished fit is logged.
+    If the search is interrupted, the same call runs the missing fits only. Nodes of a cluster need no access to the
+    log. A failed trial is repeated twice.
 
     Args:
         features: the feature matrices, by the names that the problems use
         problems: the problems, by name
-        storage: parent of that folder: a local path, or a URL of an object store
-        name: name of the folder; must identify everything that the search depends on
+        log: the finished fits of these problems
 
     Returns:
         The fitted probe of each problem.
 
     Raises:
         RunFailed: if a trial fails three times, after all others have ended
-        UserError: if `storage` is a URL that cannot be opened or holds credentials
         KeyboardInterrupt: if Tune was interrupted
     """
-    if isinstance(storage, str) and scheme_of(storage) is not None:
-        require_store_url(storage)
-        folder = f"{storage.rstrip('/')}/{name}"
-    else:
-        folder = str(Path(storage).absolute() / name)
-    folds = fold_fits(problems)
-    outcomes = _outcomes(features, problems, folds, folder)
-    fitted = {}
-    for last, (problem_name, problem) in enumerate(problems.items(), len(folds)):
-        validations = {fit.fold: outcomes[number] for number, fit in enumerate(folds) if fit.problem == problem_name}
-        fitted[problem_name] = fitted_probe(
-            problem, [validations[fold] for fold in range(problem.folds)], outcomes[last]
-        )
-    _open(folder).remove()
-    return fitted
+    results = log.read(problems)
+    _run_missing(features, problems, log, results)
+    try:
+        return {name: _fitted_probe(name, problem, results) for name, problem in problems.items()}
+    except KeyError as missing:  # without a failure, Tune leaves out a fit only if it was interrupted
+        raise KeyboardInterrupt from missing
 
 
-def _outcomes(
-    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], folds: Sequence[FoldFit], folder: str
-) -> dict[int, Any]:
-    """Return the outcome of every trial by its number: first the folds, then the final fits."""
-    from evaluation.fitting.ray_trials import from_text  # noqa: PLC0415
+def _fitted_probe(name: str, problem: SearchProblem, results: Mapping[Fit, Any]) -> FittedProbe:
+    folds = [results[FoldFit(name, fold)] for fold in range(problem.folds)]
+    final = FinalFit(name, best_c(mean_aucs(problem, [result.aucs for result in folds])))
+    return fitted_probe(problem, folds, results[final])
 
-    tuner, restored = _tuner(features, problems, folds, folder)
-    done: dict[int, Any] = {}
+
+def _run_missing(
+    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], log: FitLog, results: dict[Fit, FitResult]
+) -> None:
+    """Run the fits that are missing in `results`, log them and add them there.
+
+    This is a new experiment each time. Tune's own files hold pickles, so they go to a private folder and are never read
+    again.
+    """
+    from ray import tune  # noqa: PLC0415 (Ray reads its environment on import: see ray_session)
+    from ray.util.client import ray as client  # noqa: PLC0415
+
+    from evaluation.fitting.ray_trials import TrialOrder, TrialProgress, fit_of  # noqa: PLC0415
+
+    order = TrialOrder(problems, results)
+    if not order.most:
+        return
+    names = [*map(str, fold_fits(problems)), *(f"{name}, all folds" for name in problems)]
+    numbers = {name: number for number, name in enumerate(names)}
+    is_here = not client.is_connected()  # otherwise the head of the cluster runs the experiment, without the log
     failed: dict[int, str] = {}
-    for result in tuner.fit():
-        number = int(Path(result.path).name)
-        if result.error:
-            failed[number] = _reason(result.error)
-        elif "outcome" in result.metrics:
-            done[number] = from_text(result.metrics["outcome"])
-        else:
-            raise KeyboardInterrupt
-    names = [str(fit) for fit in folds] + [f"{name}, all folds" for name in problems]
+    with tempfile.TemporaryDirectory(prefix="sternum-tune-") as storage:
+        tuner = tune.Tuner(
+            _trainable(features, problems),
+            tune_config=tune.TuneConfig(
+                search_alg=order,
+                num_samples=order.most,
+                reuse_actors=True,  # otherwise each trial starts a process: 30 times slower
+                trial_dirname_creator=lambda trial: str(numbers[str(fit_of(trial.config))]),
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=storage,
+                verbose=0,
+                callbacks=[TrialProgress(order.most, log if is_here else None)],
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial ends or is repeated
+            ),
+        )
+        for outcome in tuner.fit():
+            if outcome.error:
+                failed[int(Path(outcome.path).name)] = _reason(outcome.error)
+            elif "result" in outcome.metrics:
+                name, text = fit_of(outcome.config).problem, outcome.metrics["result"]
+                fit, result = from_text(text, name, problems[name])
+                results[fit] = result
+                if not is_here:
+                    log.add(name, text)
     if failed:
         first = min(failed)
         raise RunFailed(f"{len(failed)} of {len(names)} fits failed; the first is {names[first]}: {failed[first]}")
-    if len(done) < len(names):
-        # The search was interrupted while Tune wrote its files, so they disagree.
-        assert restored, "Tune ends a new search with an outcome or an error of every trial"
-        say(f"warning: the search in {folder} has lost trials; starting it again")
-        _open(folder).remove()
-        return _outcomes(features, problems, folds, folder)
-    return done
 
 
-def _tuner(
-    features: Mapping[str, Float32], problems: Mapping[str, SearchProblem], folds: Sequence[FoldFit], folder: str
-) -> tuple[Any, bool]:
-    """Return a search, and whether it resumes an interrupted one in the folder."""
-    import ray  # noqa: PLC0415 (Ray reads its environment on import: see ray_session)
+def _trainable(features: Mapping[str, Float32], problems: Mapping[str, SearchProblem]) -> Any:
+    import ray  # noqa: PLC0415
     from ray import tune  # noqa: PLC0415
 
-    from evaluation.fitting.ray_trials import FitTrainable, TrialOrder, TrialProgress, TrialSearcher  # noqa: PLC0415
+    from evaluation.fitting.ray_trials import FitTrainable  # noqa: PLC0415
 
     # Each matrix is sent once, to Ray's shared memory; a node fetches those that its trials need.
     shared = {matrix: ray.put(values) for matrix, values in features.items()}
-    trainable = tune.with_resources(
-        tune.with_parameters(FitTrainable, shared=shared, problems=dict(problems)), {"cpu": 1}
-    )
-    if _is_resumable(folder):
-        return tune.Tuner.restore(folder, trainable, resume_errored=True), True
-    _open(folder).remove()
-    total = len(folds) + len(problems)
-    parent, name = folder.rsplit("/", 1)
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=TrialSearcher(TrialOrder(problems, folds)),
-            num_samples=total,
-            reuse_actors=True,  # otherwise each trial starts a process: 30 times slower
-            trial_dirname_creator=lambda trial: str(trial.config["number"]),
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=parent,
-            verbose=0,
-            callbacks=[TrialProgress(total)],
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial ends or is repeated
-        ),
-    )
-    return tuner, False
-
-
-def _open(folder: str) -> ObjectStore:
-    """Open the folder of a search."""
-    return ObjectStore(folder if scheme_of(folder) is not None else Path(folder).as_uri())
-
-
-def _is_resumable(folder: str) -> bool:
-    """Return whether the folder holds an interrupted search; a damaged one gets a warning and does not count."""
-    store = _open(folder)
-    files = store.sizes()
-    states = fnmatch.filter(files, "experiment_state-*.json")
-    if not states:
-        return False
-    try:  # Tune silently ignores a damaged state
-        json.loads(_content(store, max(states)))
-        for file in ["tuner.pkl", *fnmatch.filter(files, "search*")]:
-            pickle.loads(_content(store, file))
-    except Exception as error:  # unpickling a damaged file may raise anything
-        say(f"warning: the search in {folder} cannot be resumed ({_reason(error)}); starting it again")
-        return False
-    return True
-
-
-def _content(store: ObjectStore, name: str) -> bytes:
-    """Return the content of a file; raise FileNotFoundError if there is none."""
-    content = store.read(name)
-    if content is None:
-        raise FileNotFoundError(f"{name} is missing")
-    return content
+    return tune.with_resources(tune.with_parameters(FitTrainable, shared=shared, problems=dict(problems)), {"cpu": 1})
 
 
 def _reason(error: BaseException) -> str:
@@ -192,8 +167,9 @@ def _reason(error: BaseException) -> str:
 def ray_session(cores: int | None = None, address: str | None = None, features_bytes: int = 0) -> Iterator[None]:
     """Start Ray on this machine, or join a cluster, until the block ends.
 
-    A local Ray listens on the loopback address only and has no dashboard. If this process has already started Ray, that
-    one is used and left running.
+    A local Ray listens on the loopback address only, has no dashboard, requires a random token, and keeps its files in
+    a private folder that is removed at the end. If this process has already started Ray, that one is used and left
+    running.
 
     Args:
         cores: cores of this machine to use, all by default
@@ -202,7 +178,7 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
         features_bytes: total size of the matrices that the trials share
 
     Raises:
-        UserError: if the cluster cannot be joined
+        UserError: if the cluster cannot be joined, or the path of the temporary folder is too long for Ray
         RunFailed: if Ray does not start on this machine
     """
     cores = cores or len(os.sched_getaffinity(0))
@@ -211,36 +187,52 @@ def ray_session(cores: int | None = None, address: str | None = None, features_b
     waiting = {"TUNE_MAX_PENDING_TRIALS_PG": "200" if address else str(2 * cores)}
     for name, value in (_QUIET | waiting | ({} if address else _LOCAL)).items():
         os.environ.setdefault(name, value)
+    if not address:
+        # Without a mode, Ray requires a token, even if it was imported before. Its own token would be in a file that
+        # others can read. Ray keeps the first token that a process uses.
+        os.environ.pop("RAY_AUTH_MODE", None)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray  # noqa: PLC0415 (after its environment is set; its import takes a second)
 
     if ray.is_initialized():
         yield
         return
-    if address:
-        _join(address)
-    else:
-        _start(cores, features_bytes)
-    import evaluation.fitting.ray_trials  # noqa: F401, PLC0415 (its import takes a second; pay it here)
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            if address:
+                _join(address)
+            else:
+                _start(cores, features_bytes, Path(folder))
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process with its C++ stack
+            import evaluation.fitting.ray_trials  # noqa: F401, PLC0415 (its import takes a second; pay it here)
 
-    try:
-        yield
-    finally:
-        ray.shutdown()
+            yield
+        finally:
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _start(cores: int, features_bytes: int) -> None:
+def _start(cores: int, features_bytes: int, folder: Path) -> None:
     import ray  # noqa: PLC0415
 
+    longest = len(os.fsencode(folder / _RAY_FOLDER / _LONGEST_SOCKET))
+    if longest > _SOCKET_BYTES:
+        raise UserError(
+            f"TMPDIR={folder.parent} is {longest - _SOCKET_BYTES} characters too long for the sockets of Ray; set "
+            "TMPDIR=/tmp, or use --search=serial, which needs no Ray"
+        )
     try:
         ray.init(
             address="local",  # ignores RAY_ADDRESS and a Ray that another user started
             num_cpus=cores,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder / _RAY_FOLDER),
             object_store_memory=_STORE_BYTES + 2 * features_bytes,
             log_to_driver=False,
             configure_logging=True,
-            logging_level=logging.CRITICAL,  # _outcomes reports failed trials, in one line
+            logging_level=logging.CRITICAL,  # `search_with_ray` reports failed trials, in one line
         )
     except Exception as error:
         raise RunFailed(f"Ray did not start on this machine: {error}; --search=serial needs no Ray") from error

@@ -139,6 +139,10 @@ class FinalFit:
         return f"{self.problem}, all folds"
 
 
+Fit = FoldFit | FinalFit
+FitResult = FoldResult | FinalResult
+
+
 def fold_fits(problems: Mapping[str, SearchProblem]) -> list[FoldFit]:
     """Return all fold fits, the longest first, so that all cores finish at about the same time."""
     order = sorted(problems, key=lambda name: -problems[name].cost)

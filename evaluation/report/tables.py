@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -11,6 +12,8 @@ import tabulate
 from evaluation.results.results import OVERLAP_MARK, Dataset, Estimate
 
 tabulate.MIN_PADDING = 0  # otherwise each column is two characters wider than its header
+
+_NUMBERS: Final = re.compile(r"[+-][\d.]+( to [+-]?[\d.]+)?")  # a number, or an interval
 
 RowStyle = Literal["plain", "trained", "paper"]  # of a control, of a checkpoint, of a published result
 
@@ -69,14 +72,23 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """Format header and cells as a Markdown table whose columns line up; without caption and notes."""
-    return _layout(table, "pipe", table.cells, table.header)
+    """Format header and cells as a Markdown table whose columns line up; without caption and notes.
+
+    The text of a cell, which may come from somebody else's `results.json`, stays text: it opens no column, no HTML tag
+    and no escape sequence of a terminal.
+    """
+    cells = [[_escape_markdown(text) for text in row] for row in table.cells]
+    return _layout(table, "pipe", cells, [_escape_markdown(name) for name in table.header])
 
 
 def csv_text(table: Table) -> str:
-    """Format header and cells as comma-separated values (RFC 4180)."""
+    """Format header and cells as comma-separated values (RFC 4180).
+
+    A cell that a spreadsheet would take for a formula gets an apostrophe in front, which makes it text.
+    """
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([table.header, *table.cells])
+    rows = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (table.header, *table.cells)]
+    csv.writer(text).writerows(rows)
     return text.getvalue()
 
 
@@ -120,6 +132,15 @@ def _layout(
 
 def _escape(text: str) -> str:
     return text.translate(_ESCAPES)
+
+
+def _escape_markdown(text: str) -> str:
+    visible = "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"[\\|<`]", r"\\\g<0>", visible)
+
+
+def _is_formula(text: str) -> bool:
+    return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBERS.fullmatch(text)
 
 
 def percent(value: float) -> str:

@@ -12,16 +12,17 @@ from ssl_core.engines.config import EngineConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.train_config import Precision, TrainConfig
 
-# Communication of gradients, and logging. All other settings would change the result, or have an option of ours.
+# Communication of gradients, and reports on standard output. All other settings would change the result, have an option
+# of ours, or write files outside the run folder.
 _PASSED_ON: Final = (
     *("prescale_gradients", "gradient_predivide_factor"),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler"),
-    *("tensorboard", "csv_monitor", "wandb"),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger"),
 )
 _PASSED_ON_OF_ZERO: Final = (
     *("reduce_bucket_size", "allgather_bucket_size"),
     *("overlap_comm", "contiguous_gradients", "reduce_scatter", "allgather_partitions"),
 )
+_WRITERS: Final = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler")  # of files, or to a server
 _UNSUPPORTED: Final = "is not supported"
 _AUTO: Final = "auto"  # the usual value, also in other trainers, for "as the caller sets it"
 
@@ -64,7 +65,7 @@ def deepspeed_settings(
     for name in ("bf16", "fp16"):
         _require_precision(config, name, given.pop(name, None), precision)
     for name, value in given.items():
-        _require(name in _PASSED_ON, config, name, value, _set_elsewhere(name) or _UNSUPPORTED, "remove it")
+        _require(name in _PASSED_ON, config, name, value, _why_not(name), "remove it")
     return replace(config, zero_stage=stage, max_gradient_norm=norm), {
         "steps_per_print": None,
         **given,
@@ -101,8 +102,8 @@ def _gradient_norm(config: EngineConfig, given: dict[str, Any]) -> float | None:
     return norm or None
 
 
-def _set_elsewhere(name: str) -> str | None:
-    """Return why a section of the JSON is not allowed, if an option of ours sets the same."""
+def _why_not(name: str) -> str:
+    """Return why a section of the JSON is not passed on."""
     options = {
         "optimizer": key(OptimConfig, "name"),
         "scheduler": f"{key(OptimConfig, 'schedule')} and {key(OptimConfig, 'warmup_steps')}",
@@ -110,7 +111,11 @@ def _set_elsewhere(name: str) -> str | None:
         "torch_autocast": key(TrainConfig, "precision"),
         "amp": key(TrainConfig, "precision"),
     }
-    return f"is not supported, because {options[name]} sets it" if name in options else None
+    if name in options:
+        return f"{_UNSUPPORTED}, because {options[name]} sets it"
+    if name in _WRITERS:
+        return f"{_UNSUPPORTED}, because it would write or send files elsewhere; the run folder holds the metrics"
+    return _UNSUPPORTED
 
 
 def _read(config: EngineConfig) -> dict[str, Any]:

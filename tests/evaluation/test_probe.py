@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -141,7 +145,29 @@ def test_results_are_the_same_with_ray(run: Path, shards: Path, ray: None) -> No
         path.unlink()
     parallel = probe(config_of(run, shards, search="ray"))
     assert parallel.rows == serial.rows
-    assert not list((run / "features" / "search").iterdir())
+    assert not list((run / "features" / "probes").glob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_probe_that_gets_sigterm_ends_in_one_line_and_resumes(run: Path, shards: Path, tmp_path: Path) -> None:
+    words = ["probe", str(run), f"--data.shards=[{shards}]", "--executor=torchvision", "--bootstrap_resamples=0"]
+    command = [sys.executable, "-m", "launch", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list((run / "features").glob("probes/*.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said.splitlines()[-1] == "sternum: stopped by SIGTERM; the same command continues"
+    assert not [line for line in said.splitlines()[:-1] if "extracting" not in line]
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert not left
+    assert not (run / "results.json").exists()
+    fits = {path: path.read_text() for path in (run / "features" / "probes").glob("*.jsonl")}
+    assert any(fits.values())
+    assert sternum([*words, "--search=serial"]) == 0
 
 
 def test_simulated_data_are_labeled_and_never_compared_with_the_paper(

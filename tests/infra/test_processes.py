@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from infra.errors import RunFailed, UserError
 from infra.processes import (
     Ranks,
     clock_skew_s,
+    gather_objects,
     process_group,
     ranks_from_environment,
     require_world,
@@ -32,10 +34,11 @@ def skew_with_one_clock_ahead(rank: int, world: int, ahead_s: float) -> float:
         return clock_skew_s()
 
 
-def join_alone(rank: int, port: int, message: Path) -> None:
+def join_alone(rank: int, port: int, message: Path, local_world: int = 1) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with process_group(Ranks(rank, 2), torch.device("cpu"), timeout_s=1.0, timeout_key="train.timeout_s"):
+        ranks = Ranks(rank, 2, local_world=local_world)
+        with process_group(ranks, torch.device("cpu"), timeout_s=1.0, timeout_key="train.timeout_s"):
             pass
     except RunFailed as error:
         message.write_text(str(error))
@@ -64,6 +67,53 @@ def test_a_port_that_is_taken_ends_in_one_line(tmp_path: Path) -> None:
     assert process.exitcode == 0
     assert re.fullmatch(
         r"WORLD_SIZE=2 processes could not join \(.*EADDRINUSE.*\); run the command again", message.read_text()
+    )
+
+
+def gathered(rank: int, world: int) -> list[list[object]]:
+    return [gather_objects(value) for value in (rank, ["ä" * rank, {"half": 0.5}], None)]
+
+
+def test_values_of_all_ranks_arrive_in_their_order_on_every_rank() -> None:
+    texts = [["", {"half": 0.5}], ["ä", {"half": 0.5}], ["ää", {"half": 0.5}]]
+    assert on_ranks(3, gathered) == [[[0, 1, 2], texts, [None, None, None]]] * 3
+    assert gather_objects({"alone": 1}) == [{"alone": 1}]
+
+
+def note_listeners(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "host-that-does-not-resolve", "MASTER_PORT": str(port)}
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+    with process_group(Ranks(rank, 2, rank, 2), torch.device("cpu"), timeout_s=30.0):
+        assert gather_objects(rank) == [0, 1]
+        listening = [item for item in psutil.Process().net_connections("inet") if item.status == psutil.CONN_LISTEN]
+        (folder / str(rank)).write_text(" ".join(item.laddr[0] for item in listening))
+        sum_over_ranks(0)
+
+
+def test_processes_of_one_machine_meet_on_the_loopback_address_without_a_host_name(
+    tmp_path: Path, free_port: int
+) -> None:
+    processes = [fork_context().Process(target=note_listeners, args=(rank, free_port, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    for rank in (0, 1):
+        assert set((tmp_path / str(rank)).read_text().split()) == {"127.0.0.1"}
+
+
+def test_port_that_another_program_uses_is_named(tmp_path: Path) -> None:
+    message = tmp_path / "message"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = fork_context().Process(target=join_alone, args=(0, port, message, 2))
+        process.start()
+        process.join(60)
+    assert process.exitcode == 0
+    assert re.fullmatch(
+        rf"MASTER_PORT={port} cannot be used \(EADDRINUSE: .*\); run the command again, or .*--master-port",
+        message.read_text(),
     )
 
 

@@ -1,9 +1,10 @@
 import os
 import signal
+from typing import Any
 
 import pytest
 
-from infra.signals import STOP_SIGNALS, StopRequest, handle_signals
+from infra.signals import STOP_SIGNALS, StopRequest, Terminated, handle_signals, sigterm_interrupts
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -24,3 +25,28 @@ def test_handlers_are_replaced_within_the_block_only() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
     assert received == [signal.SIGUSR1]
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.parametrize("on_interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["", "Ctrl-C is ignored"])
+def test_sigterm_interrupts_and_is_told_apart_from_ctrl_c(on_interrupt: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        with pytest.raises(Terminated), sigterm_interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before[1])
+    assert signal.getsignal(signal.SIGTERM) is before[0]
+    with pytest.raises(KeyboardInterrupt) as caught, sigterm_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caught.type is KeyboardInterrupt
+
+
+def test_sigterm_takes_the_way_that_a_library_gave_to_ctrl_c() -> None:
+    received = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        with sigterm_interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]

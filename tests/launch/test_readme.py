@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "commands.md"
 FOLDERS = ("infra", "sharding", "ssl_core", "evaluation", "launch", "benchmarks", "tests")
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown"}  # of a library and of datasets
 
 # Two steps of a small network on small views, and a short search in one process: test_demo.py searches with Ray.

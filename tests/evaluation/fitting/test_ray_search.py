@@ -1,11 +1,13 @@
 """Tests of the search for C by Ray Tune."""
 
-import json
+import hashlib
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import numpy as np
 import psutil
 import pytest
 
+from evaluation.fitting.fit_log import FitLog
 from evaluation.fitting.ray_search import search_with_ray
 from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
 from infra.arrays import Float32
-from infra.errors import RunFailed, UserError
+from infra.errors import RunFailed
 
 FOLDS = 3
 Case = tuple[dict[str, Float32], dict[str, SearchProblem]]
@@ -47,22 +50,34 @@ def require_same(fitted: dict[str, FittedProbe], expected: dict[str, FittedProbe
         assert probe.aucs == expected[name].aucs
 
 
-def statuses(folder: Path) -> dict[str, int]:
-    """Return how many trials have each status in the last snapshot of Tune."""
-    state = json.loads(max(folder.glob("experiment_state-*.json")).read_text())
-    return Counter(json.loads(trial)["status"] for trial, _ in state["trial_data"])
+def log_of(folder: Path, problems: Mapping[str, SearchProblem]) -> FitLog:
+    return FitLog(folder, {name: hashlib.sha256(name.encode()).hexdigest() for name in problems})
+
+
+def search(features: dict[str, Float32], problems: dict[str, SearchProblem], folder: Path) -> dict[str, FittedProbe]:
+    """Search with Ray, and remove the log as the cache of probes does."""
+    log = log_of(folder, problems)
+    fitted = search_with_ray(features, problems, log)
+    for name in fitted:
+        log.remove(name)
+    return fitted
+
+
+def finished(folder: Path) -> int:
+    """Return the number of logged fits."""
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
 
 
 def test_ray_and_the_serial_search_agree_to_the_last_bit_and_no_folder_remains(ray: None, tmp_path: Path) -> None:
     features, problems = case(4)
-    require_same(search_with_ray(features, problems, storage=tmp_path, name="a"), search_serially(features, problems))
+    require_same(search(features, problems, tmp_path), search_serially(features, problems))
     assert not list(tmp_path.iterdir())
 
 
 def test_ray_is_quiet_and_listens_on_the_loopback_address_only(
     ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    search_with_ray(*case(), storage=tmp_path, name="a")
+    search(*case(), tmp_path)
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
@@ -82,25 +97,33 @@ def test_failure_names_problem_fold_and_reason_after_all_others_have_ended(ray: 
     one_class = problems["probe 1"].fold == 1
     bad = replace(problems["probe 1"], classes=np.where(one_class, 1, problems["probe 1"].classes))
     with pytest.raises(RunFailed, match=r"^1 of 8 fits failed; the first is probe 1, fold 1: .*one class only"):
-        search_with_ray(features, problems | {"probe 1": bad}, storage=tmp_path, name="a")
-    assert statuses(tmp_path / "a") == {"TERMINATED": 6, "ERROR": 1}  # the final fit of the bad one never started
+        search(features, problems | {"probe 1": bad}, tmp_path)
+    assert finished(tmp_path) == 6  # the final fit of the bad one never started
 
 
-@pytest.mark.slow
-def test_damaged_search_is_named_and_starts_again(ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "tuner.pkl").write_bytes(b"half")
-    (tmp_path / "a" / "experiment_state-2026-01-01_00-00-00.json").write_text('{"trial_data": [')
+def test_only_the_fits_that_are_not_logged_run(ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     features, problems = case()
-    require_same(search_with_ray(features, problems, storage=tmp_path, name="a"), search_serially(features, problems))
-    assert "cannot be resumed" in capfd.readouterr().err
+    log = log_of(tmp_path, problems)
+    search_with_ray(features, problems, log)
+    lines = {path: path.read_text().splitlines() for path in tmp_path.iterdir()}
+    assert sorted(map(len, lines.values())) == [FOLDS + 1] * 2
+    one, other = lines
+    one.write_text(f"{lines[one][0]}\n{lines[one][1][:-5]}")  # a fold and a half; the killed search knew no best C
+    expected = search_serially(features, problems)
+    require_same(search_with_ray(features, problems, log), expected)
+    assert sorted(one.read_text().splitlines()) == sorted(lines[one])
+    assert other.read_text().splitlines() == lines[other]
+    other.write_text("\n".join(lines[other][1:]) + "\n")  # the best C is known, but not the scores of a fold
+    require_same(search_with_ray(features, problems, log), expected)
+    assert len(other.read_text().splitlines()) == FOLDS + 1
+    assert "1 of 2 lines" in capfd.readouterr().err
 
 
 # Each session prints the trials that it starts and ends, by a callback that Tune reads from its environment.
 SEARCH = """
 from pathlib import Path
-from tests.evaluation.fitting.test_ray_search import case, summed
-from evaluation.fitting.ray_search import ray_session, search_with_ray
+from tests.evaluation.fitting.test_ray_search import case, search, summed
+from evaluation.fitting.ray_search import ray_session
 if __name__ == "__main__":
     with ray_session(cores=2):
         import ray
@@ -114,7 +137,7 @@ if __name__ == "__main__":
             def on_trial_start(self, trial, **_):
                 if trial.config["fit"] == dict(problem="probe 3", fold=1):
                     ray.kill(trial.temporary_state.ray_actor)
-        fitted = search_with_ray(*case(12, 200, 64), storage=Path({storage!r}), name="a")
+        fitted = search(*case(12, 200, 64), Path({storage!r}))
     print(summed(fitted))
 """
 
@@ -141,15 +164,15 @@ def output(process: "subprocess.Popen[str]") -> list[str]:
 
 @pytest.mark.slow
 def test_killed_search_resumes_with_its_unfinished_trials(tmp_path: Path) -> None:
-    noting = {"RAY_TUNE_CALLBACKS": "__main__.Note", "TUNE_GLOBAL_CHECKPOINT_S": "0.1"}
+    noting = {"RAY_TUNE_CALLBACKS": "__main__.Note"}
     ended = 0
     with start(SEARCH, tmp_path, noting) as killed:
         assert killed.stdout is not None
         while ended < 12:
             ended += killed.stdout.readline() == "ended\n"
         killed.kill()
-    saved = statuses(tmp_path / "a")["TERMINATED"]
-    assert 0 < saved <= ended  # trials that ended after the last snapshot are lost; how many depends on the load
+    saved = finished(tmp_path)
+    assert saved >= ended
     *lines, total = output(start(SEARCH, tmp_path, noting))
     assert lines.count("began") == 12 * (FOLDS + 1) - saved
     assert float(total) == summed(search_serially(*case(12, 200, 64)))
@@ -171,9 +194,9 @@ def test_next_search_repeats_only_the_trial_whose_process_kept_dying(tmp_path: P
 CLUSTER = """
 from pathlib import Path
 import psutil
-from tests.evaluation.fitting.test_ray_search import case, require_same
+from tests.evaluation.fitting.test_ray_search import case, require_same, search
 from evaluation.fitting.search import search_serially
-from evaluation.fitting.ray_search import ray_session, search_with_ray
+from evaluation.fitting.ray_search import ray_session
 if __name__ == "__main__":
     from ray.cluster_utils import Cluster
     node = dict(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
@@ -195,7 +218,7 @@ if __name__ == "__main__":
             def on_trial_recover(self, **_):
                 print("recovered", flush=True)
         print(sum(node["Alive"] for node in ray.nodes()), "nodes")
-        fitted = search_with_ray(*case(12, 400, 200), storage=Path({storage!r}), name="a")
+        fitted = search(*case(12, 400, 200), Path({storage!r}))
     cluster.shutdown()
     require_same(fitted, search_serially(*case(12, 400, 200)))
 """
@@ -238,14 +261,61 @@ def test_unreachable_cluster_is_one_line_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_storage_with_credentials_is_refused_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    for url in (
-        "s3://anna:secret@bucket/a",
-        "gs://bucket/a?token=secret",
-        "file:///a#secret",
-        "hdfs://secret@server/a",
-    ):
-        with pytest.raises(UserError, match="must not contain a user, a password, a query or a fragment") as error:
-            search_with_ray({}, {}, storage=url, name="a")
-        assert "secret" not in str(error.value)
-    assert capfd.readouterr() == ("", "")
+# The session that a stranger on the same machine attacks: it prints its address, and ends with its standard input.
+SESSION = """
+import sys
+import tempfile
+from evaluation.fitting.ray_search import ray_session
+with ray_session(cores=1):
+    import ray
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+STRANGER = """
+import os, sys
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+import ray
+ray.init(address=sys.argv[1], _node_ip_address="127.0.0.1", log_to_driver=False, logging_level=50)
+print(ray.get(ray.remote(num_cpus=0)(os.getpid).remote(), timeout=60))
+"""
+
+
+@pytest.mark.parametrize("stranger", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_local_ray_is_closed_to_others_and_leaves_no_file(stranger: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="s") as folder:  # pytest's own path is too long for Ray's sockets
+        home = Path(folder) / "home"
+        home.mkdir()
+        mine = os.environ | {"HOME": str(home), "TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-c", SESSION]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=mine) as session:
+            assert session.stdout is not None
+            address = session.stdout.readline().strip()
+            [opened] = [path for path in Path(folder).iterdir() if path != home]
+            assert opened.stat().st_mode & 0o777 == 0o700
+            for mode in ("disabled", "token") if stranger else ():
+                theirs = os.environ | {"HOME": str(home), "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "guess"}
+                attack = [sys.executable, "-c", STRANGER, address]
+                failed = subprocess.run(attack, env=theirs, capture_output=True, text=True, check=False)
+                assert failed.returncode != 0
+                assert failed.stdout == ""
+            session.communicate(timeout=60)
+        assert session.returncode == 0
+        assert [path.name for path in Path(folder).iterdir()] == ["home"]
+        assert not list(home.iterdir())  # Ray's own token would be here, readable by all
+
+
+def test_too_long_temporary_folder_is_named_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 60)
+    folder.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", SESSION],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TMPDIR": folder},
+    )
+    assert re.search(
+        rf"UserError: TMPDIR={folder} is \d+ characters too long for the sockets of Ray; set TMPDIR=/tmp, or",
+        ended.stderr,
+    )
+    assert not list(folder.iterdir())

@@ -226,7 +226,25 @@ def test_table_iii_marks_only_the_run_that_saw_the_test_part_and_says_when_tests
 @given(tables)
 def test_csv_reads_back_to_the_same_cells(table: Table) -> None:
     read = list(csv.reader(io.StringIO(csv_text(table), newline="")))
-    assert read == [list(row) for row in (table.header, *table.cells)]
+    assert [[cell.removeprefix("'") for cell in row] for row in read] == [
+        [cell.removeprefix("'") for cell in row] for row in (table.header, *table.cells)
+    ]
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
+    cells = ("=cmd|' /C calc'!A0", "@SUM(1)", "-2+3+cmd|' /C calc'!A0", "+1.5", "-0.4 to +3.3", "-", "96.3", "a=b")
+    guarded = ["'" + cell if cell[0] in "=@" or cell in ("-", cells[2]) else cell for cell in cells]
+    text = csv_text(Table("", ("",) * len(cells), [cells]))
+    assert list(csv.reader(io.StringIO(text)))[1] == guarded
+
+
+def test_cells_of_a_markdown_table_remain_text() -> None:
+    text = markdown(Table("", ("a", "b"), [("1 | 2", "<script>"), ("\x1b]0;title\x07", "`x` \\")], text_columns=2))
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.split("\n")[2:]]
+    assert [[cell.strip() for cell in row[1:-1]] for row in rows] == [
+        [r"1 \| 2", r"\<script>"],
+        ["]0;title", r"\`x\` \\"],
+    ]
 
 
 @given(tables)

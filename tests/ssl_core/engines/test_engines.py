@@ -357,6 +357,10 @@ def test_refuses_a_configuration_that_contradicts_itself(options: dict[str, Any]
         ({"zero_optimization": {"offload_optimizer": {}}}, {}, "zero_optimization.offload_optimizer={} in .*remove it"),
         ({"zero_optimization": 2}, {}, "zero_optimization=2 in .*must be an object"),
         ({"data_efficiency": {}}, {}, "data_efficiency={} in .*is not supported; remove it"),
+        ({"wandb": {"enabled": True}}, {}, "^wandb=.* in .*would write or send files elsewhere; .*; remove it"),
+        ({"tensorboard": {"output_path": "/x"}}, {}, "^tensorboard=.*would write or send files elsewhere"),
+        ({"csv_monitor": {"enabled": True}}, {}, "^csv_monitor=.*would write or send files elsewhere"),
+        ({"flops_profiler": {"output_file": "/x"}}, {}, "^flops_profiler=.*would write or send files elsewhere"),
         ([], {}, "ds.json must hold one JSON object"),
     ],
 )
