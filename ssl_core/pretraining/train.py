@@ -213,6 +213,7 @@ class _Loop:
         self._outputs.write_metrics(state.step, {"epoch": state.epoch, "optim/learning_rate": learning_rate, **values})
 
     def _save(self, state: CheckpointState, *, last: bool) -> None:
+        self._session.require_folder()
         save = self._outputs.save_last if last else self._outputs.save
         save(state, self._engine.model_state(), self._engine.optimizer_state())
         self._outputs.say(f"epoch {state.epoch:6.2f}  step {state.step:6d}  {self._means.summary}  checkpoint")
