@@ -84,7 +84,7 @@ def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> 
     """
     require_world(config.train, "world_size", ranks.world)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(speak=ranks.is_first))
         stack.enter_context(process_group(ranks, device, config.train.timeout_s, key(config.train, "timeout_s")))
         require_same(configuration.to_yaml(config), "the configuration")
         skew_s = clock_skew_s()

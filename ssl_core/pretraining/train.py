@@ -52,6 +52,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     Raises:
         UserError: if the configuration does not fit the data, the machine, or the run in that folder
         RunFailed: if data or training cannot continue
+        KeyboardInterrupt: if Ctrl-C stopped this start; a checkpoint is saved
     """
     # Find problems of data and machine before writing anything.
     device = device_of(ranks)
@@ -64,7 +65,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
         failed_at, rollbacks = -1, 0
         while True:
             try:
-                return _train(config, session, shards, order, device, learning_step)
+                _train(config, session, shards, order, device, learning_step)
+                break
             except Diverged as error:
                 # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
                 rollbacks = rollbacks + 1 if session.step <= failed_at else 1
@@ -73,6 +75,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
                     raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {_remedy()}") from error
                 if ranks.is_first:
                     say(f"warning: {error}; returning to the last checkpoint")
+    if session.state == "preempted" and session.stop.name == "SIGINT":
+        raise KeyboardInterrupt  # so that a shell does not go on to the next command
 
 
 class Diverged(Exception):
