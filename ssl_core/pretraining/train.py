@@ -23,6 +23,7 @@ from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.model.encoder import build_encoder
@@ -30,7 +31,7 @@ from ssl_core.model.optimizer import OptimConfig, learning_rate_at
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.outputs import RunOutputs
-from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings
+from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
 from ssl_core.pretraining.running_means import RunningMeans
 from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import Session, open_session
@@ -62,10 +63,11 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     with open_session(config, ranks, device) as session:
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
+        mirror = open_mirror(config, shards.identity, ranks)
         failed_at, rollbacks = -1, 0
         while True:
             try:
-                _train(config, session, shards, order, device, learning_step)
+                _train(config, session, shards, order, mirror, device, learning_step)
                 break
             except Diverged as error:
                 # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
@@ -94,6 +96,7 @@ def _train(
     session: Session,
     shards: ShardSet,
     order: SampleOrder,
+    mirror: Mirror | None,
     device: torch.device,
     learning_step: LearningStep,
 ) -> None:
@@ -103,7 +106,7 @@ def _train(
     last_step = min(total_steps, train.max_steps or total_steps)
     learning_rate_at(config.optim, 0, total_steps, config.data.global_batch)  # rejects a warm-up longer than the run
     engine = _build_engine(config, ranks, device)
-    state = _resume(config, engine, shards, ranks)
+    state = _resume(config, engine, shards, ranks, mirror)
     session.step = first_step = state.step
     require(
         first_step <= last_step,
@@ -113,7 +116,7 @@ def _train(
     on_first_rank(ranks, lambda: _start_writing(config, session))
 
     with ExitStack() as stack:
-        outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine))
+        outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine, mirror))
         outputs.say(
             f"pretraining {config.model.backbone} on {shards.samples} samples, {train.epochs} epochs, "
             f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
@@ -243,7 +246,9 @@ def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) ->
     return build_engine(setup, build_encoder(config.model, config.seed))
 
 
-def _open_outputs(config: PretrainConfig, first_step: int, ranks: Ranks, engine: Engine) -> RunOutputs:
+def _open_outputs(
+    config: PretrainConfig, first_step: int, ranks: Ranks, engine: Engine, mirror: Mirror | None
+) -> RunOutputs:
     model_bytes = sum(tensor.nbytes for tensor in engine.model_state().values())
     return RunOutputs(
         config.run_folder,
@@ -251,14 +256,17 @@ def _open_outputs(config: PretrainConfig, first_step: int, ranks: Ranks, engine:
         ranks,
         engine.device,
         config.checkpoints,
+        mirror,
         checkpoint_bytes=3 * model_bytes,  # the optimizers keep up to two numbers for each weight
         log_samples=config.train.log_samples,
     )
 
 
-def _resume(config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks) -> CheckpointState:
+def _resume(
+    config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks, mirror: Mirror | None
+) -> CheckpointState:
     """Load the newest whole checkpoint of the run, if any; return the position of the run."""
-    checkpoint = checkpoint_to_resume(config, shards.identity, ranks)
+    checkpoint = checkpoint_to_resume(config, shards.identity, ranks, mirror)
     initial = CheckpointState(
         step=0,
         epoch=0.0,
