@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from infra.errors import UserError
+from infra.files import read_small
+
 T = TypeVar("T")
 
 
@@ -47,16 +50,14 @@ def read_json(path: Path, expected: type[T]) -> T:
 
     Raises:
         FileNotFoundError: if there is no such file
-        BadJson: if it cannot be read, is not JSON, or not of this type
+        BadJson: if it cannot be read, is too large, is not JSON, or not of this type
     """
-    if path.exists() and not path.is_file():
-        raise BadJson("it is not a regular file")  # reading a named pipe would wait for ever
     try:
-        content = path.read_bytes()
+        content = read_small(path)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise BadJson(error.strerror or str(error)) from error
+    except (OSError, UserError) as error:
+        raise BadJson(str(error)) from error
     return decode_json(content, expected)
 
 
