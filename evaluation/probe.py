@@ -27,7 +27,8 @@ from evaluation.scoring.probe_results import compare_with_last, few_labels_resul
 from evaluation.scoring.tensorboard_curves import Curves
 from infra import config as configuration
 from infra.extras import require_extra
-from infra.files import locked
+from infra.files import remove_remains
+from infra.locks import locked
 from infra.log import say
 from infra.options import key, setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
@@ -55,10 +56,13 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
 
 
 class Prober:
-    """Probes a run, once or repeatedly while it trains. Nothing is extracted or fitted twice."""
+    """Probes a run, once or repeatedly while it trains. Nothing is extracted or fitted twice.
+
+    The caller holds the lock of `features/`.
+    """
 
     def __init__(self, config: ProbeConfig, command: str = "") -> None:
-        """Open the run and divide the datasets.
+        """Open the run, remove what a killed probe left unfinished, and divide the datasets.
 
         Raises:
             UserError: for a run, dataset or option that cannot be probed.
@@ -68,6 +72,8 @@ class Prober:
         self.config, self.command = config, command
         self.run = config.run_folder
         self.folder = self.run / "features"
+        for folder in (self.folder, self.folder / "probes"):
+            remove_remains(folder)
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
         newest = find_checkpoints(self.run)[-1]

@@ -8,7 +8,7 @@ from evaluation.probe import Prober
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
-from infra.files import is_locked, locked
+from infra.locks import is_locked, locked
 from infra.log import say
 from infra.options import setting
 from infra.status import Status, read_status

@@ -1,7 +1,8 @@
-"""Atomic writes, bounded reads, private folders, checksums, locks, and one-line disk errors."""
+"""Atomic writes, bounded reads, private folders, checksums, and one-line disk errors."""
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -9,15 +10,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Final
-
-from filelock import FileLock, Timeout
 
 from infra.errors import RunFailed, UserError, require
 
 SMALL_BYTES: Final = 256 << 20  # far above any manifest, note or state; what is larger is not read into memory
-
-_LOCK: Final = ".lock"
 
 _DISK_ERRORS: Final = {
     errno.ENOSPC: "no space left on the device; free some space, or choose another folder",
@@ -25,6 +23,7 @@ _DISK_ERRORS: Final = {
     errno.EACCES: "permission denied; choose a folder that you may write to",
     errno.EPERM: "permission denied; choose a folder that you may write to",
     errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ELOOP: "a symbolic link stands where a file is needed; remove it, or choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ENOENT: "a parent folder cannot be created; choose another folder",
@@ -90,6 +89,8 @@ def fsync_path(path: Path) -> None:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that it holds either its old or all of its new content, even after a power cut.
 
+    What a killed process left of an earlier write of this file is removed.
+
     Args:
         path: the file; missing parent folders are created
         content: what to write; text becomes UTF-8
@@ -98,15 +99,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         UserError: if the disk is full or not writable
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         try:
-            with partial.open("wb") as file:
+            with partial.open("xb") as file:
+                with suppress(OSError):  # a disk without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # so that nobody takes it for abandoned
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+                partial.replace(path)
             fsync_path(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -119,9 +123,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     An existing folder of that name is replaced. If the block raises, nothing is left behind. If the process is killed,
     `remove_remains` cleans up after it.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     with disk_errors(path):
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -141,8 +144,7 @@ def remove_folder(path: Path) -> None:
 
     If the path is a symbolic link, only the link is removed.
     """
-    removed = path.with_name(f".{path.name}.removed-{os.getpid()}")
-    shutil.rmtree(removed, ignore_errors=True)
+    removed = path.with_name(f".{path.name}.removed-{token_hex(8)}")
     path.rename(removed)
     fsync_path(path.parent)
     _remove(removed)
@@ -153,6 +155,23 @@ def remove_remains(folder: Path) -> None:
     for pattern in (".*.partial-*", ".*.removed-*"):
         for remains in folder.glob(pattern):
             _remove(remains)
+
+
+def _partial(path: Path) -> Path:
+    """Return a new name for an unfinished file; process numbers would meet on a disk that containers share."""
+    return path.with_name(f".{path.name}.partial-{token_hex(8)}")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the unfinished versions of a file whose writers were killed: nobody holds their locks.
+
+    An empty one may belong to a process that is about to lock it. On a disk without locks, all stay.
+    """
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with suppress(OSError), partial.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_size:
+                partial.unlink()
 
 
 def _remove(path: Path) -> None:
@@ -203,47 +222,3 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold a lock on a folder until the block ends; never wait for another process.
-
-    The lock is the kernel's (flock on `folder/.lock`): it ends with its process, even if that is killed.
-
-    Args:
-        folder: the folder; it is created if missing
-        purpose: the activity of the process that holds the lock, such as "pretraining", for the message
-
-    Raises:
-        UserError: if another process holds the lock, or the folder cannot be written
-    """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{folder} is in use by another process that is {purpose}; wait for it, or choose another folder"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process holds the lock of a folder, or the lock cannot be read.
-
-    This takes the lock for a few microseconds; a process that calls `locked` in that time gets a UserError.
-    """
-    try:
-        with (folder / _LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

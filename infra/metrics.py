@@ -1,13 +1,15 @@
 """The metrics of a run, written as `metrics.jsonl` for programs and as TensorBoard events for people."""
 
-import json
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,14 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
 from infra.append_file import AppendFile
+from infra.errors import RunFailed
 from infra.files import write_atomic
+from infra.json_files import BadJson, decode_json, encode_line
+from infra.log import say
+
+_NAME: Final = "metrics.jsonl"
+# Earlier versions wrote numbers that are not finite as Python does, which is no JSON.
+_NOT_FINITE: Final = re.compile(rb"(?<=: )(?:NaN|-?Infinity)(?=[,}])")
 
 
 class MetricsWriter:
@@ -36,15 +45,14 @@ class MetricsWriter:
         Raises:
             UserError: if a file cannot be written
         """
-        path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= steps_done]
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        path = folder / _NAME
+        write_atomic(path, b"".join(encode_line(line) for line in read_metrics(folder) if line["step"] <= steps_done))
         self._lines = AppendFile(path)
         self._events = _Events(folder / "events", first_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers by name at a step; names include units, such as `speed/images_per_s`."""
-        self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **values}).encode() + b"\n")
+        self._lines.write(encode_line({"step": step, "time_s": round(time.time(), 3), **values}))
         self._events.write([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
 
     def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
@@ -84,14 +92,33 @@ class _Events:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of `folder/metrics.jsonl`, oldest first, without a last line that a crash cut off."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    """Return the lines of `folder/metrics.jsonl`, oldest first; a number that is not finite is NaN.
+
+    A last line that a crash cut off is left out. So is any damaged line, with a warning.
+
+    Raises:
+        RunFailed: if the file cannot be read
+    """
+    path = folder / _NAME
+    try:
+        *lines, unfinished = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be read: {error.strerror}; repair the disk, or remove the file") from error
     values = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise
+            values.append(_decode(line))
+        except BadJson as error:
+            say(f"warning: line {number} of {path} is damaged ({error}) and left out")
+    with suppress(BadJson):  # whole but for its end, as an editor leaves it
+        values.append(_decode(unfinished))
     return values
+
+
+def _decode(line: bytes) -> dict[str, float]:
+    values = decode_json(_NOT_FINITE.sub(b"null", line), dict[str, int | float | None])
+    if values.get("step") is None:
+        raise BadJson("it has no step")
+    return {name: float("nan") if value is None else value for name, value in values.items()}

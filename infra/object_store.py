@@ -5,10 +5,11 @@ The only module that uses fsspec. fsspec is imported when a store is opened, bec
 
 import asyncio
 import errno
+import glob
 import re
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -123,11 +124,30 @@ class ObjectStore:
             self._make_parent(name)
             self._client.pipe_file(self._full(name), content)
 
+    def create(self, content: bytes, name: str) -> None:
+        """Write a file that does not exist; an existing one stays as it is.
+
+        Of several processes that do so at the same moment, one succeeds if the store knows conditional writes, as S3,
+        Google and local disks do; else the last. Read the file to see who it was.
+        """
+        with self._errors("written"):
+            self._make_parent(name)
+        with suppress(Exception), self._client.open(self._full(name), "xb") as file:
+            file.write(content)  # it exists, or the store or its client cannot do this: the next lines find out
+        if not self.exists(name):
+            self.put_bytes(content, name)
+
     def remove(self, name: str = "") -> None:
         """Remove a file, or a folder with its content, if it exists."""
+        full = self._full(name)
         with self._errors("cleaned up"):
-            if self.exists(name):
-                self._client.rm(self._full(name), recursive=True)
+            if not self.exists(name):
+                return
+            if glob.escape(full) != full and not getattr(self._client, "local_file", False):
+                for file in self._client.find(full):  # `rm` would take the path for a pattern, and remove other folders
+                    self._client.rm_file(file)
+            else:
+                self._client.rm(full, recursive=True)
 
     def size(self, name: str, timeout_s: float) -> int:
         """Return the size of a file in bytes.

@@ -123,6 +123,12 @@ def process_group(
     except RuntimeError as error:
         if not _is_group_error(error):
             raise
+        if "EADDRINUSE" in str(error):
+            raise RunFailed(
+                f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use by another process on this machine "
+                "(EADDRINUSE); end that process, or choose another port: torchrun --standalone finds a free one, "
+                "--master-port or MASTER_PORT sets one"
+            ) from error
         if "timed out" not in str(error).lower():
             raise RunFailed(
                 f"WORLD_SIZE={ranks.world} processes could not join ({_first_line(error)}); run the command again"

@@ -1,12 +1,16 @@
 """Handlers for signals that ask a process to stop."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)  # SLURM, Kubernetes and torchrun send these before they kill
+# SLURM, Kubernetes and torchrun send the first two before they kill; Ctrl-C sends SIGINT.
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+_CTRL_C: Final = "\nsternum: saving a checkpoint after this step, then stopping; Ctrl-C again ends at once\n"
 
 
 @contextmanager
@@ -64,14 +68,21 @@ def sigterm_interrupts() -> Iterator[None]:
 class StopRequest:
     """A context in which a stop signal is recorded instead of ending the process.
 
-    Pretraining reads it after each step: all ranks save a checkpoint and stop at the same step.
+    Pretraining reads it after each step: all ranks save a checkpoint and stop at the same step. A second SIGINT ends
+    the process at once, like SIGKILL: whoever presses Ctrl-C again does not want to wait for a step or a slow disk.
 
     Attributes:
         name: the last stop signal received, such as "SIGTERM"; None if there was none
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, speak: bool = True) -> None:
+        """Prepare the handlers.
+
+        Args:
+            speak: whether this process tells a person who presses Ctrl-C what happens now
+        """
         self.name: str | None = None
+        self._speak = speak
         self._handlers = handle_signals(STOP_SIGNALS, self._note)
 
     def __enter__(self) -> "StopRequest":
@@ -85,3 +96,8 @@ class StopRequest:
 
     def _note(self, number: signal.Signals) -> None:
         self.name = number.name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if self._speak:
+                with suppress(OSError):  # straight to the descriptor, because this may have interrupted a print
+                    os.write(2, _CTRL_C.encode())

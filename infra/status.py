@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-import msgspec
-
 from infra.files import write_atomic
+from infra.json_files import BadJson, encode_json, read_json
 
 State = Literal["running", "finished", "paused", "preempted", "refused", "failed"]
 
@@ -34,12 +33,12 @@ class Status:
 
 def write_status(run: Path, status: Status) -> None:
     """Replace `run/status.json` atomically."""
-    write_atomic(run / _NAME, msgspec.json.format(msgspec.json.encode(status), indent=1))
+    write_atomic(run / _NAME, encode_json(status))
 
 
 def read_status(run: Path) -> Status | None:
     """Return the last status that a process of the run wrote, None if it is missing or unreadable."""
     try:
-        return msgspec.json.decode((run / _NAME).read_bytes(), type=Status)
-    except (OSError, msgspec.DecodeError):
+        return read_json(run / _NAME, Status)
+    except (FileNotFoundError, BadJson):
         return None

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from infra.config import parse
 from infra.errors import RunFailed
 from infra.files import write_atomic
+from infra.json_files import encode_json
 from infra.log import say
 from infra.options import require_workers
 
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
     result = audit(config.shards, config.workers)
     full_list, page = config.out / "audit.json", config.out / "audit.html"
-    write_atomic(full_list, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    write_atomic(full_list, encode_json(result) + b"\n")
     write_atomic(page, contact_sheet(result))
     sys.stdout.write(summary(result))
     outputs = f"full list: {full_list}, pairs side by side: {page}"

@@ -19,7 +19,7 @@ from infra.errors import RunFailed, UserError, require
 from infra.log import say
 from infra.options import require_at_least, require_positive
 from infra.signals import handle_signals
-from infra.status import Status, read_status
+from infra.status import read_status
 from launch.cli import ERRORS_FILE, split_at_dashes
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints, find_damage
 
@@ -97,12 +97,15 @@ def supervise(config: SuperviseConfig, command: Sequence[str]) -> int:
 
 def _supervise(config: SuperviseConfig, command: Sequence[str], errors: Path) -> int:
     fruitless, reached = 0, _newest_step(config.run_folder)
-    began_s = time.time()  # from here on, since another node may finish the run while this one's launcher fails
+    # A status counts if it has changed since then: the clocks of the nodes may differ, and another node may finish the
+    # run while this one's launcher fails.
+    earlier = read_status(config.run_folder)
     for start in range(config.restarts + 1):
         errors.unlink(missing_ok=True)
         code, stopped_by = _run_once(command, config, errors)
         quoted = _first_line(errors)
-        status = _status_since(config.run_folder, began_s)
+        status = read_status(config.run_folder)
+        status = None if status == earlier else status
         if status and status.state in ("finished", "paused"):
             return 0
         if status and status.state == "refused":
@@ -141,11 +144,6 @@ def _is_whole(checkpoint: Checkpoint) -> bool:
         return False
 
 
-def _status_since(run: Path, began_s: float) -> Status | None:
-    status = read_status(run)
-    return status if status and status.time_s >= began_s else None
-
-
 def _first_line(errors: Path) -> str:
     """Return the first error of the last start, which caused its others; empty if no process here wrote one."""
     try:
@@ -171,7 +169,11 @@ def _run_once(command: Sequence[str], config: SuperviseConfig, errors: Path) -> 
 
     def forward(number: signal.Signals) -> None:
         received.append(number.name)
-        process.send_signal(signal.SIGTERM if number == signal.SIGUSR1 else number)  # SIGUSR1 would kill torchrun
+        if received.count("SIGINT") > 1:
+            _kill(mark)  # Ctrl-C again: at once, without a checkpoint
+        else:
+            # Not SIGUSR1, which would kill torchrun, nor SIGINT, which a terminal has already sent to the command.
+            process.terminate()
 
     with handle_signals(_FORWARDED, forward):
         while process.poll() is None:

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
-
 from infra.errors import UserError
 from infra.files import write_atomic
+from infra.json_files import BadJson, encode_json, read_json
 
 RESULTS_NAME: Final = "results.json"
 VERSION: Final = 2
@@ -340,7 +339,7 @@ class Results:
 
 def write_results(run: Path, results: Results) -> None:
     """Write `run/results.json` atomically."""
-    write_atomic(run / RESULTS_NAME, msgspec.json.format(msgspec.json.encode(results), indent=1))
+    write_atomic(run / RESULTS_NAME, encode_json(results))
 
 
 def read_results(run: Path) -> Results | None:
@@ -353,14 +352,14 @@ def read_results(run: Path) -> Results | None:
         UserError: if the file is unreadable or has another version.
     """
     path = run / RESULTS_NAME
-    if not path.exists():
-        return None
     try:
-        version = msgspec.json.decode(path.read_bytes(), type=_Version).version
+        version = read_json(path, _Version).version
         if version != VERSION:
             raise UserError(f"{path} has version {version}, this Sternum reads {VERSION}; probe the run again")
-        return msgspec.json.decode(path.read_bytes(), type=Results)
-    except (msgspec.DecodeError, OSError) as error:
+        return read_json(path, Results)
+    except FileNotFoundError:
+        return None
+    except BadJson as error:
         raise UserError(f"{path} cannot be read: {error}; probe the run again") from error
 
 

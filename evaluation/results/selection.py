@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from evaluation.results.results import Estimate
 from infra.errors import UserError
 from infra.files import write_atomic
+from infra.json_files import BadJson, encode_json, read_json
 
 SELECTION_NAME: Final = "selection.json"
 
@@ -67,11 +66,11 @@ def read_selection(run: Path) -> CheckpointSelection | None:
         UserError: if the file is unreadable or not a selection.
     """
     path = run / SELECTION_NAME
-    if not path.exists():
-        return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=CheckpointSelection)
-    except (msgspec.DecodeError, OSError) as error:
+        return read_json(path, CheckpointSelection)
+    except FileNotFoundError:
+        return None
+    except BadJson as error:
         raise UserError(
             f"{path} cannot be read: {error}; delete it, or probe the run again with --select=true"
         ) from error
@@ -79,4 +78,4 @@ def read_selection(run: Path) -> CheckpointSelection | None:
 
 def write_selection(run: Path, selection: CheckpointSelection) -> None:
     """Write `run/selection.json` atomically."""
-    write_atomic(run / SELECTION_NAME, msgspec.json.format(msgspec.json.encode(selection), indent=1))
+    write_atomic(run / SELECTION_NAME, encode_json(selection))

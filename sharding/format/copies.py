@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from infra.errors import UserError, require
+from infra.json_files import BadJson, read_json
 
 COPY: Final = "copy of another image by the list of an audit"
 
@@ -48,10 +47,10 @@ def read_copies(path: Path, name: str) -> frozenset[str]:
         UserError: if the file is not such a list, or the audit did not cover the set
     """
     try:
-        audit = msgspec.json.decode(path.read_bytes(), type=_Audit)
-    except OSError as error:
+        audit = read_json(path, _Audit)
+    except FileNotFoundError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name the audit.json of an audit") from error
-    except msgspec.DecodeError as error:
+    except BadJson as error:
         raise UserError(f"{path} is not a list of this version: {error}; write it again: sternum audit") from error
     names = sorted({folder.name for folder in audit.folders})
     require(

@@ -9,12 +9,12 @@ from pathlib import Path
 from tarfile import BLOCKSIZE
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from infra.arrays import Records
 from infra.errors import UserError
 from infra.files import read_small
+from infra.json_files import BadJson, decode_json, encode_json
 from sharding.format.fractions import FRACTIONS_PERCENT
 from sharding.images.fingerprint import FINGERPRINT
 from sharding.images.limits import MAX_PIXELS, MAX_SIDE_PX
@@ -29,6 +29,7 @@ _SHARD_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LEAST_SAMPLE_BYTES: Final = 4 * BLOCKSIZE  # two members of at least one block, each with its header
 _MOST_BYTES: Final = 1 << 50
+_LEAST_PIXEL_STD: Final = 1e-4  # a fortieth of one of the 255 gray levels; training divides by it
 
 # One row per sample, in the order of the shard, stored as NAME.index.npy. The identities are 64-bit hashes
 # (infra.rng.stable_hash of "SET/KEY", "SET/PATIENT", "SET/PATIENT/STUDY" with the set's name), so that random draws for
@@ -164,7 +165,7 @@ class Manifest:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the content of `manifest.json`."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    return encode_json(manifest)
 
 
 class NotJson(UserError):
@@ -183,9 +184,9 @@ def decode_manifest(content: bytes, path: str) -> Manifest:
         UserError: if it is not a manifest of this version, or contradicts itself
     """
     try:
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        error_type = UserError if isinstance(error, msgspec.ValidationError) else NotJson
+        manifest = decode_json(content, Manifest)
+    except BadJson as error:
+        error_type = NotJson if error.is_cut else UserError
         raise error_type(f"{path} cannot be read: {error}; pack the dataset again") from error
     if manifest.version != VERSION:
         raise UserError(f"{path} has version {manifest.version}, this Sternum reads {VERSION}; pack the dataset again")
@@ -209,9 +210,10 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"samples={manifest.samples}, but its shards hold {total}"
     if not min(1, total) <= manifest.patients <= total:
         yield f"patients={manifest.patients} does not fit {total} samples"
-    for field in ("pixel_mean", "pixel_std"):
-        if not 0 <= getattr(manifest, field) <= 1:
-            yield f"{field}={getattr(manifest, field)} must be between 0 and 1"
+    if not 0 <= manifest.pixel_mean <= 1:
+        yield f"pixel_mean={manifest.pixel_mean} must be between 0 and 1"
+    if not _LEAST_PIXEL_STD <= manifest.pixel_std <= 0.5:  # 0.5 is that of black and white in equal parts
+        yield f"pixel_std={manifest.pixel_std} must be between {_LEAST_PIXEL_STD} and 0.5"
 
 
 def _shard_problems(shard: Shard) -> Iterator[str]:

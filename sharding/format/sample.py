@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import msgspec
-
 from infra.rng import stable_hash
 
 
@@ -29,18 +27,6 @@ class SampleMetadata(TypedDict):
     path: NotRequired[str | None]
     source_height: NotRequired[int]
     source_width: NotRequired[int]
-
-
-def decode_metadata(content: bytes) -> SampleMetadata:
-    """Return the content of a sample's JSON member.
-
-    Raises:
-        ValueError: if it is not one
-    """
-    try:
-        return msgspec.json.decode(content, type=SampleMetadata)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)

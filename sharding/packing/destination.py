@@ -13,13 +13,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
-from infra.errors import require
-from infra.files import disk_errors, fsync_path, locked, make_private_folder, read_small, sha256_file
+from infra.errors import UserError, require
+from infra.files import disk_errors, fsync_path, make_private_folder, read_small, sha256_file
+from infra.locks import locked
 from infra.object_store import ObjectStore, file_path, require_store_url
 from infra.urls import Location, scheme_of, shown
 from sharding.format.manifest import PARTIAL, Shard
 
 _STAGING: Final = "writing"
+
+
+class OtherPacking(UserError):
+    """The destination belongs to another packing, whose files must stay."""
 
 
 class Destination(Protocol):
@@ -36,7 +41,8 @@ class Destination(Protocol):
     def locked(self) -> AbstractContextManager[None]:
         """Create the staging folder and keep other processes out of the destination.
 
-        If the block raises, unfinished files are removed, and the destination too if it holds no finished one.
+        If the block raises, unfinished files are removed, and the destination too if it holds no finished one; but
+        nothing is if it raises OtherPacking.
         """
 
     def sizes(self) -> dict[str, int]:
@@ -137,8 +143,9 @@ class _LocalDestination:
 class _StoreDestination:
     """A folder of an object store; each shard is written to a local temporary folder first and then uploaded.
 
-    An object store has no lock, so only processes of one user on one machine are kept apart. Two machines that pack the
-    same dataset with the same options write the same bytes.
+    An object store has no lock, so only processes of one user on one machine are kept apart by one. Two machines that
+    pack the same dataset with the same options write the same bytes. Of two other jobs, the one whose note is there
+    goes on (`packing.job`).
     """
 
     def __init__(self, url: str) -> None:
@@ -160,6 +167,8 @@ class _StoreDestination:
                 shutil.rmtree(self.staging, ignore_errors=True)
                 self.staging.mkdir()
                 yield
+            except OtherPacking:
+                raise
             except BaseException:
                 with suppress(Exception):  # the first error matters more
                     if not self.sizes():

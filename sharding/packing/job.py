@@ -4,11 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import msgspec
-
 from infra.errors import UserError, require
+from infra.json_files import BadJson, decode_json, encode_json
 from sharding.format.manifest import MANIFEST_NAME, PARTIAL, Manifest, Shard, decode_manifest, encode_manifest
-from sharding.packing.destination import Destination
+from sharding.packing.destination import Destination, OtherPacking
 from sharding.packing.verify import check_sizes
 
 Options = dict[str, int | float | str | bool | None]
@@ -101,11 +100,12 @@ def resume_job(destination: Destination, job: Job, out: object) -> list[Finished
         out: the destination as the user named it, for messages
 
     Raises:
-        UserError: if the unfinished packing belongs to another job
+        OtherPacking: if the unfinished packing belongs to another job
     """
     note = _read(destination, _NOTE, Job)
     if note is None:
         _write(destination, _NOTE, job)
+        _require_ours(destination, job, out)
         return []
     _require_same(job, note, f"out={out} holds an unfinished packing of")
     records = [_read(destination, name, FinishedShard) for name in destination.notes() if name != _NOTE]
@@ -120,15 +120,25 @@ def resume_job(destination: Destination, job: Job, out: object) -> list[Finished
     return usable
 
 
-def commit_shard(destination: Destination, record: FinishedShard) -> None:
-    """Move a shard and the files beside it to the destination, then note that it is finished."""
+def commit_shard(destination: Destination, job: Job, out: object, record: FinishedShard) -> None:
+    """Move a shard and the files beside it to the destination, then note that it is finished.
+
+    Raises:
+        OtherPacking: if another job has begun in the same object store, which has no lock
+    """
+    _require_ours(destination, job, out)
     for name in (*record.shard.companions, record.shard.name):
         destination.commit(destination.staging / name, name)
     _write(destination, record.note, record)
 
 
-def finish_job(destination: Destination, manifest: Manifest) -> None:
-    """Write the manifest, whose presence means that all shards are there, and remove the notes."""
+def finish_job(destination: Destination, job: Job, out: object, manifest: Manifest) -> None:
+    """Write the manifest, whose presence means that all shards are there, and remove the notes.
+
+    Raises:
+        OtherPacking: like `commit_shard`
+    """
+    _require_ours(destination, job, out)
     file = destination.staging / MANIFEST_NAME
     file.write_bytes(encode_manifest(manifest))
     destination.commit(file, MANIFEST_NAME)
@@ -138,19 +148,30 @@ def finish_job(destination: Destination, manifest: Manifest) -> None:
 def _read(destination: Destination, name: str, record_type: type[T]) -> T | None:
     content = destination.read(name)
     try:
-        return None if content is None else msgspec.json.decode(content, type=record_type)
-    except msgspec.DecodeError as error:
+        return None if content is None else decode_json(content, record_type)
+    except BadJson as error:
         raise UserError(f"{name} of an unfinished packing cannot be read: {error}; delete the folder first") from error
 
 
 def _write(destination: Destination, name: str, record: object) -> None:
     file = destination.staging / "note"
-    file.write_bytes(msgspec.json.encode(record))
+    file.write_bytes(encode_json(record))
     destination.commit(file, name)
 
 
+def _require_ours(destination: Destination, job: Job, out: object) -> None:
+    """Raise OtherPacking unless the destination is that of this job, or holds the same job, finished elsewhere."""
+    note = _read(destination, _NOTE, Job)
+    if note is not None:
+        _require_same(job, note, f"out={out} now holds an unfinished packing of")
+    elif packed_manifest(destination, job, out) is None:
+        raise OtherPacking(
+            f"out={out} has lost the notes of this packing, so another process works there; choose another folder"
+        )
+
+
 def _require_same(requested: Job, present: Job, description: str) -> None:
-    """Raise UserError, naming the first difference, unless both jobs give the same bytes."""
+    """Raise OtherPacking, naming the first difference, unless both jobs give the same bytes."""
     old, new = (
         {"dataset": job.dataset, "name": job.name or job.dataset, **job.options, "made_by": job.made_by}
         for job in (present, requested)
@@ -159,6 +180,6 @@ def _require_same(requested: Job, present: Job, description: str) -> None:
         if new.get(name) != old.get(name):
             difference = f"{name}={old.get(name)!r}, not {new.get(name)!r}"
             difference = "other samples" if name == "samples_sha256" else difference
-            raise UserError(
+            raise OtherPacking(
                 f"{description} dataset {present.dataset!r} packed with {difference}; choose another folder"
             )

@@ -215,10 +215,10 @@ def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job:
         if (manifest := packed_manifest(destination, job, config.out)) is not None:  # interrupted before cleanup
             destination.finish()
             return manifest
-        packing = _Packing(config, catalog, destination, resume_job(destination, job, config.out))
+        packing = _Packing(config, catalog, destination, job, resume_job(destination, job, config.out))
         packing.run()
-        manifest = packing.manifest(job)
-        finish_job(destination, manifest)
+        manifest = packing.manifest()
+        finish_job(destination, job, config.out, manifest)
     return manifest
 
 
@@ -272,9 +272,10 @@ class _Packing:
     """Writes the unfinished shards of a dataset, and the manifest of all shards."""
 
     def __init__(
-        self, config: PackConfig, catalog: Catalog, destination: Destination, finished: list[FinishedShard]
+        self, config: PackConfig, catalog: Catalog, destination: Destination, job: Job, finished: list[FinishedShard]
     ) -> None:
-        self._config, self._catalog, self._destination, self._finished = config, catalog, destination, finished
+        self._config, self._catalog, self._destination = config, catalog, destination
+        self._job, self._finished = job, finished
         self._start = finished[-1].end if finished else 0
         self._names = Counter((record.shard.split, record.shard.tier_percent) for record in finished)
         self._rejected: list[tuple[int, str]] = []  # since the last finished shard
@@ -314,7 +315,7 @@ class _Packing:
         duration_s = time.perf_counter() - began_s
         say(f"{self._config.out}: {read} images in {duration_s:.1f} s, {read / duration_s:.0f} images/s")
 
-    def manifest(self, job: Job) -> Manifest:
+    def manifest(self) -> Manifest:
         """Return the manifest of all shards; raises UserError if there are none."""
         positions = [*self._rejected, *(pair for record in self._finished for pair in record.rejected)]
         rejected = [
@@ -330,10 +331,10 @@ class _Packing:
         squares = sum(record.pixel_square_sum for record in self._finished)
         return Manifest(
             version=VERSION,
-            dataset=job.dataset,
-            name=job.name,
-            made_by=job.made_by,
-            options=job.options,
+            dataset=self._job.dataset,
+            name=self._job.name,
+            made_by=self._job.made_by,
+            options=self._job.options,
             samples=int(packed.sum()),
             patients=len(np.unique(self._catalog.patients[packed])),
             pixel_mean=total / (pixels * 255),
@@ -379,7 +380,7 @@ class _Packing:
         record = FinishedShard(writer.finish(), self._start, position, self._rejected, *self._sums.tolist())
         if self._commit is not None:
             self._commit.result()
-        self._commit = committer.submit(commit_shard, self._destination, record)
+        self._commit = committer.submit(commit_shard, self._destination, self._job, self._config.out, record)
         self._finished.append(record)
         self._start, self._rejected, self._sums = position, [], np.zeros(4, np.int64)
 

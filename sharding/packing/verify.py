@@ -14,10 +14,11 @@ import numpy as np
 from infra.arrays import Records, UInt64
 from infra.errors import UserError
 from infra.files import sha256_file
+from infra.json_files import decode_json
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
 from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_fingerprints, read_index, require_fitting
-from sharding.format.sample import decode_metadata
+from sharding.format.sample import SampleMetadata
 from sharding.format.writer import sample_identity
 from sharding.images.encode import ImageRejected, decode
 from sharding.images.file_formats import SIGNATURES
@@ -118,7 +119,9 @@ def _damaged_samples(file: BinaryIO, rows: Records, set_name: str, split: str | 
             _require(extension in SIGNATURES and meta_name == f"{key}.json", f"members {name} and {meta_name}")
             _require(image.startswith(SIGNATURES[extension]), f"the format of {name} does not match its extension")
             _require(sample_identity(set_name, key) == row["sample"], f"key {key} is not the key in the index")
-            _require(decode_metadata(content)["split"] == split, f"{meta_name} does not have the shard's split")
+            _require(
+                decode_json(content, SampleMetadata)["split"] == split, f"{meta_name} does not have the shard's split"
+            )
             height_width = decode(image)[0].size[::-1]
             _require(height_width == (row["height"], row["width"]), f"{name} does not have its size in the index")
         except (_Difference, ImageRejected, ValueError, LookupError, TypeError) as error:

@@ -29,10 +29,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock, Timeout
-
 from infra.errors import RunFailed, UserError, require
 from infra.files import disk_errors
+from infra.locks import StillHeld, try_lock, waiting_lock
 from infra.log import say
 from infra.options import key, setting
 from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownload, Unavailable
@@ -256,9 +255,9 @@ class ShardCache:
     def _locked(self) -> Iterator[None]:
         """Keep other threads and processes from changing the folder."""
         try:
-            with FileLock(self.folder / ".lock", timeout=self._config.total_s):
+            with waiting_lock(self.folder / ".lock", self._config.total_s):
                 yield
-        except Timeout as error:
+        except StillHeld as error:
             raise RunFailed(f"{self.folder / '.lock'} is held by a process that hangs; end that process") from error
 
     @contextmanager
@@ -293,14 +292,7 @@ def _is_damaged(pinned: OpenFile, spec: FileSpec) -> bool:
 
 
 def _try_lock(descriptor: int, mode: int) -> bool:
-    try:
-        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        name = key(FetchConfig, "cache_folder")
-        raise UserError(f"the disk of {name} cannot lock files: {error.strerror}; choose another {name}") from error
-    return True
+    return try_lock(descriptor, mode, key(FetchConfig, "cache_folder"))
 
 
 def _reserved_bytes(path: Path, status: os.stat_result) -> int:

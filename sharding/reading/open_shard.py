@@ -12,7 +12,8 @@ import numpy as np
 
 from infra.arrays import Records, UInt8
 from infra.errors import RunFailed
-from sharding.format.sample import SampleMetadata, decode_metadata
+from infra.json_files import BadJson, decode_json
+from sharding.format.sample import SampleMetadata
 from sharding.reading.cache import OpenFile
 
 T = TypeVar("T")
@@ -59,8 +60,8 @@ class OpenShard:
         """Return a sample's metadata; raises SampleDamaged."""
         content = self._repaired(lambda file: self._read(file, row, "meta"))
         try:
-            return decode_metadata(content.tobytes())
-        except ValueError as error:
+            return decode_json(content.tobytes(), SampleMetadata)
+        except BadJson as error:
             raise SampleDamaged(
                 f"{self._sample(row)} has unusable metadata: {error}; pack the dataset again"
             ) from error

@@ -17,11 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from safetensors import SafetensorError, safe_open
 
 from infra.errors import RunFailed
 from infra.files import sha256_file
+from infra.json_files import BadJson, read_json
+from ssl_core.checkpoints.computation import Computation
 
 MANIFEST: Final = "manifest.json"
 FILES: Final = ("model.safetensors", "optimizer.safetensors", "state.json")  # the manifest lists them
@@ -62,6 +63,11 @@ class CheckpointState:
     masked_in_epoch: int = 0
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def computation(self) -> Computation:
+        """What the run computes."""
+        return Computation(self.config, self.data_identity)
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -94,8 +100,8 @@ class Checkpoint:
     def state(self) -> CheckpointState:
         """The position of the run; RunFailed if the file cannot be read."""
         try:
-            return msgspec.json.decode((self.path / STATE).read_bytes(), type=CheckpointState)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return read_json(self.path / STATE, CheckpointState)
+        except (FileNotFoundError, BadJson) as error:
             raise RunFailed(f"{self.path / STATE} cannot be read ({error}); delete this checkpoint") from error
 
     @property
@@ -142,8 +148,8 @@ def other_version(checkpoint: Checkpoint) -> str | None:
     """Return the format of a checkpoint that this Sternum cannot read; None if it can, or if the format is unknown."""
     path = checkpoint.path / MANIFEST
     try:
-        version = msgspec.json.decode(path.read_bytes(), type=_Version).version if path.is_file() else FORMAT
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        version = read_json(path, _Version).version
+    except (FileNotFoundError, BadJson):
         return None  # damaged: see `find_damage`
     return (
         None if version == FORMAT else f"in format {version} of another Sternum version; this one reads format {FORMAT}"
@@ -154,7 +160,9 @@ def find_damage(checkpoint: Checkpoint) -> str | None:
     """Compare a checkpoint's files with its manifest; return what differs, or None if it is whole."""
     try:
         return _difference(checkpoint)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, SafetensorError, RunFailed) as error:
+    except BadJson as error:
+        return f"its {MANIFEST} cannot be read: {error}"
+    except (OSError, SafetensorError, RunFailed) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -162,7 +170,7 @@ def _difference(checkpoint: Checkpoint) -> str | None:
     for name in (MANIFEST, *FILES):
         if not (checkpoint.path / name).is_file():
             return f"{name} is missing"
-    manifest = msgspec.json.decode((checkpoint.path / MANIFEST).read_bytes(), type=Manifest)
+    manifest = read_json(checkpoint.path / MANIFEST, Manifest)
     if manifest.version != FORMAT:
         return f"its format is {manifest.version}, this Sternum reads {FORMAT}"
     for name in FILES:

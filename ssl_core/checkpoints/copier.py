@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
-from infra.errors import RunFailed
+from infra.errors import RunFailed, UserError
 from infra.files import remove_folder
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.mirror import Mirror
@@ -59,7 +59,7 @@ class CheckpointCopier:
         self._thread.shutdown()
 
     def require_done(self) -> None:
-        """Raise RunFailed if the newest update failed."""
+        """Raise RunFailed if the newest update failed, or UserError if the mirror belongs to another run."""
         self._newest.result()
 
     def remove(self, checkpoint: Checkpoint) -> None:
@@ -79,6 +79,7 @@ class CheckpointCopier:
 
         Raises:
             RunFailed: if the store or the disk fails
+            UserError: if another run owns the mirror
         """
         try:
             while any(self._copy(checkpoint) for checkpoint in reversed(find_checkpoints(self._run))):
@@ -96,7 +97,7 @@ class CheckpointCopier:
     def _reconcile_in_background(self) -> None:
         try:
             self.reconcile()
-        except RunFailed as error:
+        except (RunFailed, UserError) as error:
             self._alarm(f"the mirror is out of date: {error}")
             raise
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import msgspec
-
 from infra.errors import RunFailed, require
 from infra.files import atomic_folder, require_space
+from infra.json_files import BadJson, decode_json
 from infra.log import say
 from infra.object_store import ObjectStore
 from infra.options import key
@@ -21,6 +20,8 @@ from ssl_core.checkpoints.checkpoint import (
     other_version,
     step_of,
 )
+from ssl_core.checkpoints.computation import Computation
+from ssl_core.checkpoints.ownership import Ownership
 from ssl_core.checkpoints.retention import CheckpointConfig
 
 
@@ -29,28 +30,35 @@ class CopyDamaged(Exception):
 
 
 class Mirror:
-    """A folder of an object store with copies of checkpoints.
+    """A folder of an object store with copies of one run's checkpoints.
 
     The manifest is copied last and removed first, so a copy with a manifest is complete. Every method raises RunFailed
-    if the store cannot be reached.
+    if the store cannot be reached, and those that change the store raise UserError if another run owns it.
 
     Attributes:
         name: the URL with its option, for messages
     """
 
-    def __init__(self, url: str) -> None:
-        """Open the store.
+    def __init__(self, url: str, run: Path, computation: Computation) -> None:
+        """Open the store; a start of a run does so once.
 
         Args:
             url: the folder, such as s3://BUCKET/RUN
+            run: the run folder
+            computation: what the run computes
 
         Raises:
             UserError: if the URL does not name an object store, holds credentials, or needs a missing package
         """
         self._store = ObjectStore(url, key(CheckpointConfig, "mirror"))
         self.name = self._store.name
+        self._ownership = Ownership(self._store, run, computation)
         self._manifests: dict[int, bytes | None] = {}  # of the copies, as last read or written
         self._epochs: dict[int, float | None] = {}
+
+    def claim(self) -> None:
+        """Make this start of the run the owner of the mirror, or check that it still is; see `Ownership`."""
+        self._ownership.claim(self._newest_computation)
 
     def put(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint into the store; a copy of the same step is replaced."""
@@ -64,6 +72,7 @@ class Mirror:
 
     def remove(self, step: int) -> None:
         """Remove the copy of a checkpoint, if there is one."""
+        self.claim()
         self._manifests.pop(step, None)
         self._epochs.pop(step, None)
         self._store.remove(f"{_folder(step)}/{MANIFEST}")
@@ -98,10 +107,8 @@ class Mirror:
     def epoch_of(self, step: int) -> float | None:
         """Return the epoch of a copy, None if it is damaged; it is read once."""
         if step not in self._epochs:
-            try:
-                self._epochs[step] = msgspec.json.decode(self._read(step, STATE) or b"", type=CheckpointState).epoch
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                self._epochs[step] = None
+            state = self._state(step)
+            self._epochs[step] = None if state is None else state.epoch
         return self._epochs[step]
 
     def fetch(self, run: Path, step: int) -> None:
@@ -132,28 +139,39 @@ class Mirror:
             if damage:
                 raise CopyDamaged(damage)
 
+    def _newest_computation(self) -> Computation | None:
+        states = (self._state(step) for step in reversed(self.steps()))
+        return next((state.computation for state in states if state is not None), None)
+
+    def _state(self, step: int) -> CheckpointState | None:
+        """Return the state of a copy, None if it is damaged."""
+        try:
+            return decode_json(self._read(step, STATE) or b"", CheckpointState)
+        except BadJson:
+            return None
+
     def _read(self, step: int, name: str) -> bytes | None:
         return self._store.read(f"{_folder(step)}/{name}")
 
 
-def restore_from_mirror(run: Path, url: str) -> None:
-    """Fetch the newest whole checkpoint from the mirror, unless the run folder has a whole one at least as new.
+def restore_from_mirror(run: Path, mirror: Mirror) -> None:
+    """Claim the mirror, and fetch its newest whole checkpoint unless the run folder has a whole one at least as new.
 
     Only one process calls this, before the ranks choose the checkpoint to resume. A damaged copy is skipped with a
     warning. So is a store that cannot be read, if the run folder has a whole checkpoint.
 
     Args:
         run: the run folder
-        url: the mirror, such as s3://BUCKET/RUN
+        mirror: the mirror of the run
 
     Raises:
         RunFailed: if the run folder has no whole checkpoint and the store cannot be read, or holds only damaged copies
-        UserError: if the URL cannot be opened, or as `Mirror.fetch` raises it
+        UserError: if another run owns the mirror, before anything is fetched; or as `Mirror.fetch` raises it
     """
-    mirror = Mirror(url)
     whole = (checkpoint.step for checkpoint in reversed(named_checkpoints(run)) if find_damage(checkpoint) is None)
     local = next(whole, None)
     try:
+        mirror.claim()
         _fetch_newer(mirror, run, -1 if local is None else local)
     except RunFailed as error:
         if local is None:

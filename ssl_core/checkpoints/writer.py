@@ -32,7 +32,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
 
     A failure of disk or network in the background does not end the training: it prints an alarm, the older checkpoints
     stay, and `failures` counts it. Leaving the context waits for the running save and copies, and raises RunFailed if
-    a mirror is not up to date by then.
+    a mirror is not up to date by then, or UserError if it belongs to another run.
 
     Attributes:
         failures: number of failed saves in the background and failed updates of the mirror
@@ -40,7 +40,14 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         save_s: seconds that the newest finished save took, from its call on
     """
 
-    def __init__(self, run: Path, config: CheckpointConfig, device: torch.device, expected_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: CheckpointConfig,
+        device: torch.device,
+        expected_bytes: int = 0,
+        mirror: Mirror | None = None,
+    ) -> None:
         """Remove the remains of a killed process, and reserve memory in the background.
 
         Args:
@@ -48,6 +55,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
             config: which checkpoints to keep
             device: device of the tensors to save
             expected_bytes: size of one save; the first save waits for any memory beyond it
+            mirror: the store that receives copies, if `config` names one
         """
         remove_remains(run / "checkpoints")
         self.failures = 0
@@ -57,9 +65,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self._config = config
         self._writing: int | None = None  # the step of the newest save
         self._whole: dict[Path, bool] = {}
-        self._copier = (
-            CheckpointCopier(run, config, Mirror(config.mirror), self._is_whole, self._alarm) if config.mirror else None
-        )
+        self._copier = CheckpointCopier(run, config, mirror, self._is_whole, self._alarm) if mirror else None
         self._memory = _Memory(device)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] = self._thread.submit(self._memory.reserve, expected_bytes)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from infra.errors import UserError, require
+from infra.json_files import BadJson, read_json
 from infra.options import key, setting
 from sharding.reading.data_config import DataConfig
 from ssl_core.engines.config import EngineConfig
@@ -122,11 +123,11 @@ def _read(config: EngineConfig) -> dict[str, Any]:
     assert config.deepspeed_config is not None
     shown = setting(config, "deepspeed_config")
     try:
-        given = json.loads(config.deepspeed_config.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{shown} cannot be read as JSON: {error}; correct the file, or leave it out") from error
-    require(isinstance(given, dict), f"{shown} must hold one JSON object; see DeepSpeed's docs")
-    return dict(given)
+        return read_json(config.deepspeed_config, dict[str, Any])
+    except FileNotFoundError as error:
+        raise UserError(f"{shown} does not exist; correct the path, or leave it out") from error
+    except BadJson as error:
+        raise UserError(f"{shown} is not a JSON object: {error}; correct the file, or leave it out") from error
 
 
 def _require(holds: bool, config: EngineConfig, name: str, value: object, rule: str, way_out: str) -> None:

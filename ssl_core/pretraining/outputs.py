@@ -12,6 +12,7 @@ from infra.log import say
 from infra.metrics import MetricsWriter
 from infra.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.checkpoints.writer import CheckpointWriter, Tensors
 from ssl_core.pretraining.sample_log import SampleLog
@@ -28,6 +29,7 @@ class RunOutputs:
         ranks: Ranks,
         device: torch.device,
         config: CheckpointConfig,
+        mirror: Mirror | None,
         *,
         checkpoint_bytes: int,
         log_samples: bool,
@@ -40,6 +42,7 @@ class RunOutputs:
             ranks: this process among all
             device: device of the tensors to save
             config: which checkpoints to keep
+            mirror: the store that receives copies, on the first rank
             checkpoint_bytes: size of one checkpoint, to reserve memory for its copy in advance
             log_samples: whether to record the samples of each step
 
@@ -53,7 +56,7 @@ class RunOutputs:
 
             def open_first() -> None:
                 self._metrics = stack.enter_context(MetricsWriter(run, first_step))
-                self._writer = stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes))
+                self._writer = stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes, mirror))
 
             on_first_rank(ranks, open_first)
             self._samples = stack.enter_context(SampleLog(run, ranks)) if log_samples else None

@@ -9,7 +9,8 @@ from infra.errors import UserError
 from infra.options import key
 from infra.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import Checkpoint
-from ssl_core.checkpoints.mirror import restore_from_mirror
+from ssl_core.checkpoints.computation import Computation
+from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.pretraining.config import PretrainConfig
@@ -43,30 +44,50 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
     return settings
 
 
-def checkpoint_to_resume(config: PretrainConfig, data_identity: str, ranks: Ranks) -> Checkpoint | None:
+def open_mirror(config: PretrainConfig, data_identity: str, ranks: Ranks) -> Mirror | None:
+    """Open the mirror of the run on the first rank; None without one, and on the other ranks. Collective.
+
+    Raises:
+        UserError: on all ranks, if checkpoints.mirror cannot be opened
+    """
+    url, opened = config.checkpoints.mirror, list[Mirror]()
+    if url:
+        computation = Computation(fixed_settings(config), data_identity)
+        on_first_rank(ranks, lambda: opened.append(Mirror(url, config.run_folder, computation)))
+    return opened[0] if opened else None
+
+
+def checkpoint_to_resume(
+    config: PretrainConfig, data_identity: str, ranks: Ranks, mirror: Mirror | None
+) -> Checkpoint | None:
     """Return the newest whole checkpoint of the run, from its folder or its mirror; None for a new run. Collective.
 
     Args:
         config: the run
         data_identity: identity of the shards' content
         ranks: this process among all
+        mirror: the mirror of the run, on the first rank
 
     Raises:
-        UserError: if the checkpoint comes from other data, or from other settings that determine the result
+        UserError: if the checkpoint comes from other data, or from other settings that determine the result, or if
+            another run owns the mirror
         RunFailed: if there are checkpoints, but none is whole
     """
-    run, mirror = config.run_folder, config.checkpoints.mirror
-    if mirror:
-        on_first_rank(ranks, lambda: restore_from_mirror(run, mirror))
+    run = config.run_folder
+
+    def restore() -> None:
+        if mirror:
+            restore_from_mirror(run, mirror)
+
+    on_first_rank(ranks, restore)
     # One rank of each machine verifies the bytes, so that 64 ranks do not hash the same gigabyte.
     checkpoint = newest_whole_checkpoint(run, speak=ranks.is_first, verify=ranks.local_rank == 0)
     if checkpoint is None:
         return None
-    _require_same(config, fixed_settings(config), checkpoint.state.config)
-    if checkpoint.state.data_identity != data_identity:
+    now = Computation(fixed_settings(config), data_identity)
+    if difference := now.difference(checkpoint.state.computation):
         raise UserError(
-            f"the content of {key(config.data, 'shards')} differs from the content that the run in {run} was trained "
-            f"on; use the same shards to resume it, or {_another_run(config)}"
+            f"{difference.what} of the run in {run}; {difference.remedy} to resume it, or {_another_run(config)}"
         )
     return checkpoint
 
@@ -76,16 +97,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def _require_same(config: PretrainConfig, now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Raise UserError for the first key that differs; a key that only one side has belongs to another version."""
-    for name, value in now.items():
-        if name in before and value != before[name]:
-            raise UserError(
-                f"{name}={value} differs from {before[name]} of the run in {config.run_folder}; "
-                f"use {name}={before[name]} to resume it, or {_another_run(config)}"
-            )
 
 
 def _another_run(config: PretrainConfig) -> str:

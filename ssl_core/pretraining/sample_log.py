@@ -11,13 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from infra.append_file import AppendFile
 from infra.errors import UserError
 from infra.files import disk_errors, fsync_path
+from infra.json_files import BadJson, decode_json, encode_line
+from infra.log import say
 from infra.processes import Ranks
 
 FOLDER: Final = "samples"
@@ -79,7 +80,7 @@ class SampleLog:
             [f"{sample:016x}" for sample in samples.tolist()],
             np.flatnonzero(~valid).tolist(),
         )
-        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.write(encode_line(line))
 
     def __enter__(self) -> "SampleLog":
         return self
@@ -93,17 +94,18 @@ class SampleLog:
 def truncate_sample_log(run_folder: Path, first_step: int) -> None:
     """Drop `first_step` and all later steps, which will be made again, from the files of all ranks.
 
-    This also drops a last line that a power cut left unfinished.
-
-    Raises:
-        UserError: if any other line of a file is damaged
+    This also drops a last line that a power cut left unfinished. A file that is damaged before is cut there, with a
+    warning: the run goes on, and `read_sample_log` will refuse its log.
     """
     for path in _paths(run_folder):
         kept_bytes = 0
-        for content, line in _lines(path, _StepOnly):
-            if line.step >= first_step:
-                break
-            kept_bytes += len(content)
+        try:
+            for content, line in _lines(path, _StepOnly):
+                if line.step >= first_step:
+                    break
+                kept_bytes += len(content)
+        except UserError as error:
+            say(f"warning: {error}; {path.name} is cut there")
         with disk_errors(path):
             if kept_bytes < path.stat().st_size:
                 with path.open("r+b") as file:
@@ -171,6 +173,8 @@ def _lines(path: Path, line_type: type[L]) -> Iterator[tuple[bytes, L]]:
             if not content.endswith(b"\n"):
                 return
             try:
-                yield content, msgspec.json.decode(content, type=line_type)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise UserError(f"{path} is damaged in line {number}: {error}; delete {path.parent}") from error
+                yield content, decode_json(content, line_type)
+            except BadJson as error:
+                raise UserError(
+                    f"{path} is damaged in line {number} ({error}); the log of this run is not reliable"
+                ) from error

@@ -9,7 +9,7 @@ import torch
 
 from infra import config as configuration
 from infra.errors import RunFailed, UserError
-from infra.files import locked
+from infra.locks import FolderLock, locked
 from infra.log import say
 from infra.options import key
 from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
@@ -38,6 +38,23 @@ class Session:
         self.state: State = "running"
         self.step = 0
         self.message = ""
+        self._lock: FolderLock | None = None  # on the first rank
+
+    def hold(self, lock: FolderLock) -> None:
+        """Keep the lock of the run folder, to notice if the folder is replaced."""
+        self._lock = lock
+
+    def require_folder(self) -> None:
+        """Check that nobody has removed or replaced the run folder. Collective.
+
+        Raises:
+            RunFailed: on all ranks, if it is no longer the one that this run has locked
+        """
+        on_first_rank(self.ranks, self._require_held)
+
+    def _require_held(self) -> None:
+        if self._lock:
+            self._lock.require_held()
 
     def finish(self, state: State, message: str) -> None:
         """Set the final state of this start, after its last step."""
@@ -51,6 +68,7 @@ class Session:
         if not self.ranks.is_first:
             return
         try:
+            self._require_held()
             write_status(self.run, Status(self.state, self.step, self.message))
         except (UserError, RunFailed, OSError) as error:
             say(f"ALARM: the run is {self.state} at step {self.step}, but status.json could not be written: {error}")
@@ -66,7 +84,7 @@ def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> 
     """
     require_world(config.train, "world_size", ranks.world)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(speak=ranks.is_first))
         stack.enter_context(process_group(ranks, device, config.train.timeout_s, key(config.train, "timeout_s")))
         require_same(configuration.to_yaml(config), "the configuration")
         skew_s = clock_skew_s()
@@ -74,8 +92,8 @@ def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> 
             say(
                 f"warning: the ranks' clocks differ by {skew_s:.1f} s; synchronize them, or launchers may lose machines"
             )
-        on_first_rank(ranks, lambda: stack.enter_context(locked(config.run_folder, "pretraining")))
         session = Session(config.run_folder, ranks, stop)
+        on_first_rank(ranks, lambda: session.hold(stack.enter_context(locked(config.run_folder, "pretraining"))))
         try:
             yield session
         except BaseException as error:

@@ -23,6 +23,7 @@ from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.model.encoder import build_encoder
@@ -30,7 +31,7 @@ from ssl_core.model.optimizer import OptimConfig, learning_rate_at
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.outputs import RunOutputs
-from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings
+from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
 from ssl_core.pretraining.running_means import RunningMeans
 from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import Session, open_session
@@ -52,6 +53,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     Raises:
         UserError: if the configuration does not fit the data, the machine, or the run in that folder
         RunFailed: if data or training cannot continue
+        KeyboardInterrupt: if Ctrl-C stopped this start; a checkpoint is saved
     """
     # Find problems of data and machine before writing anything.
     device = device_of(ranks)
@@ -61,10 +63,12 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     with open_session(config, ranks, device) as session:
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
+        mirror = open_mirror(config, shards.identity, ranks)
         failed_at, rollbacks = -1, 0
         while True:
             try:
-                return _train(config, session, shards, order, device, learning_step)
+                _train(config, session, shards, order, mirror, device, learning_step)
+                break
             except Diverged as error:
                 # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
                 rollbacks = rollbacks + 1 if session.step <= failed_at else 1
@@ -73,6 +77,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
                     raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {_remedy()}") from error
                 if ranks.is_first:
                     say(f"warning: {error}; returning to the last checkpoint")
+    if session.state == "preempted" and session.stop.name == "SIGINT":
+        raise KeyboardInterrupt  # so that a shell does not go on to the next command
 
 
 class Diverged(Exception):
@@ -90,6 +96,7 @@ def _train(
     session: Session,
     shards: ShardSet,
     order: SampleOrder,
+    mirror: Mirror | None,
     device: torch.device,
     learning_step: LearningStep,
 ) -> None:
@@ -99,7 +106,7 @@ def _train(
     last_step = min(total_steps, train.max_steps or total_steps)
     learning_rate_at(config.optim, 0, total_steps, config.data.global_batch)  # rejects a warm-up longer than the run
     engine = _build_engine(config, ranks, device)
-    state = _resume(config, engine, shards, ranks)
+    state = _resume(config, engine, shards, ranks, mirror)
     session.step = first_step = state.step
     require(
         first_step <= last_step,
@@ -109,7 +116,7 @@ def _train(
     on_first_rank(ranks, lambda: _start_writing(config, session))
 
     with ExitStack() as stack:
-        outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine))
+        outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine, mirror))
         outputs.say(
             f"pretraining {config.model.backbone} on {shards.samples} samples, {train.epochs} epochs, "
             f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
@@ -213,6 +220,7 @@ class _Loop:
         self._outputs.write_metrics(state.step, {"epoch": state.epoch, "optim/learning_rate": learning_rate, **values})
 
     def _save(self, state: CheckpointState, *, last: bool) -> None:
+        self._session.require_folder()
         save = self._outputs.save_last if last else self._outputs.save
         save(state, self._engine.model_state(), self._engine.optimizer_state())
         self._outputs.say(f"epoch {state.epoch:6.2f}  step {state.step:6d}  {self._means.summary}  checkpoint")
@@ -238,7 +246,9 @@ def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) ->
     return build_engine(setup, build_encoder(config.model, config.seed))
 
 
-def _open_outputs(config: PretrainConfig, first_step: int, ranks: Ranks, engine: Engine) -> RunOutputs:
+def _open_outputs(
+    config: PretrainConfig, first_step: int, ranks: Ranks, engine: Engine, mirror: Mirror | None
+) -> RunOutputs:
     model_bytes = sum(tensor.nbytes for tensor in engine.model_state().values())
     return RunOutputs(
         config.run_folder,
@@ -246,14 +256,17 @@ def _open_outputs(config: PretrainConfig, first_step: int, ranks: Ranks, engine:
         ranks,
         engine.device,
         config.checkpoints,
+        mirror,
         checkpoint_bytes=3 * model_bytes,  # the optimizers keep up to two numbers for each weight
         log_samples=config.train.log_samples,
     )
 
 
-def _resume(config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks) -> CheckpointState:
+def _resume(
+    config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks, mirror: Mirror | None
+) -> CheckpointState:
     """Load the newest whole checkpoint of the run, if any; return the position of the run."""
-    checkpoint = checkpoint_to_resume(config, shards.identity, ranks)
+    checkpoint = checkpoint_to_resume(config, shards.identity, ranks, mirror)
     initial = CheckpointState(
         step=0,
         epoch=0.0,

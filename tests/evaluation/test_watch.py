@@ -13,7 +13,7 @@ from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError
-from infra.files import locked
+from infra.locks import locked
 from infra.status import State, Status, write_status
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint

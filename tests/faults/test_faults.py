@@ -75,13 +75,19 @@ def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_continues(
 
 @pytest.mark.parametrize(
     ("kind", "rank"),
-    [pytest.param("term", 0, marks=pytest.mark.slow), ("term", 1), pytest.param("usr1", 1, marks=pytest.mark.slow)],
+    [
+        pytest.param("term", 0, marks=pytest.mark.slow),
+        ("term", 1),
+        pytest.param("usr1", 1, marks=pytest.mark.slow),
+        ("int", 0),
+    ],
 )
 def test_a_stop_signal_to_one_rank_saves_at_one_step_and_leaves_a_marker(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, kind: str, rank: int
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards)
-    assert wait_for_ranks(start_ranks(config, WORLD, [Fault(kind, rank, 7)])) == [0, 0]
+    exit_codes = wait_for_ranks(start_ranks(config, WORLD, [Fault(kind, rank, 7)]))
+    assert exit_codes == ([130, 0] if kind == "int" else [0, 0])
     status = read_status(config.run_folder)
     assert status is not None
     assert (status.state, status.step) == ("preempted", 8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.signals import STOP_SIGNALS
 from infra.status import read_status
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
@@ -108,7 +109,17 @@ def test_supervise_continues_after_workers_and_then_torchrun_were_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["torchrun", "supervise", "supervise with SIGUSR1", "supervise of deepspeed"])
+@pytest.mark.parametrize(
+    "whom",
+    [
+        "torchrun",
+        "torchrun with SIGINT",
+        "supervise",
+        "supervise with SIGINT",
+        "supervise with SIGUSR1",
+        "supervise of deepspeed",
+    ],
+)
 def test_a_stop_signal_saves_and_the_same_command_resumes(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, free_port: int, whom: str
 ) -> None:
@@ -122,7 +133,7 @@ def test_a_stop_signal_saves_and_the_same_command_resumes(
     environment = {**SEPARATE_STORE, "DS_ACCELERATOR": "cpu"}
     with launch(command, tmp_path / "log", **environment) as run:
         run.wait_for_step(config.run_folder, 4)
-        os.kill(run.process.pid, signal.SIGUSR1 if "SIGUSR1" in whom else signal.SIGTERM)
+        os.kill(run.process.pid, next((number for number in STOP_SIGNALS if number.name in whom), signal.SIGTERM))
         assert run.end() == 1  # the exit code of torchrun and supervise for an unfinished run
         assert not run.all()
     status = read_status(config.run_folder)

@@ -1,10 +1,12 @@
-"""Tests of atomic writes, checksums, locks and the errors of the disk."""
+"""Tests of atomic writes, checksums and the errors of the disk."""
 
 import errno
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +17,6 @@ from infra.files import (
     SMALL_BYTES,
     atomic_folder,
     disk_errors,
-    is_locked,
-    locked,
     make_private_folder,
     read_small,
     remove_folder,
@@ -105,26 +105,6 @@ def test_sha256_file_equals_hashlib(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
-def test_a_second_process_is_refused_and_a_killed_one_frees_the_folder(tmp_path: Path) -> None:
-    assert not is_locked(tmp_path)
-    program = (
-        "import sys, time; from pathlib import Path; from infra.files import locked\n"
-        "with locked(Path(sys.argv[1]), 'pretraining'):\n    print('held', flush=True); time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        assert is_locked(tmp_path)
-        with pytest.raises(UserError, match="in use by another process"), locked(tmp_path, "pretraining"):
-            pass
-        holder.kill()
-        holder.wait()
-    assert not is_locked(tmp_path)
-    with locked(tmp_path, "pretraining"):
-        assert is_locked(tmp_path)
-    assert not is_locked(tmp_path)
-
-
 def test_private_folder_is_made_and_found_again(tmp_path: Path) -> None:
     for _ in range(2):
         make_private_folder(tmp_path / "mine", "try another")
@@ -170,3 +150,32 @@ def test_read_small_refuses_large_and_odd_files(tmp_path: Path) -> None:
             read_small(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_small(tmp_path / "none")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from infra.files import write_atomic
+write_atomic(Path(sys.argv[1]), bytes(300_000_000))
+"""
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(".*.partial-*") if path.stat().st_size]
+
+
+def test_the_next_write_removes_what_a_killed_one_left_but_nothing_of_a_living_one(tmp_path: Path) -> None:
+    path = tmp_path / "features[1].safetensors"
+    (tmp_path / ".features1.safetensors.partial-7").write_text("of another file")
+    with subprocess.Popen([sys.executable, "-c", WRITER, path]) as living:
+        while not (partials := unfinished(tmp_path))[1:]:
+            time.sleep(0.001)
+        living.send_signal(signal.SIGSTOP)
+        write_atomic(path, "the second write")
+        assert unfinished(tmp_path) == partials
+        living.kill()
+        living.wait()
+    assert path.read_text() == "the second write"
+    write_atomic(path, "the third write")
+    assert [file.name for file in unfinished(tmp_path)] == [".features1.safetensors.partial-7"]
+    assert path.read_text() == "the third write"

@@ -66,7 +66,9 @@ def test_a_port_that_is_taken_ends_in_one_line(tmp_path: Path) -> None:
         process.join(60)
     assert process.exitcode == 0
     assert re.fullmatch(
-        r"WORLD_SIZE=2 processes could not join \(.*EADDRINUSE.*\); run the command again", message.read_text()
+        r"MASTER_PORT=\d+ is in use by another process on this machine \(EADDRINUSE\); end that process, or choose "
+        r"another port: torchrun --standalone finds a free one, --master-port or MASTER_PORT sets one",
+        message.read_text(),
     )
 
 

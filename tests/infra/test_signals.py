@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -16,6 +18,26 @@ def test_a_stop_signal_is_noted_and_the_process_lives_on(number: signal.Signals)
         names.append(stop.name)
     assert names == [None, number.name]
     assert signal.getsignal(number) is before
+
+
+CTRL_C = """
+import os, signal, sys, time
+from infra.signals import StopRequest
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(stop.name, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "SIGINT\n"
+    assert (
+        done.stderr.strip() == "sternum: saving a checkpoint after this step, then stopping; Ctrl-C again ends at once"
+    )
 
 
 def test_handlers_are_replaced_within_the_block_only() -> None:

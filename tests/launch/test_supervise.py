@@ -51,6 +51,8 @@ if word == "refuse":
     sys.exit(1)
 if word == "finish":
     write_status(run, Status("finished", 9))
+if word == "finish-long-ago":  # by a clock that is behind
+    write_status(run, Status("finished", 9, time_s=1.0))
 """
 
 
@@ -164,6 +166,27 @@ def test_a_stop_signal_reaches_the_command_and_ends_the_supervision(tmp_path: Pa
     assert starts(tmp_path) == 1
 
 
+def test_a_second_ctrl_c_kills_the_command_at_once(tmp_path: Path) -> None:
+    """The first one stops it with a checkpoint; here the command does not obey."""
+    stubborn = (
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)\n"
+        "Path(sys.argv[1], 'ready').write_text(str(os.getpid())); time.sleep(600)"
+    )
+    words = ["supervise", str(tmp_path), "--", sys.executable, "-c", stubborn, str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-m", "launch", *words], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1.0)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "SIGINT stopped the run at step 0; the same command resumes it" in errors
+    assert has_ended(int((tmp_path / "ready").read_text()))
+
+
 # The launcher passes no signal on to its worker, which writes its status half a second after a stop signal.
 DEAF_LAUNCHER = """
 import os, subprocess, sys, time
@@ -223,7 +246,20 @@ def test_wrong_calls_are_refused_in_one_line(tmp_path: Path) -> None:
         main([str(tmp_path), "--patience=-1", "--", "true"])
 
 
+def test_a_finished_run_is_believed_whatever_the_clocks_say(tmp_path: Path) -> None:
+    write_status(tmp_path, Status("finished", 3, time_s=time.time() + 3600))  # an earlier one; the run goes on since
+    config = SuperviseConfig(tmp_path, patience=0, pause_s=0.0)
+    assert supervise(config, command(tmp_path, "finish-long-ago die")) == 0
+    assert starts(tmp_path) == 1
+
+
+def test_a_damaged_status_is_none_and_the_run_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_bytes(b'{"state": "finished", "step": 3, "message": "\xff", "time_s": 1}')
+    config = SuperviseConfig(tmp_path, patience=1, pause_s=0.0)
+    assert supervise(config, command(tmp_path, "die finish")) == 0
+
+
 def test_a_status_of_an_earlier_run_does_not_count(tmp_path: Path) -> None:
-    write_status(tmp_path, Status("finished", 3, time_s=1.0))
+    write_status(tmp_path, Status("finished", 3, time_s=time.time() + 3600))
     with pytest.raises(RunFailed, match="without a new checkpoint"):
         supervise(SuperviseConfig(tmp_path, patience=0, pause_s=0.0), command(tmp_path, "die"))

@@ -42,9 +42,9 @@ class Fault:
     """A fault that strikes one rank just before it learns from a step.
 
     Attributes:
-        kind: kill, stop (SIGSTOP), term (SIGTERM), usr1 (SIGUSR1), raise, nan (in the rank's images), fill (the disk
-            mounted on the run folder, to its last byte), free (that disk), or save: kill the rank while it saves the
-            checkpoint of this step, before disk event number `event` (see `on_disk_events`).
+        kind: kill, stop (SIGSTOP), term (SIGTERM), usr1 (SIGUSR1), int (SIGINT), raise, nan (in the rank's images),
+            fill (the disk mounted on the run folder, to its last byte), free (that disk), or save: kill the rank while
+            it saves the checkpoint of this step, before disk event number `event` (see `on_disk_events`).
         rank: the rank.
         step: the step.
         times: how often it strikes, over all starts of the run.
@@ -191,6 +191,9 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
         log.write(f"error: {error}\n")
         log.close()
         os._exit(error.exit_code)  # at once, as under a launcher: an orderly exit would wait for ranks that are gone
+    except KeyboardInterrupt:
+        log.close()
+        os._exit(130)
     log.close()
 
 
@@ -266,5 +269,4 @@ def _strike(kind: str, batch: Batch, disk: Path) -> None:
     elif kind == "raise":
         raise RuntimeError("a rank that raises")
     else:
-        signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
-        os.kill(os.getpid(), signals[kind])
+        os.kill(os.getpid(), signal.Signals[f"SIG{kind.upper()}"])

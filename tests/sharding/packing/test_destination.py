@@ -127,3 +127,36 @@ def test_every_name_of_a_destination_has_the_same_lock(config: PackConfig, tmp_p
 def test_url_that_is_not_an_object_store_is_refused(config: PackConfig, url: str) -> None:
     with pytest.raises(UserError, match=r"^out=.* must begin with s3://, gs:// or file://$"):
         pack(replace(config, out=url))
+
+
+def test_a_packing_is_refused_when_another_one_has_begun_in_its_store_and_removes_nothing(
+    config: PackConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store has no lock: both find it empty, and both write their note; the second note counts."""
+    store = fsspec.filesystem("memory")
+    upload = type(store).put_file
+
+    def overtaken(self: Any, file: str, name: str, **options: Any) -> None:
+        upload(self, file, name, **options)
+        if name.endswith("/job.json"):
+            self.pipe_file(name, self.cat_file(name).replace(b'"seed": 0', b'"seed": 1'))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "put_file", overtaken)
+        message = r"now holds an unfinished packing of dataset 'cell' packed with seed=1, not 0; choose another folder"
+        with pytest.raises(UserError, match=message):
+            pack(config)
+    with pytest.raises(UserError, match="holds an unfinished packing of"):
+        pack(config)
+    assert stored(str(config.out)).keys() == {".partial/job.json"}
+    pack(replace(config, seed=1))
+    pack(replace(config, seed=1, out=tmp_path / "local"))
+    assert stored(str(config.out)) == content(tmp_path / "local")
+
+
+def test_a_damaged_note_is_one_line(config: PackConfig) -> None:
+    store, path = fsspec.core.url_to_fs(str(config.out))
+    for damage in (b"", b"\xff", b"{}", b'{"x": ' + b"[" * 100_000):
+        store.pipe_file(f"{path}/.partial/job.json", damage)
+        with pytest.raises(UserError, match=r"^\.partial/job\.json of an unfinished packing cannot be read: "):
+            pack(config)

@@ -53,13 +53,15 @@ def harm(path: Path, how: str) -> None:
         path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-1]), "empty": b""}[how])
     elif how == "folder":
         path.mkdir()
+    elif how == "deep":
+        path.write_bytes(b'{"version": 1, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     elif how == "pipe":
         os.mkfifo(path)  # opening it blocks forever
     elif how == "dangling link":
         path.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "empty", "missing", "folder", "pipe", "dangling link"])
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "deep", "missing", "folder", "pipe", "dangling link"])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,13 +110,21 @@ def test_restart_without_truncation_at_another_world_size_is_noticed(tmp_path: P
         read_sample_log(tmp_path)
 
 
-@pytest.mark.parametrize("action", [read_sample_log, lambda run: truncate_sample_log(run, 9)])
-def test_damaged_line_is_named_with_its_file(tmp_path: Path, action: object) -> None:
+def test_damaged_line_is_named_with_its_file_and_costs_a_resumed_run_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start(tmp_path, 0, 3, world=1)
     path = tmp_path / "samples" / "rank-0.jsonl"
     path.write_text(path.read_text().replace('"step":1', '"step":x'))
-    with pytest.raises(UserError, match=r"rank-0\.jsonl is damaged in line 2: .*; delete .*samples"):
-        action(tmp_path)  # type: ignore[operator]
+    message = r"rank-0\.jsonl is damaged in line 2 \(.*\); the log of this run is not reliable"
+    with pytest.raises(UserError, match=message):
+        read_sample_log(tmp_path)
+    truncate_sample_log(tmp_path, 3)
+    assert re.search(rf"^warning: .*{message}; rank-0\.jsonl is cut there$", capsys.readouterr().err)
+    assert len(path.read_text().splitlines()) == 1
+    log_steps(tmp_path, [3], 1, 0)
+    with pytest.raises(UserError, match="lacks step 1 of some rank"):
+        read_sample_log(tmp_path)
 
 
 def test_run_without_a_log_has_no_steps_and_nothing_to_truncate(tmp_path: Path) -> None:

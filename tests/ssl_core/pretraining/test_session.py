@@ -1,6 +1,6 @@
 """`status.json` from the start of a run to its end."""
 
-import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,8 @@ from tests.support.faulty_training import small_config
 
 
 def no_room_for_the_status(run: Path) -> None:
-    """Make the next write of status.json go to a device that is always full."""
-    run.mkdir(exist_ok=True)
-    (run / f".status.json.partial-{os.getpid()}").symlink_to("/dev/full")
+    """Make the next write of status.json fail: something else has its name."""
+    (run / "status.json" / "folder").mkdir(parents=True)
 
 
 def test_a_resumed_run_replaces_the_status_of_an_earlier_start(tmp_path: Path, simulated_shards: Path) -> None:
@@ -68,3 +67,20 @@ def test_a_full_disk_does_not_hide_what_ended_the_run(
     with pytest.raises(RunFailed, match="shard 3 is unavailable"):
         fail()
     assert "ALARM: the run is failed at step 0, but status.json could not be written" in capsys.readouterr().err
+
+
+def test_a_run_ends_when_its_folder_is_replaced_and_writes_nothing_into_the_new_one(
+    tmp_path: Path, simulated_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(tmp_path / "run", simulated_shards)
+
+    def replace_folder(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+        if batch.step == 4:
+            shutil.rmtree(config.run_folder)
+            config.run_folder.mkdir()
+        return learn(engine, batch, rate)
+
+    with pytest.raises(RunFailed, match="run was removed or replaced while this process was using it"):
+        pretrain(config, Ranks(), learning_step=replace_folder)
+    assert list(config.run_folder.iterdir()) == []
+    assert "ALARM: the run is failed at step 6, but status.json could not be written" in capsys.readouterr().err

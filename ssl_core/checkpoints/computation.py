@@ -1,0 +1,39 @@
+"""What a run computes, to tell whether a start may continue the checkpoints of another."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from infra.options import key
+
+
+class Difference(NamedTuple):
+    """A difference as the start of a sentence (`seed=1 differs from 0`), and how to avoid it (`use seed=0`)."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What a run computes.
+
+    Attributes:
+        config: settings that determine the result, as JSON values by key
+        data_identity: identity of the shards' content
+    """
+
+    config: dict[str, Any]
+    data_identity: str
+
+    def difference(self, before: "Computation") -> Difference | None:
+        """Return the first difference from an earlier start; a key that only one has belongs to another version."""
+        for name, value in self.config.items():
+            earlier = before.config.get(name, value)
+            if value != earlier:
+                return Difference(f"{name}={value} differs from {earlier}", f"use {name}={earlier}")
+        if self.data_identity != before.data_identity:
+            # Not at the top, so that a supervisor, which only finds checkpoints, does not load numpy and requests.
+            from sharding.reading.data_config import DataConfig  # noqa: PLC0415
+
+            return Difference(f"the content of {key(DataConfig, 'shards')} differs from that", "use the same shards")
+        return None
