@@ -28,6 +28,7 @@ from infra.options import (
     setting,
 )
 from infra.parallel import ordered_map, worker_count
+from infra.urls import Location
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, root_of
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
@@ -79,7 +80,7 @@ class PackConfig:
 
     dataset: str
     root: Path
-    out: str | Path
+    out: Location
     shorter_side_px: int = 320
     image_format: Literal["jpeg", "png"] = "jpeg"
     jpeg_quality: int = 90
