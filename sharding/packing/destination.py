@@ -78,8 +78,8 @@ class _LocalDestination:
 
     def __init__(self, path: Path) -> None:
         require(not path.is_file(), f"out={path} is a file; choose another folder")
-        self.folder: Path | None = path.resolve()
-        self._path = path.resolve()
+        self._path = Path(os.path.realpath(path))  # Path.resolve fails if a link leads to itself
+        self.folder: Path | None = self._path
         self._partial = self._path / PARTIAL
         self.staging = self._partial / _STAGING
 
