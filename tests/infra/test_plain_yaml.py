@@ -66,7 +66,7 @@ def test_what_has_two_readings_is_an_error(text: str, problem: str) -> None:
 def test_nested_aliases_are_refused_at_once() -> None:
     lists = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 9)]
     began_s = time.monotonic()
-    with pytest.raises(yaml.YAMLError, match=r"in|alias"):
+    with pytest.raises(yaml.YAMLError, match="is an alias"):
         load_yaml("\n".join(["a0: &a0 [1]", *lists]))
     assert time.monotonic() - began_s < 1
 

@@ -98,3 +98,11 @@ def test_every_path_option_expands_the_home_folder(
         for name in option.key.split("."):
             value = value[name]
         assert value in (f"{tmp_path}/x", [f"{tmp_path}/x"]), option
+
+
+def test_a_default_in_the_home_folder_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It matters only if the path is used: a saved configuration is also read where the home folder is unknown."""
+    (tmp_path / "config.yaml").write_text("data: {shards: [x], fetch: {cache_folder: ~/.cache/sternum}}\n")
+    with pytest.raises(SystemExit, match="0"):
+        main(["pretrain", "run", f"--config={tmp_path / 'config.yaml'}", "--print_config"])
+    assert "cache_folder: ~/.cache/sternum\n" in capsys.readouterr().out
