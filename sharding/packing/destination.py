@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from infra.errors import require
-from infra.files import disk_errors, fsync_path, locked, make_private_folder, read_small, sha256_file
+from infra.files import disk_errors, fsync_path, locked, make_private_folder, read_small, real_path, sha256_file
 from infra.object_store import ObjectStore, file_path, require_store_url
 from infra.urls import Location, scheme_of, shown
 from sharding.format.manifest import PARTIAL, Shard
@@ -78,7 +78,7 @@ class _LocalDestination:
 
     def __init__(self, path: Path) -> None:
         require(not path.is_file(), f"out={path} is a file; choose another folder")
-        self._path = Path(os.path.realpath(path))  # Path.resolve fails if a link leads to itself
+        self._path = real_path(path)
         self.folder: Path | None = self._path
         self._partial = self._path / PARTIAL
         self.staging = self._partial / _STAGING

@@ -17,6 +17,7 @@ import PIL
 from PIL import features
 
 from infra.errors import RunFailed, UserError, require
+from infra.files import real_path
 from infra.log import progress, say
 from infra.options import (
     key,
@@ -175,7 +176,7 @@ def pack(config: PackConfig) -> Manifest:
 
 def _require_apart(config: PackConfig, out: Path | None) -> None:
     """Raise UserError if the shards would lie among the images, where the next start would read them as such."""
-    root = config.root.resolve()
+    root = real_path(config.root)
     if out is not None and (out.is_relative_to(root) or root.is_relative_to(out)):
         raise UserError(
             f"{setting(config, 'out')} and {setting(config, 'root')} lie one in the other, so shards would be among "

@@ -15,7 +15,7 @@ import pytest
 
 from launch.cli import main
 
-NOBODY = 65534
+NOBODY = 54321  # no machine knows this user
 SMALL = ("--data.lanes=1", "--data.global_batch=4")
 
 # For each argument that names something to read, a command line; {path} is what cannot be used.
