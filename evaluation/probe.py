@@ -78,7 +78,7 @@ class Prober:
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
         newest = find_checkpoints(self.run)[-1]
         self.labeled_sets = open_labeled_sets(config.data)
-        pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity)
+        pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity, config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
         self.tasks = open_probe_tasks(
             self.labeled_sets,

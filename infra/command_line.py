@@ -1,25 +1,24 @@
 """Command lines: words sorted into files, options and the subject, with checks of their keys and values."""
 
-import argparse
 import difflib
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Final, NoReturn, get_args, get_origin
 
-import jsonargparse
 import yaml
-from typing_extensions import override
 
 from infra.errors import UserError
+from infra.plain_yaml import load_yaml
 from infra.schema import Option, type_in_words, value_in_words
-from infra.urls import scrub
+from infra.values import Unfit, from_text, from_yaml
+
+_MOST_BYTES: Final = 1_000_000  # of a YAML file; PyYAML needs seconds for as many
 
 
-@dataclass
+@dataclass(frozen=True)
 class CommandLine:
-    """The words of one command line.
+    """The words that a command takes.
 
     Attributes:
         command: name of the command, for messages
@@ -27,9 +26,7 @@ class CommandLine:
         sections: dotted names of the sections
         subject: key of the option that is given without dashes, if any
         ignored: keys of another command, which have no effect
-        files: the `--config` files, each with its values by key
-        typed: keys and texts of the options
-        words: the words without dashes
+        configs: built-in files that `--config=NAME` finds
     """
 
     command: str
@@ -37,54 +34,101 @@ class CommandLine:
     sections: set[str]
     subject: str
     ignored: Sequence[str]
-    files: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
-    typed: list[tuple[str, str]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
+    configs: Mapping[str, Path]
 
-    def sort(self, arguments: Sequence[str], configs: Mapping[str, Path]) -> list[str]:
-        """Check all keys, and return the words in the order in which they take effect: files, options, the subject.
+    @property
+    def takes_many(self) -> bool:
+        """Whether the subject is a list."""
+        return bool(self.subject) and get_origin(self.options[self.subject].type) is list
+
+    def values(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Return the values that words give to options, by key.
+
+        Options and the subject override `--config` files, in any order. Of two files, the later one counts.
 
         Raises:
-            UserError: for an unknown key, a missing value, or a file that cannot be read
+            UserError: for an unknown key, a value that does not fit, or a file that cannot be read
         """
-        if {"-h", "--help"} & set(arguments):
-            return ["--help"]
-        flags = []
+        in_files: dict[str, Any] = {}
+        typed: dict[str, Any] = {}
+        words = []
+        for key, text in self._sorted(arguments):
+            if not key:
+                words.append(text)
+            elif key == "config":
+                in_files |= self._read(_find_config(text, self.configs))
+            elif not self._is_ignored(key):
+                typed[key] = self._fitting(key, text, from_text)
+        return in_files | typed | self._subject_value(words)
+
+    def require_all(self, values: Mapping[str, Any]) -> None:
+        """Check that each required option has a value.
+
+        Raises:
+            UserError: for the first one that has none
+        """
+        for key, option in self.options.items():
+            if option.is_required and key not in values:
+                if key == self.subject:
+                    self._fail(f"{key} is missing: sternum {self.command} {key.upper()}")
+                self._fail(f"{key} is missing; add --{key}={self._example(key)}")
+
+    def _sorted(self, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield the key and the text of each option, and each word without dashes with an empty key."""
         remaining = iter(arguments)
         for word in remaining:
             if not word.startswith("-") or word == "-":
-                self.words.append(word)
+                yield "", word
                 continue
             if word == "--":
                 self._fail("unexpected argument '--'; options look like --key=value")
-            key, equals, value = word.lstrip("-").partition("=")
-            if key == "print_config":
-                flags.append(word)
-                continue
-            self._require_known(key.removesuffix("+"))
-            if not equals or (key == "config" and not value):
-                value = "" if equals else next(remaining, "")
-                if not value or value.startswith("--"):
+            key, equals, text = word.lstrip("-").partition("=")
+            self._require_known(key)
+            if not equals or (key == "config" and not text):
+                text = "" if equals else next(remaining, "")
+                if not text or text.startswith("--"):
                     self._fail(f"{key} needs a value, such as --{key}={self._example(key)}")
-            if key == "config":
-                path = _find_config(value, configs)
-                self.files.append((path, self._read(path)))
-            else:
-                self.typed.append((key, value))
-        if not flags:
-            self._require_all()
-        self._require_no_urls()
-        files = [f"--config={path}" for path, _ in self.files]
-        return [*files, *(f"--{key}={value}" for key, value in self.typed), *flags, *self.words]
+            yield key, text
+
+    def _subject_value(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return the value of the subject by its key."""
+        if "" in words:
+            self._fail(f"{self.subject or 'a word'} is empty; check the variable that the shell put there")
+        surplus = words[1:] if self.subject else words
+        if surplus and not self.takes_many:
+            self._fail(f"unexpected argument {surplus[0]!r}; options look like --key=value")
+        if not words:
+            return {}
+        if not self.takes_many:
+            return {self.subject: self._fitting(self.subject, words[0], from_text)}
+        (item,) = get_args(self.options[self.subject].type)
+        return {
+            self.subject: [self._fitting(self.subject, word, lambda _, text: from_text(item, text)) for word in words]
+        }
+
+    def _fitting(self, key: str, value: Any, convert: Callable[[Any, Any], Any], where: str = "") -> Any:
+        """Convert a value to the type of an option, or name the rule that it breaks."""
+        option = self.options[key]
+        if isinstance(option.default, Path) and value == str(option.default):
+            return option.default  # even if its home folder is unknown, which matters only where the path is used
+        try:
+            return convert(option.type, value)
+        except Unfit as error:
+            self._fail(f"{key}={value_in_words(value)}{where} {error}", error)
 
     def _read(self, path: Path) -> dict[str, Any]:
         """Read a YAML file into values by dotted key."""
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; --config takes a YAML file, such as {path / 'config.yaml'}")
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; --config takes a YAML file")
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a safe loader
+            with path.open("rb") as file:
+                raw = file.read(_MOST_BYTES + 1)
+            if len(raw) > _MOST_BYTES:
+                raise UserError(f"{path} has more than {_MOST_BYTES:,} bytes; --config takes a short YAML file")
+            content = load_yaml(raw.decode())
+        except FileNotFoundError as error:
+            raise UserError(f"{path} does not exist; --config takes a YAML file") from error
+        except IsADirectoryError as error:
+            hint = f"--config takes a YAML file, such as {path / 'config.yaml'}"
+            raise UserError(f"{path} is a folder; {hint}") from error
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
         except UnicodeDecodeError as error:
@@ -97,19 +141,16 @@ class CommandLine:
             raise UserError(f"{path} must contain keys with values, such as `seed: 1`")
         return self._flatten(content, "", path)
 
-    def _flatten(self, content: dict[Any, Any], prefix: str, path: Path) -> dict[str, Any]:
+    def _flatten(self, content: Mapping[Any, Any], prefix: str, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, value in content.items():
             key = f"{prefix}{name}"
             if self._is_ignored(key):
                 continue
             if key in self.sections:
-                if not isinstance(value, dict):
-                    example = next(known for known in self.options if known.startswith(f"{key}."))
-                    self._fail(f"{key} in {path} is a section; give it keys, such as {example}")
-                inner = self._flatten(value, f"{key}.", path)
+                inner = self._flatten(self._section(key, value, path), f"{key}.", path)
             elif key in self.options:
-                inner = {key: value}
+                inner = {key: self._fitting(key, value, from_yaml, f" in {path}")}
             else:
                 self._fail(f"unknown key {key!r} in {path}" + self._did_you_mean(key))
             for repeated in values.keys() & inner.keys():
@@ -117,14 +158,23 @@ class CommandLine:
             values |= inner
         return values
 
+    def _section(self, key: str, value: Any, path: Path) -> Mapping[Any, Any]:
+        if value is None:  # all of its keys are comments
+            return {}
+        if not isinstance(value, dict):
+            self._fail(f"{key} in {path} is a section; give it keys, such as {self._first_key(key)}")
+        return value
+
     def _require_known(self, key: str) -> None:
         if key == self.subject:
             self._fail(f"{key!r} takes no dashes; type only its value: sternum {self.command} {key.upper()}")
         if key in self.sections:
-            example = next(known for known in self.options if known.startswith(f"{key}."))
-            self._fail(f"{key!r} is a section; set its keys one at a time, such as --{example}")
+            self._fail(f"{key!r} is a section; set its keys one at a time, such as --{self._first_key(key)}")
         if key not in self.options and key != "config" and not self._is_ignored(key):
             self._fail(f"unknown key {key!r}" + self._did_you_mean(key))
+
+    def _first_key(self, section: str) -> str:
+        return next(key for key in self.options if key.startswith(f"{section}."))
 
     def _is_ignored(self, key: str) -> bool:
         return key.partition(".")[0] in self.ignored
@@ -136,38 +186,6 @@ class CommandLine:
         ]
         return f"; did you mean {near[0]!r}?" if near else ""
 
-    def _require_all(self) -> None:
-        """Check that each required option has a value, and that each word has a meaning."""
-        if "" in self.words:
-            self._fail(f"{self.subject or 'a word'} is empty; check the variable that the shell put there")
-        given = {key.removesuffix("+") for key, _ in self.typed}.union(*(values for _, values in self.files))
-        if self.words and self.subject:
-            given.add(self.subject)
-        surplus = self.words[1:] if self.subject else self.words
-        if surplus and not self.takes_many:
-            self._fail(f"unexpected argument {surplus[0]!r}; options look like --key=value")
-        for key, option in self.options.items():
-            if option.is_required and key not in given:
-                if key == self.subject:
-                    self._fail(f"{key} is missing: sternum {self.command} {key.upper()}")
-                self._fail(f"{key} is missing; add --{key}={self._example(key)}")
-
-    def _require_no_urls(self) -> None:
-        """Check that options that take a path hold no URL: as a path, s3://x is a local folder s3:/x."""
-        subject = [(self.subject, word) for word in self.words if self.subject]
-        in_files = [(key, item) for _, values in self.files for key, item in values.items()]
-        typed = [(key.removesuffix("+"), text) for key, text in self.typed]
-        for key, value in [*in_files, *typed, *subject]:
-            if key in self.options and _takes_only_paths(self.options[key].type):
-                for item in value if isinstance(value, list) else [value]:
-                    if "://" in str(item):
-                        self._fail(f"{key}={scrub(str(item))} must be a path on this machine, not a URL")
-
-    @property
-    def takes_many(self) -> bool:
-        """Whether the subject is a list."""
-        return bool(self.subject) and get_origin(self.options[self.subject].type) is list
-
     def _example(self, key: str) -> str:
         if key not in self.options:
             return "FILE" if key == "config" else "VALUE"
@@ -176,69 +194,18 @@ class CommandLine:
         by_type = {bool: "true", int: "1", float: "1.0"}
         return by_type.get(option.type) or text or key.rpartition(".")[2].upper()
 
-    def report_wrong_value(self, error: Exception) -> NoReturn:
-        """Raise an error that names the first value of a wrong type.
-
-        Raises:
-            UserError: about that value, or with the message of `error` if all types are right
-        """
-        for path, values in self.files:
-            for key, value in values.items():
-                if not _is_valid(self.options[key].type, value):
-                    self._fail(f"{key}={value_in_words(value)} in {path} must be {self._rule(key)}", error)
-        subject = [(self.subject, word) for word in self.words if not self.takes_many]
-        for key, text in [*subject, *self.typed]:
-            if key in self.options and not _is_valid(self.options[key].type, text, is_text=True):
-                self._fail(f"{key}={text} must be {self._rule(key)}", error)
-        self._fail(" ".join(str(error).split()), error)
-
-    def _rule(self, key: str) -> str:
-        return type_in_words(self.options[key].type)
-
     def _fail(self, message: str, cause: Exception | None = None) -> NoReturn:
         end = "" if message.endswith("?") else ";"
         raise UserError(f"{message}{end} all options: sternum {self.command} --help") from cause
 
 
-def _takes_only_paths(annotation: Any) -> bool:
-    return annotation is Path or (
-        bool(inner := get_args(annotation)) and Path in inner and {*inner} <= {Path, NoneType}
-    )
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that is in a mapping twice; yaml.SafeLoader silently keeps the last."""
-
-    @override
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        first: dict[str, yaml.Node] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in first:
-                problem = f"{key.value!r} is there twice, first in line {first[key.value].start_mark.line + 1}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                first[key.value] = key
-        return super().construct_mapping(node, deep)
-
-
-def _is_valid(annotation: Any, value: Any, *, is_text: bool = False) -> bool:
-    """Return whether jsonargparse accepts a value for an option of this type."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
-    try:
-        if is_text:
-            parser.parse_args([f"--value={value}"])
-        else:
-            parser.parse_object({"value": value})
-    except (argparse.ArgumentError, jsonargparse.ArgumentError):
-        return False
-    return True
-
-
 def _find_config(value: str, configs: Mapping[str, Path]) -> Path:
     """Return the file that `--config` names: a built-in one unless the value has a slash or a suffix."""
     if "/" in value or "." in value:
-        return Path(value)
+        try:
+            return from_text(Path, value)
+        except Unfit as error:
+            raise UserError(f"config={value} {error}") from error
     if value in configs:
         return configs[value]
     near = difflib.get_close_matches(value, configs, n=1)

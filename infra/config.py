@@ -1,24 +1,23 @@
-"""Configurations (frozen dataclasses), read from command lines and YAML files with one-line errors.
-
-jsonargparse converts values to their types. Its errors do not name the key or the value in a form that a program can
-read, so keys are checked here before it runs, and after an error each value is checked again to find the wrong one.
-"""
+"""Configurations (frozen dataclasses), read from command lines and YAML files with one-line errors."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, get_args
+from typing import Any, ClassVar, Final, NoReturn, Protocol, TypeVar
 
-import jsonargparse
-import yaml
 from typing_extensions import override
 
 from infra import options
 from infra.command_line import CommandLine
 from infra.errors import UserError
 from infra.files import write_atomic
+from infra.plain_yaml import dump_yaml
 from infra.schema import Option, build, options_of, placeholder, sections_of, value_in_words
+
+_HELP: Final = ("-h", "--help")
+_PRINT_CONFIG: Final = "--print_config"
 
 
 class _Dataclass(Protocol):
@@ -58,85 +57,83 @@ def parse(
             range
         SystemExit: after `--help` or `--print_config`
     """
-    command_line = CommandLine(command, options_of(config_class), sections_of(config_class), subject, ignored)
+    command_line = CommandLine(
+        command, options_of(config_class), sections_of(config_class), subject, ignored, configs or {}
+    )
     options.register(config_class)
-    parser = _parser(command_line, description, examples, configs or {})
-    words = command_line.sort(arguments, configs or {})
-    try:
-        values = parser.parse_args(words)
-    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
-        command_line.report_wrong_value(error)
-    return build(config_class, {key: values[key] for key in command_line.options})
+    if {*_HELP} & {*arguments}:
+        _print_and_end(_help(command_line, description, examples))
+    values = command_line.values([word for word in arguments if word != _PRINT_CONFIG])
+    if _PRINT_CONFIG in arguments:
+        _print_and_end(dump_yaml(_plain(_nested(command_line.options, values))))
+    command_line.require_all(values)
+    return build(config_class, values)
 
 
-def _parser(
-    command_line: CommandLine, description: str, examples: Sequence[str], configs: Mapping[str, Path]
-) -> jsonargparse.ArgumentParser:
+def _print_and_end(text: str) -> NoReturn:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # now, so that the caller sees whether that is possible
+    raise SystemExit(0)
+
+
+def _nested(known: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all options in their sections, null for a required one without a value."""
+    nested: dict[str, Any] = {}
+    for key, option in known.items():
+        inner = nested
+        for section in option.section.split(".") if option.section else ():
+            inner = inner.setdefault(section, {})
+        inner[key.rpartition(".")[2]] = values.get(key, None if option.is_required else option.default)
+    return nested
+
+
+def _help(command_line: CommandLine, description: str, examples: Sequence[str]) -> str:
+    """Return the help of a command: its options by section, and examples."""
     subject = f" {command_line.subject.upper()}" if command_line.subject else ""
-    parser = jsonargparse.ArgumentParser(
-        prog=f"sternum {command_line.command}",
-        usage=f"%(prog)s{subject} [--config=FILE] [--KEY=VALUE ...]",
+    parser = argparse.ArgumentParser(
+        usage=f"sternum {command_line.command}{subject} [--config=FILE] [--KEY=VALUE ...]",
         description=description,
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=_HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,  # an abbreviated key is an unknown key
+        add_help=False,
     )
-    names = f", or the name of a built-in one: {', '.join(configs)}" if configs else ""
-    parser.add_argument(
-        "--config", action="config", metavar="FILE", help=f"YAML file with any of the options below{names}"
-    )
+    general = parser.add_argument_group("options")
+    general.add_argument(*_HELP, action="help", help="show this text and exit")
+    names = f", or the name of a built-in one: {', '.join(command_line.configs)}" if command_line.configs else ""
+    general.add_argument("--config", metavar="FILE", help=f"YAML file with any of the options below{names}")
+    general.add_argument(_PRINT_CONFIG, action="store_true", help="print the resulting configuration as YAML and exit")
     groups: dict[str, Any] = {}
     for option in command_line.options.values():
         if option.section not in groups:
             title = (option.section, option.section_help) if option.section else (option.section_help,)
             groups[option.section] = parser.add_argument_group(*title)
-        if option.key == command_line.subject:
-            positional = (
-                {"type": get_args(option.type)[0], "nargs": "+"} if command_line.takes_many else {"type": option.type}
-            )
-            groups[option.section].add_argument(option.key, help=option.help, metavar=option.key.upper(), **positional)
-        else:
-            default = {"required": True} if option.is_required else {"default": option.default}
-            groups[option.section].add_argument(
-                f"--{option.key}", type=option.type, help=_help(option), metavar=placeholder(option.type), **default
-            )
-    for name in command_line.ignored:
-        parser.add_argument(f"--{name}", type=Any, help=argparse.SUPPRESS)
-    return parser
+        is_subject = option.key == command_line.subject
+        groups[option.section].add_argument(
+            option.key if is_subject else f"--{option.key}",
+            metavar=option.key.upper() if is_subject else placeholder(option.type),
+            help=_text(option).replace("%", "%%"),  # argparse takes % for the start of a name
+        )
+    return parser.format_help()
 
 
-def _help(option: Option) -> str:
+def _text(option: Option) -> str:
     """Return an option's help with its default."""
     if option.is_required:
         return f"{option.help} (required)"
     return option.help if option.default in (None, []) else f"{option.help} (default: {value_in_words(option.default)})"
 
 
-class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Help that shows no Python types, and that wraps the description but not the examples."""
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help that wraps the description but not the examples."""
 
     @override
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if text.startswith("examples:"):
-            return text
-        return super()._fill_text(text, width, indent)
-
-    @override
-    def _get_help_string(self, action: argparse.Action) -> str:
-        if "--print_config" in action.option_strings:
-            return "print the resulting configuration as YAML and exit"
-        return action.help or ""
-
-    @override
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        appending = f"{action.option_strings[0]}+" if action.option_strings else ""
-        return super()._format_action_invocation(action).partition(f", {appending}")[0]
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 def to_yaml(config: _Dataclass) -> str:
     """Return the whole configuration as YAML, in the order of the fields."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return dump_yaml(_plain(asdict(config)))
 
 
 def save(config: _Dataclass, path: Path) -> None:

@@ -77,6 +77,11 @@ def require_space(path: Path, needed_bytes: int) -> None:
         )
 
 
+def real_path(path: Path) -> Path:
+    """Return an absolute path without links; unlike `Path.resolve`, also for a link that leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,21 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from infra.errors import RunFailed, UserError
+from infra.errors import RunFailed, UserError, require
 from infra.options import key, setting
 
 _LOOPBACK: Final = "127.0.0.1"
+_START: Final = "start the processes with torchrun"
+
+# Launchers that set none of torchrun's variables: for each, those with the number of processes and with their rank.
+# A step of Slurm comes before the job, which may have more tasks.
+_OTHER_LAUNCHERS: Final = (
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "srun"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "mpirun"),
+    ("PMI_SIZE", "PMI_RANK", "mpiexec"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,16 +64,52 @@ def ranks_from_environment() -> Ranks:
     """Read the ranks that torchrun or DeepSpeed's launcher set; without a launcher there is one process.
 
     Raises:
-        UserError: if a variable is not an integer
+        UserError: if a variable is missing, is no whole number or contradicts another one, or if a launcher that sets
+            none of them started several processes, of which each would train alone
     """
-    names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
-    if names["local_world"] not in os.environ:
-        names["local_world"] = "LOCAL_SIZE"  # DeepSpeed's name for it
-    values = {field: os.environ[name] for field, name in names.items() if name in os.environ}
-    try:
-        return Ranks(**{field: int(value) for field, value in values.items()})
-    except ValueError as error:
-        raise UserError(f"{list(names.values())} must be whole numbers, but are {values}; use torchrun") from error
+    if "WORLD_SIZE" not in os.environ:
+        _require_one_process()
+    local_worlds = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun calls it the first, DeepSpeed the second
+    local_world = next((name for name in local_worlds if name in os.environ), local_worlds[0])
+    world = _whole_number("WORLD_SIZE", 1, least=1)
+    if world > 1:
+        needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *([local_world] * ("LOCAL_RANK" in os.environ))]
+        missing = [name for name in needed if not os.environ.get(name)]
+        require(not missing, f"WORLD_SIZE={world} needs {' and '.join(missing)}; {_START}, or unset WORLD_SIZE")
+        _whole_number("MASTER_PORT", 0, least=1, most=65535)
+    ranks = Ranks(
+        _whole_number("RANK", 0), world, _whole_number("LOCAL_RANK", 0), _whole_number(local_world, 1, least=1)
+    )
+    pairs = (
+        ("RANK", ranks.rank, "WORLD_SIZE", world),
+        ("LOCAL_RANK", ranks.local_rank, local_world, ranks.local_world),
+    )
+    for name, number, size_name, size in pairs:
+        require(number < size, f"{name}={number} must be below {size_name}={size}; {_START}, or unset {name}")
+    return ranks
+
+
+def _whole_number(name: str, default: int, least: int = 0, most: int = 999_999) -> int:
+    """Return the value of an environment variable."""
+    text = os.environ.get(name, str(default))
+    is_valid = re.fullmatch(r"[0-9]{1,6}", text) is not None and least <= int(text) <= most
+    rule = f"must be a whole number from {least} to {most}"
+    require(is_valid, f"{name}={text} {rule}; {_START}, or unset {name}")
+    return int(text)
+
+
+def _require_one_process() -> None:
+    """Raise UserError if a launcher that sets no WORLD_SIZE started several processes."""
+    for name, rank_name, launcher in _OTHER_LAUNCHERS:
+        size = os.environ.get(name, "1")
+        if rank_name in os.environ and size != "1":
+            raise UserError(
+                f"{name}={size}: each of {size} processes would train alone; let {launcher} start one torchrun on "
+                f"each machine ({launcher} ... torchrun --nproc-per-node=GPUS -m launch.pretrain ...), or set "
+                "WORLD_SIZE=1 if this is the only process"
+            )
+        if name in os.environ:
+            return
 
 
 def device_of(ranks: Ranks) -> torch.device:
@@ -126,8 +174,7 @@ def process_group(
         if "EADDRINUSE" in str(error):
             raise RunFailed(
                 f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use by another process on this machine "
-                "(EADDRINUSE); end that process, or choose another port: torchrun --standalone finds a free one, "
-                "--master-port or MASTER_PORT sets one"
+                "(EADDRINUSE); end that process, or choose another port: torchrun --master-port=PORT"
             ) from error
         if "timed out" not in str(error).lower():
             raise RunFailed(

@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 import docstring_parser
 
+from infra.urls import Location
+
 C = TypeVar("C")
 
 _TYPES: Final = {
@@ -15,9 +17,11 @@ _TYPES: Final = {
     float: ("a number", "numbers", ("0.5", "0.5")),
     str: ("text", "words", ("a", "b")),
     Path: ("a path", "paths", ("a", "b")),
+    Location: ("a path or a URL", "paths or URLs", ("a", "b")),
     bool: ("true or false", "values true or false", ("true", "false")),
     NoneType: ("null", "", ("", "")),
 }  # singular, plural, two examples
+_PLACEHOLDERS: Final = {int: "N", float: "X", str: "TEXT", Path: "PATH", Location: "PATH|URL", bool: "{true,false}"}
 
 
 @dataclass(frozen=True)
@@ -77,30 +81,33 @@ def sections_of(config_class: type) -> set[str]:
 
 
 def build(config_class: type[C], values: dict[str, Any], section: str = "") -> C:
-    """Build a configuration from the values of its options by key."""
+    """Build a configuration from the values of its options by key; an option without a value has its default."""
     types = get_type_hints(config_class)
     arguments = {}
     for field in fields(config_class):  # type: ignore[arg-type]  # callers pass dataclasses
         key = f"{section}.{field.name}" if section else field.name
         inner: type = types[field.name]
-        arguments[field.name] = build(inner, values, key) if is_dataclass(inner) else values[key]
+        if is_dataclass(inner):
+            arguments[field.name] = build(inner, values, key)
+        elif key in values:
+            arguments[field.name] = values[key]
     return config_class(**arguments)
 
 
 def type_in_words(annotation: Any) -> str:
     """Describe the values that an annotation allows, such as "a list of whole numbers, such as [1,2]"."""
+    if annotation in _TYPES:
+        return _TYPES[annotation][0]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return _or(_alternatives(annotation))
     if origin in (Union, UnionType):
         return _or([words for part in inner for words in _alternatives(part)])
-    if origin in (list, tuple):
-        if get_origin(inner[0]) is Literal:
-            return f"a list of {type_in_words(inner[0])}, such as [{value_in_words(get_args(inner[0])[0])}]"
-        _, plural, examples = _TYPES[inner[0]]
-        start = f"a list of {plural}" if origin is list else f"{len(inner)} {plural}"
-        return f"{start}, such as [{','.join(examples)}]"
-    return _TYPES[annotation][0]
+    if get_origin(inner[0]) is Literal:
+        return f"a list of {type_in_words(inner[0])}, such as [{value_in_words(get_args(inner[0])[0])}]"
+    _, plural, examples = _TYPES[inner[0]]
+    start = f"a list of {plural}" if origin is list else f"{len(inner)} {plural}"
+    return f"{start}, such as [{','.join(examples)}]"
 
 
 def _alternatives(annotation: Any) -> list[str]:
@@ -115,6 +122,8 @@ def _or(parts: list[str]) -> str:
 
 def placeholder(annotation: Any) -> str:
     """Return a short stand-in for a value of this type, such as `N`, `[X,X]` or `{true,false}`."""
+    if annotation in _PLACEHOLDERS:
+        return _PLACEHOLDERS[annotation]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return f"{{{','.join(value_in_words(value) for value in inner)}}}"
@@ -122,9 +131,7 @@ def placeholder(annotation: Any) -> str:
         return "|".join(placeholder(part) for part in inner if part is not NoneType)
     if origin is list:
         return f"[{placeholder(inner[0])},...]"
-    if origin is tuple:
-        return f"[{','.join(placeholder(part) for part in inner)}]"
-    return {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "{true,false}"}[annotation]
+    return f"[{','.join(placeholder(part) for part in inner)}]"
 
 
 def value_in_words(value: Any) -> str:

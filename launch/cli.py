@@ -1,7 +1,9 @@
 """`sternum COMMAND ...`: finds the command, and turns an error into one line and an exit code."""
 
+import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +13,7 @@ from typing import Final
 
 from infra.errors import RunFailed, UserError
 from infra.signals import Terminated
+from infra.streams import open_standard_streams
 from infra.urls import scrub
 
 # Environment variable: a file to which errors are also appended, so that `sternum supervise` can quote them.
@@ -40,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `sternum`; None takes those of the process
 
     Returns:
-        The exit code: 0; 1 for a failure or a check that found something; 2 for wrong usage or input; 130 for Ctrl-C,
-        143 for SIGTERM.
+        The exit code: 0; 1 for a failure or a check that found something; 2 for wrong usage or input; 130 for Ctrl-C;
+        141 if the program that reads the output has ended; 143 for SIGTERM.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command(_dispatch, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _dispatch(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(_help())
         return 0 if words else 2
@@ -51,23 +57,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"sternum {version('sternum')}\n")
         return 0
     if words[0] not in COMMANDS:
-        return fail(UserError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}"))
-    command = importlib.import_module(f"launch.{words[0]}")
-    return run_command(command.main, words[1:])
+        raise UserError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+    code: int = importlib.import_module(f"launch.{words[0]}").main(words[1:])
+    return code
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Call a command and return its exit code; an expected error becomes one line on standard error."""
+    open_standard_streams()
     try:
-        return command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()
     except (UserError, RunFailed) as error:
         return fail(error)
     except Terminated:
         sys.stderr.write("sternum: stopped by SIGTERM; the same command continues\n")
         return 143
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush succeeds
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if (expected := _in_one_line(error)) is None:
+            raise
+        return fail(expected)
     except KeyboardInterrupt:
         sys.stderr.write("sternum: interrupted\n")
         return 130
+    return code
+
+
+def _in_one_line(error: OSError) -> UserError | None:
+    """Return an error for a file that the system refused and that no other message names; None if there is no file."""
+    if error.filename is not None:
+        return UserError(f"{error.filename}: {error.strerror}; check that it exists and that you may use it")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"the output cannot be written: {error.strerror}; free some space")
+    if "temporary directory" in str(error):  # tempfile found none
+        return UserError(f"{error.strerror}; set TMPDIR to a folder that you may write to")
+    return None
 
 
 def fail(error: UserError | RunFailed) -> int:
@@ -77,7 +104,7 @@ def fail(error: UserError | RunFailed) -> int:
     line = scrub(" ".join(str(error).split()))
     sys.stderr.write(f"sternum: error{where}: {line}\n")
     if ERRORS_FILE in os.environ:  # its folder is missing on other machines than the supervisor's
-        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a") as file:
+        with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a", errors="backslashreplace") as file:
             file.write(f"{line}\n")
     return error.exit_code
 

@@ -12,6 +12,7 @@ from infra.config import parse
 from infra.errors import require
 from infra.files import write_atomic
 from infra.options import require_between, require_seed, setting
+from infra.urls import Location
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
@@ -37,7 +38,7 @@ class ViewsConfig:
         executor: library that decodes and augments: dali, torchvision, or auto (DALI if it is installed)
     """
 
-    shards: list[str]
+    shards: list[Location]
     out: Path = Path("views.png")
     views: ViewSpec = field(default_factory=ViewSpec)
     seed: int = 0

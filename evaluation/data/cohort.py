@@ -227,7 +227,8 @@ class _Check:
                 "needs more, because it is tested on other patients than it is fitted to"
             )
         if min(counts.values()) < least:
+            parts, hint = ("test parts", "") if part == "images" else ("folds", "use fewer folds, or ")
             raise UserError(
-                f"dataset {self.dataset!r} has {summary}{where}, fewer than the {least} parts to divide them "
-                "into; use fewer folds or more patients"
+                f"dataset {self.dataset!r} has {summary}{where}, fewer than the {least} {parts} to divide them into; "
+                f"{hint}add patients of that class"
             )

@@ -25,7 +25,7 @@ class ProbeData:
         fetch: how remote shards are downloaded and cached
     """
 
-    shards: list[str]
+    shards: list[Location]
     fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:

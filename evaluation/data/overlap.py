@@ -15,6 +15,7 @@ from infra.log import say
 from sharding.auditing.duplicates import copies_of
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
+from sharding.reading.fetch import FetchConfig
 from sharding.reading.shard_set import ShardSet
 
 
@@ -35,10 +36,16 @@ class Seen:
     pictures_compared: bool
 
 
-def pretraining_shards(data: DataConfig, data_identity: str) -> ShardSet | None:
-    """Return the shards that a run was pretrained on; None if these are unavailable or have changed."""
+def pretraining_shards(data: DataConfig, data_identity: str, fetch: FetchConfig) -> ShardSet | None:
+    """Return the shards that a run was pretrained on; None if these are unavailable or have changed.
+
+    Args:
+        data: the data of the run
+        data_identity: the identity of the run's shards
+        fetch: how to download; not as the run did, because its cache folder may be another machine's or a stranger's
+    """
     try:
-        shards = ShardSet(data.shards, data.splits, data.fraction_percent, data.fetch)
+        shards = ShardSet(data.shards, data.splits, data.fraction_percent, fetch)
     except (UserError, RunFailed):
         return None
     return shards if shards.identity == data_identity else None

@@ -21,14 +21,12 @@ from infra.files import write_atomic
 from infra.metrics import read_metrics
 from infra.urls import Location, shown
 from sharding.format.manifest import Manifest
-from sharding.reading.fetch import FetchConfig
+from sharding.reading.location import LocalFolder, open_location
 from sharding.reading.manifests import read_manifest
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 
 REPORT_NAME: Final = "report.html"
-
-_QUICK_FETCH: Final = FetchConfig(attempts=2, stall_s=10, total_s=20)  # a page can do without a manifest
 
 # Files and folders of a run, in the order in which a reader needs them.
 _FILES: Final = (
@@ -45,7 +43,7 @@ _FILES: Final = (
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """One folder of pretraining shards; the manifest is None if it can no longer be read."""
+    """One folder of pretraining shards; the manifest is None if it cannot be read on this machine."""
 
     folder: str
     label: str
@@ -76,7 +74,7 @@ def report(run: Path) -> Path:
         folder=str(run.resolve()),
         version=version("sternum"),
         config=config,
-        config_text=(run / "config.yaml").read_text(),
+        config_text=(run / "config.yaml").read_text(encoding="utf-8"),
         steps=int(metrics[-1]["step"]) if metrics else 0,
         epoch=metrics[-1].get("epoch") if metrics else None,
         hours=(metrics[-1]["time_s"] - metrics[0]["time_s"]) / 3600 if metrics else 0.0,
@@ -96,9 +94,11 @@ def report(run: Path) -> Path:
     return run / REPORT_NAME
 
 
-def _shard_folder(folder: Location) -> ShardFolder:
+def _shard_folder(location: Location) -> ShardFolder:
+    """Describe a folder of shards. A URL is not opened: a run may come from a stranger, who would choose the server."""
     try:
-        manifest = read_manifest(folder, _QUICK_FETCH)
+        folder = open_location(location)
+        manifest = read_manifest(folder.path) if isinstance(folder, LocalFolder) else None
     except (UserError, RunFailed):
-        return ShardFolder(shown(folder), "", None)
-    return ShardFolder(shown(folder), display_name(manifest), manifest)
+        manifest = None
+    return ShardFolder(shown(location), display_name(manifest) if manifest else "", manifest)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError
+from infra.files import real_path
 from sharding.datasets.files import ABSENT, REPEATED, files_without_row
 from sharding.datasets.patient_fields import CellParser
 from sharding.datasets.table import OddCells, read_table, require_files
@@ -46,7 +47,7 @@ def root_of(root: Path) -> Path:
     This is `root`, except that the full release is four folders beside each other: `CheXpert-v1.0 batch 1 (validate &
     csv)`, `batch 2 (train 1)` and so on. If `root` is one of them, it is their common parent.
     """
-    real = root.resolve()
+    real = real_path(root)
     return real.parent if _is_batch(real) else root
 
 

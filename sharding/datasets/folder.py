@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError, require
+from infra.files import real_path
 from infra.log import say
 from infra.options import key, setting
 from sharding.datasets.files import (
@@ -160,7 +161,7 @@ def _read_table(root: Path, table: Path, options: FolderOptions, follow_links: b
 def _below(root: Path, text: str) -> Path:
     """Return a path in a table relative to `root`; one that leads out of it remains absolute or begins with `..`."""
     path = Path(os.path.normpath(text))
-    for folder in (root.absolute(), root.resolve()):
+    for folder in (root.absolute(), real_path(root)):
         if path.is_relative_to(folder):
             return path.relative_to(folder)
     return path

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from infra.errors import UserError, require
-from infra.files import disk_errors, fsync_path, make_private_folder, read_small, sha256_file
+from infra.files import disk_errors, fsync_path, make_private_folder, read_small, real_path, sha256_file
 from infra.locks import locked
 from infra.object_store import ObjectStore, file_path, require_store_url
 from infra.urls import Location, scheme_of, shown
@@ -84,8 +84,8 @@ class _LocalDestination:
 
     def __init__(self, path: Path) -> None:
         require(not path.is_file(), f"out={path} is a file; choose another folder")
-        self.folder: Path | None = path.resolve()
-        self._path = path.resolve()
+        self._path = real_path(path)
+        self.folder: Path | None = self._path
         self._partial = self._path / PARTIAL
         self.staging = self._partial / _STAGING
 

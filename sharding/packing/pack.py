@@ -17,6 +17,7 @@ import PIL
 from PIL import features
 
 from infra.errors import RunFailed, UserError, require
+from infra.files import real_path
 from infra.log import progress, say
 from infra.options import (
     key,
@@ -28,6 +29,7 @@ from infra.options import (
     setting,
 )
 from infra.parallel import ordered_map, worker_count
+from infra.urls import Location
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, root_of
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
@@ -79,7 +81,7 @@ class PackConfig:
 
     dataset: str
     root: Path
-    out: str | Path
+    out: Location
     shorter_side_px: int = 320
     image_format: Literal["jpeg", "png"] = "jpeg"
     jpeg_quality: int = 90
@@ -174,7 +176,7 @@ def pack(config: PackConfig) -> Manifest:
 
 def _require_apart(config: PackConfig, out: Path | None) -> None:
     """Raise UserError if the shards would lie among the images, where the next start would read them as such."""
-    root = config.root.resolve()
+    root = real_path(config.root)
     if out is not None and (out.is_relative_to(root) or root.is_relative_to(out)):
         raise UserError(
             f"{setting(config, 'out')} and {setting(config, 'root')} lie one in the other, so shards would be among "

@@ -59,7 +59,9 @@ def verify(folder: Path, workers: int = 0) -> list[str]:
         UserError: if `folder` has no readable manifest
     """
     manifest = read_manifest(folder)
-    differences = check_sizes({path.name: path.stat().st_size for path in folder.iterdir()}, manifest)
+    paths = sorted(folder.iterdir())
+    differences = [f"{path.name} is a link to nothing" for path in paths if not path.exists()]
+    differences += check_sizes({path.name: path.stat().st_size for path in paths if path.exists()}, manifest)
     check = partial(_check_shard, folder, manifest.name)
     shards = [shard for shard in manifest.shards if (folder / shard.name).is_file()]
     identities = []

@@ -76,7 +76,14 @@ class ShardCache:
         Raises:
             UserError: if the folder cannot be created, or everyone may write to it
         """
-        self.folder = config.cache_folder.expanduser()
+        try:
+            self.folder = config.cache_folder.expanduser()
+        except RuntimeError as error:
+            name = key(FetchConfig, "cache_folder")
+            raise UserError(
+                f"{name}={config.cache_folder} is in a home folder that this machine does not know; choose another "
+                f"{name}"
+            ) from error
         self.fetcher = Fetcher(config)
         self._config = config
         self._limit_bytes = int(config.limit_gb * 1e9)

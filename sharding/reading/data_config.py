@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from infra.errors import require
 from infra.options import key, require_between
-from infra.urls import require_no_credentials
+from infra.urls import Location, require_no_credentials
 from sharding.format.fractions import FRACTIONS_PERCENT
 from sharding.reading.fetch import FetchConfig
 
@@ -24,7 +24,7 @@ class DataConfig:
         fetch: how remote shards are downloaded and cached
     """
 
-    shards: list[str]
+    shards: list[Location]
     splits: list[str] = field(default_factory=list)
     fraction_percent: int = 100
     global_batch: int = 256

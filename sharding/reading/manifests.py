@@ -32,8 +32,10 @@ def _read_local(folder: Path) -> Manifest:
         raise UserError(
             f"{folder} has no {MANIFEST_NAME}; pack a dataset into it first: sternum shard --help"
         ) from error
+    except NotADirectoryError as error:
+        raise UserError(f"{folder} is a file; name the folder that holds it: {folder.parent}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}; pack the dataset again") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path and its permissions") from error
     return decode_manifest(content, str(path))
 
 

@@ -230,7 +230,7 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
     ("changes", "words"),
     [
         ({"checkpoints": [7]}, "has only epochs 1, 2; choose among these"),
-        ({"folds": 60}, "fewer than the 60 parts"),
+        ({"folds": 60}, "fewer than the 60 folds"),
     ],
 )
 def test_probe_is_refused_in_one_line_when_it_cannot_be_done(

@@ -125,6 +125,10 @@ def test_a_file_that_cannot_be_loaded_is_named_with_the_command_that_writes_it(t
         (["", "--data.folders=[a]"], "name is empty; check the variable that the shell put there;"),
         (["x", "--data.folders=[a,s3://b/c]"], "data.folders=[a,s3://b/c] must be a path on this machine, not a URL;"),
         (["x", "--data.folders=[a]", "--", "y"], "unexpected argument '--'; options look like --key=value;"),
+        (["x", "--data.folders=[]", "--data.lanes=010"], "data.lanes=010 must be a whole number;"),
+        (["x", "--data.folders=[a]", "--span=[0,.inf]"], "span=[0,.inf] must be 2 numbers, such as [0.5,0.5];"),
+        (["x", "--data.folders+=[a]"], "unknown key 'data.folders+'; did you mean 'data.folders'?"),
+        (["x", "--config=s3://b/c.yaml"], "config=s3://b/c.yaml must be a path on this machine, not a URL"),
         (["x", "--config="], "config needs a value, such as --config=FILE;"),
         (["x", "--config=/usr"], "/usr is a folder; --config takes a YAML file, such as /usr/config.yaml"),
         (["x", "--config=/does/not/exist.yaml"], "/does/not/exist.yaml does not exist; --config takes a YAML file"),
@@ -149,6 +153,20 @@ def test_a_mistake_becomes_one_line_that_names_it(arguments: list[str], message:
         ("data: 3", r"data in .*c\.yaml is a section; give it keys, such as data\.folders"),
         ("data: {folders: [a", r"c\.yaml is not valid YAML in line 1: .*"),
         ("seed: 1\nseed: 2", r"c\.yaml is not valid YAML in line 2: 'seed' is there twice, first in line 1; fix it"),
+        ("data: {folders: [a]}\nseed: 010", r"seed=010 in .*c\.yaml must be a whole number;"),
+        ("data: {folders: [a]}\nwatch: yes", r"watch=yes in .*c\.yaml must be true or false;"),
+        ("data: {folders: [a]}\nspan: [0, .nan]", r"span=\[0,\.nan\] in .*c\.yaml must be 2 numbers, such as"),
+        (
+            "data: {folders: [s3://b]}",
+            r"data\.folders=\[s3://b\] in .*c\.yaml must be a path on this machine, not a URL",
+        ),
+        (
+            "data: {folders: [a]}\nseed: 1\ndata: {lanes: 2}",
+            r"c\.yaml is not valid YAML in line 3: 'data' is there twice",
+        ),
+        ("data: &x {folders: [a]}\nspan: *x", r"c\.yaml is not valid YAML in line 2: \*x is an alias"),
+        ("seed: [" + "[" * 5000, r"c\.yaml is not valid YAML: it is nested too deeply; fix it"),
+        (f"name: {'x' * 10**6}", r"c\.yaml has more than 1,000,000 bytes"),
         ("data: {folders: [a], lanes: 1, lanes: 2}", r"c\.yaml is not valid .*: 'lanes' is there twice"),
         ("data: {folders: [a]}\ndata.folders: [b]", r"data\.folders is in .*c\.yaml twice; keep one"),
         ("? [a, b]\n: 1", r"c\.yaml is not valid YAML in line 1: found unhashable key"),
@@ -161,6 +179,18 @@ def test_a_mistake_in_the_file_becomes_one_line(tmp_path: Path, text: str, messa
     with pytest.raises(UserError, match=message) as raised:
         build("x", f"--config={path}")
     assert "\n" not in str(raised.value)
+
+
+def test_a_section_whose_keys_are_all_comments_is_empty(tmp_path: Path) -> None:
+    path = written(tmp_path, "data:\n#  lanes: 3\n")
+    assert build("x", f"--config={path}", "--data.folders=[a]") == Outer("x", Inner([Path("a")]))
+
+
+def test_the_home_folder_is_found_in_files_lists_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, "data: {folders: [~/a, b]}")
+    assert build("x", "--config=~/c.yaml").data.folders == [tmp_path / "a", Path("b")]
+    assert build("x", "--data.folders=[~/a,~/b]").data.folders == [tmp_path / "a", tmp_path / "b"]
 
 
 def test_keys_of_another_command_have_no_effect_where_they_are_ignored(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_port_that_is_taken_ends_in_one_line(tmp_path: Path) -> None:
     assert process.exitcode == 0
     assert re.fullmatch(
         r"MASTER_PORT=\d+ is in use by another process on this machine \(EADDRINUSE\); end that process, or choose "
-        r"another port: torchrun --standalone finds a free one, --master-port or MASTER_PORT sets one",
+        r"another port: torchrun --master-port=PORT",
         message.read_text(),
     )
 
@@ -143,16 +143,78 @@ def test_another_number_of_processes_than_expected_is_refused() -> None:
         require_world(TrainConfig(4), "world_size", 2)
 
 
-@pytest.mark.parametrize("local_world", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
-def test_ranks_are_those_that_torchrun_or_the_deepspeed_launcher_set(
-    monkeypatch: pytest.MonkeyPatch, local_world: str
-) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+def without(variables: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name not in names}
+
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+OTHER_LAUNCHERS = ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE"]
+OTHER_LAUNCHERS += ["OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK"]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without the variables of any launcher."""
+    for name in (*TORCHRUN, "LOCAL_SIZE", *OTHER_LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
-    assert ranks_from_environment() == Ranks(0, 1, 0, 1)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", local_world: "4"}.items():
-        monkeypatch.setenv(name, value)
-    assert ranks_from_environment() == Ranks(5, 8, 1, 4)
-    monkeypatch.setenv(local_world, "four")
-    with pytest.raises(UserError, match="must be whole numbers"):
+    return monkeypatch
+
+
+def set_all(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ({}, Ranks(0, 1, 0, 1)),
+        (TORCHRUN, Ranks(5, 8, 1, 4)),
+        (without(TORCHRUN, "LOCAL_WORLD_SIZE") | {"LOCAL_SIZE": "4"}, Ranks(5, 8, 1, 4)),  # DeepSpeed's name
+        (without(TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE"), Ranks(5, 8, 0, 1)),  # one process on each machine
+        (TORCHRUN | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, Ranks(5, 8, 1, 4)),  # srun started torchrun
+        ({"SLURM_NTASKS": "8"}, Ranks(0, 1, 0, 1)),  # a shell in an allocation
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, Ranks(0, 1, 0, 1)),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Ranks(0, 1, 0, 1)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "WORLD_SIZE": "1"}, Ranks(0, 1, 0, 1)),
+    ],
+)
+def test_ranks_are_those_that_a_launcher_set(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], ranks: Ranks
+) -> None:
+    set_all(environment, variables)
+    assert ranks_from_environment() == ranks
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "1"}, "RANK=1 must be below WORLD_SIZE=1; start the processes with torchrun, or unset RANK"),
+        ({"RANK": "-1", "WORLD_SIZE": "1"}, "RANK=-1 must be a whole number from 0 to 999999;"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0 must be a whole number from 1 to 999999;"),
+        ({"RANK": "", "WORLD_SIZE": "1"}, "RANK= must be a whole number from 0"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 needs RANK and MASTER_ADDR and MASTER_PORT; start the processes with"),
+        (TORCHRUN | {"RANK": "8"}, "RANK=8 must be below WORLD_SIZE=8;"),
+        (TORCHRUN | {"RANK": "x"}, "RANK=x must be a whole number from 0"),
+        (TORCHRUN | {"WORLD_SIZE": "8.0"}, "WORLD_SIZE=8.0 must be a whole number from 1"),
+        (TORCHRUN | {"LOCAL_RANK": "4"}, "LOCAL_RANK=4 must be below LOCAL_WORLD_SIZE=4;"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "four"}, "LOCAL_WORLD_SIZE=four must be a whole number from 1"),
+        (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT=http must be a whole number from 1 to 65535;"),
+        (TORCHRUN | {"MASTER_PORT": "70000"}, "MASTER_PORT=70000 must be a whole number from 1 to 65535;"),
+        (TORCHRUN | {"MASTER_ADDR": ""}, "WORLD_SIZE=8 needs MASTER_ADDR;"),
+        (without(TORCHRUN, "LOCAL_WORLD_SIZE"), "WORLD_SIZE=8 needs LOCAL_WORLD_SIZE;"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "SLURM_NTASKS=4: each of 4 processes would train alone; let srun"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "8", "SLURM_PROCID": "1"}, "SLURM_STEP_NUM_TASKS=2: each of 2"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE=2: each of 2 processes"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "PMI_SIZE=2: each of 2 processes would train alone; let mpiexec start"),
+    ],
+)
+def test_variables_of_launchers_that_do_not_fit_are_one_line(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    set_all(environment, variables)
+    with pytest.raises(UserError) as raised:
         ranks_from_environment()
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)

@@ -172,7 +172,7 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
     [
         (cell_samples([f"p{n}" for n in range(40)], [True] * 40), "0 patients with NORMAL"),
         (cell_samples(["p"] * 40, [n % 2 == 0 for n in range(40)]), "all 40 images of the task show one patient"),
-        (cell_samples([f"p{n}" for n in range(8)], [n % 2 == 0 for n in range(8)]), "fewer than the 5 parts"),
+        (cell_samples([f"p{n}" for n in range(8)], [n % 2 == 0 for n in range(8)]), "fewer than the 5 test parts"),
         (
             cell_samples(
                 [f"p{n}" for n in range(40)],
@@ -185,7 +185,7 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
             cell_samples(
                 [f"p{n}" for n in range(16)], [n % 2 == 0 for n in range(16)], ["train"] * 8 + ["test"] * 8
             ),
-            "4 patients with NORMAL in its development part, fewer than the 5 parts",
+            "4 patients with NORMAL in its development part, fewer than the 5 folds",
         ),
         (
             cell_samples([f"p{n}" for n in range(40)], [n % 2 == 0 for n in range(40)], ["test"] * 9 + [None] * 31),

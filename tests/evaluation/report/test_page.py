@@ -15,6 +15,7 @@ from evaluation.probe_config import ProbeConfig
 from evaluation.report.page import report
 from evaluation.results.results import Estimate, Results, write_results
 from infra.errors import UserError
+from tests.support.fault_server import serving
 from tests.support.probe_results import made_dataset, made_results, made_row, made_scores, made_selection
 
 MakeRun = Callable[..., Path]
@@ -187,6 +188,16 @@ def test_report_escapes_what_it_is_given(tmp_path: Path, shards: Path, make_run:
     assert "<b>&run" in page_of(run, made_results([dataset])).text
     assert "&lt;b&gt;&amp;run" in report(run).read_text()
     assert "<i>" not in report(run).read_text()
+
+
+def test_report_opens_no_url_of_the_run(tmp_path: Path, shards: Path, make_run: MakeRun) -> None:
+    run = make_run(tmp_path / "run", shards)
+    config = run / "config.yaml"
+    with serving(shards.parent) as server:
+        config.write_text(config.read_text().replace(str(shards), f"{server.url}/shards"))
+        page = page_of(run)
+        assert server.requests == []
+        assert f"{server.url}/shards is not on this machine" in page.text
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_verify_finds_an_extra_file(folder: Path) -> None:
     assert verify(folder, workers=1) == ["cell-train-100-99999.tar is not in manifest.json"]
 
 
+def test_verify_finds_a_link_to_nothing(folder: Path, manifest: Manifest) -> None:
+    (folder / "extra").symlink_to("nowhere")
+    name = manifest.shards[0].name
+    (folder / name).unlink()
+    (folder / name).symlink_to("nowhere")
+    assert verify(folder, workers=1) == [
+        f"{name} is a link to nothing",
+        "extra is a link to nothing",
+        f"{name} is missing",
+    ]
+
+
 def test_verify_finds_two_indexes_when_they_are_swapped(folder: Path, manifest: Manifest) -> None:
     first, second = (folder / shard.index_name for shard in manifest.shards[:2])
     content = first.read_bytes()

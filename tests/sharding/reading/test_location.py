@@ -267,6 +267,13 @@ def test_web_reads_how_long_a_server_asks_to_wait(server: FaultServer) -> None:
     assert waits[2] is None
 
 
+def test_a_shard_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    shard = tmp_path / "cell-0.tar"
+    shard.touch()
+    with pytest.raises(UserError, match=rf"^{shard} is a file; name the folder that holds it: {tmp_path}$"):
+        read_manifest(shard)
+
+
 def test_missing_manifest_and_unreachable_server_are_named(server: FaultServer) -> None:
     with pytest.raises(UserError, match=rf"^{server.url}/set/manifest\.json .*: 404 Not Found"):
         read_manifest(f"{server.url}/set/")
