@@ -16,6 +16,7 @@ from sharding.images.dicom_decoding import decode, require_decodable
 from sharding.images.dicom_errors import DAMAGED, DicomRejected, errors_as_damage
 from sharding.images.dicom_grayscale import to_gray
 from sharding.images.file_formats import DICOM_HEAD_BYTES, is_dicom
+from sharding.images.limits import MAX_FILE_BYTES
 
 __all__ = ["DicomImage", "DicomRejected", "open_image", "read_header"]
 
@@ -25,11 +26,10 @@ NO_PIXELS: Final = "DICOM without an image"
 NO_SIGN: Final = "DICOM without a PixelRepresentation (0028,0103)"
 SEVERAL_FRAMES: Final = "DICOM of several frames"
 UNSUPPORTED_BITS: Final = "DICOM pixels are neither 8-bit nor 16-bit"
-TOO_LARGE_INFLATED: Final = "deflated DICOM of more than 128 MiB"
+TOO_LARGE_INFLATED: Final = f"deflated DICOM above {MAX_FILE_BYTES // 10**6} MB"
 
 _GRAY: Final = ("MONOCHROME1", "MONOCHROME2")
 _HEADER_BYTES: Final = 1 << 24  # of a deflated file, which is inflated this far to read its header
-_FILE_BYTES: Final = 1 << 27  # the largest image that is decoded, of 16 bits, and a header
 _PIXEL_DATA: Final = 0x7FE00010
 
 
@@ -126,7 +126,7 @@ def _read(file: BinaryIO, keywords: Sequence[str] | None = None) -> tuple[Datase
 
 def _read_deflated(file: BinaryIO, tags: list[BaseTag | int] | None) -> Dataset:
     """Parse the part of a file that follows the meta information; pydicom would inflate it to any size."""
-    limit = _FILE_BYTES if tags is None else _HEADER_BYTES
+    limit = MAX_FILE_BYTES if tags is None else _HEADER_BYTES
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = decompressor.decompress(file.read(), limit)
     if tags is None and not decompressor.eof:

@@ -35,6 +35,7 @@ from pydicom.uid import (
 )
 
 from infra.arrays import Bool, Int64, Integer
+from sharding.images import jpeg
 from sharding.images.codestream import declared
 from sharding.images.dicom_errors import DAMAGED, DicomRejected
 
@@ -151,6 +152,8 @@ def _precision(encoded: bytes, syntax: UID, height: int, width: int, allocated: 
     is_scaled = syntax in _LOSSY_JPEG and codestream.bits <= 8 < stored
     if is_scaled or codestream.bits > allocated:
         raise DicomRejected(f"DICOM of {stored} bits, but its encoded image has {codestream.bits}")
+    if syntax in _LOSSY_JPEG and jpeg.has_too_many_scans(encoded, width * height):
+        raise DicomRejected(jpeg.TOO_MANY_SCANS)
     return codestream.bits
 
 

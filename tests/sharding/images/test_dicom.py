@@ -28,7 +28,7 @@ from pydicom.uid import (
 from sharding.images import dicom as reasons
 from sharding.images.dicom_errors import DAMAGED, DicomRejected
 from sharding.images.dicom_grayscale import NO_SLOPE, STRAY_BITS
-from sharding.images.encode import ImageRejected, decode
+from sharding.images.encode import ImageRejected, decode, encode
 from sharding.images.grayscale import to_8_bit
 from sharding.images.limits import TOO_LARGE
 from tests.sharding.conftest import RadiographMaker
@@ -229,6 +229,11 @@ def test_gray_follows_a_lut_whose_negative_first_value_is_written_as_unsigned() 
     item.LUTDescriptor = [4096, 65536 - 1024, 12]
     rescale: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": -1024, "VOILUTSequence": [item]}
     assert (gray(dicom_bytes(RAMP, BitsStored=12, HighBit=11, **rescale)) == gray(dicom_bytes(RAMP))).all()
+
+
+def test_encode_rejects_an_image_whose_window_is_beyond_all_values() -> None:
+    with pytest.raises(ImageRejected, match="only 1 gray level"):
+        encode(dicom_bytes(RAMP, WindowCenter=40000, WindowWidth=100), 64, 90)
 
 
 def test_gray_is_that_of_the_values_in_a_jpeg_of_8_bits_in_a_cell_of_16() -> None:
