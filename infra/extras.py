@@ -11,24 +11,23 @@ Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom"]
 
 @dataclass(frozen=True)
 class _Package:
-    module: str
     product: str
+    modules: tuple[str, ...]
 
 
 _PACKAGES: Final[dict[Extra, _Package]] = {
-    "dali": _Package("nvidia.dali", "NVIDIA DALI"),
-    "deepspeed": _Package("deepspeed", "DeepSpeed"),
-    "ray": _Package("ray", "Ray Tune"),
-    "s3": _Package("s3fs", "s3fs"),
-    "gcs": _Package("gcsfs", "gcsfs"),
-    "dicom": _Package("pydicom", "pydicom"),
+    "dali": _Package("NVIDIA DALI", ("nvidia", "nvidia.dali")),
+    "deepspeed": _Package("DeepSpeed", ("deepspeed",)),
+    "ray": _Package("Ray Tune", ("ray",)),
+    "s3": _Package("s3fs", ("s3fs",)),
+    "gcs": _Package("gcsfs", ("gcsfs",)),
+    "dicom": _Package("pydicom with imagecodecs", ("pydicom", "imagecodecs")),
 }
 
 
 def has_extra(name: Extra) -> bool:
-    """Return whether the package of this extra is installed, without importing it."""
-    parent, _, _ = _PACKAGES[name].module.partition(".")
-    return find_spec(parent) is not None and find_spec(_PACKAGES[name].module) is not None
+    """Return whether the packages of this extra are installed, without importing them."""
+    return all(find_spec(module) is not None for module in _PACKAGES[name].modules)
 
 
 def require_extra(name: Extra, reason: str, instead: str = "") -> None:

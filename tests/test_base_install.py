@@ -79,7 +79,16 @@ def pretrained(base: Base) -> Base:
 def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
     installed = base.run("pip", "list", "--format=freeze").stdout.lower()
     names = {line.partition("==")[0] for line in installed.splitlines()}
-    assert not names & {"deepspeed", "gcsfs", "nvidia-dali-cuda130", "pydicom", "ray", "s3fs", "webdataset"}
+    assert not names & {
+        "deepspeed",
+        "gcsfs",
+        "imagecodecs",
+        "nvidia-dali-cuda130",
+        "pydicom",
+        "ray",
+        "s3fs",
+        "webdataset",
+    }
 
 
 def test_the_base_verifies_audits_and_shows_shards(base: Base) -> None:

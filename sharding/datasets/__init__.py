@@ -9,8 +9,9 @@ the dataset's name. Every reader takes `follow_links`.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, dicom, folder
 from sharding.datasets.cell import CellOptions
@@ -39,3 +40,8 @@ OPTIONS: Final[dict[str, type[ReaderOptions]]] = {
 def root_of(dataset: str, root: Path) -> Path:
     """Return the folder that the paths of a dataset's samples are relative to: `root`, but for a part of CheXpert."""
     return chexpert.root_of(root) if dataset == "chexpert" else root
+
+
+def recorded(options: ReaderOptions) -> dict[str, Any]:
+    """Return what the manifest says of a reader's options: everything but secrets."""
+    return options.recorded() if isinstance(options, DicomOptions) else asdict(options)

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from infra.errors import UserError
 from infra.extras import require_extra
+from infra.log import say
 from infra.options import key
-from infra.rng import stable_hash
 from sharding.datasets.files import visible_files
 from sharding.datasets.patient_fields import age_of, sex_of, view_of
+from sharding.datasets.pseudonyms import MAKE_KEY, Pseudonyms, read_key
 from sharding.datasets.table import require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -25,6 +27,7 @@ _KEYWORDS: Final = (
     "PatientBirthDate",
     "PatientSex",
     "PatientAge",
+    "PatientIdentityRemoved",
     "StudyInstanceUID",
     "ViewPosition",
     "BurnedInAnnotation",
@@ -37,23 +40,46 @@ _PLACEHOLDER: Final = re.compile(
 _CODE: Final = re.compile(r"(?=\D*\d)[\w.-]+")  # one word with a digit in it
 
 
+_YES: Final = ("YES", "Y")
+_NO: Final = ("NO", "N")
+
+
 @dataclass(frozen=True)
 class DicomOptions:
-    """The handling of files that are not de-identified.
+    """The pseudonyms of patients, and the handling of files that are not de-identified.
 
     Args:
-        allow_identifiers: also pack files whose header names the patient or reports burned-in text; names and birth
-            dates do not enter the shards, but burned-in text does
+        pseudonym_key: file with a secret key of 16 to 4096 random bytes, mode 0600; required, because patients and
+            studies enter the shards as hashes keyed by it; keep it out of the shards, and use one key for all sets of
+            the same patients
+        allow_identifiers: also pack files whose header names the patient, says that the identity is not removed, or
+            reports burned-in text; names and birth dates do not enter the shards, but burned-in text does
     """
 
+    pseudonym_key: Path | None = None
     allow_identifiers: bool = False
+
+    @cached_property
+    def pseudonyms(self) -> Pseudonyms:
+        """The pseudonyms of the key; raises UserError if there is none."""
+        option = key(self, "pseudonym_key")
+        if self.pseudonym_key is None:
+            raise UserError(
+                f"{option} must name a file with a secret key, because a hash of a PatientID without a key can be "
+                f"reversed; make one for all your sets: {MAKE_KEY.format(path='dicom.key')}, then --{option}=dicom.key"
+            )
+        return read_key(self.pseudonym_key, option)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest says of these options: of the key, a fingerprint."""
+        return {**asdict(self), "pseudonym_key": self.pseudonyms.fingerprint}
 
 
 def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read the headers of all files below `root`, and reject files that are not DICOM radiographs.
 
-    Patient and study are 64-bit hashes of PatientID and StudyInstanceUID, and the path stays out of the shards, so no
-    identifier enters them. A hash is only a pseudonym: a list of all PatientIDs reveals which of them it belongs to.
+    Patient and study are keyed hashes of PatientID and StudyInstanceUID, the sample's key is one of the path, and the
+    path stays out of the shards. So no identifier enters them, and nobody without the key finds out whom they are of.
     A file whose PatientID is missing or a placeholder is rejected, since nothing distinguishes its patient from others.
 
     A file is not de-identified if one of these holds:
@@ -61,44 +87,71 @@ def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> It
     - PatientName is set, and is neither a placeholder (`Anonymous`, `Patient 7`, `XXXX`) nor a code (one word with a
       digit in it, such as a UUID);
     - PatientBirthDate is set;
-    - BurnedInAnnotation is YES.
+    - PatientIdentityRemoved is NO;
+    - BurnedInAnnotation is YES. Most files do not have this element; they are counted.
 
     Raises:
-        UserError: if `root` has no files, or a file is not de-identified and `options.allow_identifiers` is off
+        UserError: if `root` has no files, there is no key, or a file is not de-identified and
+            `options.allow_identifiers` is off; as messages end up in logs, this one has neither the value nor the path
     """
     require_extra("dicom", "the dataset dicom")
     files = visible_files(root, follow_links=follow_links) if root.is_dir() else iter(())
     first = next(files, None)
     require_files(root, "dicom", ("DICOM files",), first is not None)
+    pseudonyms = options.pseudonyms
+    samples = silent = 0
     for path in chain(() if first is None else (first,), files):
-        yield path if isinstance(path, Rejection) else _item(root, path, options)
+        if isinstance(path, Rejection):
+            yield path
+            continue
+        header = _header(root, path)
+        if isinstance(header, Rejection):
+            yield header
+            continue
+        item = _item(root, path, header, pseudonyms, options.allow_identifiers)
+        if isinstance(item, Sample):
+            samples += 1
+            silent += header["BurnedInAnnotation"].upper() not in _YES + _NO
+        yield item
+    if silent:
+        say(
+            f"warning: {silent} of {samples} files do not say whether text is burned into their pixels "
+            "(BurnedInAnnotation, (0028,0301)); look at them before you share the shards: sternum views"
+        )
 
 
-def _item(root: Path, path: Path, options: DicomOptions) -> Sample | Rejection:
+def _header(root: Path, path: Path) -> dict[str, str] | Rejection:
     from sharding.images.dicom import DicomRejected, read_header  # noqa: PLC0415 (pydicom is an extra)
 
     try:
         with (root / path).open("rb") as file:
-            header = read_header(file, _KEYWORDS)
+            return read_header(file, _KEYWORDS)
     except DicomRejected as rejected:
         return Rejection(path.as_posix(), str(rejected))
     except OSError:
         return Rejection(path.as_posix(), "unreadable file")
+
+
+def _item(
+    root: Path, path: Path, header: dict[str, str], pseudonyms: Pseudonyms, allow_identifiers: bool
+) -> Sample | Rejection:
     modality = header["Modality"]
     if modality not in RADIOGRAPHS:
         return Rejection(path.as_posix(), f"modality {modality or 'unknown'}, not {', '.join(RADIOGRAPHS)}")
-    if not options.allow_identifiers and (identifier := _identifier(header)) is not None:
+    if not allow_identifiers and (identifier := _identifier(header)) is not None:
+        # An archive's folders have patients' names, an inode has not.
         raise UserError(
-            f"{root / path} still has {identifier}; de-identify the files, or pack them anyway with "
-            f"--{key(DicomOptions, 'allow_identifiers')}=true"
+            f"a file below {root} still has {identifier}; see which: find {root} -inum {(root / path).stat().st_ino}; "
+            f"de-identify the files, or pack them anyway with --{key(DicomOptions, 'allow_identifiers')}=true"
         )
     if _PLACEHOLDER.fullmatch(header["PatientID"]) and not re.search(r"\d", header["PatientID"]):
         return Rejection(path.as_posix(), "no PatientID")
+    study = header["StudyInstanceUID"]
     return Sample(
-        key=f"dicom-{stable_hash(path.as_posix()):016x}",
+        key=f"dicom-{pseudonyms.of('path', path.as_posix())}",
         path=path,
-        patient=_pseudonym(header["PatientID"]),
-        study=_pseudonym(header["StudyInstanceUID"]) if header["StudyInstanceUID"] else None,
+        patient=pseudonyms.of("patient", header["PatientID"]),
+        study=pseudonyms.of("study", study) if study else None,
         view=view_of(header["ViewPosition"]),
         sex=sex_of(header["PatientSex"]),
         age=age_of(header["PatientAge"]),
@@ -113,10 +166,8 @@ def _identifier(header: dict[str, str]) -> str | None:
         return "a PatientName (0010,0010)"
     if header["PatientBirthDate"]:
         return "a PatientBirthDate (0010,0030)"
-    if header["BurnedInAnnotation"].upper() == "YES":
+    if header["PatientIdentityRemoved"].upper() in _NO:
+        return "PatientIdentityRemoved (0012,0062) = NO"
+    if header["BurnedInAnnotation"].upper() in _YES:
         return "BurnedInAnnotation (0028,0301) = YES"
     return None
-
-
-def _pseudonym(identifier: str) -> str:
-    return f"{stable_hash(identifier):016x}"

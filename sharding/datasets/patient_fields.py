@@ -48,6 +48,7 @@ _PLACEHOLDERS: Final = _UNKNOWN | {"?", "NONE", "N/A", "NOT AVAILABLE", "TODO"}
 
 _AGE: Final = re.compile(r"(\d{1,4}(?:\.\d*)?)([YMWD]?)")  # DICOM's AS (PS3.5, 6.2), such as 058Y, or years
 _UNITS_PER_YEAR: Final = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
+_TOP_YEARS: Final = 90  # HIPAA's Safe Harbor, 45 CFR 164.514(b)(2)(i)(C), makes one category of all ages above 89
 _OLDEST_YEARS: Final = 120  # ChestX-ray14's first table has typing errors up to 414 years
 
 
@@ -69,11 +70,12 @@ def split_of(text: str) -> str | None:
 def age_of(text: str) -> float | None:
     """Return an age such as `58`, `058Y`, `006M`, `004W` or `003D` in years, None for any other text.
 
-    A year has 12 months or 365.25 days. Ages above 120 years are typing errors, so they are None too.
+    A year has 12 months or 365.25 days. Ages of 90 years and more become 90, because so few people are older that the
+    age would identify them. Ages above 120 years are typing errors, so they are None too.
     """
     match = _AGE.fullmatch(text.strip().upper())
     years = float(match[1]) / _UNITS_PER_YEAR[match[2]] if match else None
-    return years if years is not None and years <= _OLDEST_YEARS else None
+    return min(years, _TOP_YEARS) if years is not None and years <= _OLDEST_YEARS else None
 
 
 def identifier_of(text: str) -> str | None:

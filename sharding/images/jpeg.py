@@ -9,6 +9,7 @@ from sharding.images.limits import MAX_SCANNED_PIXELS
 END: Final = b"\xff\xd9"
 # Start-of-frame markers hold the size; DHT, JPG and DAC lie in the same range and do not.
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_LS_FRAME: Final = 0xF7  # ITU-T T.87, C.1.1; its header is that of other frames
 _HUFFMAN_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: what all decoders support
 _DECODED_PROCESSES: Final = (0, 1, 2, 9, 10)  # the same, and extended and progressive with arithmetic coding
 _TABLES: Final = frozenset({0xC4, 0xDB, 0xDD})  # Huffman, quantization, restart interval
@@ -35,7 +36,7 @@ def frame_of(content: bytes) -> Frame | None:
     position = 2
     while position + 10 <= len(content) and content[position] == 0xFF:
         marker = content[position + 1]
-        if marker in _FRAMES:
+        if marker in _FRAMES or marker == _JPEG_LS_FRAME:
             segment = content[position + 4 : position + 10]
             height, width = (int.from_bytes(segment[start : start + 2], "big") for start in (1, 3))
             return Frame(marker - 0xC0, segment[0], height, width, segment[5])

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from math import sqrt
@@ -30,7 +30,7 @@ from infra.options import (
 )
 from infra.parallel import ordered_map, worker_count
 from infra.urls import Location
-from sharding.datasets import OPTIONS, READERS, ReaderOptions, root_of
+from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
@@ -76,7 +76,7 @@ class PackConfig:
         allow_missing: also pack a dataset of which a split, a class or more than 1 % of the files are missing
         cell: for dataset cell only: how images are grouped into patients
         folder: for dataset folder only: a table that describes the images, and its column names
-        dicom: for dataset dicom only: what to do with files that are not de-identified
+        dicom: for dataset dicom only: the key of the pseudonyms, and what to do with files that are not de-identified
     """
 
     dataset: str
@@ -253,7 +253,7 @@ def _reader_options(config: PackConfig) -> list[ReaderOptions]:
 
 def _options(config: PackConfig, catalog: Catalog) -> Options:
     """Return the options that the bytes depend on, and a hash of the samples, which tells this root from others."""
-    reader_options = {name: value for part in _reader_options(config) for name, value in asdict(part).items()}
+    reader_options = {name: value for part in _reader_options(config) for name, value in recorded(part).items()}
     return {
         # So that scores on simulated radiographs are never mistaken for scores on real ones.
         "simulated": (config.root / SIMULATED_MARKER).is_file(),
