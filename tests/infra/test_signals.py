@@ -55,11 +55,12 @@ def test_sigterm_interrupts_and_is_told_apart_from_ctrl_c(on_interrupt: Any) -> 
     try:
         with pytest.raises(Terminated), sigterm_interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is before[0]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt) as caught, sigterm_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before[1])
-    assert signal.getsignal(signal.SIGTERM) is before[0]
-    with pytest.raises(KeyboardInterrupt) as caught, sigterm_interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
     assert caught.type is KeyboardInterrupt
 
 

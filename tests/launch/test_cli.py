@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -94,8 +93,9 @@ def test_packing_does_not_wait_for_torch() -> None:
 
 def test_supervising_a_run_with_a_checkpoint_never_imports_torch(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, CheckpointState(3, 0.5, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), {}, {})
-    write_status(tmp_path, Status("finished", 3, time_s=time.time() + 60))
-    command = ["supervise", str(tmp_path), "--", "true"]
+    (tmp_path / "last").mkdir()
+    write_status(tmp_path / "last", Status("finished", 3))
+    command = ["supervise", str(tmp_path), "--", "mv", f"{tmp_path}/last/status.json", str(tmp_path)]
     loaded = imported(f"from launch.cli import main\nassert main({command}) == 0")
     assert "ssl_core.checkpoints.checkpoint" in loaded
     assert not loaded & HEAVY

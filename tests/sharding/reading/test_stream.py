@@ -444,7 +444,7 @@ def with_metadata(folder: Path, content: bytes) -> None:
     [
         (b'{"patient":"p"}', "missing required field"),
         (b'{"patient":7}', "Expected `str`, got `int`"),
-        (b'{"patient":"\xff"}', "codec can't decode"),
+        (b'{"patient":"\xff"}', "its text is not UTF-8"),
         (b"[" * 400, "."),
         (b"{}]", "."),
     ],

@@ -361,7 +361,7 @@ def test_refuses_a_configuration_that_contradicts_itself(options: dict[str, Any]
         ({"tensorboard": {"output_path": "/x"}}, {}, "^tensorboard=.*would write or send files elsewhere"),
         ({"csv_monitor": {"enabled": True}}, {}, "^csv_monitor=.*would write or send files elsewhere"),
         ({"flops_profiler": {"output_file": "/x"}}, {}, "^flops_profiler=.*would write or send files elsewhere"),
-        ([], {}, "ds.json must hold one JSON object"),
+        ([], {}, "ds.json is not a JSON object"),
     ],
 )
 def test_refuses_a_deepspeed_json_that_contradicts_our_settings(
@@ -374,12 +374,15 @@ def test_refuses_a_deepspeed_json_that_contradicts_our_settings(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [None, "{", b"\xff"])
-def test_refuses_a_deepspeed_json_that_cannot_be_read(tmp_path: Path, content: str | bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), (b"{", "is not a JSON object"), (b"\xff", "is not a JSON object")],
+)
+def test_refuses_a_deepspeed_json_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "ds.json"
     if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=r"ds.json cannot be read as JSON"):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"engine.deepspeed_config=.*ds.json {message}.*; correct"):
         deepspeed_settings(EngineConfig("deepspeed", deepspeed_config=path), "bf16", 128)
 
 
