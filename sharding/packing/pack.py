@@ -33,7 +33,7 @@ from infra.urls import Location
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
-from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
+from sharding.datasets.files import ABSENT, LINK_OUT, SIMULATED_MARKER, leads_out
 from sharding.datasets.folder import FolderOptions
 from sharding.format.copies import COPY, read_copies
 from sharding.format.manifest import MANIFEST_NAME, SET_NAME, SET_NAME_RULE, VERSION, Manifest, Rejection
@@ -154,8 +154,8 @@ def pack(config: PackConfig) -> Manifest:
             anything is written if files are missing, afterwards if a split or a class has no image that can be packed
     """
     destination = open_destination(config.out)
-    config = replace(config, root=root_of(config.dataset, config.root))
     _require_apart(config, destination.folder)
+    config = replace(config, root=root_of(config.dataset, config.root))
     with closing(Catalog(config.set_name, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
         job = Job(config.dataset, _options(config, catalog), _made_by(), config.set_name)
         manifest = packed_manifest(destination, job, config.out)
@@ -166,7 +166,7 @@ def pack(config: PackConfig) -> Manifest:
             say(f"{config.out} holds this dataset already, packed with the same options; nothing to do")
         of_reader = set(catalog.rejected)
         rejected = {item.path: item.reason for item in manifest.rejected if item not in of_reader}
-        if not config.allow_missing and (lost := gaps(_samples(catalog), rejected)):
+        if not config.allow_missing and (lost := _absent(config, catalog) + gaps(_samples(catalog), rejected)):
             raise RunFailed(
                 f"{config.out} is packed without {', '.join(lost)}; {MANIFEST_NAME} lists the reasons; repair the "
                 f"files and pack into another folder, or accept this with --{key(config, 'allow_missing')}=true"
@@ -191,11 +191,19 @@ def _require_files(config: PackConfig, catalog: Catalog) -> None:
     rejected = [*(Rejection(path, reason) for path, reason in missing.items()), *catalog.rejected]
     if len(missing) == len(catalog):
         raise _nothing(config, rejected)
-    if not config.allow_missing and (lost := gaps(_samples(catalog), missing)):
+    if not config.allow_missing and (lost := _absent(config, catalog) + gaps(_samples(catalog), missing)):
+        first = "".join(f", such as {config.root / path}" for path in list(missing)[:1])
         raise RunFailed(
-            f"{setting(config, 'root')} lacks {', '.join(lost)}, such as {config.root / rejected[0].path}; complete "
-            f"the folder, or pack what is there with --{key(config, 'allow_missing')}=true"
+            f"{setting(config, 'root')} lacks {', '.join(lost)}{first}; complete the folder, or pack what is "
+            f"there with --{key(config, 'allow_missing')}=true"
         )
+
+
+def _absent(config: PackConfig, catalog: Catalog) -> list[str]:
+    """Return the parts of the dataset that are not there at all, such as a table or the folder of a class."""
+    if (config.root / SIMULATED_MARKER).is_file():  # it has the splits that somebody asked for
+        return []
+    return [item.path for item in catalog.rejected if item.reason == ABSENT]
 
 
 def _samples(catalog: Catalog) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
 """What a packing lacks ends with exit code 1, unless the user allows it."""
 
 import multiprocessing
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -79,6 +80,20 @@ def test_a_class_whose_images_are_all_damaged_ends_with_exit_code_1_each_time(
             main(words)
     assert main([*words, "--allow_missing=true"]) == 0
     assert "nothing to do" in capsys.readouterr().err
+
+
+def test_a_part_that_is_not_there_at_all_is_refused_before_anything_is_written(cell_root: Path, tmp_path: Path) -> None:
+    shutil.rmtree(cell_root / "val" / "PNEUMONIA")
+    (cell_root / ".DS_Store").touch()
+    config = PackConfig("cell", cell_root, tmp_path / "out", shorter_side_px=32, workers=1)
+    with pytest.raises(
+        RunFailed, match=r"^root=.* lacks val/PNEUMONIA; complete the folder, or pack what is there with"
+    ):
+        pack(config)
+    assert not (tmp_path / "out").exists()
+    assert pack(replace(config, allow_missing=True)).samples == 56
+    with pytest.raises(RunFailed, match="is packed without val/PNEUMONIA;"):
+        pack(config)
 
 
 def test_nothing_to_pack_names_the_first_file_that_was_tried(config: PackConfig) -> None:
