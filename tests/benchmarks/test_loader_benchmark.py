@@ -8,6 +8,7 @@ TINY = ["--images=24", "--size_px=32", "--local_batch=8", "--repeats=1", "--wind
 OURS = {"sternum, torchvision", "its limit, torchvision"}
 
 
+@pytest.mark.slow
 def test_loader_benchmark_measures_ours_and_its_limit(tmp_path: Path) -> None:
     result, text = run_benchmark("loader", tmp_path / "loader.json", *TINY, "--cpus=1", "--ways", *OURS)
     assert result["units"]["images_per_s"] == "images/s"

@@ -23,6 +23,7 @@ def listening(parent: psutil.Process) -> set[str | int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # about a minute, but each of its commands starts several processes
 def test_the_demo_runs_the_whole_chain_on_two_processes_and_listens_on_loopback_only(tmp_path: Path) -> None:
     arguments = [f"--out={tmp_path / 'demo'}", "--patients=200", "--target_images=100", "--epochs=4"]
