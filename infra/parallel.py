@@ -72,6 +72,7 @@ def ordered_map(
                     return
                 results = pending[0][1].result()
             except BrokenProcessPool as error:
+                _end(pool)
                 if crashed is None:
                     raise RunFailed(
                         "a worker process died, probably because memory ran out; try again with fewer workers"
@@ -80,7 +81,6 @@ def ordered_map(
                     "warning: a worker process died, because memory ran out or a file crashed it; its work is done "
                     "again, one item at a time; if this happens often, try again with fewer workers"
                 )
-                pool.shutdown(cancel_futures=True)
                 yield from _one_at_a_time(function, pending, crashed)
                 pending.clear()
                 pool = _pool(workers)
@@ -96,13 +96,27 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
 
 
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End a broken pool.
+
+    When a worker dies, CPython terminates the others, but not one that is just being started, and then waits for all.
+    Python 3.14 has `kill_workers` for this.
+    """
+    for process in list(pool._processes.values()):
+        process.kill()
+    pool.shutdown(cancel_futures=True)
+
+
 def _submitted(pool: ProcessPoolExecutor, function: Callable[[A], B], batch: list[A]) -> Future[list[B]]:
-    """Submit a batch; a pool that is broken already gives a future that says so."""
+    """Submit a batch; a pool that is broken already gives a future that says so.
+
+    CPython raises OSError if a worker dies while it starts the next one.
+    """
     try:
         return pool.submit(_apply, function, batch)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, OSError) as error:
         future: Future[list[B]] = Future()
-        future.set_exception(error)
+        future.set_exception(BrokenProcessPool(str(error)))
         return future
 
 

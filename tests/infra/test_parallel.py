@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from itertools import count
@@ -48,6 +49,20 @@ def test_ordered_map_computes_all_items_when_a_worker_is_killed_from_outside(
     multiprocessing.active_children()[0].kill()
     assert [*found, *results] == [None] * 40
     assert capsys.readouterr().err.startswith("warning: a worker process died, because memory ran out or a file")
+
+
+@pytest.mark.parametrize("repeats", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_ordered_map_ends_when_a_worker_is_killed_while_the_next_one_starts(repeats: int) -> None:
+    def kill_the_first() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.001)
+        children[0].kill()
+
+    for _ in range(repeats):
+        killer = threading.Thread(target=kill_the_first)
+        killer.start()
+        assert list(ordered_map(abs, range(60), 2, chunk=8, crashed=lambda _: -1)) == list(range(60))
+        killer.join()
 
 
 def test_ordered_map_fails_in_one_line_when_a_worker_dies() -> None:
