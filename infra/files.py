@@ -213,13 +213,33 @@ def read_small(path: Path) -> bytes:
         OSError: if it cannot be read
         UserError: if it is larger, or not a regular file
     """
-    status = path.stat()
-    require(stat.S_ISREG(status.st_mode), f"{path} is not a regular file; remove it, or name another folder")
+    size_bytes = regular_size(path)
     require(
-        status.st_size <= SMALL_BYTES,
-        f"{path} has {status.st_size / 1e6:,.0f} MB, and at most {SMALL_BYTES >> 20} MiB of such a file are read; "
+        size_bytes <= SMALL_BYTES,
+        f"{path} has {size_bytes / 1e6:,.0f} MB, and at most {SMALL_BYTES >> 20} MiB of such a file are read; "
         "remove it, or name another folder",
     )
+    return path.read_bytes()
+
+
+def regular_size(path: Path) -> int:
+    """Return the size in bytes of a regular file.
+
+    Call it before a file that others may have put there is opened: a pipe can block for ever, and a link to a device
+    can have no end.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be reached
+        UserError: if it is not a regular file
+    """
+    status = path.stat()
+    require(stat.S_ISREG(status.st_mode), f"{path} is not a regular file; remove it, or name another folder")
+    return status.st_size
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; raises like `regular_size`."""
+    regular_size(path)
     return path.read_bytes()
 
 

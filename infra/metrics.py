@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import image, scalar
 
 from infra.append_file import AppendFile
 from infra.errors import RunFailed
-from infra.files import write_atomic
+from infra.files import read_regular, write_atomic
 from infra.json_files import BadJson, decode_json, encode_line
 from infra.log import say
 
@@ -98,10 +98,11 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
     Raises:
         RunFailed: if the file cannot be read
+        UserError: if it is not a regular file
     """
     path = folder / _NAME
     try:
-        *lines, unfinished = path.read_bytes().split(b"\n")
+        *lines, unfinished = read_regular(path).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:

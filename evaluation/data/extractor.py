@@ -55,7 +55,7 @@ class Extractor:
         for labeled_set in labeled_sets:
             identity = fingerprint(backbone, labeled_set.manifest.identity, self.preprocessing)
             path = self.folder / f"{identity[:32]}.safetensors"
-            values = load_stored(path, labeled_set.samples.ids)
+            values = load_stored(path, labeled_set.samples.ids, dimensions=2)
             if values is None:
                 values = self._extract(backbone, labeled_set, f"{source.name} on {labeled_set.label}")
                 store(path, values, labeled_set.samples.ids)

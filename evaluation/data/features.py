@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from infra.arrays import Float32, UInt64
 from infra.errors import UserError
-from infra.files import write_atomic
+from infra.files import read_regular, write_atomic
 from infra.log import say
 
 RAW_PIXELS_PX: Final = 32
@@ -75,22 +75,32 @@ def store(path: Path, values: npt.NDArray[Any], ids: UInt64) -> None:
     write_atomic(path, safetensors.numpy.save({"features": values, "sample": ids}))
 
 
-def load_stored(path: Path, ids: UInt64) -> npt.NDArray[Any] | None:
+def load_stored(
+    path: Path, ids: UInt64, dtype: type[np.generic] = np.float32, dimensions: int = 1
+) -> npt.NDArray[Any] | None:
     """Return the stored values of exactly these samples.
+
+    Args:
+        path: the file that `store` wrote, or that somebody else put there
+        ids: identities (N,) of the samples
+        dtype: type of the values
+        dimensions: number of their dimensions
 
     Returns:
         The values (N, ...), None if there is no such file or it belongs to other samples. A damaged file counts as
         missing, with a warning, so that the caller writes it again.
     """
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
+        tensors = safetensors.numpy.load(read_regular(path))
+        values, samples = tensors["features"], tensors["sample"]
+        if (values.dtype, values.ndim, len(values)) != (dtype, dimensions, len(samples)):
+            raise ValueError("its features have another type or shape")
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
         say(f"warning: {path} cannot be read ({error}); computing its content again")
         return None
-    values = tensors["features"]
-    return values if np.array_equal(tensors["sample"], ids) else None
+    return values if np.array_equal(samples, ids) else None
 
 
 def require_finite(values: Float32, name: str) -> None:

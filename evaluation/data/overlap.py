@@ -116,8 +116,8 @@ def _copies(labeled_set: LabeledSet, numbers: Int64, pretraining: ShardSet, fold
     ids = labeled_set.samples.ids
     inputs = f"{labeled_set.manifest.identity} {pretraining.identity} ".encode() + numbers.tobytes()
     path = folder / f"{sha256(inputs).hexdigest()[:32]}-copies.safetensors"
-    copies: Int64 | None = load_stored(path, ids)
-    if copies is None:
+    copies: Int64 | None = load_stored(path, ids, np.int64)
+    if copies is None or not np.all((copies >= -1) & (copies < pretraining.samples)):  # somebody else put it there
         copies = np.full(len(ids), -1)
         copies[numbers] = copies_of(labeled_set.shards, numbers, pretraining)
         store(path, copies, ids)

@@ -116,7 +116,7 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     """Return (N,) one code for all samples connected by a shared patient or by near-identical images."""
     ids = labeled_set.samples.ids
     path = folder / f"{labeled_set.manifest.identity[:32]}-near-duplicates-2.safetensors"
-    duplicates = load_stored(path, ids)
+    duplicates = load_stored(path, ids, np.int64)
     if duplicates is None:
         packed_ids, duplicates = near_duplicate_groups([labeled_set.location], fetch=labeled_set.shards.fetch)
         assert np.array_equal(packed_ids, ids), "both are in packed order"
@@ -125,7 +125,7 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     # A graph whose nodes are the samples, then the patients, then the groups of near-identical images.
     count = len(ids)
     samples = np.tile(np.arange(count), 2)
-    neighbors = np.concatenate([count + patients, 2 * count + duplicates])
+    neighbors = np.concatenate([count + patients, 2 * count + np.unique(duplicates, return_inverse=True)[1]])
     edges = coo_array((np.ones(len(samples), np.int8), (samples, neighbors)), shape=(3 * count, 3 * count))
     components: Int64 = connected_components(edges, directed=False)[1][:count].astype(np.int64)
     return components

@@ -15,7 +15,7 @@ import numpy as np
 from evaluation.fitting.search import FinalFit, FinalResult, Fit, FitResult, FoldFit, FoldResult, SearchProblem
 from infra.append_file import AppendFile
 from infra.arrays import Float64
-from infra.files import disk_errors, write_atomic
+from infra.files import disk_errors, read_regular, write_atomic
 from infra.log import say
 
 # What parsing JSON, and taking values out of it, raises if somebody else wrote it.
@@ -40,7 +40,7 @@ class FitLog:
         for name, problem in problems.items():
             path = self._path(name)
             with disk_errors(path):
-                content = path.read_bytes() if path.exists() else b""
+                content = read_regular(path) if path.exists() else b""
             whole = []
             for line in content.splitlines():
                 try:

@@ -18,7 +18,8 @@ from evaluation.fitting.fit_log import DAMAGED, FitLog, unit_array
 from evaluation.fitting.probe_cases import ProbeCase, Round
 from evaluation.fitting.search import FittedProbe, SearchProblem
 from infra.arrays import Float32, Int64
-from infra.files import write_atomic
+from infra.errors import UserError
+from infra.files import read_regular, write_atomic
 from infra.log import say
 from ssl_core.views.spec import ViewSpec
 
@@ -132,9 +133,9 @@ def _write(path: Path, record: FittedProbe | FinetunedNetwork) -> None:
 
 def _read(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
     try:
-        return build(json.loads(path.read_bytes()))
+        return build(json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
-    except (OSError, *DAMAGED) as error:
+    except (OSError, UserError, *DAMAGED) as error:
         say(f"warning: {path} cannot be read ({error}); fitting again")
         return None

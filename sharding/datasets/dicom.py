@@ -13,7 +13,7 @@ from infra.extras import require_extra
 from infra.log import say
 from infra.options import key
 from sharding.datasets.files import visible_files
-from sharding.datasets.patient_fields import age_of, sex_of, view_of
+from sharding.datasets.patient_fields import age_of, identifier_of, sex_of, view_of
 from sharding.datasets.pseudonyms import MAKE_KEY, Pseudonyms, read_key
 from sharding.datasets.table import require_files
 from sharding.format.manifest import Rejection
@@ -144,7 +144,7 @@ def _item(
             f"a file below {root} still has {identifier}; see which: find {root} -inum {(root / path).stat().st_ino}; "
             f"de-identify the files, or pack them anyway with --{key(DicomOptions, 'allow_identifiers')}=true"
         )
-    if _PLACEHOLDER.fullmatch(header["PatientID"]) and not re.search(r"\d", header["PatientID"]):
+    if not _is_identity(header["PatientID"]):
         return Rejection(path.as_posix(), "no PatientID")
     study = header["StudyInstanceUID"]
     return Sample(
@@ -157,6 +157,12 @@ def _item(
         age=age_of(header["PatientAge"]),
         path_identifies=True,
     )
+
+
+def _is_identity(patient: str) -> bool:
+    """Return whether a PatientID tells patients apart, which a word such as N/A or ANONYMOUS without a number cannot."""
+    has_number = re.search(r"\d", patient) is not None
+    return identifier_of(patient) is not None and (has_number or not _PLACEHOLDER.fullmatch(patient))
 
 
 def _identifier(header: dict[str, str]) -> str | None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from infra.append_file import AppendFile
 from infra.errors import UserError
-from infra.files import disk_errors, fsync_path
+from infra.files import disk_errors, fsync_path, regular_size
 from infra.json_files import BadJson, decode_json, encode_line
 from infra.log import say
 from infra.processes import Ranks
@@ -168,6 +168,7 @@ def _paths(run_folder: Path) -> list[Path]:
 
 def _lines(path: Path, line_type: type[L]) -> Iterator[tuple[bytes, L]]:
     """Yield the lines of a file, as bytes and decoded, up to an unfinished one."""
+    regular_size(path)
     with path.open("rb") as file:
         for number, content in enumerate(file, start=1):
             if not content.endswith(b"\n"):

@@ -1,10 +1,12 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from infra.errors import UserError
 from infra.metrics import MetricsWriter, read_metrics
 
 
@@ -72,3 +74,14 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_for_readers(tm
     lines = read_metrics(tmp_path)
     assert [math.isnan(line["loss"]) for line in lines] == [True, True]
     assert [line["epoch"] for line in lines] == [0.5, 1]
+
+
+@pytest.mark.parametrize("hostile", ["pipe", "endless"])
+def test_what_is_no_file_is_refused_instead_of_read_for_ever(tmp_path: Path, hostile: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    if hostile == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not a regular file"):
+        read_metrics(tmp_path)

@@ -1,9 +1,11 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from torch import nn
 
 from evaluation.data.features import Preprocessing, RawPixels, extract, fingerprint, load_stored, require_finite, store
@@ -53,12 +55,12 @@ def test_fingerprint_changes_with_all_that_features_depend_on_and_with_nothing_e
 def test_stored_features_come_back_for_the_same_samples_only(tmp_path: Path) -> None:
     values, ids = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), np.arange(4, dtype=np.uint64)
     path = tmp_path / "x.safetensors"
-    assert load_stored(path, ids) is None
+    assert load_stored(path, ids, dimensions=2) is None
     store(path, values, ids)
-    stored = load_stored(path, ids)
+    stored = load_stored(path, ids, dimensions=2)
     assert stored is not None
     assert np.array_equal(stored, values)
-    assert load_stored(path, ids[::-1]) is None
+    assert load_stored(path, ids[::-1], dimensions=2) is None
 
 
 def test_damaged_stored_features_are_named_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,3 +76,23 @@ def test_features_that_are_not_finite_are_refused_by_name() -> None:
     values[2] = np.inf
     with pytest.raises(UserError, match="epoch 3 on cell are not finite for 1 of 5 images"):
         require_finite(values, "epoch 3 on cell")
+
+
+@pytest.mark.parametrize("hostile", ["pipe", "endless", "other names", "other shape", "other type"])
+def test_stored_features_that_somebody_else_put_there_are_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hostile: str
+) -> None:
+    path, ids = tmp_path / "x.safetensors", np.arange(4, dtype=np.uint64)
+    if hostile == "pipe":
+        os.mkfifo(path)
+    elif hostile == "endless":
+        path.symlink_to("/dev/zero")
+    elif hostile == "other names":
+        path.write_bytes(save({"sample": ids}))
+    else:
+        shape = (3, 2) if hostile == "other shape" else (4, 2)
+        store(path, np.zeros(shape, np.float64 if hostile == "other type" else np.float32), ids)
+    assert load_stored(path, ids, dimensions=2) is None
+    assert f"warning: {path} cannot be read (" in capsys.readouterr().err
+    store(path, np.zeros((4, 2), np.float32), ids)
+    assert load_stored(path, ids, dimensions=2) is not None

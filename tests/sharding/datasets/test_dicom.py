@@ -138,6 +138,7 @@ def test_dicom_refuses_a_file_that_identifies_its_patient_unless_allowed(
         (dicom_bytes(EIGHT_BITS, Modality=None), "modality unknown, not CR, DX, RG"),
         (dicom_bytes(EIGHT_BITS, PatientID=""), "no PatientID"),
         (dicom_bytes(EIGHT_BITS, PatientID="ANONYMOUS"), "no PatientID"),
+        (dicom_bytes(EIGHT_BITS, PatientID="N/A"), "no PatientID"),
     ],
 )
 def test_dicom_counts_files_that_are_no_radiograph_of_a_patient(
