@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import RunFailed, UserError
-from infra.files import disk_errors
+from infra.files import disk_errors, regular_size
 
 _LOCK: Final = ".lock"
 _POLL_S: Final = 0.05
@@ -88,6 +88,7 @@ def is_locked(folder: Path) -> bool:
     This takes the lock for a few microseconds; a process that calls `locked` in that time gets a UserError.
     """
     try:
+        regular_size(folder / _LOCK)
         with (folder / _LOCK).open("rb") as lock:
             return not try_lock(lock.fileno(), fcntl.LOCK_SH, folder)
     except FileNotFoundError:

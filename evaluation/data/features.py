@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from infra.arrays import Float32, UInt64
-from infra.errors import UserError
+from infra.errors import UserError, require
 from infra.files import read_regular, write_atomic
 from infra.log import say
 
@@ -93,11 +93,11 @@ def load_stored(
     try:
         tensors = safetensors.numpy.load(read_regular(path))
         values, samples = tensors["features"], tensors["sample"]
-        if (values.dtype, values.ndim, len(values)) != (dtype, dimensions, len(samples)):
-            raise ValueError("its features have another type or shape")
+        fits = (values.dtype, values.ndim, len(values)) == (dtype, dimensions, len(samples))
+        require(fits, "its features have another type or shape")
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, UserError, KeyError, TypeError) as error:
         say(f"warning: {path} cannot be read ({error}); computing its content again")
         return None
     return values if np.array_equal(samples, ids) else None

@@ -160,7 +160,7 @@ def _item(
 
 
 def _is_identity(patient: str) -> bool:
-    """Return whether a PatientID tells patients apart, which a word such as N/A or ANONYMOUS without a number cannot."""
+    """Return whether a PatientID tells patients apart, which `N/A` or `ANONYMOUS` cannot."""
     has_number = re.search(r"\d", patient) is not None
     return identifier_of(patient) is not None and (has_number or not _PLACEHOLDER.fullmatch(patient))
 

@@ -87,3 +87,8 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a symbolic link stands where a file is needed"), locked(tmp_path, "probing"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_pipe_in_place_of_the_lock_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    assert is_locked(tmp_path)
