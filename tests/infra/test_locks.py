@@ -1,5 +1,6 @@
 """Tests of the locks of folders, with real processes."""
 
+import os
 import shutil
 import subprocess
 import sys
