@@ -102,7 +102,7 @@ def build_cohort(
         keep(_balanced(all_classes, samples, rows, in_test, balance, seed), f"left out to balance by {balance}")
 
     classes, codes = all_classes[rows], np.unique(patients[rows], return_inverse=True)[1]
-    check = _Check(dataset, task, classes, codes)
+    check = _Check(dataset, task, classes, codes, excluded.get(COPY, 0))
     inner = folds or preset.folds
     if in_test is not None:
         parts = [check.fold(in_test, inner, seed)]
@@ -191,12 +191,13 @@ def divide(classes: Int64, patients: Int64, folds: int, seed: int, stream: str) 
 
 @dataclass(frozen=True)
 class _Check:
-    """Divides a dataset; its errors name the dataset."""
+    """Divides a dataset; its errors name the dataset and how many images were left out as copies."""
 
     dataset: str
     task: Task
     classes: Int64
     codes: Int64
+    copies: int
 
     def fold(self, in_test: Bool, folds: int, seed: int) -> Int64:
         """Return (n,) the fold of a development image, -1 in the test part."""
@@ -220,7 +221,8 @@ class _Check:
         summary = " and ".join(f"{count} patients with {name}" for name, count in counts.items())
         where = "" if part == "images" else f" in its {part}"
         if min(counts.values()) == 0:
-            raise UserError(f"dataset {self.dataset!r} has {summary}{where}; a probe needs both classes")
+            left_out = f" after {self.copies} x {COPY}" if self.copies else ""
+            raise UserError(f"dataset {self.dataset!r} has {summary}{where}{left_out}; a probe needs both classes")
         if part != "test part" and len(np.unique(codes)) == 1:
             raise UserError(
                 f"dataset {self.dataset!r}: all {len(codes)} images of the task{where} show one patient; a probe "

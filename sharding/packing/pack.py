@@ -216,7 +216,7 @@ def _nothing(config: PackConfig, rejected: list[Rejection]) -> UserError:
     first = next((f", such as {config.root / item.path}" for item in rejected if item.reason == MISSING), "")
     return UserError(
         f"no image of dataset {config.dataset!r} in {config.root} can be packed: {summary}{first}; "
-        f"check {key(config, 'root')}"
+        f"check {key(config, 'exclude' if reasons[COPY] else 'root')}"
     )
 
 

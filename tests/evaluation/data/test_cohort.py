@@ -10,6 +10,7 @@ from evaluation.data.cohort import Cohort, build_cohort
 from evaluation.data.samples import Samples
 from evaluation.results.presets import PRESETS, PresetName, Uncertain
 from infra.errors import UserError
+from sharding.format.copies import COPY
 from tests.support.sample_records import Label, cell_samples, make_samples
 
 
@@ -203,3 +204,10 @@ def test_cohort_is_refused_in_one_line_when_it_cannot_be_probed(data: Samples, w
 def test_dataset_without_a_task_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"'folder' has no task.*cell, chestxray14, chexpert"):
         divided(cell_samples(["p"], [True]), "folder")
+
+
+def test_a_part_that_lost_a_class_to_left_out_copies_is_refused_with_their_number() -> None:
+    splits = ["test" if number < 20 else "train" for number in range(120)]
+    data = cell_samples([f"p{number}" for number in range(120)], [number % 2 == 0 for number in range(120)], splits)
+    with pytest.raises(UserError, match=f"NORMAL in its test part after 20 x {COPY}; a probe needs both classes"):
+        divided(data, left_out=np.arange(120) < 20)

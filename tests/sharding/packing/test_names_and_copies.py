@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from launch.cli import main as sternum
+from sharding.format.copies import COPY
 from sharding.format.manifest import decode_fingerprints, read_fingerprints
 from sharding.images.encode import decode
 from sharding.images.perceptual import fingerprint_of
@@ -114,6 +115,18 @@ def test_copies_that_an_audit_lists_are_not_packed_and_are_counted(
     assert sternum(["audit", str(rest), f"--out={root.parent / 'again'}"]) == 0
     again = json.loads((root.parent / "again" / "audit.json").read_text())
     assert again["identical"] == again["near_identical"] == []
+
+
+def test_a_set_of_copies_alone_is_refused_and_names_the_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shard(root, "first", "--name=first") == shard(root, "second", "--name=second") == 0
+    audit = root.parent / "audit"
+    folders = [str(root.parent / name) for name in ("first", "second")]
+    assert sternum(["audit", *folders, f"--out={audit}"]) == 1
+    capsys.readouterr()
+    assert shard(root, "out", "--name=second", f"--exclude={audit / 'audit.json'}") == 2
+    error = capsys.readouterr().err
+    assert f"can be packed: 12 x {COPY}; check exclude" in error
+    assert not (root.parent / "out").exists()
 
 
 def _leaving(groups: list[dict[str, list[dict[str, str]]]]) -> set[str]:
