@@ -93,7 +93,7 @@ def load_stored(
     try:
         tensors = safetensors.numpy.load(read_regular(path))
         values, samples = tensors["features"], tensors["sample"]
-        fits = (values.dtype, values.ndim, len(values)) == (dtype, dimensions, len(samples))
+        fits = values.dtype == dtype and (values.ndim, len(values)) == (dimensions, len(samples))
         require(fits, "its features have another type or shape")
     except FileNotFoundError:
         return None
