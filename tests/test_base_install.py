@@ -113,7 +113,7 @@ def refusal(base: Base, words: Sequence[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "reason", "extra", "instead"),
     [
-        (f"{PRETRAIN} --executor=dali", "executor=dali needs NVIDIA DALI", "dali", "set executor=torchvision"),
+        (f"{PRETRAIN} --executor=dali", "executor=dali needs NVIDIA DALI", "dali", "use executor=torchvision"),
         (
             f"{PRETRAIN} --engine.kind=deepspeed",
             "engine.kind=deepspeed needs DeepSpeed",
