@@ -179,8 +179,8 @@ def _require_apart(config: PackConfig, out: Path | None) -> None:
     root = real_path(config.root)
     if out is not None and (out.is_relative_to(root) or root.is_relative_to(out)):
         raise UserError(
-            f"{setting(config, 'out')} and {setting(config, 'root')} lie one in the other, so shards would be among "
-            f"the images; choose another folder for {key(config, 'out')}"
+            f"{setting(config, 'out')} and {setting(config, 'root')} must not contain one another, or shards would be "
+            f"among the images; choose another folder for {key(config, 'out')}"
         )
 
 

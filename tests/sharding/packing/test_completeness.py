@@ -118,7 +118,7 @@ def test_shards_may_not_lie_among_the_images_nor_images_among_the_shards(root: s
     (tmp_path / root).mkdir(parents=True, exist_ok=True)
     place = out.format(tmp_path) if "{}" in out else tmp_path / out
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"^out=.* and root=.* lie one in the other, .* another folder for out$"):
+    with pytest.raises(UserError, match=r"^out=.* and root=.* must not contain one another, .* folder for out$"):
         pack(PackConfig("folder", tmp_path / root, place, workers=1))
     assert sorted(tmp_path.rglob("*")) == before
 
