@@ -84,6 +84,7 @@ def open_image(content: bytes) -> DicomImage:
     with errors_as_damage():
         photometric = _text(dataset, "PhotometricInterpretation")
         frames = int(_text(dataset, "NumberOfFrames") or 1)
+        representation = _text(dataset, "PixelRepresentation")
         height, width, samples, allocated, bits = (
             int(_text(dataset, name) or 0)
             for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored")
@@ -98,7 +99,7 @@ def open_image(content: bytes) -> DicomImage:
         )
     if allocated not in (8, 16) or not 1 <= bits <= allocated:
         raise DicomRejected(UNSUPPORTED_BITS)
-    if not _text(dataset, "PixelRepresentation"):
+    if not representation:
         raise DicomRejected(NO_SIGN)
     require_decodable(syntax)
     return DicomImage(dataset, syntax, height, width)

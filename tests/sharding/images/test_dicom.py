@@ -302,6 +302,14 @@ def test_decode_refuses_a_deflated_file_that_grows_without_end() -> None:
         decode(deflated[:start] + bomb)
 
 
+def test_any_header_byte_that_a_disk_zeroed_gives_an_image_or_a_reason() -> None:
+    content = dicom_in(ExplicitVRLittleEndian, EIGHT_BITS, 8)
+    pixels = content.index(b"\xe0\x7f\x10\x00")
+    for position in range(132, pixels):
+        with suppress(ImageRejected):
+            decode(content[:position] + b"\0" + content[position + 1 :])
+
+
 DAMAGED_SYNTAXES = (ExplicitVRLittleEndian, *(syntax for syntax in (*LOSSLESS, *LOSSY) if syntax.is_encapsulated))
 
 
