@@ -92,8 +92,14 @@ def ordered_map(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """Start fresh interpreters, since a fork would copy the threads and locks of this process."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    """Start fresh interpreters, since a fork would copy the threads and locks of this process.
+
+    All of them start before the executor's own thread does. CPython would start each one as work is submitted, while
+    that thread goes over the workers whenever one dies; the two then meet in one dictionary.
+    """
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
+    return pool
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
