@@ -89,6 +89,7 @@ class Prober:
             seed=config.seed,
             uncertain=config.uncertain,
             balance=config.balance,
+            split=config.split,
             folds=config.folds,
             repeats=config.repeats,
             allow_overlap=config.allow_overlap,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetune import FinetuneConfig
-from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain
+from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Uncertain
 from infra.errors import require
 from infra.options import key, require_at_least, require_seed, setting
 from infra.urls import require_no_credentials
@@ -33,11 +33,13 @@ class ProbeConfig:
         cores: cores of this machine that Ray uses; all by default
         address: Ray cluster to use instead of this machine, such as auto or ray://head:10001
         folds: folds of the cross-validation that chooses C, at least 2; 8 (gazda2021) and 5 (rigorous) by default
-        repeats: repetitions of rigorous's cross-validation, each with other parts; needs no official split
+        repeats: repetitions of rigorous's cross-validation, each with other parts
         bootstrap_resamples: resamples of the patients for confidence intervals, at least 100; 0 for no intervals
         uncertain: meaning of a positive label of -1: ignore (leave the image out), zeros or ones
-        balance: none, class (equally many images of each class) or view (the same within each view); overrides the
-            default of the task
+        balance: equally many images of each class in development (that part only), by class (in both parts) or by view
+            (the same within each view), or none; overrides the default of the task
+        split: official, or ignore (divide a dataset with an official split a second time, as if it had none, for rows
+            of their own: rigorous then cross-validates it)
         exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
             audit lets stay is probed
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
@@ -63,6 +65,7 @@ class ProbeConfig:
     bootstrap_resamples: int = 1000
     uncertain: Uncertain = "ignore"
     balance: Balance | None = None
+    split: Split = "official"
     exclude: Path | None = None
     allow_overlap: bool = False
     seed: int = 0

@@ -7,13 +7,15 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from evaluation.data.samples import Samples
-from evaluation.results.presets import Balance, Preset, Task, Uncertain, task_of
+from evaluation.results.presets import Balance, Preset, Split, Task, Uncertain
 from infra.arrays import Bool, Int64
 from infra.errors import UserError, require
 from infra.rng import permutation, uniform
 from sharding.format.copies import COPY
 
+UNUSED: Final = -2  # fold of an image that takes no part in a round
 _TEST_PARTS: Final = 5  # the test part is one fifth of the patients
+_OFFICIAL: Final = "official"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Cohort:
         rows: (n,) positions among the dataset's samples
         classes: (n,) 1 positive, 0 negative
         patients: (n,) one code for each patient, or for each group of patients that share an image
-        folds: (rounds, n) fold of a development image, -1 in the test part
+        folds: (rounds, n) fold of a development image, -1 in the test part, UNUSED in neither
         split: origin of the parts
         excluded: reason -> images left out
     """
@@ -43,23 +45,34 @@ class Cohort:
     @property
     def in_test(self) -> Bool:
         """(rounds, n) whether an image is in the test part, which is scored once and never used for a choice."""
-        return self.folds < 0
+        return self.folds == -1
+
+    @property
+    def in_development(self) -> Bool:
+        """(rounds, n) whether an image is in the development part."""
+        return self.folds >= 0
+
+    @property
+    def is_official(self) -> bool:
+        """Whether upstream chose the test part."""
+        return self.split == _OFFICIAL
 
 
 def build_cohort(
     dataset: str,
+    task: Task,
     samples: Samples,
     preset: Preset,
     *,
     seed: int,
+    split: Split = "official",
     uncertain: Uncertain = "ignore",
-    balance: Balance = "none",
     groups: Int64 | None = None,
     left_out: Bool | None = None,
     folds: int | None = None,
     repeats: int = 1,
 ) -> Cohort:
-    """Choose the images of the dataset's task and divide them.
+    """Choose the images of a task and divide them.
 
     A dataset with an official test part keeps it: train and val form the development part, without images of tested
     patients. Otherwise the preset decides: the test part is a stratified fifth of the patients, or each fifth in turn,
@@ -67,13 +80,13 @@ def build_cohort(
 
     Args:
         dataset: name of the dataset
-        samples: its N samples
+        task: the classification, and how its classes are balanced
+        samples: the dataset's N samples
         preset: the protocol
         seed: determines parts, folds and the balance
+        split: whether an official test part is kept, or ignored as if there were none
         uncertain: meaning of an uncertain (-1) positive label: "ignore" leaves the image out, "zeros" makes it
             negative, "ones" positive (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019)
-        balance: "class" keeps equally many images of each class in the test part and in the development part; "view"
-            does so within each view
         groups: (N,) codes that replace the patients
         left_out: (N,) whether an image is left out as a copy of another
         folds: replaces the preset's number of folds
@@ -82,12 +95,11 @@ def build_cohort(
     Raises:
         UserError: if a class is missing or has too few patients.
     """
-    task = task_of(dataset)
     all_classes = _classes(task, samples, uncertain)
     excluded = {reason: int(np.sum(all_classes == code)) for code, reason in _REASONS.items()}
     rows = np.flatnonzero(np.isin(all_classes, (0, 1)))
     patients = np.unique(np.asarray(samples.patients, np.str_), return_inverse=True)[1] if groups is None else groups
-    in_test = _official_test(dataset, [samples.splits[row] for row in rows])
+    in_test = _official_test(dataset, [samples.splits[row] for row in rows]) if split == "official" else None
 
     def keep(inside: Bool, reason: str) -> None:
         nonlocal rows, in_test
@@ -98,24 +110,38 @@ def build_cohort(
         keep(~left_out[rows], COPY)
     if in_test is not None:
         keep(in_test | ~np.isin(patients[rows], patients[rows][in_test]), "development image of a tested patient")
-    if balance != "none":
-        keep(_balanced(all_classes, samples, rows, in_test, balance, seed), f"left out to balance by {balance}")
+    draw = _Draw(all_classes, samples, seed)
+    if task.balance in ("class", "view"):
+        parts = np.zeros(len(rows), np.bool_) if in_test is None else in_test
+        keep(draw.balanced(rows, parts, task.balance), f"left out to balance by {task.balance}")
 
     classes, codes = all_classes[rows], np.unique(patients[rows], return_inverse=True)[1]
     check = _Check(dataset, task, classes, codes, excluded.get(COPY, 0))
-    inner = folds or preset.folds
     if in_test is not None:
-        parts = [check.fold(in_test, inner, seed)]
-        split = "official"
+        tested, name = [in_test], _OFFICIAL
     else:
-        check.require_patients("images", np.ones(len(rows), np.bool_), _TEST_PARTS)
-        repetitions = range(repeats if preset.crosses else 1)
-        outer = [divide(classes, codes, _TEST_PARTS, seed, f"probe-test-{number}") for number in repetitions]
-        tested = [part == number for part in outer for number in range(_TEST_PARTS if preset.crosses else 1)]
-        parts = [check.fold(inside, inner, seed) for inside in tested]
-        split = f"{_TEST_PARTS}-fold by patient" if preset.crosses else "70/10/20 by patient"
-        split += f", {repeats} times" if preset.crosses and repeats > 1 else ""
-    return Cohort(dataset, task, rows, classes, codes, np.stack(parts), split, excluded)
+        tested, name = _test_parts(check, preset, repeats, seed)
+    rounds = []
+    for inside in tested:
+        develops = ~inside
+        if task.balance == "development":
+            develops &= draw.balanced(rows, inside, task.balance)
+        rounds.append(check.fold(inside, develops, folds or preset.folds, seed))
+    assigned = np.stack(rounds)
+    if task.balance == "development":
+        excluded["development image left out to balance the classes"] = int((assigned == UNUSED).all(axis=0).sum())
+    return Cohort(dataset, task, rows, classes, codes, assigned, name, excluded)
+
+
+def _test_parts(check: "_Check", preset: Preset, repeats: int, seed: int) -> tuple[list[Bool], str]:
+    """Return which images (n,) each round tests, without an official split, and the name of such parts."""
+    check.require_patients("images", np.ones(len(check.codes), np.bool_), _TEST_PARTS)
+    repetitions = range(repeats if preset.crosses else 1)
+    outer = [divide(check.classes, check.codes, _TEST_PARTS, seed, f"probe-test-{number}") for number in repetitions]
+    tested = [part == number for part in outer for number in range(_TEST_PARTS if preset.crosses else 1)]
+    if not preset.crosses:
+        return tested, "80/20 by patient"
+    return tested, f"{_TEST_PARTS}-fold by patient" + (f", {repeats} times" if repeats > 1 else "")
 
 
 _OPPOSITE: Final = {1: 0, 0: 1, -1: -1, None: None}
@@ -150,21 +176,26 @@ def _official_test(dataset: str, splits: list[str | None]) -> Bool | None:
     return np.array([split == "test" for split in splits])
 
 
-def _balanced(
-    all_classes: Int64, samples: Samples, rows: Int64, in_test: Bool | None, balance: Balance, seed: int
-) -> Bool:
-    """Return (n,) whether an image stays. The draw depends on the ids, so that repacking changes nothing."""
-    classes = all_classes[rows]
-    views = np.array([str(samples.views[row]) if balance == "view" else "" for row in rows])
-    parts = np.zeros(len(rows), np.bool_) if in_test is None else in_test
-    draws = uniform(seed, "probe-balance", samples.ids[rows], 0, 1)[:, 0]
-    kept = np.zeros(len(rows), np.bool_)
-    for view in np.unique(views):
-        for part in (False, True):
-            inside = [np.flatnonzero((views == view) & (parts == part) & (classes == code)) for code in (0, 1)]
-            for of_class in inside:
-                kept[of_class[np.argsort(draws[of_class])][: min(map(len, inside))]] = True
-    return kept
+@dataclass(frozen=True)
+class _Draw:
+    """Draws which images stay if classes are balanced. It depends on the ids, so that repacking changes nothing."""
+
+    classes: Int64
+    samples: Samples
+    seed: int
+
+    def balanced(self, rows: Int64, parts: Bool, balance: Balance) -> Bool:
+        """Return (n,) whether an image of these rows stays, if equally many of each class may in each part (n,)."""
+        classes = self.classes[rows]
+        views = np.array([str(self.samples.views[row]) if balance == "view" else "" for row in rows])
+        draws = uniform(self.seed, "probe-balance", self.samples.ids[rows], 0, 1)[:, 0]
+        kept = np.zeros(len(rows), np.bool_)
+        for view in np.unique(views):
+            for part in (False, True):
+                inside = [np.flatnonzero((views == view) & (parts == part) & (classes == code)) for code in (0, 1)]
+                for of_class in inside:
+                    kept[of_class[np.argsort(draws[of_class])][: min(map(len, inside))]] = True
+        return kept
 
 
 def divide(classes: Int64, patients: Int64, folds: int, seed: int, stream: str) -> Int64:
@@ -199,12 +230,12 @@ class _Check:
     codes: Int64
     copies: int
 
-    def fold(self, in_test: Bool, folds: int, seed: int) -> Int64:
-        """Return (n,) the fold of a development image, -1 in the test part."""
+    def fold(self, in_test: Bool, develops: Bool, folds: int, seed: int) -> Int64:
+        """Return (n,) the fold of a development image, -1 in the test part, UNUSED in neither."""
         self.require_patients("test part", in_test, 1)
-        self.require_patients("development part", ~in_test, folds)
-        fold_of = np.full(len(in_test), -1)
-        fold_of[~in_test] = divide(self.classes[~in_test], self.codes[~in_test], folds, seed, "probe-folds")
+        self.require_patients("development part", develops, folds)
+        fold_of = np.where(in_test, -1, UNUSED)
+        fold_of[develops] = divide(self.classes[develops], self.codes[develops], folds, seed, "probe-folds")
         for number in range(folds):
             require(
                 len(np.unique(self.classes[fold_of == number])) == 2,

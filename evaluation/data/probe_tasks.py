@@ -1,9 +1,10 @@
 """Tasks to probe: each labeled dataset as each preset divides it, with a record of its parts."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -14,10 +15,11 @@ from evaluation.data.features import load_stored, store
 from evaluation.data.labeled_sets import LabeledSet, is_simulated
 from evaluation.data.overlap import Seen
 from evaluation.results.notes import describe_overlap
-from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Uncertain, task_of
+from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Split, Task, Uncertain, tasks_of
 from evaluation.results.results import Dataset, PartSize, SeenPart, TaskKey
 from infra.arrays import Bool, Int64
 from infra.errors import UserError
+from infra.log import say
 from infra.urls import shown
 from sharding.auditing.duplicates import near_duplicate_groups
 from sharding.format.copies import read_copies
@@ -56,6 +58,7 @@ def open_probe_tasks(
     seed: int,
     uncertain: Uncertain,
     balance: Balance | None,
+    split: Split,
     folds: int | None,
     repeats: int,
     allow_overlap: bool,
@@ -71,6 +74,7 @@ def open_probe_tasks(
         seed: determines parts and folds
         uncertain: meaning of an uncertain positive label
         balance: replaces the balances of the tasks
+        split: official, or ignore: divide a dataset with an official split a second time, as if it had none
         folds: replaces the folds of the presets
         repeats: repetitions of the cross-validation
         allow_overlap: accept test parts that pretraining saw
@@ -78,30 +82,58 @@ def open_probe_tasks(
     Raises:
         UserError: if a dataset cannot be divided, or if pretraining saw its test part and `allow_overlap` is false.
     """
-    tasks = []
+    opened = []
     for labeled_set in labeled_sets:
         left_out = None if exclude is None else _copies(labeled_set, exclude)
-        balances = [balance] if balance else task_of(labeled_set.manifest.dataset).balances
-        for number, balanced_by in enumerate(balances):
+        for variant in _variants(labeled_set, balance, split):
             for name in presets:
                 preset = PRESETS[name]
                 cohort = build_cohort(
                     labeled_set.manifest.dataset,
+                    variant.task,
                     labeled_set.samples,
                     preset,
                     seed=seed,
+                    split=variant.split,
                     uncertain=uncertain,
-                    balance=balanced_by,
                     groups=_groups(labeled_set, folder) if preset.groups_duplicates else None,
                     left_out=left_out,
                     folds=folds,
                     repeats=repeats,
                 )
-                label = labeled_set.label + (f", balanced by {balanced_by}" if number else "")
-                record = _record(labeled_set, cohort, TaskKey(label, name), balanced_by, seen.get(labeled_set.label))
+                record = _record(labeled_set, cohort, TaskKey(variant.label, name), seen.get(labeled_set.label))
                 _require_unseen(record, allow_overlap)
-                tasks.append(ProbeTask(labeled_set, cohort, preset, record))
-    return tasks
+                opened.append(ProbeTask(labeled_set, cohort, preset, record))
+    return opened
+
+
+class _Variant(NamedTuple):
+    """A task of a labeled set and the way to divide it; the label names both in the tables."""
+
+    label: str
+    task: Task
+    split: Split
+
+
+def _variants(labeled_set: LabeledSet, balance: Balance | None, split: Split) -> Iterator[_Variant]:
+    """Yield the tasks of a labeled set, first by its official split, then, if asked for, without it."""
+    tasks = tasks_of(labeled_set.manifest.dataset)
+    if balance is not None:
+        tasks = tuple(dict.fromkeys(replace(task, balance=balance) for task in tasks))
+    labels = {task: labeled_set.label + _difference(task, tasks[0]) for task in tasks}
+    for task, label in labels.items():
+        yield _Variant(label, task, "official")
+    if split == "ignore" and "test" not in labeled_set.samples.splits:
+        say(f"{labeled_set.label}: has no official split to ignore")
+    elif split == "ignore":
+        for task, label in labels.items():
+            yield _Variant(f"{label}, split ignored", task, "ignore")
+
+
+def _difference(task: Task, first: Task) -> str:
+    """Return what distinguishes a task of a dataset from its first one; empty for the first itself."""
+    against = "" if task.negative == first.negative else f", against {task.negative_name}"
+    return against + ("" if task.balance == first.balance else f", balanced by {task.balance}")
 
 
 def _copies(labeled_set: LabeledSet, exclude: Path) -> Bool:
@@ -131,7 +163,7 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     return components
 
 
-def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, balance: Balance, seen: Seen | None) -> Dataset:
+def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, seen: Seen | None) -> Dataset:
     in_test = cohort.in_test.any(axis=0)
     tested = cohort.rows[in_test]
     patients = labeled_set.samples.patient_ids[tested]
@@ -144,10 +176,10 @@ def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, balance: Bala
         simulated=is_simulated(labeled_set.manifest),
         positive=cohort.task.positive,
         negative=cohort.task.negative_name,
-        balance=balance,
+        balance=cohort.task.balance,
         split=cohort.split,
         rounds=len(cohort.folds),
-        development=_part_size(cohort, ~cohort.in_test),
+        development=_part_size(cohort, cohort.in_development),
         test=_part_size(cohort, cohort.in_test),
         excluded=cohort.excluded,
         pretrained_images=int(seen.images[tested].sum()) if seen else None,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from evaluation.data.cohort import UNUSED
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
@@ -85,12 +86,13 @@ def cached_finetune(
     network = _read(path, partial(_finetuned_network, case.folds[0]))
     if network is None:
         labeled_set = case.task.labeled_set
+        used = np.flatnonzero(case.folds[0] != UNUSED)
         network = finetune(
             source.backbone(),
             labeled_set.shards,
-            ids=labeled_set.samples.ids[case.rows],
-            classes=case.classes[0],
-            fold=case.folds[0],
+            ids=labeled_set.samples.ids[case.rows[used]],
+            classes=case.classes[0][used],
+            fold=case.folds[0][used],
             spec=spec,
             preprocessing=preprocessing,
             config=config,
@@ -98,6 +100,7 @@ def cached_finetune(
             device=device,
             seed=seed,
         )
+        network = replace(network, validation_rows=used[network.validation_rows])
         _write(path, network)
     return network
 
@@ -119,7 +122,7 @@ def _fitted_probe(problem: SearchProblem, values: dict[str, Any]) -> FittedProbe
 def _finetuned_network(fold: Int64, values: dict[str, Any]) -> FinetunedNetwork:
     validation_rows = np.flatnonzero(fold == 0)
     return FinetunedNetwork(
-        probabilities=unit_array(values["probabilities"], int(np.sum(fold < 0))),
+        probabilities=unit_array(values["probabilities"], int(np.sum(fold == -1))),
         validation=unit_array(values["validation"], len(validation_rows)),
         validation_rows=validation_rows,
         epoch=int(values["epoch"]),

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import sklearn
 
-from evaluation.data.cohort import divide
+from evaluation.data.cohort import UNUSED, divide
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.probe_tasks import ProbeTask
@@ -18,7 +18,6 @@ from evaluation.results.results import ProbeKind, TaskKey
 from infra.arrays import Bool, Int64
 from infra.rng import permutation
 
-UNUSED: Final = -2  # fold of an image that takes no part in a round
 FEW_PERCENT: Final = (1, 5, 10, 25)
 _FEW_DRAWS: Final = 5
 _FEW_FOLDS: Final = 3

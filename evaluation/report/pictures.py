@@ -126,9 +126,13 @@ def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[ProbeResult, Estimate]
 
 
 def _draw_paper(axes: Axes, results: Results, dataset: Dataset, column: int) -> list[str]:
-    """Draw a column of Table III if its protocol is the same, and add the legend; return it in words."""
+    """Draw a column of Table III if its protocol is the same, and add the legend; return it in words.
+
+    Accuracy, column 0, also needs the same share of diseased images.
+    """
     words = []
-    if dataset.preset == paper.PRESET and paper.in_paper(dataset):
+    comparable = dataset.preset == paper.PRESET and paper.in_paper(dataset)
+    if comparable and (column > 0 or paper.has_papers_share(dataset)):
         fraction = results.run.fraction_percent
         value = paper.TABLE_III[dataset.name][fraction][column]
         axes.axhline(value, color=_PAPER, linestyle="-.", label=f"paper, {fraction} % of CheXpert")

@@ -34,6 +34,8 @@ def score_rows(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) 
     if listed and dataset.preset == paper.PRESET and paper.in_paper(dataset):
         fraction = results.run.fraction_percent
         acc, auc, sen, spe, f1 = (f"{value:.1f}" for value in paper.TABLE_III[dataset.name][fraction])
+        if not paper.has_papers_share(dataset):
+            acc = f1 = ""  # they depend on the share of diseased images
         name = f"paper, {fraction} % of CheXpert"
         cells = (marked_label(dataset), name, "", acc, auc, "", sen, spe, "", f1, "", "")
         listed.append(ScoreRow(cells, "paper"))

@@ -56,16 +56,17 @@ def _probed(results: Results | None, example: Dataset) -> list[tuple[Dataset, Pr
 
 def _our_row(dataset: Dataset, last: ProbeResult, fraction: int) -> Cells:
     scores = last.scores
+    comparable = not paper.in_paper(dataset) or paper.has_papers_share(dataset)
     return (
         marked_label(dataset),
         f"ours, {last.features}",
         f"{fraction} %",
-        percent(scores.acc.value),
+        percent(scores.acc.value) if comparable else "",
         percent(scores.auc.value),
         interval(scores.auc),
         percent(scores.sen.value),
         percent(scores.spe.value),
-        percent(scores.f1_negative.value),
+        percent(scores.f1_negative.value) if comparable else "",
     )
 
 
@@ -92,7 +93,8 @@ def _notes(by_fraction: dict[int, Results], preset: str) -> Iterator[str]:
             f"Ours, {fraction} %: {run.backbone} at {run.size_px} px, global batch {run.global_batch}, "
             f"{run.epochs:.4g} epochs, seed {run.seed}."
         )
-    real = sorted({item.name for item in datasets if paper.in_paper(item)})
+    in_paper = [item for item in datasets if paper.in_paper(item)]
+    real = sorted({item.name for item in in_paper})
     if real:
         yield PAPER_NOTE
     for name in real:
@@ -102,6 +104,7 @@ def _notes(by_fraction: dict[int, Results], preset: str) -> Iterator[str]:
             yield f"[{published.number}] {published.reference}{remark}."
         else:
             yield f"No earlier result is published on {name}: {published.remark}."
+    yield from dict.fromkeys(paper.share_note(item, "of ours") for item in in_paper if not paper.has_papers_share(item))
     if any(item.simulated for item in datasets):
         yield SIMULATED_NOTE
     yield from dict.fromkeys(note for item in datasets for note in overlap_notes(item))

@@ -30,16 +30,17 @@ EDGE_NOTE: Final = (
 
 def notes_on(results: Results) -> list[str]:
     """Return the notes on a probe, general ones first."""
-    real = any(dataset.preset == paper.PRESET and paper.in_paper(dataset) for dataset in results.datasets)
+    in_paper = [dataset for dataset in results.datasets if dataset.preset == paper.PRESET and paper.in_paper(dataset)]
     by_paper = [row for row in results.rows if row.preset == paper.PRESET]
     general = {
         SIMULATED_NOTE: any(dataset.simulated for dataset in results.datasets),
-        PAPER_NOTE: real,
-        F1_NOTE: real,
+        PAPER_NOTE: bool(in_paper),
+        F1_NOTE: bool(in_paper),
         CONVERGENCE_NOTE: any(row.unconverged for row in by_paper),
         EDGE_NOTE: any(row.at_edge for row in results.rows),
     }
     notes = [note for note, applies in general.items() if applies]
+    notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.datasets for note in overlap_notes(dataset))
     notes += [note for dataset in results.datasets for note in _shuffled_notes(dataset, results.rows_of(dataset))]
     return notes

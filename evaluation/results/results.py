@@ -170,7 +170,8 @@ class Dataset:
         simulated: whether a program drew the images
         positive: name of the positive class
         negative: name of the negative class
-        balance: none, class, or view (classes balanced within each view)
+        balance: none, development (classes balanced in that part), class (in both parts), or view (in both parts
+            within each view)
         split: origin of the parts, such as "official"
         rounds: how many test parts there are; more than one in cross-validation, where every image is tested once, so
             that both `development` and `test` count the whole task

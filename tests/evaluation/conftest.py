@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from evaluation.fitting.ray_search import ray_session
+from evaluation.results.presets import PRESETS
 from infra import config as configuration
 from infra.metrics import MetricsWriter
 from sharding.packing.pack import PackConfig, pack
@@ -19,6 +20,12 @@ from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
 from tests.support.manifests import write_manifest
+
+
+@pytest.fixture(autouse=True)
+def short_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three values of C for `rigorous`: most of a small probe's time goes into a longer grid."""
+    monkeypatch.setitem(PRESETS, "rigorous", replace(PRESETS["rigorous"], c_grid=(0.001, 0.1, 10.0)))
 
 
 @pytest.fixture(scope="session")

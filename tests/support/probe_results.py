@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evaluation.results.notes import notes_on
+from evaluation.results.paper import DISEASED
+from evaluation.results.presets import TASKS
 from evaluation.results.results import (
     VERSION,
     Bin,
@@ -47,6 +49,21 @@ def made_dataset(preset: str, **changes: object) -> Dataset:
         pretrained_patients=0,
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def in_paper_dataset(name: str) -> Dataset:
+    """A dataset whose task, split and share of diseased test images are those of the paper."""
+    task = TASKS[name][0]
+    positive = round(1000 * sum(DISEASED[name]) / 2)
+    return made_dataset(
+        "gazda2021",
+        label=name,
+        name=name,
+        positive=task.positive,
+        negative=task.negative_name,
+        balance=task.balance,
+        test=PartSize(1000, 900, positive, 1000 - positive),
+    )
 
 
 def around(value: float, half: float = 0.02) -> Estimate:

@@ -6,16 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.data.cohort import Cohort, build_cohort
+from evaluation.data.cohort import UNUSED, Cohort, build_cohort
 from evaluation.data.samples import Samples
-from evaluation.results.presets import PRESETS, PresetName, Uncertain
+from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain, tasks_of
 from infra.errors import UserError
 from sharding.format.copies import COPY
 from tests.support.sample_records import Label, cell_samples, make_samples
 
 
-def divided(data: Samples, dataset: str = "cell", preset: PresetName = "gazda2021", **options: Any) -> Cohort:
-    return build_cohort(dataset, data, PRESETS[preset], **{"seed": 0, "folds": 5} | options)
+def divided(
+    data: Samples,
+    dataset: str = "cell",
+    preset: PresetName = "gazda2021",
+    balance: Balance | None = None,
+    **options: Any,
+) -> Cohort:
+    task = tasks_of(dataset)[0]
+    task = replace(task, balance=balance or task.balance)
+    return build_cohort(dataset, task, data, PRESETS[preset], **{"seed": 0, "folds": 5} | options)
 
 
 @settings(deadline=None, max_examples=50)
@@ -49,12 +57,12 @@ def test_no_patient_is_in_two_parts_when_patients_have_many_images_of_both_class
             assert set(cohort.classes[inside]) == {0, 1}
 
 
-def test_split_is_70_10_20_with_the_same_share_of_disease_when_there_is_no_official_one() -> None:
+def test_split_is_80_20_in_eight_folds_with_the_same_share_of_disease_when_there_is_no_official_one() -> None:
     patients = [f"p{number // 2}" for number in range(1000)]
     data = cell_samples(patients, [number // 2 % 4 == 0 for number in range(1000)])
     cohort = divided(data, folds=None)  # the preset's eight
     [fold] = cohort.folds
-    assert cohort.split == "70/10/20 by patient"
+    assert cohort.split == "80/20 by patient"
     assert np.mean(fold == -1) == pytest.approx(0.2, abs=0.01)
     for number in range(8):
         assert np.mean(fold == number) == pytest.approx(0.1, abs=0.01)
@@ -158,6 +166,31 @@ def test_balance_is_kept_in_the_test_part_of_an_official_split() -> None:
     data = replace(_viewed(), splits=["test" if number % 5 == 0 else "train" for number in range(500)])
     cohort = divided(data, balance="class")
     assert cohort.classes[cohort.in_test[0]].mean() == cohort.classes[~cohort.in_test[0]].mean() == 0.5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("official", [True, False])
+def test_balanced_in_development_the_test_part_stays_as_it_is(preset: PresetName, official: bool) -> None:
+    splits = ["test" if number % 5 == 0 else "train" for number in range(500)]
+    data = replace(_viewed(), splits=splits if official else [None] * 500)
+    plain, balanced = (divided(data, preset=preset, balance=balance) for balance in ("none", "development"))
+    assert np.array_equal(plain.rows, balanced.rows)
+    assert np.array_equal(plain.in_test, balanced.in_test)
+    for fold, before in zip(balanced.folds, plain.folds, strict=True):
+        sick, healthy = (np.sum((fold >= 0) & (balanced.classes == code)) for code in (1, 0))
+        assert sick == healthy == np.sum((before >= 0) & (balanced.classes == 0))
+        assert np.sum(fold == UNUSED) + np.sum(fold >= 0) == np.sum(before >= 0)
+    [left_out] = [count for reason, count in balanced.excluded.items() if "to balance the classes" in reason]
+    assert left_out == np.sum((balanced.folds == UNUSED).all(axis=0))
+
+
+def test_official_split_that_is_ignored_counts_as_none() -> None:
+    data = cell_samples([f"p{n}" for n in range(200)], [n % 2 == 0 for n in range(200)])
+    split = replace(data, splits=["test" if number < 60 else "train" for number in range(200)])
+    without, ignored = divided(data, preset="rigorous"), divided(split, preset="rigorous", split="ignore")
+    assert np.array_equal(without.folds, ignored.folds)
+    assert (ignored.split, ignored.is_official) == ("5-fold by patient", False)
+    assert divided(split, preset="rigorous").is_official
 
 
 def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_one() -> None:

@@ -4,11 +4,11 @@ from typing import cast
 import numpy as np
 import pytest
 
-from evaluation.data.cohort import Cohort, divide
+from evaluation.data.cohort import UNUSED, Cohort, divide
 from evaluation.data.feature_matrix import FeatureMatrix, attributes, border
 from evaluation.data.labeled_sets import LabeledSet
 from evaluation.data.probe_tasks import ProbeTask
-from evaluation.fitting.probe_cases import UNUSED, ProbeCase, few_labels_case, shuffled_case
+from evaluation.fitting.probe_cases import ProbeCase, few_labels_case, shuffled_case
 from evaluation.fitting.search import search_serially
 from evaluation.results.presets import PRESETS, TASKS, Preset
 from evaluation.scoring.probe_results import predict
@@ -21,7 +21,7 @@ from tests.support.sample_records import cell_samples
 def task(preset: Preset = PRESETS["rigorous"]) -> ProbeTask:
     """A task whose images and parts are given in the cases."""
     nothing = np.empty(0, np.int64)
-    cohort = Cohort("cell", TASKS["cell"], nothing, nothing, nothing, nothing[None], "official", {})
+    cohort = Cohort("cell", TASKS["cell"][0], nothing, nothing, nothing, nothing[None], "official", {})
     return ProbeTask(cast("LabeledSet", None), cohort, preset, made_dataset("rigorous"))
 
 

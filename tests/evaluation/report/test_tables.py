@@ -13,9 +13,8 @@ from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import Table, csv_text, latex, markdown
 from evaluation.results.notes import F1_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
 from evaluation.results.paper import PUBLISHED, TABLE_III
-from evaluation.results.presets import TASKS
 from evaluation.results.results import Dataset, Estimate, PartSize, Results
-from tests.support.probe_results import made_dataset, made_results, made_row
+from tests.support.probe_results import in_paper_dataset, made_dataset, made_results, made_row
 
 # Every cell of the paper's Table III, by row as printed: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
 PRINTED = {
@@ -75,9 +74,11 @@ def test_paper_row_follows_our_rows_with_the_fraction_of_the_run(fraction: int, 
         made_dataset("rigorous"),
         simulated(),
         made_dataset("gazda2021", name="chexpert"),
-        made_dataset("gazda2021", name="chestxray14", balance="view"),
+        replace(in_paper_dataset("chestxray14"), balance="view"),
+        replace(in_paper_dataset("chestxray14"), negative="No Finding"),
+        replace(in_paper_dataset("cell"), split="5-fold by patient"),
     ],
-    ids=["another protocol", "simulated", "another dataset", "balanced otherwise"],
+    ids=["another protocol", "simulated", "another dataset", "balanced otherwise", "other classes", "split ignored"],
 )
 def test_paper_row_is_absent_if_it_does_not_compare(dataset: Dataset) -> None:
     results = made_results([dataset])
@@ -203,10 +204,28 @@ def test_table_iii_has_for_each_fraction_our_row_above_that_of_the_paper() -> No
     ],
 )
 def test_published_results_are_those_that_the_paper_names(name: str, figures: tuple[str, str], note: str) -> None:
-    dataset = made_dataset("gazda2021", label=name, name=name, balance=TASKS[name].balances[0])
+    dataset = in_paper_dataset(name)
     table = table_iii([made_results([dataset])], "gazda2021")
     assert table.cells[-1][3:5] == figures
     assert any(line.startswith(note) for line in table.notes)
+
+
+def test_acc_and_f1_are_not_set_beside_the_papers_if_another_share_of_the_test_part_is_diseased() -> None:
+    dataset = replace(in_paper_dataset("chestxray14"), test=PartSize(240, 200, 140, 100))
+    results = made_results([dataset])
+    ours, paper = table_iii([results], "gazda2021").cells[-3:-1]
+    assert (ours[1], paper[1]) == ("ours, epoch 24", "paper")
+    assert [ours[column] == "" for column in range(3, 9)] == [True, False, False, False, False, True]
+    assert "" not in (paper[3], paper[8])
+    note = "58.3 % in our test part, 2.1 to 2.5 % in the paper's."
+    assert any(line.endswith(note) for line in table_iii([results], "gazda2021").notes)
+    *_, last, in_scores = score_rows(results, dataset, results.rows)
+    shown = [dict(zip(HEADER, row.cells, strict=True)) for row in (last, in_scores)]
+    assert [row["ACC"] != "" for row in shown] == [row["F1(healthy)"] != "" for row in shown] == [True, False]
+    assert shown[1]["AUC"] == "78.4"
+    assert any(line.endswith(note) for line in results.notes)
+    same = made_results([in_paper_dataset("chestxray14")])
+    assert not any("depend on the share" in note for note in (*same.notes, *table_iii([same], "gazda2021").notes))
 
 
 def test_table_iii_keeps_simulated_images_apart_from_the_paper() -> None:
@@ -280,7 +299,7 @@ def test_latex_is_well_formed_whatever_the_cells_hold(table: Table) -> None:
 def test_latex_commands_are_known_ones_and_rules_part_the_datasets() -> None:
     others = [
         made_dataset("gazda2021"),
-        made_dataset("gazda2021", label="covidgr", name="covidgr", pretrained_images=5),
+        replace(in_paper_dataset("covidgr"), pretrained_images=5),
     ]
     text = latex(table_iii([made_results(others)], "gazda2021"))
     known = {"usepackage", "begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule"}
