@@ -35,12 +35,14 @@ class ProbeTask:
         cohort: its images that belong to the task, and their parts
         preset: the protocol
         record: the task's record in the results
+        groups: (N,) one code for all samples of the dataset that are connected by a patient or a picture
     """
 
     labeled_set: LabeledSet
     cohort: Cohort
     preset: Preset
     record: Dataset
+    groups: Int64
 
     @property
     def key(self) -> TaskKey:
@@ -85,6 +87,7 @@ def open_probe_tasks(
     opened = []
     for labeled_set in labeled_sets:
         left_out = None if exclude is None else _copies(labeled_set, exclude)
+        groups = _groups(labeled_set, folder)
         for variant in _variants(labeled_set, balance, split):
             for name in presets:
                 preset = PRESETS[name]
@@ -96,14 +99,14 @@ def open_probe_tasks(
                     seed=seed,
                     split=variant.split,
                     uncertain=uncertain,
-                    groups=_groups(labeled_set, folder) if preset.groups_duplicates else None,
+                    groups=groups if preset.groups_duplicates else None,
                     left_out=left_out,
                     folds=folds,
                     repeats=repeats,
                 )
                 record = _record(labeled_set, cohort, TaskKey(variant.label, name), seen.get(labeled_set.label))
                 _require_unseen(record, allow_overlap)
-                opened.append(ProbeTask(labeled_set, cohort, preset, record))
+                opened.append(ProbeTask(labeled_set, cohort, preset, record, groups))
     return opened
 
 

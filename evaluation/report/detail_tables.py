@@ -2,6 +2,8 @@
 
 from statistics import fmean
 
+from evaluation.report.c_path import c_path_table
+from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, interval, marked_label, percent, point_interval, points, verdict
 from evaluation.results.results import Dataset, Estimate, ProbeResult, Results, last_checkpoint
 
@@ -10,6 +12,8 @@ def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
     """Return the tables that have rows."""
     tables = [
         comparison_table(results, dataset),
+        shift_table(results, dataset),
+        c_path_table(dataset, headline_rows(results, dataset)),
         calibration_table(results, dataset),
         *subgroup_tables(results, dataset),
         few_labels_table(results, dataset),

@@ -43,7 +43,7 @@ def notes_on(results: Results) -> list[str]:
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.datasets for note in overlap_notes(dataset))
     notes += [note for dataset in results.datasets for note in _shuffled_notes(dataset, results.rows_of(dataset))]
-    return notes
+    return [*notes, *_shift_notes(results)]
 
 
 def overlap_notes(dataset: Dataset) -> Iterator[str]:
@@ -93,21 +93,44 @@ def describe(dataset: Dataset) -> str:
     )
 
 
+_LEAKS: Final = {
+    "shuffled": "code reads labels of the test part",
+    "shuffled_over_all": "patients or copies of images are in both parts",
+}
+
+
 def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
     """Yield a note on whether a probe fitted to shuffled labels scores at chance level."""
     for row in rows:
-        if row.kind == "shuffled":
+        if row.kind in _LEAKS:
             auc = row.scores.auc
-            yield f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}{_compare_with_chance(auc)}."
+            neighbors = f"; {row.knn_auc:.3f} by nearest neighbors" if row.kind == "shuffled_over_all" else ""
+            yield (
+                f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}"
+                f"{_compare_with_chance(auc, _LEAKS[row.kind])}{neighbors}."
+            )
 
 
-def _compare_with_chance(auc: Estimate) -> str:
+def _compare_with_chance(auc: Estimate, otherwise: str) -> str:
     if auc.low is None or auc.high is None:
         return "; chance is 0.5"
     interval = f" ({auc.low:.3f}-{auc.high:.3f})"
     if auc.low <= 0.5 <= auc.high:
         return f"{interval}: 0.5 is within its interval"
-    return (
-        f"{interval}: 0.5 is not within its interval. Chance alone does that once in 20 times; otherwise something "
-        "reveals the classes of the test part without labels"
-    )
+    return f"{interval}: 0.5 is not within its interval. Chance alone does that once in 20 times; otherwise {otherwise}"
+
+
+def _shift_notes(results: Results) -> Iterator[str]:
+    """Yield a note on each dataset whose official parts are told apart within a class."""
+    for dataset in results.datasets:
+        shown = [item for item in results.shifts_of(dataset) if item.is_shown]
+        if shown:
+            aucs = "; ".join(
+                f"{item.auc.value:.2f} by {item.features} among {item.group} (at random {item.null.value:.2f})"
+                for item in shown
+            )
+            yield (
+                f"{dataset.label}: the official test part is drawn from another distribution than the development "
+                f"part, because a classifier tells them apart within a class: AUC {aucs}. So test scores also measure "
+                "robustness to this shift, and validation does not foretell them; --split=ignore adds rows without it."
+            )

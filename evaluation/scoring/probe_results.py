@@ -13,6 +13,7 @@ from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
 from evaluation.results.results import Calibration, Comparison, FewLabels, Gap, ProbeResult, Subgroup
+from evaluation.scoring.c_path import c_path
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 from evaluation.scoring.scores import Predictions, auc_difference, score, youden_threshold
 from evaluation.scoring.subgroups import age_group, subgroups
@@ -20,6 +21,7 @@ from infra.arrays import Float64, Int64
 
 NEIGHBORS: Final = 20
 _HALF: Final = 0.5
+_OF_OTHER_CLASSES: Final = ("shuffled", "shuffled_over_all", "source")  # controls whose classes are not the task's
 
 
 def thresholds(case: ProbeCase, probes: Sequence[FittedProbe]) -> list[float]:
@@ -60,7 +62,7 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         resamples: bootstrap resamples of the patients
         seed: seed of the resamples
     """
-    detailed = case.preset.chooses_threshold and case.kind not in ("shuffled", "source")
+    detailed = case.preset.chooses_threshold and case.kind not in _OF_OTHER_CLASSES
     predictions = predict(case, probes)
     groups, gaps = _subgroups(case, predictions, resamples, seed) if detailed else ([], [])
     return ProbeResult(
@@ -82,6 +84,7 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         calibration=_calibration(case, probes, predictions) if detailed else None,
         subgroups=groups,
         gaps=gaps,
+        c_path=c_path(probes),
     )
 
 
@@ -167,7 +170,7 @@ def compare_with_last(
     comparisons = []
     for other in cases:
         last = last_case(cases, other)
-        if last is None or other is last or other.kind in ("shuffled", "source"):
+        if last is None or other is last or other.kind in _OF_OTHER_CLASSES:
             continue
         difference = auc_difference(
             predict(last, fitted[last]), predict(other, fitted[other]), resamples=resamples, seed=seed
