@@ -88,6 +88,10 @@ class Catalog:
         """Yield the samples from position `start` on, in the form that `from_record` decodes."""
         return map(self._record, self._order[start:])
 
+    def samples(self) -> Iterator[Sample]:
+        """Yield all samples, in packing order."""
+        return map(from_record, self.records(0))
+
     def path(self, position: int) -> Path:
         """Return the path of the sample at a position."""
         return from_record(self._record(self._order[position])).path
