@@ -17,6 +17,7 @@ import PIL
 from PIL import features
 
 from infra.errors import RunFailed, UserError
+from infra.extras import has_extra
 from infra.files import real_path
 from infra.log import progress, say
 from infra.options import key, setting
@@ -277,4 +278,7 @@ def _made_by() -> str:
         version = metadata.version("sternum")
     except metadata.PackageNotFoundError:
         version = "(not installed)"
-    return f"sternum {version}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+    made_by = f"sternum {version}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+    if not has_extra("dicom"):
+        return made_by
+    return f"{made_by}, imagecodecs {metadata.version('imagecodecs')}"  # the pixels of lossy DICOM files depend on it
