@@ -44,4 +44,4 @@ def root_of(dataset: str, root: Path) -> Path:
 
 def recorded(options: ReaderOptions) -> dict[str, Any]:
     """Return what the manifest says of a reader's options: everything but secrets."""
-    return options.recorded() if isinstance(options, DicomOptions) else asdict(options)
+    return asdict(options) if isinstance(options, CellOptions) else options.recorded()

@@ -25,6 +25,7 @@ class SampleMetadata(TypedDict):
     split: str | None
     labels: dict[str, int | None]
     path: NotRequired[str | None]
+    instance: NotRequired[str]
     source_height: NotRequired[int]
     source_width: NotRequired[int]
 
@@ -45,6 +46,7 @@ class Sample:
         labels: name -> 1 present, 0 absent, -1 uncertain, None not mentioned
         path_identifies: whether the path may identify the patient, as in a hospital's archive; then it stays out of
             the shard
+        instance: the pseudonym of the file's SOPInstanceUID, None if it is no DICOM file of a DICOM set
     """
 
     key: str
@@ -57,9 +59,12 @@ class Sample:
     split: str | None = None
     labels: dict[str, int | None] = field(default_factory=dict)
     path_identifies: bool = False
+    instance: str | None = None
 
     def metadata(self) -> dict[str, object]:
         """Return the content of the sample's JSON member: everything but the key."""
         values = asdict(self)
         del values["key"], values["path_identifies"]
+        if self.instance is None:
+            del values["instance"]
         return values | {"path": None if self.path_identifies else self.path.as_posix()}

@@ -132,12 +132,16 @@ class Catalog:
 
 def from_record(record: bytes) -> Sample:
     """Return the sample in a catalog's record."""
-    values = dict(zip(_FIELDS, msgspec.msgpack.decode(record), strict=True))
+    values = dict(zip(_FIELDS, msgspec.msgpack.decode(record), strict=False))
     return Sample(**values | {"path": Path(values["path"])})
 
 
 def _to_record(sample: Sample) -> bytes:
-    return msgspec.msgpack.encode(_VALUES(sample), enc_hook=Path.as_posix)
+    """Encode a sample; fields at the end that it does not have are left out, so that new ones change no older hash."""
+    values = list(_VALUES(sample))
+    while values[-1] is None:
+        values.pop()
+    return msgspec.msgpack.encode(values, enc_hook=Path.as_posix)
 
 
 def _checked(item: Sample | Rejection) -> Sample | Rejection:

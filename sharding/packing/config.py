@@ -19,6 +19,7 @@ from sharding.datasets import OPTIONS, READERS
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
+from sharding.datasets.label_table import DICOM_JOINS, LabelOptions
 from sharding.format.manifest import SET_NAME, SET_NAME_RULE
 
 _MAX_SIDE_PX: Final = 8192
@@ -48,6 +49,7 @@ class PackConfig:
         follow_links: also pack files that symbolic links reach outside of root; they are rejected by default, since an
             archive from elsewhere may link to any of your files
         allow_missing: also pack a dataset of which a split, a class or more than 1 % of the files are missing
+        labels: labels from a table of their own, for any dataset
         cell: for dataset cell only: how images are grouped into patients
         folder: for dataset folder only: a table that describes the images, and its column names
         dicom: for dataset dicom only: the key of the pseudonyms, and what to do with files that are not de-identified
@@ -68,6 +70,7 @@ class PackConfig:
     workers: int = 0
     follow_links: bool = False
     allow_missing: bool = False
+    labels: LabelOptions = field(default_factory=LabelOptions)
     cell: CellOptions = field(default_factory=CellOptions)
     folder: FolderOptions = field(default_factory=FolderOptions)
     dicom: DicomOptions = field(default_factory=DicomOptions)
@@ -98,6 +101,10 @@ class PackConfig:
         require_at_least(self, "shard_samples", 1, "or use null")
         require_seed(self)
         require_workers(self)
+        require(
+            self.dataset == "dicom" or self.labels.join not in DICOM_JOINS,
+            f"{setting(self.labels, 'join')} is for dataset dicom, not {self.dataset}; join by key or path",
+        )
         for name, options in OPTIONS.items():
             is_unused = self.dataset != name and getattr(self, name) != options()
             require(

@@ -24,8 +24,10 @@ from infra.options import key, setting
 from infra.parallel import ordered_map, worker_count
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
 from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
+from sharding.datasets.label_table import LabelTable
 from sharding.format.copies import COPY, read_copies
-from sharding.format.manifest import MANIFEST_NAME, VERSION, Manifest, Rejection
+from sharding.format.label_counts import count_labels
+from sharding.format.manifest import MANIFEST_NAME, VERSION, Manifest, Options, Rejection
 from sharding.format.sample import Sample
 from sharding.format.writer import ShardWriter, TarSample, tar_sample
 from sharding.images.encode import MISSING, encode_file
@@ -33,7 +35,7 @@ from sharding.packing.catalog import Catalog, from_record
 from sharding.packing.completeness import absent_parts, gaps, nothing_packed, require_files
 from sharding.packing.config import PackConfig
 from sharding.packing.destination import Destination, open_destination
-from sharding.packing.job import FinishedShard, Job, Options, commit_shard, finish_job, packed_manifest, resume_job
+from sharding.packing.job import FinishedShard, Job, commit_shard, finish_job, packed_manifest, resume_job
 
 __all__ = ["CRASHED", "PackConfig", "pack"]
 
@@ -103,6 +105,9 @@ def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job:
 def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
     try:
         items = READERS[config.dataset](config.root, *_reader_options(config), follow_links=config.follow_links)
+        if config.labels.csv is not None:
+            pseudonyms = config.dicom.pseudonyms if config.dataset == "dicom" else None
+            items = LabelTable(config.labels, pseudonyms).label_samples(items)
         yield from items if config.exclude is None else _without_copies(items, config.exclude, config.set_name)
     except OSError as error:
         raise UserError(f"root={config.root}: {error.filename} cannot be read: {error.strerror}; check it") from error
@@ -142,6 +147,7 @@ def _options(config: PackConfig, catalog: Catalog) -> Options:
         "seed": config.seed,
         **({"follow_links": True} if config.follow_links else {}),
         **{f"{config.dataset}.{name}": value for name, value in reader_options.items()},
+        **{f"labels.{name}": value for name, value in config.labels.recorded().items()},
         "samples_sha256": catalog.sha256,
     }
 
@@ -220,6 +226,9 @@ class _Packing:
             shards=[record.shard for record in self._finished],
             rejected=sorted(rejected, key=lambda rejection: (rejection.path, rejection.reason)),
             source_bytes=sum(record.source_bytes for record in self._finished),
+            labels=count_labels(
+                sample.labels for sample, is_packed in zip(self._catalog.samples(), packed, strict=True) if is_packed
+            ),
         )
 
     def _encoded(self) -> Generator[tuple[int, TarSample | str]]:

@@ -32,7 +32,7 @@ def config(tmp_path: Path, radiograph: RadiographMaker, csv_file: CsvWriter) -> 
         label = "rare" if number == 7 else ("sick", "well")[number % 2]
         rows.append(f"images/{number}.png,{'test' if number >= 200 else 'train'},{label}")
     csv_file(root / "table.csv", "path,split,label", *rows)
-    options = FolderOptions(csv="table.csv", split="split", label="label")
+    options = FolderOptions(csv=Path("table.csv"), split="split", label="label")
     return PackConfig("folder", root, tmp_path / "out", shorter_side_px=32, workers=1, folder=options)
 
 
