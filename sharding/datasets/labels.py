@@ -14,6 +14,7 @@ from infra.log import say
 from sharding.datasets.table import OddCells
 
 Labels = dict[str, int | None]
+Cells = Mapping[str, str | list[str]]  # by column; a list of names may stand in a column of classes
 
 _MEANINGS: Final[dict[int, tuple[str, ...]]] = {
     1: ("1", "1.0", "yes", "true", "positive", "present"),
@@ -55,7 +56,7 @@ class LabelParser:
         self._blank = 0
         self._odd = OddCells()
 
-    def find_classes(self, rows: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    def find_classes(self, rows: Iterable[tuple[str, Cells]]) -> None:
         """Find the names of the classes in all rows, each (place, cells by column), before the first `parse`.
 
         Raises:
@@ -80,7 +81,7 @@ class LabelParser:
             )
         self.names = [*self._labels, *self._class_names]
 
-    def parse(self, where: str, cells: Mapping[str, str]) -> Labels:
+    def parse(self, where: str, cells: Cells) -> Labels:
         """Return the labels of a row: name -> 1 present, 0 absent, -1 uncertain, None unknown.
 
         Args:
@@ -111,14 +112,15 @@ class LabelParser:
             blank = f"; {self._blank} blank cells mean unknown" if self._blank else ""
             say(f"{table}: {self._classes} has the classes {classes}, each absent where another is named{blank}")
 
-    def _value(self, column: str, cell: str, where: str) -> int | None:
-        value = _VALUES.get(cell.lower())
+    def _value(self, column: str, cell: str | list[str], where: str) -> int | None:
+        text = str(cell)
+        value = _VALUES.get(text.lower())
         if value is not None:
-            self._cells[value, cell] += 1
-        elif cell:
-            self._odd.add(column, cell, where)
+            self._cells[value, text] += 1
+        elif text:
+            self._odd.add(column, text, where)
         return value
 
-    def _named(self, cell: str) -> list[str]:
-        names = cell.split(self._separator) if self._separator else [cell]
+    def _named(self, cell: str | list[str]) -> list[str]:
+        names = cell if isinstance(cell, list) else cell.split(self._separator) if self._separator else [cell]
         return list(dict.fromkeys(name.strip() for name in names if name.strip()))

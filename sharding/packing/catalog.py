@@ -18,7 +18,7 @@ from infra.arrays import Int64, UInt8, UInt64
 from infra.errors import UserError
 from infra.files import disk_errors
 from infra.rng import draw_uint64
-from sharding.datasets.files import ABSENT, IGNORED, NO_ROW
+from sharding.datasets.files import ABSENT, IGNORED, NO_ROW, NOT_A_TAR
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -121,7 +121,12 @@ class Catalog:
         for number in by_identity:
             digest.update(self._record(number))
         for rejection in sorted(self.rejected, key=attrgetter("path", "reason")):
-            if rejection.reason not in (ABSENT, IGNORED, NO_ROW):  # files that are no part of the dataset come and go
+            if rejection.reason not in (
+                ABSENT,
+                IGNORED,
+                NO_ROW,
+                NOT_A_TAR,
+            ):  # files that are no part of the dataset come and go
                 digest.update(msgspec.msgpack.encode(rejection))
         return digest.hexdigest()
 
@@ -133,7 +138,8 @@ class Catalog:
 def from_record(record: bytes) -> Sample:
     """Return the sample in a catalog's record."""
     values = dict(zip(_FIELDS, msgspec.msgpack.decode(record), strict=False))
-    return Sample(**values | {"path": Path(values["path"])})
+    member = values.get("member")
+    return Sample(**values | {"path": Path(values["path"]), "member": tuple(member) if member else None})
 
 
 def _to_record(sample: Sample) -> bytes:

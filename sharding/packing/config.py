@@ -14,15 +14,17 @@ from infra.options import (
     require_workers,
     setting,
 )
-from infra.urls import Location
+from infra.urls import Location, require_no_credentials, scheme_of, shown
 from sharding.datasets import OPTIONS, READERS
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
 from sharding.datasets.label_table import DICOM_JOINS, LabelOptions
+from sharding.datasets.webdataset import WebdatasetOptions
 from sharding.format.manifest import SET_NAME, SET_NAME_RULE
 
 _MAX_SIDE_PX: Final = 8192
+_SCHEMES: Final = ("http", "https", "s3", "gs")  # of tars that are downloaded
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class PackConfig:
     """A dataset to pack, its destination, and the encoding.
 
     Args:
-        dataset: name of the dataset: chexpert, chestxray14, cell, c19-cohen, covidgr, folder or dicom
-        root: folder with the dataset as published; Sternum never writes to it
+        dataset: name of the dataset: chexpert, chestxray14, cell, c19-cohen, covidgr, folder, dicom or webdataset
+        root: folder with the dataset as published; Sternum never writes to it; for webdataset also a URL: a folder in
+            an object store, or tars such as https://SERVER/{00000..00009}.tar
         out: folder for the shards, or the URL of one in an object store, such as s3://BUCKET/FOLDER; new, empty,
             or from an earlier start of the same command, which then resumes
         shorter_side_px: shorter side of the packed images in pixels, 16 to 8192; images are reduced, never enlarged
@@ -53,10 +56,11 @@ class PackConfig:
         cell: for dataset cell only: how images are grouped into patients
         folder: for dataset folder only: a table that describes the images, and its column names
         dicom: for dataset dicom only: the key of the pseudonyms, and what to do with files that are not de-identified
+        webdataset: for dataset webdataset only: which members and JSON fields are the image, patient, split and labels
     """
 
     dataset: str
-    root: Path
+    root: Location
     out: Location
     shorter_side_px: int = 320
     image_format: Literal["jpeg", "png"] = "jpeg"
@@ -74,6 +78,7 @@ class PackConfig:
     cell: CellOptions = field(default_factory=CellOptions)
     folder: FolderOptions = field(default_factory=FolderOptions)
     dicom: DicomOptions = field(default_factory=DicomOptions)
+    webdataset: WebdatasetOptions = field(default_factory=WebdatasetOptions)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -90,6 +95,7 @@ class PackConfig:
             self.set_name == self.dataset or self.set_name not in READERS,
             f"{setting(self, 'name')} is the name of another dataset; try {self.set_name}-{self.dataset}",
         )
+        self._check_root()
         require_between(self, "shorter_side_px", 16, _MAX_SIDE_PX, "try 320")
         require_between(self, "jpeg_quality", 1, 100, "try 90")
         require(
@@ -111,6 +117,36 @@ class PackConfig:
                 not is_unused,
                 f"{key(self, name)}.* are options of dataset {name}, not of {self.dataset}; leave them out",
             )
+
+    def _check_root(self) -> None:
+        """Raise UserError unless the root is a folder, or a URL that can be downloaded."""
+        download = self.webdataset.download
+        if not self.is_remote:
+            require(
+                download is None, f"{setting(self.webdataset, 'download')} is for a {key(self, 'root')} that is a URL"
+            )
+            return
+        require_no_credentials(self.root, key(self, "root"))
+        require(
+            self.dataset == "webdataset" and scheme_of(self.root) in _SCHEMES,
+            f"{key(self, 'root')}={shown(self.root)} must be a path on this machine, not a URL, except for dataset "
+            f"webdataset, whose tars may be at {', '.join(_SCHEMES[:-1])} or {_SCHEMES[-1]}",
+        )
+        require(
+            download is not None,
+            f"{key(self, 'root')}={shown(self.root)} is a URL, so its tars are downloaded first; name a folder that "
+            f"keeps them: --{key(self.webdataset, 'download')}=FOLDER",
+        )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the root is a URL."""
+        return scheme_of(self.root) is not None
+
+    @property
+    def source(self) -> Path:
+        """The local folder with the dataset: the root, or where its tars are downloaded to."""
+        return self.webdataset.download or Path(self.root)
 
     @property
     def set_name(self) -> str:

@@ -35,6 +35,7 @@ from sharding.packing.catalog import Catalog, from_record
 from sharding.packing.completeness import absent_parts, gaps, nothing_packed, require_files
 from sharding.packing.config import PackConfig
 from sharding.packing.destination import Destination, open_destination
+from sharding.packing.download import download_tars
 from sharding.packing.job import FinishedShard, Job, commit_shard, finish_job, packed_manifest, resume_job
 
 __all__ = ["CRASHED", "PackConfig", "pack"]
@@ -61,7 +62,10 @@ def pack(config: PackConfig) -> Manifest:
     """
     destination = open_destination(config.out)
     _require_apart(config, destination.folder)
-    config = replace(config, root=root_of(config.dataset, config.root))
+    if config.is_remote:
+        download_tars(str(config.root), config.source)
+    else:
+        config = replace(config, root=root_of(config.dataset, config.source))
     with closing(Catalog(config.set_name, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
         job = Job(config.dataset, _options(config, catalog), _made_by(), config.set_name)
         manifest = packed_manifest(destination, job, config.out)
@@ -82,7 +86,7 @@ def pack(config: PackConfig) -> Manifest:
 
 def _require_apart(config: PackConfig, out: Path | None) -> None:
     """Raise UserError if the shards would lie among the images, where the next start would read them as such."""
-    root = real_path(config.root)
+    root = real_path(config.source)
     if out is not None and (out.is_relative_to(root) or root.is_relative_to(out)):
         raise UserError(
             f"{setting(config, 'out')} and {setting(config, 'root')} must not contain one another, or shards would be "
@@ -104,13 +108,13 @@ def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job:
 
 def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
     try:
-        items = READERS[config.dataset](config.root, *_reader_options(config), follow_links=config.follow_links)
+        items = READERS[config.dataset](config.source, *_reader_options(config), follow_links=config.follow_links)
         if config.labels.csv is not None:
             pseudonyms = config.dicom.pseudonyms if config.dataset == "dicom" else None
             items = LabelTable(config.labels, pseudonyms).label_samples(items)
         yield from items if config.exclude is None else _without_copies(items, config.exclude, config.set_name)
     except OSError as error:
-        raise UserError(f"root={config.root}: {error.filename} cannot be read: {error.strerror}; check it") from error
+        raise UserError(f"root={config.source}: {error.filename} cannot be read: {error.strerror}; check it") from error
 
 
 def _without_copies(items: Iterator[Sample | Rejection], exclude: Path, name: str) -> Iterator[Sample | Rejection]:
@@ -137,7 +141,7 @@ def _options(config: PackConfig, catalog: Catalog) -> Options:
     reader_options = {name: value for part in _reader_options(config) for name, value in recorded(part).items()}
     return {
         # So that scores on simulated radiographs are never mistaken for scores on real ones.
-        "simulated": (config.root / SIMULATED_MARKER).is_file(),
+        "simulated": (config.source / SIMULATED_MARKER).is_file(),
         "shorter_side_px": config.shorter_side_px,
         "image_format": config.image_format,
         "jpeg_quality": config.jpeg_quality,
@@ -237,7 +241,7 @@ class _Packing:
         encode = partial(
             _encode,
             name=config.set_name,
-            root=config.root,
+            root=config.source,
             follow_links=config.follow_links,
             shorter_side_px=config.shorter_side_px,
             jpeg_quality=config.jpeg_quality,
@@ -275,9 +279,9 @@ class _Packing:
 def _encode(record: bytes, *, name: str, root: Path, follow_links: bool, **encoding: Any) -> TarSample | str:
     """Encode one sample of the catalog in a worker process, or return the reason for rejecting it."""
     sample = from_record(record)
-    if not follow_links and leads_out(root, sample.path):
+    if not follow_links and leads_out(root, sample.file):
         return LINK_OUT
-    image = encode_file(root / sample.path, **encoding)
+    image = encode_file(root / sample.file, **encoding, span=sample.member and sample.member[1:])
     return image if isinstance(image, str) else tar_sample(name, sample, image)
 
 

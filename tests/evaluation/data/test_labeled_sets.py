@@ -36,7 +36,7 @@ def hospital(tmp_path: Path) -> Path:
     for number, patient in enumerate(("0123", "0123", "0456")):
         path = tmp_path / "export" / f"{number}.dcm"
         path.parent.mkdir(exist_ok=True)
-        uids = {"StudyInstanceUID": UID(f"1.9.{patient[1:]}"), "SOPInstanceUID": UID(f"1.8.{number}")}
+        uids: dict[str, Any] = {"StudyInstanceUID": UID(f"1.9.{patient[1:]}"), "SOPInstanceUID": UID(f"1.8.{number}")}
         path.write_bytes(dicom_bytes(np.roll(GRADIENT, number * 7), PatientID=patient, **uids))
     options = DicomOptions(key_file(tmp_path / "key"))
     pack(PackConfig("dicom", tmp_path / "export", tmp_path / "shards", workers=1, dicom=options))

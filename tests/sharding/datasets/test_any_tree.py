@@ -154,7 +154,7 @@ def check(dataset: str, tree: list[tuple[str, str, str]], table: tuple[bytes, in
         build(root, dataset, tree)
         options: Any = OPTIONS[dataset]() if dataset in OPTIONS else None
         if dataset == "folder" and table is not None:
-            options = FolderOptions(Path("t.csv"), **{name: name for name in FOLDER_COLUMNS})
+            options = FolderOptions(Path("t.csv"), **dict[str, Any](zip(FOLDER_COLUMNS, FOLDER_COLUMNS, strict=True)))
         try:
             items = list(READERS[dataset](root, *([options] if options else [])))
         except UserError as error:

@@ -55,9 +55,7 @@ def test_a_plan_states_the_steps_and_checkpoints_of_the_run_and_writes_nothing(s
     for checkpoint in checkpoints:
         sizes = [path.stat().st_size for path in checkpoint.path.glob("*.safetensors")]
         assert expected == pytest.approx(sum(sizes), rel=0.03)  # the names of the tensors come on top
-    with pytest.raises(
-        UserError, match=rf"is at step {checkpoints[-1].step} already, .* raise them"
-    ):
+    with pytest.raises(UserError, match=rf"is at step {checkpoints[-1].step} already, .* raise them"):
         facts(small)
     longer = facts(replace(small, train=replace(small.train, epochs=3)))
     assert f"from step {checkpoints[-1].step} of the run" in longer["steps"]
