@@ -313,7 +313,8 @@ def test_folder_reads_a_table_with_columns_of_any_name(
         None,
         {"sick": None},
     )
-    assert capsys.readouterr().err == ""
+    meaning = "class has the classes sick (1), each absent where another is named; 1 blank cells mean unknown"
+    assert capsys.readouterr().err == f"mine.csv: {meaning}\n"
 
 
 def test_folder_lists_all_cells_without_a_meaning_and_takes_them_for_unknown(
