@@ -2,7 +2,8 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,13 @@ def count_labels(samples: Iterable[Mapping[str, int | None]]) -> dict[str, Label
         for name, value in labels.items():
             counts[name][value] += 1
     return {name: LabelCounts(*(of[value] for value in (1, 0, -1, None))) for name, of in sorted(counts.items())}
+
+
+def total_labels(parts: Iterable[Mapping[str, LabelCounts]]) -> dict[str, LabelCounts]:
+    """Add the counts of several parts of a set, by the label's name."""
+    totals: dict[str, LabelCounts] = {}
+    for part in parts:
+        for name, counts in part.items():
+            before = totals.get(name, LabelCounts())
+            totals[name] = LabelCounts(*(map(add, astuple(before), astuple(counts))))
+    return dict(sorted(totals.items()))

@@ -1,5 +1,6 @@
 """The tars of a URL, copied to a local folder, because packing reads each image from its place, in another order."""
 
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from sharding.reading.fetch import FetchConfig, Fetcher
 from sharding.reading.location import LocalFolder, open_location
 
 _MOST_TARS: Final = 100_000
+_RANGE: Final = re.compile(r"\{(-?\d+)\.\.(-?\d+)[.}]")
 _LONGEST_S: Final = 24 * 3600.0  # for one tar; one that brings no byte for `stall_s` is asked for again anyway
 
 
@@ -52,13 +54,18 @@ def _tars(url: str) -> tuple[str, list[str]]:
     if url.endswith(".tar"):
         parent, _, pattern = url.rpartition("/")
         require("{" not in parent, f"root={shown(url)} may have braces only in the names of the tars; pack each folder")
+        # The library expands each pair of braces as a whole, so a long range must not reach it.
         try:
-            names = list(islice(braceexpand(pattern), _MOST_TARS + 1))
+            too_long = any(abs(int(last) - int(first)) > _MOST_TARS for first, last in _RANGE.findall(pattern))
+            names = [] if too_long else list(islice(braceexpand(pattern), _MOST_TARS + 1))
         except (UnbalancedBracesError, ValueError) as error:
             raise UserError(
                 f"root={shown(url)} has braces that do not match: {error}; write {{00000..00009}}"
             ) from error
-        require(len(names) <= _MOST_TARS, f"root={shown(url)} names more than {_MOST_TARS} tars; pack a part of them")
+        require(
+            not too_long and len(names) <= _MOST_TARS,
+            f"root={shown(url)} names more than {_MOST_TARS} tars; pack a part of them",
+        )
         return parent, names
     require(
         scheme_of(url) in SCHEMES,
