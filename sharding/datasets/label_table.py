@@ -137,6 +137,7 @@ class LabelTable:
         self._images = self._without_count = self._anonymous = 0
         self._without: list[str] = []
         self._replaced: set[str] = set()
+        self._is_private = self._pseudonyms is not None  # whether messages may not show what a row is about
         self.names = self._read()
 
     def joined(self, present: Labels, identity: str | None, name: Callable[[], str]) -> Labels:
@@ -164,6 +165,7 @@ class LabelTable:
             if isinstance(item, Rejection):
                 yield item
                 continue
+            self._is_private |= item.path_identifies
             value = getattr(item, self.field)
             identity = value.as_posix() if isinstance(value, Path) else value
             yield replace(item, labels=self.joined(item.labels, identity, partial(self._shown, item)))
@@ -178,6 +180,8 @@ class LabelTable:
         Raises:
             UserError: if no row matched
         """
+        if not self._images:  # whoever wants them says so
+            return
         unmatched = [*self._blank, *(where for row, (_, where) in self._rows.items() if row not in self._matched)]
         join, table = self._options.join, self._table.name
         require(
@@ -186,7 +190,7 @@ class LabelTable:
             "pack the set again",
         )
         if not self._matched:
-            examples = "" if self._pseudonyms else self._first_of_each()
+            examples = "" if self._is_private else self._first_of_each()
             advice = (
                 "the pseudonym key, the column and leading zeros" if self._pseudonyms else "the column and the join"
             )

@@ -84,10 +84,9 @@ def encode_file(
     pass_through: bool = False,
     span: tuple[int, int] | None = None,
 ) -> EncodedImage | str:
-    """Encode an image file like `encode`, or return the reason for rejecting it.
+    """Encode an image file like `encode`, or return the reason for rejecting it, in general by its first bytes.
 
-    A file of a format that is not decoded, or above MAX_FILE_BYTES, is rejected by its first bytes. If `span` is given,
-    the file is an archive, and the image is what it holds there: offset and size in bytes.
+    If `span` is given, the file is an archive that holds the image there: offset and size in bytes.
     """
     try:
         return encode(_read(path, span), shorter_side_px, jpeg_quality, image_format, pass_through)

@@ -191,16 +191,7 @@ class Fetcher:
                     self.retries += 1
 
     def copy(self, remote: RemoteFolder, name: str, file: FileIO) -> None:
-        """Write a file of unknown content to an empty local one; only its announced size tells whether it is whole.
-
-        Args:
-            remote: the folder
-            name: the file's name in the folder
-            file: the local file, open for writing
-
-        Raises:
-            Unavailable: if the file cannot be downloaded
-        """
+        """Write a remote file to an empty local one, whole by its announced size; raises Unavailable if it cannot."""
         retry = _RetryPolicy(self.config, f"{remote.name}/{name}", threading.Event())
         furthest = 0
         while True:
