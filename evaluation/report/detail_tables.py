@@ -5,7 +5,8 @@ from statistics import fmean
 from evaluation.report.c_path import c_path_table
 from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, interval, marked_label, percent, point_interval, points, verdict
-from evaluation.results.results import Dataset, Estimate, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.scores import Estimate
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:

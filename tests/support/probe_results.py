@@ -8,23 +8,18 @@ from evaluation.results.paper import DISEASED
 from evaluation.results.presets import TASKS
 from evaluation.results.results import (
     VERSION,
-    Bin,
-    Calibration,
     Comparison,
     Dataset,
-    Estimate,
     FewLabels,
-    Gap,
     PartSize,
     ProbeKind,
     ProbeResult,
     Results,
     Run,
-    Scores,
     Shift,
-    Subgroup,
     TriedC,
 )
+from evaluation.results.scores import Bin, Calibration, Estimate, Gap, Scores, Subgroup
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
 from evaluation.selection.label_free import MEASURES
 
