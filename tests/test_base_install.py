@@ -87,6 +87,7 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "pydicom",
         "ray",
         "s3fs",
+        "timm",
     }
 
 

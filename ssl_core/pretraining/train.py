@@ -249,7 +249,7 @@ def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) ->
         micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
     )
-    return build_engine(setup, build_encoder(config.model, config.seed))
+    return build_engine(setup, build_encoder(config.model, config.seed, config.views.size_px))
 
 
 def _open_outputs(
