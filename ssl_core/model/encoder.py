@@ -18,11 +18,15 @@ class ModelConfig:
             or timm/NAME; wide_resnet50_2 in the paper, resnet18 suits two CPU cores
         projection_width: units of the head's hidden layer (Table I: 2048)
         projection_size: d, the size of the vectors that the loss compares (Table I: 128)
+        init: weights to start from instead of random ones: a .safetensors or .pth file, a run (its newest checkpoint),
+            a checkpoint, or published weights in the local cache, such as torchvision/resnet50.IMAGENET1K_V2 or
+            timm/resnet50.a1_in1k; nothing is downloaded
     """
 
     backbone: str = "wide_resnet50_2"
     projection_width: int = 2048
     projection_size: int = 128
+    init: str | None = None
 
     def __post_init__(self) -> None:
         require_backbone(self.backbone, setting(self, "backbone"))
@@ -93,7 +97,7 @@ def build_encoder(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) 
     """Build the encoder with the random weights that `seed` determines, without changing the global random state.
 
     Args:
-        config: backbone and head
+        config: backbone and head; `init` has no effect here
         seed: determines the weights
         size_px: sides of the views; only a ViT needs to know
     """
@@ -104,5 +108,5 @@ def build_encoder(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) 
 
 
 def untrained_backbone(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) -> Backbone:
-    """Return the backbone of a run before its first step: the control for every probe."""
+    """Return the backbone of a run before its first step, or before `init`: the control for every probe."""
     return build_encoder(config, seed, size_px).backbone.eval()

@@ -50,6 +50,23 @@ def _features(module: nn.Module, channels: int, size_px: int) -> Tensor:
     return features
 
 
+def published(name: str, what: str) -> tuple[Any, tuple[str, ...]]:
+    """Return timm's record of published weights, and the names that their file may have on the hub.
+
+    Raises:
+        UserError: with the option and value `what`, if there are no such weights
+    """
+    architecture, _, tag = name.partition(".")
+    require_architecture(architecture, what)
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
+    require(
+        not tag or tag in tags,
+        f"{what} names no weights of {TIMM}{architecture}; timm has {', '.join(tags) or 'none'}",
+    )
+    record = timm.get_pretrained_cfg(name)
+    return record, (record.hf_hub_filename,) if record.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+
+
 def _turn_draws_off(module: nn.Module) -> None:
     """Turn off dropout, stochastic depth and the like: a draw of Sternum has a key, and torch's generator none."""
     for layer in module.modules():
