@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torchvision
@@ -12,28 +12,46 @@ from torch.hub import HASH_REGEX
 from infra.errors import UserError, require
 from infra.extras import require_extra
 from infra.files import sha256_file
-from ssl_core.model.architectures import TIMM
+from ssl_core.model.architectures import TIMM, USUAL_SIZE_PX
 
 TORCHVISION: Final = "torchvision/"
 
 
+class Input(NamedTuple):
+    """Images that a network was published for: their sides, and mean and deviation of each channel, from 0 to 1."""
+
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Published:
-    """Published weights and the input that they were trained on.
+    """Published weights and the images that they were trained on.
 
     Attributes:
         path: the file in the cache
         network: name of the network, as `build_network` takes it
-        size_px: sides of its images
-        mean: mean of each of the three channels, on the scale 0 to 1
-        std: standard deviation, likewise
+        input: the images
     """
 
     path: Path
     network: str
-    size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    input: Input
+
+
+# Of torchvision's and most other networks.
+IMAGENET: Final = Input(USUAL_SIZE_PX, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def published_input(network: str) -> Input:
+    """Return the input that a network is usually published for."""
+    if not network.startswith(TIMM):
+        return IMAGENET
+    from ssl_core.model import timm_networks  # noqa: PLC0415
+
+    record, _ = timm_networks.published(network.removeprefix(TIMM), network)
+    return Input(record.input_size[1], tuple(record.mean), tuple(record.std))
 
 
 def is_published_name(name: str) -> bool:
@@ -57,13 +75,9 @@ def published_weights(name: str, what: str) -> Published:
     from ssl_core.model import timm_networks  # noqa: PLC0415
 
     published, files = timm_networks.published(name.removeprefix(TIMM), what)
-    return Published(
-        _checked(_in_hub_cache(published, files, what), what),
-        f"{TIMM}{published.architecture}",
-        published.input_size[1],
-        tuple(published.mean),
-        tuple(published.std),
-    )
+    images = Input(published.input_size[1], tuple(published.mean), tuple(published.std))
+    path = _checked(_in_hub_cache(published, files, what), what)
+    return Published(path, f"{TIMM}{published.architecture}", images)
 
 
 def _of_torchvision(name: str, what: str) -> Published:
@@ -80,7 +94,7 @@ def _of_torchvision(name: str, what: str) -> Published:
     weights = known[tag or "DEFAULT"]
     preset = weights.transforms()
     path = _checked(_in_torch_cache(weights.url, what), what)
-    return Published(path, network, preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+    return Published(path, network, Input(preset.crop_size[0], tuple(preset.mean), tuple(preset.std)))
 
 
 def _in_torch_cache(url: str, what: str) -> Path:

@@ -184,6 +184,15 @@ def fit(weights: Weights, network: Network, least_share: float = LEAST_SHARE) ->
     return result
 
 
+def stem_channels(weights: Weights, network: Network) -> int:
+    """Return the number of channels that the stem of a network has in a file; that of the network if it is missing."""
+    wanted = network.module.state_dict()
+    prefix, spelling = _spelling_in(weights.tensors, wanted, network.module)
+    name = f"{network.stems[0]}.weight"
+    stem = weights.tensors.get(prefix + spelling(name), wanted[name])
+    return stem.shape[1] if stem.dim() == 4 else wanted[name].shape[1]
+
+
 def load(result: Fit, module: nn.Module) -> None:
     """Copy what `fit` found into the network for which it was called."""
     module.load_state_dict(result.values, strict=False)

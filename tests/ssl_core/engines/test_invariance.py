@@ -144,7 +144,7 @@ def errors(result: Found, expected: Found) -> tuple[float, float, str]:
     (loss, gradients), (loss0, gradients0) = result, expected
     assert gradients.keys() == gradients0.keys()
     sizes = {name: gradient.norm() for name, gradient in gradients0.items()}
-    for name in sizes:
+    for name in gradients0:
         if name.endswith(".bias"):
             sizes[name] = torch.maximum(sizes[name], sizes[name.removesuffix("bias") + "weight"] / 100)
     relative = {name: ((gradients[name] - gradients0[name]).norm() / sizes[name]).item() for name in gradients0}
