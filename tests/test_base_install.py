@@ -120,6 +120,12 @@ def refusal(base: Base, words: Sequence[str]) -> str:
             "deepspeed",
             "engine.kind=ddp",
         ),
+        (
+            PRETRAIN.replace("resnet18", "timm/resnet18"),
+            "model.backbone=timm/resnet18 needs timm",
+            "timm",
+            "take a network of torchvision",
+        ),
         (PROBE, "search=ray needs Ray Tune", "ray", "use search=serial"),
         ("submit ray -- sternum probe run", "sternum submit ray needs Ray Tune", "ray", ""),
         ("shard dicom --root=raw/folder --out=new", "the dataset dicom needs pydicom", "dicom", ""),

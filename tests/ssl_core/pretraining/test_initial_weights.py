@@ -20,6 +20,7 @@ from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.initial_weights import RECORD, initial_sha256, start_from
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
+from tests.support.faulty_training import Fault, small_config, train_through
 from tests.support.tiny_resnet import TINY_RESNET
 
 
@@ -149,3 +150,16 @@ def test_a_start_that_cannot_be_is_one_line(config: PretrainConfig, tmp_path: Pa
     ):
         with pytest.raises(UserError, match=message):
             initialized(config, init)
+
+
+@pytest.mark.slow
+def test_a_run_that_started_from_weights_and_was_killed_ends_with_the_same_bits(
+    config: PretrainConfig, tmp_path: Path
+) -> None:
+    runs = []
+    for name, faults in (("unbroken", []), ("killed", [Fault("kill", rank=1, step=2), Fault("kill", rank=0, step=7)])):
+        run = small_config(tmp_path / name, Path(config.data.shards[0]))
+        run = replace(run, model=replace(run.model, init=config.model.init))
+        assert train_through(run, 2, faults) == 1 + len(faults)
+        runs.append(load_file(find_checkpoints(run.run_folder)[-1].path / MODEL))
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
