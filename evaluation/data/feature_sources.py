@@ -29,6 +29,8 @@ class FeatureSource:
         backbone: loads or builds the network
         epoch: epoch of a checkpoint
         step: step of a checkpoint
+        own_size_px: sides of the images, on the scale 0 to 1, of a network that normalizes them itself; by default the
+            input is that of the run
     """
 
     name: str
@@ -36,6 +38,7 @@ class FeatureSource:
     backbone: Callable[[], nn.Module]
     epoch: float | None = None
     step: int | None = None
+    own_size_px: int | None = None
 
 
 def control_sources(pretraining: PretrainConfig) -> list[FeatureSource]:
@@ -43,7 +46,9 @@ def control_sources(pretraining: PretrainConfig) -> list[FeatureSource]:
     return [
         FeatureSource("32 x 32 raw pixels", "pixels", RawPixels),
         FeatureSource(
-            "untrained backbone", "untrained", lambda: untrained_backbone(pretraining.model, pretraining.seed)
+            "untrained backbone",
+            "untrained",
+            lambda: untrained_backbone(pretraining.model, pretraining.seed, pretraining.views.size_px),
         ),
     ]
 

@@ -28,7 +28,15 @@ from evaluation.results.presets import PRESETS, PresetName
 from evaluation.results.results import Dataset, ProbeKind, ProbeResult, Results, last_checkpoint
 
 _STRICTEST: Final[PresetName] = "rigorous"
-_RIVALS: Final[tuple[ProbeKind, ...]] = ("finetuned", "untrained", "pixels", "border", "attributes")
+_RIVALS: Final[tuple[ProbeKind, ...]] = (
+    "finetuned",
+    "initial",
+    "compared",
+    "untrained",
+    "pixels",
+    "border",
+    "attributes",
+)
 _TITLES: Final[dict[str, str]] = {
     "gazda2021": "the paper's protocol",
     "rigorous": "scaled features, near-identical images in one part, cross-validation without an official split",

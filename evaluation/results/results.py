@@ -17,7 +17,8 @@ _READABLE: Final = (2, VERSION)
 
 # The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
 # backbone, raw "pixels" and their "border", the "attributes" view, sex and age, labels "shuffled" within each part or
-# "shuffled_over_all" patients, and "source": the dataset that an image is from.
+# "shuffled_over_all" patients, and "source": the dataset that an image is from; "initial" are the weights that the run
+# began with, if not random ones. "compared" are weights that the run has nothing to do with.
 ProbeKind = Literal[
     "checkpoint",
     "finetuned",
@@ -28,6 +29,8 @@ ProbeKind = Literal[
     "shuffled",
     "shuffled_over_all",
     "source",
+    "initial",
+    "compared",
 ]
 
 OVERLAP_MARK: Final = "†"
@@ -60,6 +63,29 @@ class Run:
     fraction_percent: int
     epochs: float
     seed: int
+
+
+@dataclass(frozen=True)
+class OutsideBackbone:
+    """A backbone that the run did not train.
+
+    Attributes:
+        name: name of its rows
+        file: the file with the weights
+        network: name of the architecture
+        sha256: hash of the file
+        size_px: sides of its images
+        mean: of each channel, on the scale 0 to 1
+        std: likewise
+    """
+
+    name: str
+    file: str
+    network: str
+    sha256: str
+    size_px: int
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
@@ -324,6 +350,7 @@ class Results:
     timing: dict[str, float]
     notes: list[str]
     shifts: list[Shift] = field(default_factory=list)
+    outside: list[OutsideBackbone] = field(default_factory=list)
 
     def rows_of(self, dataset: Dataset) -> list[ProbeResult]:
         """Return the rows of one dataset and preset."""
