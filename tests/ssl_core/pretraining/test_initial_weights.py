@@ -18,6 +18,7 @@ from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.initial_weights import RECORD, initial_sha256, start_from
+from ssl_core.pretraining.plan import check_plan
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
 from tests.support.faulty_training import Fault, small_config, train_through
@@ -163,3 +164,10 @@ def test_a_run_that_started_from_weights_and_was_killed_ends_with_the_same_bits(
         assert train_through(run, 2, faults) == 1 + len(faults)
         runs.append(load_file(find_checkpoints(run.run_folder)[-1].path / MODEL))
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_a_plan_names_the_first_weights_and_refuses_those_of_another_network(config: PretrainConfig) -> None:
+    assert any(line.startswith(f"starting from {config.model.init} (SHA-256") for line in check_plan(config, Ranks()))
+    with pytest.raises(UserError, match=r"others\.pth does not hold a timm/vit_tiny_patch16_224"):
+        list(check_plan(replace(config, model=replace(config.model, backbone="timm/vit_tiny_patch16_224")), Ranks()))
+    assert not config.run_folder.exists()
