@@ -24,6 +24,7 @@ from evaluation.results.notes import notes_on
 from evaluation.results.presets import PRESETS
 from evaluation.results.results import VERSION, ProbeResult, Results, Run, write_results
 from evaluation.results.selection import write_selection
+from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint
 from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
 from evaluation.scoring.shift import shift_result
@@ -191,6 +192,7 @@ class Prober:
             notes=[],
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
             outside=[other.record for other in self._others],
+            attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
         )
         return replace(results, notes=notes_on(results))
 

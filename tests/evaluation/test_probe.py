@@ -82,6 +82,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         assert [(row.features, row.kind, row.step) for row in results.rows if row.preset == preset] == [
             ("32 x 32 raw pixels", "pixels", None),
             ("border of the image", "border", None),
+            ("size, file and gray level", "attributes", None),
             ("untrained backbone", "untrained", None),
             ("epoch 1", "checkpoint", 5),
             ("epoch 2", "checkpoint", 10),
@@ -108,7 +109,14 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     assert (dataset.development.images, dataset.test.images, dataset.test.positive) == (84, 32, 16)
     assert dataset.pretrained_images == 0
     assert [(item.other, item.features) for item in results.comparisons if item.preset == "rigorous"] == [
-        (name, "epoch 2") for name in ("32 x 32 raw pixels", "border of the image", "untrained backbone", "epoch 1")
+        (name, "epoch 2")
+        for name in (
+            "32 x 32 raw pixels",
+            "border of the image",
+            "size, file and gray level",
+            "untrained backbone",
+            "epoch 1",
+        )
     ]
     for preset in ("gazda2021", "rigorous"):
         compared = [item for item in results.comparisons if item.preset == preset]
@@ -117,6 +125,10 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         assert row.validation is not None and row.validation.value == row.validation_auc
         assert row.validation.low is not None and row.validation.low <= row.validation_auc
         assert row.scores.ap is not None and 0 < row.scores.ap.value <= 1
+    attributes = [item for item in results.attribute_aucs if item.preset == "rigorous"]
+    assert [item.attribute for item in attributes] == ["file bytes per pixel", "mean gray level", "SD of gray level"]
+    assert [item.images for item in attributes] == [32, 32, 32]
+    assert attributes[1].auc.value > 0.95  # the patch makes an image brighter
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
 
@@ -141,6 +153,9 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
         0,
         0,
     ]
+    attributes = {item.attribute: item.auc.value for item in results.attribute_aucs_of(by_class)}
+    assert [name for name in attributes if name.startswith(("view", "sex"))] == ["view frontal-ap", "sex F"]
+    assert attributes["view frontal-ap"] > 0.6
     assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
 
 
