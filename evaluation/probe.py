@@ -13,12 +13,13 @@ from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, c
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
-from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
-from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
+from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
+from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
-from evaluation.fitting.probe_cases import ProbeCase, probe_case
+from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import notes_on
 from evaluation.results.presets import PRESETS
@@ -26,7 +27,14 @@ from evaluation.results.results import VERSION, ProbeResult, Results, Run, write
 from evaluation.results.selection import write_selection
 from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint
-from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
+from evaluation.scoring.probe_results import (
+    adjusted,
+    compare_with_finetuned,
+    compare_with_last,
+    few_labels_result,
+    finetuned_result,
+    probe_result,
+)
 from evaluation.scoring.shift import shift_result
 from evaluation.scoring.tensorboard_curves import Curves
 from infra import config as configuration
@@ -136,10 +144,16 @@ class Prober:
         of_shifts = [case for shift in shifts for case in (shift.case, shift.null)]
         fitted = self.fitter.fit([*cases, *(few.case for few in few_labels), *of_shifts])
         rows = [probe_result(case, fitted[case], **self._bootstrap) for case in cases]
-        finetuned = [self._finetune(task, features) for task in self._tasks_to_finetune(features)] if final else []
-        results = self._results(features, [*rows, *finetuned], cases, few_labels, shifts, fitted)
+        finetuned = self._finetune(list(features)[-1], cases) if final else {}
+        rows_finetuned = [finetuned_result(case, network, **self._bootstrap) for case, network in finetuned.items()]
+        results = self._results(features, [*rows, *rows_finetuned], cases, few_labels, shifts, fitted)
+        compared = [
+            compare_with_finetuned(case, fitted[case], network, **self._bootstrap)
+            for case, network in finetuned.items()
+        ]
         results = replace(
             results,
+            comparisons=adjusted([*results.comparisons, *compared]),
             timing={
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
@@ -206,31 +220,33 @@ class Prober:
             seed=self.pretraining.seed,
         )
 
-    def _tasks_to_finetune(self, features: Features) -> list[ProbeTask]:
-        """Return the tasks with one test part; cross-validation would train a network for each part."""
-        if self.config.finetune.epochs == 0 or not any(source.kind == "checkpoint" for source in features):
-            return []
-        for task in self.tasks:
-            if task.record.rounds > 1:
-                say(f"{task.key.dataset}, {task.key.preset}: not fine-tuned, because it is cross-validated")
-        return [task for task in self.tasks if task.record.rounds == 1]
+    def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedNetwork]:
+        """Fine-tune the last checkpoint on each task with one test part, or read the cached outcomes.
 
-    def _finetune(self, task: ProbeTask, features: Features) -> ProbeResult:
-        """Fine-tune the last checkpoint, or read the cached outcome, and score it."""
-        source, matrices = list(features.items())[-1]
-        case = probe_case(task, source, matrices[task.labeled_set.label])
-        network = cached_finetune(
-            self.folder / "probes",
-            case,
-            source,
-            spec=self.pretraining.views,
-            preprocessing=self.extractor.preprocessing,
-            config=self.config.finetune,
-            view_executor=self.config.executor,
-            device=self.extractor.device,
-            seed=self.config.seed,
-        )
-        return finetuned_result(case, network, **self._bootstrap)
+        Cross-validation would train a network for each part.
+        """
+        if self.config.finetune.epochs == 0 or source.kind != "checkpoint":
+            return {}
+        networks = {}
+        for case in cases:
+            if case.kind != "checkpoint" or case is not last_case(cases, case):
+                continue
+            if len(case.folds) > 1:
+                say(f"{case.key.dataset}, {case.key.preset}: not fine-tuned, because it is cross-validated")
+                continue
+            networks[case] = cached_finetune(
+                self.folder / "probes",
+                case,
+                source,
+                spec=self.pretraining.views,
+                preprocessing=self.extractor.preprocessing,
+                config=self.config.finetune,
+                view_executor=self.config.executor,
+                device=self.extractor.device,
+                seed=self.config.seed,
+            )
+        return networks
+
 
     def _select(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> None:
         selection = select_checkpoint(

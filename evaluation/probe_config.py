@@ -104,6 +104,11 @@ class ProbeConfig:
             self.compare_std is None or min(self.compare_std, default=0.0) > 0,
             f"{setting(self, 'compare_std')} must be positive; divide values from 0 to 255 by 255",
         )
+        require(
+            self.finetune.epochs == 0 or self.folds is None or self.folds > 2,
+            f"{setting(self, 'folds')} leaves fine-tuning no image to train on, because one fold chooses the epoch and "
+            f"another one the threshold; use {key(self, 'folds')}=3 or more",
+        )
         require_at_least(self, "repeats", 1, "try 3")
         require(
             self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,
