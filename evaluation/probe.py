@@ -113,7 +113,12 @@ class Prober:
             allow_overlap=config.allow_overlap,
         )
         self.extractor = build_extractor(
-            self.run, self.pretraining, view_executor=config.executor, local_batch=config.local_batch
+            self.run,
+            self.pretraining,
+            fit=config.probe_fit,
+            mirrored=config.mirrored,
+            view_executor=config.executor,
+            local_batch=config.local_batch,
         )
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)

@@ -189,6 +189,7 @@ def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, seen: Seen | 
         pretrained_patients=len(np.unique(patients[seen.images[tested] | seen.patients[tested]])) if seen else None,
         pretrained_parts=_seen_parts(seen, tested, cohort.classes[in_test]) if seen else [],
         pictures_compared=seen.pictures_compared if seen else None,
+        not_square=int(np.sum(np.diff(labeled_set.samples.sizes[cohort.rows]) != 0)),
     )
 
 

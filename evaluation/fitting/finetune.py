@@ -24,7 +24,7 @@ from infra.options import key, require_at_least, setting
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from ssl_core.model.optimizer import OptimConfig, build_optimizer, learning_rate_at
-from ssl_core.views.batches import Batch, WholeImage, image_batches, training_batches
+from ssl_core.views.batches import Batch, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
 
 _LEAST_CROP_AREA: Final = 0.5  # the label describes the whole image, so a crop must not miss the lesion
@@ -136,7 +136,7 @@ def finetune(
     def predict(rows: Int64) -> Float64:
         batches = image_batches(
             shards,
-            WholeImage(preprocessing.size_px),
+            preprocessing.views,
             numbers=np.sort(numbers[rows]),
             local_batch=config.local_batch,
             mean=preprocessing.mean,
@@ -259,13 +259,16 @@ def _packed_numbers(shards: ShardSet, ids: UInt64) -> Int64:
 
 @torch.inference_mode()
 def _predict(model: _Classifier, batches: Iterable[Batch], ids: UInt64, config: FinetuneConfig) -> Float64:
-    """Return the probabilities (n,) of the positive class for the samples with these ids, which `batches` hold."""
+    """Return the probabilities (n,) of the positive class for the samples with these ids, which `batches` hold.
+
+    The logit of an image is the mean over its views.
+    """
     model.eval()
     position_of = {sample: position for position, sample in enumerate(ids.tolist())}
     logits = np.full(len(ids), np.nan)
     for batch in batches:
         positions = [position_of[sample] for sample in batch.rows["sample"].tolist()]
-        logits[positions] = model(batch.views[0]).double().cpu().numpy()
+        logits[positions] = torch.stack([model(view).double() for view in batch.views]).mean(dim=0).cpu().numpy()
     damaged = int((~np.isfinite(logits)).sum())
     if damaged:
         raise _diverged(f"the output is not finite for {damaged} of {len(ids)} images", config)

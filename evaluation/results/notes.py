@@ -1,7 +1,7 @@
 """Notes that a reader needs before believing a probe's table; they are stored with the results."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from evaluation.results import paper
 from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, ProbeResult, Results, last_checkpoint
@@ -57,10 +57,27 @@ def notes_on(results: Results) -> list[str]:
     notes = [note for note, applies in general.items() if applies]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.datasets for note in overlap_notes(dataset))
+    notes += dict.fromkeys(note for dataset in results.datasets for note in _fit_notes(dataset, results.config))
     for dataset in results.datasets:
         rows = results.rows_of(dataset)
         notes += [*_validation_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
     return [*notes, *_shift_notes(results)]
+
+
+_FITS: Final = {
+    "pad": "padded to a square by repeating their border. The padding shows width / height to all features alike; see "
+    "what that alone reaches",
+    "squash": "squashed to a square. The distortion shows width / height to all features alike; see what that alone "
+    "reaches",
+    "square": "cut to their center square. What lies outside it, such as the sides of the lungs, takes no part",
+}
+
+
+def _fit_notes(dataset: Dataset, config: dict[str, Any]) -> Iterator[str]:
+    """Yield a note on how images that are not square were made square."""
+    fit = config.get("probe_fit")
+    if dataset.not_square and fit in _FITS:
+        yield f"{dataset.label}: {dataset.not_square} images are not square and were {_FITS[fit]}."
 
 
 def overlap_notes(dataset: Dataset) -> Iterator[str]:

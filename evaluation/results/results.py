@@ -141,6 +141,7 @@ class Dataset:
         pretrained_parts: these images by the place in which pretraining saw them
         pictures_compared: whether pictures were compared; None if unavailable, or in results of older versions, which
             compared only names
+        not_square: images whose packed height and width differ, so that `probe_fit` matters; None in older results
     """
 
     label: str
@@ -161,6 +162,7 @@ class Dataset:
     pretrained_patients: int | None
     pretrained_parts: list[SeenPart] = field(default_factory=list)
     pictures_compared: bool | None = None
+    not_square: int | None = None
 
     @property
     def key(self) -> TaskKey:

@@ -23,7 +23,7 @@ from ssl_core.views.batches import WholeImage, image_batches
 from ssl_core.views.spec import ViewSpec
 
 EXECUTOR = "torchvision"
-INPUT = Preprocessing(size_px=32, mean=0.5, std=0.25, executor="TorchvisionExecutor")
+INPUT = Preprocessing(32, mean=0.5, std=0.25, executor="TorchvisionExecutor", fit="pad", mirrored=False)
 CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-3, local_batch=8)
 SPEC = ViewSpec(size_px=32)
 UNCHANGED = ViewSpec(
@@ -199,7 +199,7 @@ def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_
     whole = torch.cat(
         [
             batch.views[0]
-            for batch in image_batches(case.shards, WholeImage(32), mean=0.5, std=0.25, view_executor=EXECUTOR)
+            for batch in image_batches(case.shards, WholeImage(32, "pad"), mean=0.5, std=0.25, view_executor=EXECUTOR)
         ]
     )
 
