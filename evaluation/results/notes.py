@@ -4,7 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from evaluation.results import paper
-from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import (
+    AT_EDGE_MARK,
+    OVERLAP_MARK,
+    Dataset,
+    PartSize,
+    ProbeResult,
+    Results,
+    last_checkpoint,
+)
 from evaluation.results.scores import Estimate
 
 SIMULATED_NOTE: Final = (
@@ -117,7 +125,7 @@ def describe(dataset: Dataset) -> str:
     if dataset.rounds > 1:
         parts = {f"tested in turn, in {dataset.rounds} rounds,": dataset.test}
     counts = "; ".join(
-        f"{name} {part.images} images of {part.patients} patients ({part.positive} {dataset.positive} / "
+        f"{name} {part.images} images of {_count_patients(part)} ({part.positive} {dataset.positive} / "
         f"{part.negative} {dataset.negative})"
         for name, part in parts.items()
     )
@@ -125,6 +133,12 @@ def describe(dataset: Dataset) -> str:
     return f"{dataset.label}, {dataset.preset}: {dataset.split} split; {counts}" + (
         f"; left out: {left_out}" if left_out else ""
     )
+
+
+def _count_patients(part: PartSize) -> str:
+    """Count the patients, and the groups that stay on one side of a split and are resampled whole."""
+    groups = "" if part.groups is None else f" in {part.groups} groups without near-identical images in common"
+    return f"{part.patients} patients{groups}"
 
 
 def _validation_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:

@@ -91,12 +91,22 @@ class OutsideBackbone:
 
 @dataclass(frozen=True)
 class PartSize:
-    """Images and patients in one part of a dataset, and images of each class."""
+    """Images and patients in one part of a dataset, and images of each class.
+
+    Attributes:
+        images: number of images
+        patients: number of patients
+        positive: images of the positive class
+        negative: images of the negative class
+        groups: what the preset keeps on one side of a split, if not single patients: groups of patients who share a
+            near-identical image; older results lack it and give these as patients
+    """
 
     images: int
     patients: int
     positive: int
     negative: int
+    groups: int | None = None
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,9 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
     results = probe(config_of(run, tmp_path / "shards", checkpoints="last", controls=False))
     by_paper, rigorous = results.datasets
     assert (by_paper.development.images, rigorous.development.images) == (60, 50)
+    assert (by_paper.test.patients, by_paper.test.groups) == (32, None)
+    assert (rigorous.test.patients, rigorous.test.groups) == (32, 30)
+    assert "32 images of 32 patients in 30 groups" in describe(rigorous)
     assert rigorous.excluded["development image of a tested patient"] == 10
 
 
