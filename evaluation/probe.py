@@ -37,6 +37,7 @@ from evaluation.scoring.probe_results import (
 )
 from evaluation.scoring.shift import shift_result
 from evaluation.scoring.tensorboard_curves import Curves
+from evaluation.selection.unseen_images import UnseenImages, unseen_images
 from infra import config as configuration
 from infra.extras import require_extra
 from infra.files import remove_remains
@@ -120,6 +121,8 @@ class Prober:
             view_executor=config.executor,
             local_batch=config.local_batch,
         )
+        # Refused now rather than after the probe.
+        self.unseen = self._unseen_images() if config.select else None
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)
         # By kind, name of compared weights, and step, in order, so that a checkpoint that was removed after it was
@@ -165,8 +168,8 @@ class Prober:
             },
         )
         write_results(self.run, results)
-        if final and config.select:
-            self._select(features, cases, fitted)
+        if final and self.unseen is not None:
+            self._select(self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
         if final:
             self.curves.show_hyperparameters((row, fitted[case]) for row, case in zip(rows, cases, strict=True))
@@ -252,13 +255,17 @@ class Prober:
             )
         return networks
 
+    def _unseen_images(self) -> UnseenImages:
+        data, fetch = self.pretraining.data, self.config.data.fetch
+        return unseen_images(self.labeled_sets, self.tasks, self.seen, data, fetch, self.config.seed)
 
-    def _select(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> None:
+    def _select(
+        self, images: UnseenImages, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases
+    ) -> None:
         selection = select_checkpoint(
             self.run,
             self.pretraining,
-            self.labeled_sets,
-            self.seen,
+            images,
             self.extractor,
             features,
             cases,
