@@ -13,21 +13,31 @@ from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, c
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
-from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
-from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
+from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
+from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
-from evaluation.fitting.probe_cases import ProbeCase, probe_case
+from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import notes_on
 from evaluation.results.presets import PRESETS
 from evaluation.results.results import VERSION, ProbeResult, Results, Run, write_results
 from evaluation.results.selection import write_selection
+from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint
-from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
+from evaluation.scoring.probe_results import (
+    adjusted,
+    compare_with_finetuned,
+    compare_with_last,
+    few_labels_result,
+    finetuned_result,
+    probe_result,
+)
 from evaluation.scoring.shift import shift_result
 from evaluation.scoring.tensorboard_curves import Curves
+from evaluation.selection.unseen_images import UnseenImages, unseen_images
 from infra import config as configuration
 from infra.extras import require_extra
 from infra.files import remove_remains
@@ -104,8 +114,15 @@ class Prober:
             allow_overlap=config.allow_overlap,
         )
         self.extractor = build_extractor(
-            self.run, self.pretraining, view_executor=config.executor, local_batch=config.local_batch
+            self.run,
+            self.pretraining,
+            fit=config.probe_fit,
+            mirrored=config.mirrored,
+            view_executor=config.executor,
+            local_batch=config.local_batch,
         )
+        # Refused now rather than after the probe.
+        self.unseen = self._unseen_images() if config.select else None
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)
         # By kind, name of compared weights, and step, in order, so that a checkpoint that was removed after it was
@@ -135,18 +152,24 @@ class Prober:
         of_shifts = [case for shift in shifts for case in (shift.case, shift.null)]
         fitted = self.fitter.fit([*cases, *(few.case for few in few_labels), *of_shifts])
         rows = [probe_result(case, fitted[case], **self._bootstrap) for case in cases]
-        finetuned = [self._finetune(task, features) for task in self._tasks_to_finetune(features)] if final else []
-        results = self._results(features, [*rows, *finetuned], cases, few_labels, shifts, fitted)
+        finetuned = self._finetune(list(features)[-1], cases) if final else {}
+        rows_finetuned = [finetuned_result(case, network, **self._bootstrap) for case, network in finetuned.items()]
+        results = self._results(features, [*rows, *rows_finetuned], cases, few_labels, shifts, fitted)
+        compared = [
+            compare_with_finetuned(case, fitted[case], network, **self._bootstrap)
+            for case, network in finetuned.items()
+        ]
         results = replace(
             results,
+            comparisons=adjusted([*results.comparisons, *compared]),
             timing={
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
             },
         )
         write_results(self.run, results)
-        if final and config.select:
-            self._select(features, cases, fitted)
+        if final and self.unseen is not None:
+            self._select(self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
         if final:
             self.curves.show_hyperparameters((row, fitted[case]) for row, case in zip(rows, cases, strict=True))
@@ -191,6 +214,7 @@ class Prober:
             notes=[],
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
             outside=[other.record for other in self._others],
+            attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
         )
         return replace(results, notes=notes_on(results))
 
@@ -204,38 +228,44 @@ class Prober:
             seed=self.pretraining.seed,
         )
 
-    def _tasks_to_finetune(self, features: Features) -> list[ProbeTask]:
-        """Return the tasks with one test part; cross-validation would train a network for each part."""
-        if self.config.finetune.epochs == 0 or not any(source.kind == "checkpoint" for source in features):
-            return []
-        for task in self.tasks:
-            if task.record.rounds > 1:
-                say(f"{task.key.dataset}, {task.key.preset}: not fine-tuned, because it is cross-validated")
-        return [task for task in self.tasks if task.record.rounds == 1]
+    def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedNetwork]:
+        """Fine-tune the last checkpoint on each task with one test part, or read the cached outcomes.
 
-    def _finetune(self, task: ProbeTask, features: Features) -> ProbeResult:
-        """Fine-tune the last checkpoint, or read the cached outcome, and score it."""
-        source, matrices = list(features.items())[-1]
-        case = probe_case(task, source, matrices[task.labeled_set.label])
-        network = cached_finetune(
-            self.folder / "probes",
-            case,
-            source,
-            spec=self.pretraining.views,
-            preprocessing=self.extractor.preprocessing,
-            config=self.config.finetune,
-            view_executor=self.config.executor,
-            device=self.extractor.device,
-            seed=self.config.seed,
-        )
-        return finetuned_result(case, network, **self._bootstrap)
+        Cross-validation would train a network for each part.
+        """
+        if self.config.finetune.epochs == 0 or source.kind != "checkpoint":
+            return {}
+        networks = {}
+        for case in cases:
+            if case.kind != "checkpoint" or case is not last_case(cases, case):
+                continue
+            if len(case.folds) > 1:
+                say(f"{case.key.dataset}, {case.key.preset}: not fine-tuned, because it is cross-validated")
+                continue
+            networks[case] = cached_finetune(
+                self.folder / "probes",
+                case,
+                source,
+                spec=self.pretraining.views,
+                preprocessing=self.extractor.preprocessing,
+                config=self.config.finetune,
+                view_executor=self.config.executor,
+                device=self.extractor.device,
+                seed=self.config.seed,
+            )
+        return networks
 
-    def _select(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> None:
+    def _unseen_images(self) -> UnseenImages:
+        data, fetch = self.pretraining.data, self.config.data.fetch
+        return unseen_images(self.labeled_sets, self.tasks, self.seen, data, fetch, self.config.seed)
+
+    def _select(
+        self, images: UnseenImages, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases
+    ) -> None:
         selection = select_checkpoint(
             self.run,
             self.pretraining,
-            self.labeled_sets,
-            self.seen,
+            images,
             self.extractor,
             features,
             cases,

@@ -10,6 +10,7 @@ from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Unce
 from infra.errors import require
 from infra.options import key, require_at_least, require_seed, setting
 from infra.urls import require_no_credentials
+from ssl_core.views.spec import Fit
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class ProbeConfig:
         few_labels: also probe with 1, 5, 10 and 25 percent of the labels (only rigorous; last checkpoint and controls)
         finetune: end-to-end training of the last checkpoint's backbone, next to the frozen probe
         select: also choose a checkpoint without labels, and judge that choice by the labels; writes selection.json
+        probe_fit: how an image that is not square becomes a square: pad (its longer side fits, its border is repeated
+            beside it), squash (each side is scaled alone) or square (the longer side is cut about the center)
+        mirrored: average the features of an image and of its mirror image
         watch: probe each new checkpoint of a live pretraining until it ends
         executor: image decoder: dali, torchvision, or auto (DALI if installed)
         local_batch: images that go through the backbone at once, at least 1
@@ -59,6 +63,8 @@ class ProbeConfig:
     few_labels: bool = True
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     select: bool = False
+    probe_fit: Fit = "pad"
+    mirrored: bool = False
     watch: bool = False
     executor: Literal["auto", "dali", "torchvision"] = "auto"
     local_batch: int = 64
@@ -103,6 +109,11 @@ class ProbeConfig:
         require(
             self.compare_std is None or min(self.compare_std, default=0.0) > 0,
             f"{setting(self, 'compare_std')} must be positive; divide values from 0 to 255 by 255",
+        )
+        require(
+            self.finetune.epochs == 0 or self.folds is None or self.folds > 2,
+            f"{setting(self, 'folds')} leaves fine-tuning no image to train on, because one fold chooses the epoch and "
+            f"another one the threshold; use {key(self, 'folds')}=3 or more",
         )
         require_at_least(self, "repeats", 1, "try 3")
         require(

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from evaluation.data.samples import Samples
 from evaluation.results.presets import tasks_of
 from infra.errors import UserError, require
@@ -160,4 +162,9 @@ def read_samples(shards: ShardSet, manifest: Manifest, table: LabelTable | None)
         views=[record["view"] for record in records],
         sexes=[record["sex"] for record in records],
         ages=[record["age"] for record in records],
+        sizes=np.stack([index["height"], index["width"]], axis=1).astype(np.int64),
+        source_sizes=np.array(
+            [(record.get("source_height", 0), record.get("source_width", 0)) for record in records], np.int64
+        ).reshape(-1, 2),
+        file_bytes=index["image_bytes"].astype(np.int64),
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from infra.arrays import UInt64
+from infra.arrays import Int64, UInt64
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class Samples:
         views: projection
         sexes: "F" or "M"
         ages: in years
+        sizes: (N, 2) height and width of the packed images, in pixels
+        source_sizes: (N, 2) height and width of the images before packing, 0 if unknown
+        file_bytes: (N,) size of the packed images
     """
 
     ids: UInt64
@@ -28,3 +31,6 @@ class Samples:
     views: list[str | None]
     sexes: list[str | None]
     ages: list[float | None]
+    sizes: Int64
+    source_sizes: Int64
+    file_bytes: Int64

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from evaluation.data.attributes import encode_attributes, image_attributes, metadata_attributes
 from evaluation.data.extractor import Features
-from evaluation.data.feature_matrix import attributes, border, concatenated
+from evaluation.data.feature_matrix import border, concatenated
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.control_cases import (
     ShiftCase,
@@ -49,9 +50,15 @@ def _feature_cases(task: ProbeTask, features: Features) -> Iterator[ProbeCase]:
         yield case
         if case.kind == "pixels":
             yield derived_case(case, "border of the image", "border", border(case.matrix))
-            metadata = attributes(task.labeled_set.samples, task.cohort.rows)
-            if metadata:
-                yield derived_case(case, "view, sex and age", "attributes", metadata)
+            samples = task.labeled_set.samples
+            controls = {
+                "view, sex and age": metadata_attributes(samples),
+                "size, file and gray level": image_attributes(samples, case.matrix),
+            }
+            for name, attributes in controls.items():
+                matrix = encode_attributes(attributes, task.cohort.rows)
+                if matrix:
+                    yield derived_case(case, name, "attributes", matrix)
 
 
 def _last_controls(

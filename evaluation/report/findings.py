@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from evaluation.report.attribute_table import attribute_table
 from evaluation.report.c_path import c_path_table
 from evaluation.report.detail_tables import (
     calibration_table,
@@ -148,7 +149,7 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
     for dataset in datasets.values():
         blocks += [reliability_picture(results, dataset), calibration_table(results, dataset)]
         blocks.append(decision_picture(results, dataset))
-        blocks += subgroup_tables(results, dataset)
+        blocks += [attribute_table(results, dataset), *subgroup_tables(results, dataset)]
         blocks += [few_labels_picture(results, dataset), few_labels_table(results, dataset)]
     return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _without_empty(blocks))
 

@@ -16,9 +16,10 @@ VERSION: Final = 3
 _READABLE: Final = (2, VERSION)
 
 # The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
-# backbone, raw "pixels" and their "border", the "attributes" view, sex and age, labels "shuffled" within each part or
-# "shuffled_over_all" patients, and "source": the dataset that an image is from; "initial" are the weights that the run
-# began with, if not random ones. "compared" are weights that the run has nothing to do with.
+# backbone, raw "pixels" and their "border", "attributes" such as the view, the age or the size of the source, labels
+# "shuffled" within each part or "shuffled_over_all" patients, and "source": the dataset that an image is from;
+# "initial" are the weights that the run began with, if not random ones. "compared" are weights that the run has nothing
+# to do with.
 ProbeKind = Literal[
     "checkpoint",
     "finetuned",
@@ -90,12 +91,22 @@ class OutsideBackbone:
 
 @dataclass(frozen=True)
 class PartSize:
-    """Images and patients in one part of a dataset, and images of each class."""
+    """Images and patients in one part of a dataset, and images of each class.
+
+    Attributes:
+        images: number of images
+        patients: number of patients
+        positive: images of the positive class
+        negative: images of the negative class
+        groups: what the preset keeps on one side of a split, if not single patients: groups of patients who share a
+            near-identical image; older results lack it and give these as patients
+    """
 
     images: int
     patients: int
     positive: int
     negative: int
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,7 @@ class Dataset:
         pretrained_parts: these images by the place in which pretraining saw them
         pictures_compared: whether pictures were compared; None if unavailable, or in results of older versions, which
             compared only names
+        not_square: images whose packed height and width differ, so that `probe_fit` matters; None in older results
     """
 
     label: str
@@ -160,6 +172,7 @@ class Dataset:
     pretrained_patients: int | None
     pretrained_parts: list[SeenPart] = field(default_factory=list)
     pictures_compared: bool | None = None
+    not_square: int | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -334,6 +347,30 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class AttributeAuc:
+    """How well one attribute alone, such as the age or the width of the source, tells the classes apart.
+
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        attribute: name of the attribute
+        images: test images whose attribute is known; only these are ranked
+        auc: test AUC of the attribute; development images decide whether more of it counts as positive
+    """
+
+    dataset: str
+    preset: str
+    attribute: str
+    images: int
+    auc: Estimate
+
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task."""
+        return TaskKey(self.dataset, self.preset)
+
+
+@dataclass(frozen=True)
 class Results:
     """The content of `results.json`."""
 
@@ -351,6 +388,7 @@ class Results:
     notes: list[str]
     shifts: list[Shift] = field(default_factory=list)
     outside: list[OutsideBackbone] = field(default_factory=list)
+    attribute_aucs: list[AttributeAuc] = field(default_factory=list)
 
     def rows_of(self, dataset: Dataset) -> list[ProbeResult]:
         """Return the rows of one dataset and preset."""
@@ -367,6 +405,10 @@ class Results:
     def shifts_of(self, dataset: Dataset) -> list[Shift]:
         """Return the shifts between the parts of one dataset and preset."""
         return [item for item in self.shifts if item.key == dataset.key]
+
+    def attribute_aucs_of(self, dataset: Dataset) -> list[AttributeAuc]:
+        """Return the AUCs of single attributes on one dataset and preset."""
+        return [item for item in self.attribute_aucs if item.key == dataset.key]
 
 
 def write_results(run: Path, results: Results) -> None:

@@ -21,6 +21,7 @@ from evaluation.scoring.delong import applies, delong_difference
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.scores import (
     Predictions,
+    auc,
     auc_difference,
     auc_estimate,
     resampled_aucs,
@@ -160,30 +161,19 @@ def neighbors_auc(case: ProbeCase) -> float:
 
 def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
     """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
-    classes, test = case.classes[0], case.folds[0] == -1
-    threshold = (
-        youden_threshold(classes[network.validation_rows], network.validation)
-        if case.preset.chooses_threshold
-        else _HALF
-    )
-    predictions = Predictions(
-        classes[test],
-        network.probabilities,
-        network.probabilities > threshold,
-        case.patients[test],
-        np.zeros(int(test.sum()), np.int64),
-    )
+    rows = network.validation_rows
+    threshold = _finetuned_threshold(case, network)
     validation = Predictions(
-        classes[network.validation_rows],
+        case.classes[0][rows],
         network.validation,
         network.validation > threshold,
-        case.patients[network.validation_rows],
-        np.zeros(len(network.validation), np.int64),
+        case.patients[rows],
+        np.zeros(len(rows), np.int64),
     )
     return ProbeResult(
         dataset=case.key.dataset,
         preset=case.key.preset,
-        features=f"{case.name}, fine-tuned",
+        features=_finetuned_name(case),
         kind="finetuned",
         epoch=case.epoch,
         step=case.step,
@@ -191,12 +181,33 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         c=[],
         at_edge=0,
         threshold=[threshold],
-        validation_auc=network.validation_auc,
-        scores=score(predictions, resamples=resamples, seed=seed),
+        validation_auc=auc(validation),
+        scores=score(_predict_finetuned(case, network), resamples=resamples, seed=seed),
         knn_auc=None,
         fits=0,
         unconverged=0,
         validation=auc_estimate(validation, resampled_aucs(validation, resamples=resamples, seed=seed)),
+    )
+
+
+def _finetuned_name(case: ProbeCase) -> str:
+    return f"{case.name}, fine-tuned"
+
+
+def _finetuned_threshold(case: ProbeCase, network: FinetunedNetwork) -> float:
+    if not case.preset.chooses_threshold:
+        return _HALF
+    return youden_threshold(case.classes[0][network.validation_rows], network.validation)
+
+
+def _predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> Predictions:
+    test = case.folds[0] == -1
+    return Predictions(
+        case.classes[0][test],
+        network.probabilities,
+        network.probabilities > _finetuned_threshold(case, network),
+        case.patients[test],
+        np.zeros(int(test.sum()), np.int64),
     )
 
 
@@ -212,17 +223,8 @@ def compare_with_last(
         last = last_case(cases, other)
         if last is None or other is last or other.kind in _OF_OTHER_CLASSES:
             continue
-        first, second = predict(last, fitted[last]), predict(other, fitted[other])
-        comparisons.append(
-            Comparison(
-                other.key.dataset,
-                other.key.preset,
-                last.name,
-                other.name,
-                auc_difference(first, second, resamples=resamples, seed=seed),
-                delong=delong_difference(first, second) if resamples and applies(first) else None,
-            )
-        )
+        predictions = predict(other, fitted[other])
+        comparisons.append(_compare(last, fitted[last], other.name, predictions, resamples, seed))
     return adjusted(comparisons)
 
 
@@ -236,6 +238,27 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [
         item if item.difference.p is None else replace(item, p_holm=next(p_values[item.key])) for item in comparisons
     ]
+
+
+def compare_with_finetuned(
+    last: ProbeCase, probes: Sequence[FittedProbe], network: FinetunedNetwork, *, resamples: int, seed: int
+) -> Comparison:
+    """Compare the frozen last checkpoint with the network that was fine-tuned from it, on the same test images."""
+    return _compare(last, probes, _finetuned_name(last), _predict_finetuned(last, network), resamples, seed)
+
+
+def _compare(
+    last: ProbeCase, probes: Sequence[FittedProbe], name: str, other: Predictions, resamples: int, seed: int
+) -> Comparison:
+    ours = predict(last, probes)
+    return Comparison(
+        last.key.dataset,
+        last.key.preset,
+        last.name,
+        name,
+        auc_difference(ours, other, resamples=resamples, seed=seed),
+        delong=delong_difference(ours, other) if resamples and applies(ours) else None,
+    )
 
 
 def few_labels_result(few: FewLabelsCase, probes: Sequence[FittedProbe]) -> FewLabels:

@@ -14,8 +14,10 @@ from PIL import Image
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
+from evaluation.results.notes import describe
 from evaluation.results.presets import Balance
 from evaluation.results.results import ProbeResult, Results, read_results
 from evaluation.scoring.multiplicity import holm
@@ -75,6 +77,20 @@ def nih(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+def write_strips(root: Path) -> None:
+    """The Cell layout with noise twice as wide as high; a bright patch near the left side tells the class."""
+    random = np.random.default_rng(2)
+    for split, count in (("train", 24), ("test", 16)):
+        for name in ("NORMAL", "PNEUMONIA"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(60, 120, (40, 80))
+                pixels[10:24, 2:14] += 60 * (name == "PNEUMONIA")
+                person = number + (600 if split == "test" else 500)  # keys that the other set does not have
+                stem = f"IM-{person:04d}-0001" if name == "NORMAL" else f"person{person}_bacteria_{person}"
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{stem}.jpeg")
+
+
 def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shards: Path) -> None:
     results = probe(config_of(run, shards), command="sternum probe ...")
     assert results == read_results(run)
@@ -82,6 +98,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         assert [(row.features, row.kind, row.step) for row in results.rows if row.preset == preset] == [
             ("32 x 32 raw pixels", "pixels", None),
             ("border of the image", "border", None),
+            ("size, file and gray level", "attributes", None),
             ("untrained backbone", "untrained", None),
             ("epoch 1", "checkpoint", 5),
             ("epoch 2", "checkpoint", 10),
@@ -108,7 +125,14 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     assert (dataset.development.images, dataset.test.images, dataset.test.positive) == (84, 32, 16)
     assert dataset.pretrained_images == 0
     assert [(item.other, item.features) for item in results.comparisons if item.preset == "rigorous"] == [
-        (name, "epoch 2") for name in ("32 x 32 raw pixels", "border of the image", "untrained backbone", "epoch 1")
+        (name, "epoch 2")
+        for name in (
+            "32 x 32 raw pixels",
+            "border of the image",
+            "size, file and gray level",
+            "untrained backbone",
+            "epoch 1",
+        )
     ]
     for preset in ("gazda2021", "rigorous"):
         compared = [item for item in results.comparisons if item.preset == preset]
@@ -117,6 +141,10 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         assert row.validation is not None and row.validation.value == row.validation_auc
         assert row.validation.low is not None and row.validation.low <= row.validation_auc
         assert row.scores.ap is not None and 0 < row.scores.ap.value <= 1
+    attributes = [item for item in results.attribute_aucs if item.preset == "rigorous"]
+    assert [item.attribute for item in attributes] == ["file bytes per pixel", "mean gray level", "SD of gray level"]
+    assert [item.images for item in attributes] == [32, 32, 32]
+    assert attributes[1].auc.value > 0.95  # the patch makes an image brighter
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
 
@@ -141,6 +169,9 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
         0,
         0,
     ]
+    attributes = {item.attribute: item.auc.value for item in results.attribute_aucs_of(by_class)}
+    assert [name for name in attributes if name.startswith(("view", "sex"))] == ["view frontal-ap", "sex F"]
+    assert attributes["view frontal-ap"] > 0.6
     assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
 
 
@@ -264,14 +295,44 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
             stem = f"IM-{number + 500:04d}-0001" if name == "NORMAL" else f"person{number}_virus_{number}"
             split = "test" if number >= 30 else "train"
             Image.fromarray(pixels).save(raw / split / name / f"{stem}.jpeg", quality=95)
-            if number < 5:  # the same picture under another patient's name in the test part
-                other = stem.replace("IM-05", "IM-09") if name == "NORMAL" else f"person{number + 900}_virus_{number}"
+            for person in (900, 800)[: (number < 5) + (number == 0)]:  # the picture under other names in the test part
+                other = f"IM-{person + number:04d}-0001" if name == "NORMAL" else f"person{person + number}_virus_1"
                 Image.fromarray(pixels).save(raw / "test" / name / f"{other}.jpeg", quality=80)
     pack(PackConfig("cell", raw, tmp_path / "shards", shorter_side_px=64, workers=1, allow_missing=True))
     results = probe(config_of(run, tmp_path / "shards", checkpoints="last", controls=False))
     by_paper, rigorous = results.datasets
     assert (by_paper.development.images, rigorous.development.images) == (60, 50)
+    assert (by_paper.test.patients, by_paper.test.groups) == (32, None)
+    assert (rigorous.test.patients, rigorous.test.groups) == (32, 30)
+    assert "32 images of 32 patients in 30 groups" in describe(rigorous)
     assert rigorous.excluded["development image of a tested patient"] == 10
+
+
+def test_finetuned_network_is_compared_with_the_frozen_one_on_the_same_patients(run: Path, shards: Path) -> None:
+    finetune = FinetuneConfig(epochs=1, learning_rate=1e-3, local_batch=16)
+    results = probe(config_of(run, shards, presets=["rigorous"], checkpoints="last", controls=False, finetune=finetune))
+    frozen, finetuned = results.rows
+    assert (finetuned.features, finetuned.kind) == ("epoch 2, fine-tuned", "finetuned")
+    [comparison] = results.comparisons
+    assert (comparison.features, comparison.other) == (frozen.features, finetuned.features)
+    difference = frozen.scores.auc.value - finetuned.scores.auc.value
+    assert comparison.difference.value == pytest.approx(difference, abs=1e-12)
+    assert comparison.difference.low is not None
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash", "square"])
+def test_images_that_are_not_square_are_counted_and_probed_as_the_option_says(
+    tmp_path: Path, run: Path, fit: str
+) -> None:
+    write_strips(tmp_path / "raw")
+    pack(PackConfig("cell", tmp_path / "raw", tmp_path / "shards", shorter_side_px=40, workers=1, allow_missing=True))
+    results = probe(config_of(run, tmp_path / "shards", presets=["gazda2021"], checkpoints=[], probe_fit=fit, folds=2))
+    pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"].scores.auc.value
+    assert pixels < 0.8 if fit == "square" else pixels > 0.95  # the sign of disease lies beside the center square
+    assert results.datasets[0].not_square == 80
+    [note] = [note for note in results.notes if "80 images are not square" in note]
+    assert {"pad": "padded", "squash": "squashed", "square": "cut"}[fit] in note
+    assert results.config["probe_fit"] == fit
 
 
 @pytest.mark.parametrize(

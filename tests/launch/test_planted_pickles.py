@@ -24,8 +24,8 @@ SMALL = [
     "--data.lanes=8",
     "--optim.warmup_steps=1",
 ]
-SHORT = ["--executor=torchvision", "--search=serial", "--folds=2", "--few_labels=false", "--bootstrap_resamples=0"]
-PRETRAIN = ["pretrain", "run", "--data.shards=[shards]", "--data.splits=[train]", "--config=cpu"]
+SHORT = ["--executor=torchvision", "--search=serial", "--folds=3", "--few_labels=false", "--bootstrap_resamples=0"]
+PRETRAIN = ["pretrain", "run", "--data.shards=[shards]", "--data.splits=[val]", "--config=cpu"]
 PRETRAIN += [*SMALL, "--optim.warmup_steps=1"]
 
 # Each command that reads what others may have written, as a user would give it beside their folders.
@@ -64,7 +64,7 @@ def pickled(bait: Path) -> bytes:
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw images, shards, and a run that was pretrained and probed."""
     folder = tmp_path_factory.mktemp("stranger")
-    write_cell(folder / "raw", {"train": 60, "val": 20, "test": 40}, seed=0, size_px=64)
+    write_cell(folder / "raw", {"train": 110, "val": 20, "test": 40}, seed=0, size_px=64)
     (folder / "probe.yaml").write_text("data: {shards: [shards]}\ncheckpoints: last\n")
     with inside(folder):
         assert sternum(COMMANDS["shard"]) == 0

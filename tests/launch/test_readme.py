@@ -55,7 +55,7 @@ def commands() -> str:
 @pytest.mark.timeout(900)  # about two minutes, but each of its commands starts several processes
 def test_the_commands_of_readme_and_reference_do_what_they_say(tmp_path: Path) -> None:
     write_chexpert(tmp_path / "chexpert", patients=20, seed=0, size_px=64)
-    write_cell(tmp_path / "cell", {"train": 60, "val": 20, "test": 40}, seed=0, size_px=64)
+    write_cell(tmp_path / "cell", {"train": 90, "val": 20, "test": 40}, seed=0, size_px=64)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands()],
