@@ -57,7 +57,7 @@ class Engine(Projector):
 
     def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
         self.device = setup.device
-        synchronize_batch_norm(encoder, setup.device)
+        synchronize_batch_norm(encoder)
         if setup.device.type == "cpu":
             use_matrix_products(encoder)
         self.encoder = encoder.to(setup.device).train()
