@@ -112,22 +112,6 @@ def _require_one_process() -> None:
             return
 
 
-def device_of(ranks: Ranks) -> torch.device:
-    """Return the GPU of this process, or the CPU on a machine without GPUs.
-
-    Raises:
-        UserError: if there are more processes than GPUs
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"local rank {ranks.local_rank} has no GPU: this machine has {torch.cuda.device_count()}; "
-            "lower --nproc-per-node"
-        )
-    return torch.device("cuda", ranks.local_rank)
-
-
 @contextmanager
 def process_group(
     ranks: Ranks, device: torch.device, timeout_s: float = 600.0, timeout_key: str = "timeout_s"

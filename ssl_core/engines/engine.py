@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from infra.devices import use_ieee_fp32
 from infra.errors import RunFailed
 from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.gradient_cache import Projector, contrast_gradients
@@ -58,6 +59,8 @@ class Engine(Projector):
     def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
         self.device = setup.device
         synchronize_batch_norm(encoder)
+        if setup.precision == "fp32":
+            use_ieee_fp32()
         if setup.device.type == "cpu":
             use_matrix_products(encoder)
         self.encoder = encoder.to(setup.device).train()

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from infra import config as configuration
+from infra.devices import device_of
 from infra.errors import RunFailed, require
 from infra.log import progress, say
 from infra.options import key, registered, setting
-from infra.processes import Ranks, device_of, on_first_rank, require_same, sum_over_ranks
+from infra.processes import Ranks, on_first_rank, require_same, sum_over_ranks
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions, SampleOrder
@@ -58,7 +59,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
         KeyboardInterrupt: if Ctrl-C stopped this start; a checkpoint is saved
     """
     # Find problems of data and machine before writing anything.
-    device = device_of(ranks)
+    device = device_of(ranks, config.train.device, setting(config.train, "device"))
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(ranks.world)
