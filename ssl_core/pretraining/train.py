@@ -1,6 +1,7 @@
 """The pretraining loop: from shards to a run folder (Gazda et al. 2021, section III B)."""
 
 import math
+import re
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -74,6 +75,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
             try:
                 _train(config, session, shards, order, mirror, device, learning_step)
                 break
+            except torch.OutOfMemoryError as error:
+                raise _out_of_memory(config, ranks, session.step, error) from error
             except Diverged as error:
                 # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
                 rollbacks = rollbacks + 1 if session.step <= failed_at else 1
@@ -88,6 +91,18 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
 
 class Diverged(Exception):
     """More steps in a row than allowed had a loss or gradient that is not finite."""
+
+
+def _out_of_memory(config: PretrainConfig, ranks: Ranks, step: int, error: torch.OutOfMemoryError) -> RunFailed:
+    """Return the error that names the setting to change; torch's own text is long and names none of ours."""
+    share, parts = config.data.global_batch // ranks.world, config.train.micro_batches
+    more = next((number for number in range(parts + 1, share + 1) if share % number == 0), None)
+    wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+    way_out = f"{key(config.train, 'micro_batches')}={more} in a new run folder, or " if more else ""
+    return RunFailed(
+        f"the GPU of rank {ranks.rank} has no memory left at step {step} with {setting(config.train, 'micro_batches')} "
+        f"and {share} samples a rank ({wanted[0] if wanted else 'out of memory'}); use {way_out}more GPUs"
+    )
 
 
 def _remedy() -> str:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from infra.errors import RunFailed, UserError
+from infra.process_group import process_group
 from infra.processes import (
     Ranks,
     clock_skew_s,
     gather_objects,
-    process_group,
     ranks_from_environment,
     require_world,
     sum_over_ranks,
