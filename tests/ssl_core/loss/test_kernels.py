@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from infra.errors import UserError
 from ssl_core.loss import dense
+from ssl_core.loss.executor_choice import why_kernels_fail
 from ssl_core.loss.ntxent import LossConfig, dense_nt_xent, nt_xent
 from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 
@@ -388,6 +389,11 @@ def test_the_loss_by_this_executor_equals_equation_4(interpreter: ProcessPoolExe
     actual, expected, gradient, expected_gradient = interpreter.submit(loss_and_gradients).result()
     assert torch.isclose(actual.double(), expected, rtol=1e-3)
     assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
+
+
+def test_kernels_that_run_are_found_to_run(interpreter: ProcessPoolExecutor) -> None:
+    for keyed in (False, True):
+        assert interpreter.submit(why_kernels_fail, torch.device("cpu"), 24, keyed, 0.1).result() is None
 
 
 def test_wider_rows_than_a_processor_holds_are_refused() -> None:
