@@ -14,6 +14,9 @@ import torch.distributed as dist
 from infra.errors import RunFailed, UserError, require
 from infra.options import key, setting
 
+# A GPU's decoder keeps 32 MB for each thread.
+MOST_DECODING_THREADS: Final = 16
+
 _START: Final = "start the processes with torchrun"
 
 # Launchers that set none of torchrun's variables: for each, those with the number of processes and with their rank.
@@ -42,11 +45,6 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-
-    @property
-    def cpus(self) -> int:
-        """Number of CPUs for this process: its share of the machine's, at least 1."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world)
 
     @property
     def is_first(self) -> bool:
@@ -128,6 +126,17 @@ def gather_objects(value: object) -> list[Any]:
     texts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
     dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
     return [json.loads(bytes(padded[: int(size)].tolist())) for padded, size in zip(texts, sizes, strict=True)]
+
+
+def decoding_threads(ranks: Ranks) -> int:
+    """Return how many threads decode this process's images, 1 to 16: its share of the CPUs that it may use. Collective.
+
+    A launcher may bind each rank to CPUs of its own; then no other rank shares them.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    first_here = ranks.rank - ranks.local_rank  # names this machine
+    sharing = gather_objects([first_here, allowed]).count([first_here, allowed])
+    return max(1, min(MOST_DECODING_THREADS, len(allowed) // sharing))
 
 
 def sum_over_ranks(*counts: int) -> list[int]:

@@ -18,7 +18,7 @@ from infra.devices import device_of
 from infra.errors import RunFailed, require
 from infra.log import progress, say
 from infra.options import key, registered, setting
-from infra.processes import Ranks, on_first_rank, require_same, sum_over_ranks
+from infra.processes import Ranks, decoding_threads, on_first_rank, require_same, sum_over_ranks
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions, SampleOrder
@@ -153,7 +153,7 @@ def _train(
             local_world=ranks.local_world,
             view_executor=config.executor,
             device=device,
-            threads=ranks.cpus,
+            threads=decoding_threads(ranks),
         )
         stack.enter_context(closing(batches))
         steps: Iterable[Batch] = islice(batches, last_step - first_step)
