@@ -132,13 +132,12 @@ class _NTXent(torch.autograd.Function):
             projections, norms, all_rows, partner, values.lse, values.excess, values.positives, *keys or ()
         )
         ctx.here, ctx.executor, ctx.temperature = here, executor, loss.temperature
-        firsts = (layout.partner > torch.arange(len(all_rows), device=partner.device)).nonzero()[:, 0]
         report = LossReport(
             loss=values.loss.mean(),
             top1=(values.above < 1).double().mean(),
             top5=(values.above < 5).double().mean(),
             alignment=values.distance.mean(),
-            uniformity=health.first_views_uniformity(all_rows, firsts),
+            uniformity=health.first_views_uniformity(all_rows, layout.firsts),
             deviation=health.deviation(all_rows),
         )
         outputs = tuple(value.to(all_rows.dtype) for value in report)
