@@ -35,7 +35,7 @@ from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_s
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.outputs import RunOutputs
 from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
-from ssl_core.pretraining.running_means import RunningMeans
+from ssl_core.pretraining.running_means import GpuWait, RunningMeans
 from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import Session, open_session
 from ssl_core.views.batches import Batch, training_batches
@@ -185,6 +185,7 @@ class _Loop:
     ) -> None:
         self._config, self._session, self._shards, self._order = config, session, shards, order
         self._engine, self._outputs, self._learning_step = engine, outputs, learning_step
+        self._gpu_wait = GpuWait(engine.device)
         self._means = RunningMeans(config.data.global_batch, shards.stats())
         self._total_steps = order.first_step_after_epoch(config.train.epochs - 1)
 
@@ -198,7 +199,7 @@ class _Loop:
         train, session = self._config.train, self._session
         skipped_in_a_row = 0
         checkpoint_due = False
-        for batch in batches:
+        for batch in self._gpu_wait.watch(batches):
             learning_rate, learned = self._learn(batch)
 
             # Synchronize before the next step.
@@ -235,7 +236,7 @@ class _Loop:
         return learning_rate, report is not None
 
     def _write_metrics(self, state: CheckpointState, learning_rate: float, skipped: int) -> None:
-        values = self._means.means(self._shards.stats())
+        values = self._means.means(self._shards.stats(), self._gpu_wait.seconds())
         values |= {"data/samples_masked": state.samples_masked, "train/steps_skipped": skipped}
         self._outputs.write_metrics(state.step, {"epoch": state.epoch, "optim/learning_rate": learning_rate, **values})
 
