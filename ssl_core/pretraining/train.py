@@ -1,7 +1,6 @@
 """The pretraining loop: from shards to a run folder (Gazda et al. 2021, section III B)."""
 
 import math
-import re
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -27,10 +26,11 @@ from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.tensors import load_state
-from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
+from ssl_core.engines import Engine, EngineSetup, build_engine
 from ssl_core.model.encoder import ModelConfig, build_encoder
-from ssl_core.model.optimizer import OptimConfig, learning_rate_at
+from ssl_core.model.optimizer import learning_rate_at
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.failures import Diverged, out_of_memory, remedy
 from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_start, start_from
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.outputs import RunOutputs
@@ -76,39 +76,17 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
                 _train(config, session, shards, order, mirror, device, learning_step)
                 break
             except torch.OutOfMemoryError as error:
-                raise _out_of_memory(config, ranks, session.step, error) from error
+                raise out_of_memory(config, ranks, session.step, error) from error
             except Diverged as error:
                 # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
                 rollbacks = rollbacks + 1 if session.step <= failed_at else 1
                 failed_at = max(failed_at, session.step)
                 if rollbacks > config.train.rollbacks:
-                    raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {_remedy()}") from error
+                    raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {remedy()}") from error
                 if ranks.is_first:
                     say(f"warning: {error}; returning to the last checkpoint")
     if session.state == "preempted" and session.stop.name == "SIGINT":
         raise KeyboardInterrupt  # so that a shell does not go on to the next command
-
-
-class Diverged(Exception):
-    """More steps in a row than allowed had a loss or gradient that is not finite."""
-
-
-def _out_of_memory(config: PretrainConfig, ranks: Ranks, step: int, error: torch.OutOfMemoryError) -> RunFailed:
-    """Return the error that names the setting to change; torch's own text is long and names none of ours."""
-    share, parts = config.data.global_batch // ranks.world, config.train.micro_batches
-    more = next((number for number in range(parts + 1, share + 1) if share % number == 0), None)
-    wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
-    way_out = f"{key(config.train, 'micro_batches')}={more} in a new run folder, or " if more else ""
-    return RunFailed(
-        f"the GPU of rank {ranks.rank} has no memory left at step {step} with {setting(config.train, 'micro_batches')} "
-        f"and {share} samples a rank ({wanted[0] if wanted else 'out of memory'}); use {way_out}more GPUs"
-    )
-
-
-def _remedy() -> str:
-    rate, norm = key(OptimConfig, "learning_rate"), key(EngineConfig, "max_gradient_norm")
-    precision = key(TrainConfig, "precision")
-    return f"start again in a new run folder with a lower {rate}, {norm}=1 or {precision}=fp32"
 
 
 def _train(
