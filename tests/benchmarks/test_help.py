@@ -2,7 +2,19 @@ from importlib import import_module
 
 import pytest
 
-NAMES = ["coverage", "kernels", "loader", "loss", "loss_accuracy", "order", "packing", "probe", "reliability", "step"]
+NAMES = [
+    "coverage",
+    "gpu",
+    "kernels",
+    "loader",
+    "loss",
+    "loss_accuracy",
+    "order",
+    "packing",
+    "probe",
+    "reliability",
+    "step",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
