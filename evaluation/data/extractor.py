@@ -13,8 +13,9 @@ from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing, extract, fingerprint, load_stored, require_finite, store
 from evaluation.data.labeled_sets import LabeledSet
 from infra.arrays import Float32, Int64
+from infra.devices import device_of, use_ieee_fp32
 from infra.log import progress
-from infra.processes import Ranks, device_of
+from infra.processes import Ranks
 from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
@@ -123,6 +124,18 @@ def build_extractor(
     trained = find_checkpoints(run)[-1].state
     size_px = pretraining.views.size_px
     task = ViewTask(size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
-    decoder = type(build_view_executor(view_executor, task)).__name__
-    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, decoder, fit, mirrored)
+    use_ieee_fp32()
+    maker = maker_of_inputs(view_executor, task)
+    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, maker, fit, mirrored)
     return Extractor(run / "features", preprocessing, local_batch, view_executor, device)
+
+
+def maker_of_inputs(view_executor: str, task: ViewTask) -> str:
+    """Name what decodes the images, and the GPU if one does: nvJPEG and cuDNN round otherwise than the CPU's libraries.
+
+    Args:
+        view_executor: auto, dali or torchvision
+        task: the views, with their device
+    """
+    name = type(build_view_executor(view_executor, task)).__name__
+    return f"{name} on {task.device.type}" if task.device.type == "cuda" else name

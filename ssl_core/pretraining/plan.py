@@ -10,11 +10,12 @@ import numpy as np
 import psutil
 import torch
 
+from infra.devices import device_of
 from infra.errors import RunFailed, UserError, require
 from infra.extras import require_extra
 from infra.files import require_space
 from infra.options import key, registered, setting
-from infra.processes import Ranks, device_of, require_world
+from infra.processes import Ranks, require_world
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
@@ -52,7 +53,7 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
         RunFailed: if shards or checkpoints are damaged or cannot be reached
     """
     world = config.train.world_size or ranks.world
-    device = device_of(ranks)
+    device = device_of(ranks, config.train.device, setting(config.train, "device"))
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(world)

@@ -22,7 +22,7 @@ from ssl_core.pretraining.initial_weights import initial_sha256
 _FREE_TO_CHANGE: Final = re.compile(
     r"run_folder|executor|data\.(shards|fetch\..*|max_masked_percent)|loss\.executor|checkpoints\..*"
     r"|engine\.(kind|zero_stage|deepspeed_config|compile)"
-    r"|train\.(max_steps|checkpoint_every_(epochs|steps)|log_every_steps|log_samples|world_size|timeout_s|skips|rollbacks)"
+    r"|train\.(device|max_steps|checkpoint_every_(epochs|steps)|log_every_steps|log_samples|world_size|timeout_s|skips|rollbacks)"
 )
 
 

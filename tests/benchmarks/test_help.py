@@ -2,7 +2,20 @@ from importlib import import_module
 
 import pytest
 
-NAMES = ["coverage", "loader", "loss", "loss_accuracy", "order", "packing", "probe", "probe_fit", "reliability", "step"]
+NAMES = [
+    "coverage",
+    "gpu",
+    "kernels",
+    "loader",
+    "loss",
+    "loss_accuracy",
+    "order",
+    "packing",
+    "probe",
+    "probe_fit",
+    "reliability",
+    "step",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

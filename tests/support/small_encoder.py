@@ -45,7 +45,7 @@ def _small_encoder(backbone: str) -> Encoder:
 def small_encoder_in_double(backbone: str = "") -> InDouble:
     small = small_encoder(backbone)
     model = InDouble(small.backbone, small.head)
-    synchronized = synchronize_batch_norm(model, torch.device("cpu")).double()
+    synchronized = synchronize_batch_norm(model).double()
     assert isinstance(synchronized, InDouble)
     for parameter in synchronized.parameters():
         parameter.data = parameter.data.float()

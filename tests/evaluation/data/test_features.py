@@ -8,8 +8,10 @@ import torch
 from safetensors.numpy import save
 from torch import nn
 
+from evaluation.data.extractor import maker_of_inputs
 from evaluation.data.features import Preprocessing, RawPixels, extract, fingerprint, load_stored, require_finite, store
 from infra.errors import UserError
+from ssl_core.views import ViewTask
 
 INPUT = Preprocessing(32, mean=0.5, std=0.25, executor="TorchvisionExecutor", fit="pad", mirrored=False)
 
@@ -102,3 +104,12 @@ def test_stored_features_that_somebody_else_put_there_are_made_again(
     assert f"warning: {path} cannot be read (" in capsys.readouterr().err
     store(path, np.zeros((4, 2), np.float32), ids)
     assert load_stored(path, ids, dimensions=2) is not None
+
+
+def test_features_made_on_a_gpu_have_files_of_their_own() -> None:
+    """NVJPEG and cuDNN round otherwise than the CPU's libraries, so a table must not mix both."""
+    task = ViewTask(64, 1, 0.5, 0.25, 1)
+    on_gpu = replace(task, device=torch.device("cuda", 3))
+    assert maker_of_inputs("torchvision", task) == "TorchvisionExecutor"  # as stored before there were GPUs
+    made = {maker_of_inputs("torchvision", one) for one in (task, on_gpu, replace(on_gpu, device=torch.device("cuda")))}
+    assert made == {"TorchvisionExecutor", "TorchvisionExecutor on cuda"}

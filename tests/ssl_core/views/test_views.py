@@ -347,6 +347,27 @@ def test_every_batch_survives_images_that_only_their_decoder_refuses(executor: s
             assert torch.allclose(view[view_batch.decoded], other[view_batch.decoded], atol=1e-3)
 
 
+@pytest.mark.parametrize(("bad_images", "most"), [(1, 5), (6, 14)])
+def test_few_pipelines_are_built_for_images_that_do_not_decode(
+    monkeypatch: pytest.MonkeyPatch, bad_images: int, most: int
+) -> None:
+    """With a GPU, a pipeline takes as long as hundreds of images; other ranks wait meanwhile."""
+    dali = pytest.importorskip("ssl_core.views.dali")
+    built, pipeline = [], dali.Pipeline
+
+    def build(*values: Any, **options: Any) -> Any:
+        built.append(1)
+        return pipeline(*values, **options)
+
+    monkeypatch.setattr(dali, "Pipeline", build)
+    images = [BAD_IMAGES["no table"][0]] * bad_images + IMAGES[bad_images:]
+    damaged = batch_of(images, SIZES)
+    damaged.rows["height"][:bad_images], damaged.rows["width"][:bad_images] = SIZES[0]
+    batches = list(run("dali", [batch_of(IMAGES), damaged, batch_of(IMAGES)]))
+    assert [int((~batch.decoded).sum()) for batch in batches] == [0, bad_images, 0]
+    assert len(built) <= most
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_requested_blank_is_zeros_without_a_reason(executor: str) -> None:
     (batch,) = run(executor, [batch_of([None, *IMAGES[1:]])])
