@@ -15,6 +15,8 @@ from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
+from evaluation.fitting.draws import grouped_by_row
+from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
 from evaluation.fitting.probe_cases import ProbeCase, probe_case
@@ -79,8 +81,9 @@ class Prober:
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
         newest = find_checkpoints(self.run)[-1]
+        self.data_identity = newest.state.data_identity
         self.labeled_sets = open_labeled_sets(config.data)
-        pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity, config.data.fetch)
+        pretraining = pretraining_shards(self.pretraining.data, self.data_identity, config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
         self.tasks = open_probe_tasks(
             self.labeled_sets,
@@ -101,8 +104,8 @@ class Prober:
         )
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)
-        # By kind and step, in order, so that a checkpoint that was removed after it was probed keeps its row.
-        self._extracted: dict[tuple[str, int], tuple[FeatureSource, dict[str, FeatureMatrix]]] = {}
+        # By kind, step and seed, in order, so that a checkpoint that was removed after it was probed keeps its row.
+        self._extracted: dict[tuple[str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]] = {}
 
     def probe(self, *, final: bool = True) -> Results:
         """Probe the present checkpoints and write `results.json`.
@@ -125,10 +128,12 @@ class Prober:
         few_labels = list_few_labels(cases, config.seed) if final and config.few_labels else []
         shifts = list_shifts(cases, config.seed) if final and config.controls else []
         of_shifts = [case for shift in shifts for case in (shift.case, shift.null)]
-        fitted = self.fitter.fit([*cases, *(few.case for few in few_labels), *of_shifts])
-        rows = [probe_result(case, fitted[case], **self._bootstrap) for case in cases]
+        fitted = self.fitter.fit([*cases, *(case for few in few_labels for case in few.cases), *of_shifts])
+        grouped = grouped_by_row(cases)
+        rows = [probe_result(row, fitted, **self._bootstrap) for row in grouped]
         finetuned = [self._finetune(task, features) for task in self._tasks_to_finetune(features)] if final else []
-        results = self._results(features, [*rows, *finetuned], cases, few_labels, shifts, fitted)
+        scored = [finetuned_result(case, network, **self._bootstrap) for case, network in finetuned]
+        results = self._results(features, [*rows, *scored], cases, few_labels, shifts, fitted)
         results = replace(
             results,
             timing={
@@ -141,7 +146,10 @@ class Prober:
             self._select(features, cases, fitted)
         self.curves.show(results.rows)
         if final:
-            self.curves.show_hyperparameters((row, fitted[case]) for row, case in zip(rows, cases, strict=True))
+            self.curves.show_hyperparameters(
+                (result, [probe for case in row for probe in fitted[case]])
+                for result, row in zip(rows, grouped, strict=True)
+            )
         return results
 
     @property
@@ -150,9 +158,9 @@ class Prober:
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
-        sources = control_sources(self.pretraining) if self.config.controls else []
+        sources = control_sources(self.pretraining, self.config.untrained_seeds) if self.config.controls else []
         for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
-            identity = source.kind, source.step or 0
+            identity = source.kind, source.step, source.seed
             if identity not in self._extracted:
                 self._extracted[identity] = source, self.extractor.features(source, self.labeled_sets)
         return dict(self._extracted.values())
@@ -177,7 +185,7 @@ class Prober:
             datasets=[task.record for task in self.tasks],
             rows=rows,
             comparisons=compare_with_last(cases, fitted, **self._bootstrap),
-            few_labels=[few_labels_result(few, fitted[few.case]) for few in few_labels],
+            few_labels=[few_labels_result(few, fitted) for few in few_labels],
             timing={},
             notes=[],
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
@@ -203,8 +211,8 @@ class Prober:
                 say(f"{task.key.dataset}, {task.key.preset}: not fine-tuned, because it is cross-validated")
         return [task for task in self.tasks if task.record.rounds == 1]
 
-    def _finetune(self, task: ProbeTask, features: Features) -> ProbeResult:
-        """Fine-tune the last checkpoint, or read the cached outcome, and score it."""
+    def _finetune(self, task: ProbeTask, features: Features) -> tuple[ProbeCase, FinetunedNetwork]:
+        """Fine-tune the last checkpoint, or read the cached outcome."""
         source, matrices = list(features.items())[-1]
         case = probe_case(task, source, matrices[task.labeled_set.label])
         network = cached_finetune(
@@ -218,7 +226,7 @@ class Prober:
             device=self.extractor.device,
             seed=self.config.seed,
         )
-        return finetuned_result(case, network, **self._bootstrap)
+        return case, network
 
     def _select(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> None:
         selection = select_checkpoint(

@@ -1,6 +1,7 @@
 """The table of a probe's scores."""
 
 from collections.abc import Iterable, Sequence
+from statistics import stdev
 from typing import Final, NamedTuple
 
 from evaluation.report.tables import RowStyle, Table, interval, marked_label, percent
@@ -46,7 +47,7 @@ def _cells(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
     scores = row.scores
     return (
         marked_label(dataset),
-        row.features,
+        _features(row),
         _chosen_c(row),
         percent(scores.acc.value),
         percent(scores.auc.value),
@@ -58,6 +59,15 @@ def _cells(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
         "" if row.knn_auc is None else percent(row.knn_auc),
         f"{row.unconverged} of {row.fits}" if row.fits else "",
     )
+
+
+def _features(row: ProbeResult) -> str:
+    """Return the name of the features; for several draws of weights, with the spread of their AUCs."""
+    aucs = [draw.scores.auc.value for draw in row.draws]
+    if len(aucs) < 2:
+        return row.features
+    spread = f"SD {percent(stdev(aucs))}, {percent(min(aucs))} to {percent(max(aucs))}"
+    return f"{row.features}, mean of {len(aucs)} draws (AUC {spread})"
 
 
 def _chosen_c(row: ProbeResult) -> str:

@@ -244,6 +244,23 @@ class TriedC:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """One draw of the weights of an untrained backbone.
+
+    Attributes:
+        seed: seed of the weights
+        c: the chosen C of each round
+        validation_auc: mean validation AUC at the chosen C
+        scores: scores on the test part, without intervals
+    """
+
+    seed: int
+    c: list[float]
+    validation_auc: float
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The scores of one feature set on one task: C chosen by validation AUC, one fit, one score on the test part.
 
@@ -267,6 +284,7 @@ class ProbeResult:
         subgroups: only for the preset `rigorous`
         gaps: widest gap of each attribute, only for the preset `rigorous`
         c_path: every value of C; empty for a fine-tuned network, and in results of older versions
+        draws: the draws of an untrained backbone; the other fields pool them, so that each score is their mean
     """
 
     dataset: str
@@ -288,6 +306,7 @@ class ProbeResult:
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     c_path: list[TriedC] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
 
     @property
     def key(self) -> TaskKey:

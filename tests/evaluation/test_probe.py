@@ -37,6 +37,7 @@ def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
         ProbeData([str(folder)]),
         executor="torchvision",
         search="serial",
+        untrained_seeds=2,
         few_labels=False,
         folds=3,
         bootstrap_resamples=100,
@@ -111,6 +112,11 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     ]
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
+    untrained = next(row for row in results.rows if row.kind == "untrained")
+    assert [draw.seed for draw in untrained.draws] == [0, 1]
+    aucs = [draw.scores.auc.value for draw in untrained.draws]
+    assert untrained.scores.auc.value == pytest.approx(np.mean(aucs), abs=1e-12)
+    assert aucs[0] != aucs[1]
 
 
 def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, shards: Path, nih: Path) -> None:
