@@ -22,10 +22,12 @@ from evaluation.fitting.probe_cache import cached_finetune
 from evaluation.fitting.probe_cases import ProbeCase, probe_case
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import notes_on
+from evaluation.results.predictions import write_predictions
 from evaluation.results.presets import PRESETS
 from evaluation.results.results import VERSION, ProbeResult, Results, Run, write_results
 from evaluation.results.selection import write_selection
 from evaluation.scoring.checkpoint_selection import select_checkpoint
+from evaluation.scoring.image_predictions import image_predictions
 from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
 from evaluation.scoring.shift import shift_result
 from evaluation.scoring.tensorboard_curves import Curves
@@ -37,6 +39,7 @@ from infra.log import say
 from infra.options import key, setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.resume import recipe_of
 
 
 def probe(config: ProbeConfig, command: str = "") -> Results:
@@ -140,6 +143,7 @@ class Prober:
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
             },
+            predictions=write_predictions(self.run, image_predictions(cases, fitted, finetuned)),
         )
         write_results(self.run, results)
         if final and config.select:
@@ -200,6 +204,7 @@ class Prober:
             fraction_percent=self.pretraining.data.fraction_percent,
             epochs=max(source.epoch or 0.0 for source in sources),
             seed=self.pretraining.seed,
+            recipe=recipe_of(self.pretraining, self.data_identity),
         )
 
     def _tasks_to_finetune(self, features: Features) -> list[ProbeTask]:

@@ -132,6 +132,8 @@ class Run:
         fraction_percent: share of the pretraining set
         epochs: epochs done at the last checkpoint probed
         seed: seed of the pretraining
+        recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
+            empty in results of older versions
     """
 
     backbone: str
@@ -140,6 +142,7 @@ class Run:
     fraction_percent: int
     epochs: float
     seed: int
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -392,8 +395,17 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class PredictionsFile:
+    """The file beside `results.json` with the predictions for each test image: its name, lines and SHA-256."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Results:
-    """The content of `results.json`."""
+    """The content of `results.json`; `predictions` is None in results of older versions."""
 
     version: int
     sternum: str
@@ -408,6 +420,7 @@ class Results:
     timing: dict[str, float]
     notes: list[str]
     shifts: list[Shift] = field(default_factory=list)
+    predictions: PredictionsFile | None = None
 
     def rows_of(self, dataset: Dataset) -> list[ProbeResult]:
         """Return the rows of one dataset and preset."""

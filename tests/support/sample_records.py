@@ -14,7 +14,15 @@ def make_samples(
 ) -> Samples:
     ids, nothing = np.arange(len(patients), dtype=np.uint64), [None] * len(patients)
     return Samples(
-        ids, ids, list(patients), list(splits or nothing), list(labels), list(nothing), list(nothing), list(nothing)
+        ids=ids,
+        keys=[f"image-{number}" for number in ids.tolist()],
+        patient_ids=ids,
+        patients=list(patients),
+        splits=list(splits or nothing),
+        labels=list(labels),
+        views=list(nothing),
+        sexes=list(nothing),
+        ages=list(nothing),
     )
 
 
