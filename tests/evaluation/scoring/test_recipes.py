@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,7 @@ from benchmarks.seed_coverage import Study, draw_recipe, measure
 from evaluation.results.results import Estimate
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
 from evaluation.scoring.scores import Predictions
+from tests.support.recipes_by_hand import by_hand
 
 
 def recipes(study: Study, seed: int, other: float = 0.0) -> tuple[list[Predictions], list[Predictions]]:
@@ -16,39 +16,6 @@ def recipes(study: Study, seed: int, other: float = 0.0) -> tuple[list[Predictio
     random = np.random.default_rng(seed)
     shared = random.normal(size=study.patients)
     return draw_recipe(random, shared, study), draw_recipe(random, shared, replace(study, auc=other or study.auc))
-
-
-def by_hand(first: Sequence[Predictions], second: Sequence[Predictions], resamples: int) -> tuple[float, float, float]:
-    """Return difference, standard error and degrees of freedom, from images drawn one patient at a time."""
-    random = np.random.default_rng(0)
-    runs = [*first, *second]
-    images = [np.flatnonzero(first[0].patients == code) for code in np.unique(first[0].patients)]
-
-    def aucs(rows: np.ndarray) -> list[float]:
-        positive, negative = (rows[first[0].classes[rows] == code] for code in (1, 0))
-        return [float((run.probabilities[positive][:, None] > run.probabilities[negative]).mean()) for run in runs]
-
-    whole = np.array(aucs(np.arange(len(first[0].classes))))
-    drawn = np.array(
-        [
-            aucs(np.concatenate([images[code] for code in random.integers(0, len(images), len(images))]))
-            for _ in range(resamples)
-        ]
-    )
-    covariance = np.cov(drawn.T)
-    k = len(first)
-    pairs = [(i, j) for i in range(len(runs)) for j in range(len(runs))]
-    within_first = np.mean([covariance[i, j] for i, j in pairs if i < k and j < k and i != j])
-    within_second = np.mean([covariance[i, j] for i, j in pairs if i >= k and j >= k and i != j])
-    across = np.mean([covariance[i, j] for i, j in pairs if i < k <= j])
-    parts = [
-        (within_first + within_second - 2 * across, len(np.unique(first[0].patients[first[0].classes == 1])) - 1),
-        (whole[:k].var(ddof=1) / k, k - 1),
-        (whole[k:].var(ddof=1) / (len(runs) - k), len(runs) - k - 1),
-    ]
-    total = sum(part for part, _ in parts)
-    freedom = total**2 / sum(part**2 / of_part for part, of_part in parts)
-    return float(whole[:k].mean() - whole[k:].mean()), float(np.sqrt(total)), float(freedom)
 
 
 def test_difference_of_two_recipes_with_three_seeds_is_that_of_a_computation_by_hand() -> None:
