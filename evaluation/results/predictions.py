@@ -85,16 +85,16 @@ def write_predictions(run: Path, predictions: Iterable[tuple[FeaturesKey, ImageP
 @contextmanager
 def _text(file: BinaryIO, *, compressed: bool) -> Iterator[TextIO]:
     """Yield a text file that writes into a binary one and leaves it open."""
-    if compressed:
-        with (
-            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,  # the same bytes at any time
-            io.TextIOWrapper(packed, "utf-8", newline="") as text,
-        ):
-            yield text
-    else:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
+    if not compressed:
+        plain = io.TextIOWrapper(file, "utf-8", newline="")
+        yield plain
+        plain.detach()
+        return
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,  # the same bytes at any time
+        io.TextIOWrapper(packed, "utf-8", newline="") as text,
+    ):
         yield text
-        text.detach()
 
 
 def _lines(key: FeaturesKey, item: ImagePredictions) -> Iterator[tuple[object, ...]]:

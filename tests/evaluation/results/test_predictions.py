@@ -11,6 +11,7 @@ from evaluation.results import predictions as module
 from evaluation.results.predictions import FeaturesKey, ImagePredictions, read_predictions, write_predictions
 from evaluation.results.results import PredictionsFile, TaskKey
 from infra.errors import UserError
+from infra.files import sha256_file
 
 
 def made(seed: int, images: int = 6, *, crossed: bool = False) -> ImagePredictions:
@@ -87,7 +88,7 @@ def test_a_file_that_sternum_did_not_write_is_refused_in_one_line(tmp_path: Path
     path.write_text(DAMAGES[damage](path.read_text()))
     with pytest.raises(UserError, match=r"is not the file that .*results\.json belongs to; probe the run again"):
         read_predictions(tmp_path, file, {key("epoch 2")})
-    forged = PredictionsFile(file.name, file.rows, module.sha256_file(path))  # by a stranger, with the right checksum
+    forged = PredictionsFile(file.name, file.rows, sha256_file(path))  # by a stranger, with the right checksum
     with pytest.raises(UserError, match=r"predictions\.csv cannot be read \(.*\); probe the run again") as caught:
         read_predictions(tmp_path, forged, {key("epoch 2")})
     assert "\n" not in str(caught.value)
