@@ -7,15 +7,14 @@ from typing import Final
 
 import numpy as np
 
-from evaluation.results.predictions import FeaturesKey, ImagePredictions, read_predictions
-from evaluation.results.results import Results, TaskKey, last_checkpoint, read_results
+from evaluation.results.predictions import PLAIN, FeaturesKey, ImagePredictions, read_predictions
+from evaluation.results.results import RESULTS_NAME, Results, TaskKey, last_checkpoint, read_results
 from infra.arrays import Float64, Int64
 from infra.errors import UserError, require
 from sharding.datasets.table import read_table
 
 NO_TASK: Final = TaskKey("", "")  # of a file of another program, which may be about any task
 _FOLD: Final = "fold"
-_EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,10 @@ def read_run(path: Path, preset: str) -> TestedRun:
         UserError: if the run has no predictions by this preset, or the file cannot be used; nothing is left out.
     """
     if path.is_file():
+        require(
+            not (path.name.startswith(PLAIN) and (path.parent / RESULTS_NAME).exists()),
+            f"{path} holds all features of a probe; name the run folder instead: {path.parent}",
+        )
         return TestedRun(path, {NO_TASK: _read_export(path)}, None)
     results = read_results(path) if path.is_dir() else None
     if results is None:

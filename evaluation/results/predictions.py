@@ -24,7 +24,7 @@ from infra.files import atomic_file, regular_size, sha256_file
 COLUMNS: Final = (
     "set", "preset", "features", "draw", "part", "fold", "key", "patient", "group", "label", "score", "threshold",
 )  # fmt: skip
-_PLAIN: Final = "predictions.csv"
+PLAIN: Final = "predictions.csv"
 _COMPRESSED: Final = "predictions.csv.gz"
 _MOST_PLAIN_ROWS: Final = 100_000
 
@@ -72,7 +72,7 @@ def write_predictions(run: Path, predictions: Iterable[tuple[FeaturesKey, ImageP
     """
     listed = list(predictions)
     rows = sum(len(item.keys) for _, item in listed)
-    name, other = (_PLAIN, _COMPRESSED) if rows <= _MOST_PLAIN_ROWS else (_COMPRESSED, _PLAIN)
+    name, other = (PLAIN, _COMPRESSED) if rows <= _MOST_PLAIN_ROWS else (_COMPRESSED, PLAIN)
     with atomic_file(run / name) as file, _text(file, compressed=name == _COMPRESSED) as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -128,7 +128,7 @@ def read_predictions(run: Path, file: PredictionsFile, wanted: set[FeaturesKey])
     Raises:
         UserError: if the file is missing, is not the one that belongs to `results.json`, or cannot be read.
     """
-    require(file.name in (_PLAIN, _COMPRESSED), f"{run} names its predictions {file.name!r}; probe the run again")
+    require(file.name in (PLAIN, _COMPRESSED), f"{run} names its predictions {file.name!r}; probe the run again")
     path = run / file.name
     try:
         regular_size(path)

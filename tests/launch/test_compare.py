@@ -232,6 +232,7 @@ def test_runs_of_one_recipe_differ_in_their_seed_alone(made: MakeRun, capsys: py
         (["a"], "recipes=['a'] must be at least two"),
         (["a", "a"], "recipes has a twice"),
         (["a", "absent"], "absent is neither a CSV file with predictions nor a probed run"),
+        (["a", "b/predictions.csv"], "name the run folder instead: b"),
         (["a", "=a"], "recipes==a has no name before the ="),
         (["a", "b=s3://bucket/run"], "must be a path on this machine, not a URL"),
         (["a", "b", "--preset=gazda2021"], "checkpoints of a were probed by rigorous"),
