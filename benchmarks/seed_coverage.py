@@ -4,7 +4,7 @@ In every study two equal recipes are applied with a few seeds each and tested on
 the interval of their difference, whose truth is 0; "mean AUC" that of one recipe's mean AUC over all seeds and
 patients; "patients alone" is the difference's interval if the seeds are taken for all there are.
 
-Coverage is in percent; its standard error at 95 % and 600 studies is 0.9.
+Coverage is in percent; its standard error at 95 % and 300 studies is 1.3.
 """
 
 import argparse
@@ -92,7 +92,8 @@ def measure(study: Study, studies: int, resamples: int) -> Coverage:
         mean_auc = recipe_auc(first, **options)
         held.append([_holds(difference, 0.0), _holds(mean_auc, study.truth), _holds(alone, 0.0)])
         widths.append((difference.high or 0.0) - (difference.low or 0.0))
-    return Coverage(*(100 * np.mean(held, axis=0)).tolist(), width=100 * float(np.median(widths)))
+    difference_held, mean_held, alone_held = (100 * np.mean(held, axis=0)).tolist()
+    return Coverage(difference_held, mean_held, alone_held, 100 * float(np.median(widths)))
 
 
 def _pooled(runs: Sequence[Predictions]) -> Predictions:
@@ -108,11 +109,11 @@ def _holds(estimate: Estimate, truth: float) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table, and write everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=600, help="simulated studies for each line")
+    parser.add_argument("--studies", type=int, default=300, help="simulated studies for each line")
     parser.add_argument("--resamples", type=int, default=200, help="resamples of the patients in each study")
     parser.add_argument("--out", type=Path, default=Path("coverage.json"), help="the JSON file")
     options = parser.parse_args(arguments)
-    grid = [Study(k, patients, between) for k in (2, 3, 5) for patients in (200, 600) for between in (0.0, 0.1, 0.3)]
+    grid = [Study(seeds, 200, between) for seeds in (2, 3, 5) for between in (0.0, 0.1, 0.3)]
     measured = [
         (study, measure(study, options.studies, options.resamples))
         for study in progress(grid, "simulating", len(grid), unit="line")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.comparison.alignment import aligned
-from evaluation.comparison.records import VERSION, RecipeComparison, RecipeDifference, RecipeScore
+from evaluation.comparison.records import VERSION, RecipeComparison, RecipeDifference, RecipeScore, Subject
 from evaluation.comparison.tested_runs import NO_TASK, TestedImages, TestedRun
 from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import TaskKey
@@ -79,7 +79,7 @@ def _require_seeds_only(recipe: Recipe) -> None:
 
 
 def _sorted_scores(images: TestedImages) -> Float64:
-    ordered: Float64 = images.scores[np.lexsort((images.keys, images.folds))]
+    ordered: Float64 = images.scores[np.lexsort((np.array(images.keys), images.folds))]
     return ordered
 
 
@@ -164,7 +164,7 @@ def _difference(
 ) -> RecipeDifference:
     first, second = (runs[name] for name in pair)
     estimate, p_value = recipe_difference(first, second, **options)
-    about = "this recipe" if min(len(first), len(second)) > 1 else "these weights"
+    about: Subject = "this recipe" if min(len(first), len(second)) > 1 else "these weights"
     return RecipeDifference(*task, *pair, estimate, p_value, None, about, "")
 
 

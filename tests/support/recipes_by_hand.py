@@ -9,9 +9,14 @@ import numpy as np
 class Scored(Protocol):
     """Test images with their classes (0 or 1), scores and patients, (m,) each."""
 
-    classes: np.ndarray
-    probabilities: np.ndarray
-    patients: np.ndarray
+    @property
+    def classes(self) -> np.ndarray: ...
+
+    @property
+    def probabilities(self) -> np.ndarray: ...
+
+    @property
+    def patients(self) -> np.ndarray: ...
 
 
 def by_hand(first: Sequence[Scored], second: Sequence[Scored], resamples: int) -> tuple[float, float, float]:
