@@ -19,7 +19,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from benchmarks.common import machine, table
-from evaluation.results.results import Estimate
+from evaluation.results.scores import Estimate
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
 from evaluation.scoring.scores import Predictions
 from infra.arrays import Float64
@@ -86,9 +86,9 @@ def measure(study: Study, studies: int, resamples: int) -> Coverage:
         shared = random.normal(size=study.patients)
         first, second = (draw_recipe(random, shared, study) for _ in range(2))
         options = {"resamples": resamples, "seed": number}
-        difference = recipe_difference(first, second, **options).estimate
+        difference = recipe_difference(first, second, **options)
         # One image for each run, whose parts are ranked apart: a mean AUC whose interval knows patients alone.
-        alone = recipe_difference([_pooled(first)], [_pooled(second)], **options).estimate
+        alone = recipe_difference([_pooled(first)], [_pooled(second)], **options)
         mean_auc = recipe_auc(first, **options)
         held.append([_holds(difference, 0.0), _holds(mean_auc, study.truth), _holds(alone, 0.0)])
         widths.append((difference.high or 0.0) - (difference.low or 0.0))

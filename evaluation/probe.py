@@ -11,6 +11,7 @@ from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, control_sources
 from evaluation.data.labeled_sets import open_labeled_sets
+from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
@@ -83,6 +84,12 @@ class Prober:
             remove_remains(folder)
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
+        self._others = compared_backbones(
+            config.compare,
+            key(config, "compare"),
+            InputOptions(config.compare_size_px, config.compare_mean, config.compare_std),
+        )
+        self._initial = initial_source(self.run, self.pretraining) if config.controls else []
         newest = find_checkpoints(self.run)[-1]
         self.data_identity = newest.state.data_identity
         self.labeled_sets = open_labeled_sets(config.data)
@@ -107,8 +114,11 @@ class Prober:
         )
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)
-        # By kind, step and seed, in order, so that a checkpoint that was removed after it was probed keeps its row.
-        self._extracted: dict[tuple[str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]] = {}
+        # By kind, name of compared weights, step and seed, in order, so that a checkpoint that was removed after it was
+        # probed keeps its row.
+        self._extracted: dict[
+            tuple[str, str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]
+        ] = {}
 
     def probe(self, *, final: bool = True) -> Results:
         """Probe the present checkpoints and write `results.json`.
@@ -163,10 +173,12 @@ class Prober:
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
         sources = control_sources(self.pretraining, self.config.untrained_seeds) if self.config.controls else []
+        sources += [*self._initial, *(other.source for other in self._others)]
         for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
-            identity = source.kind, source.step, source.seed
+            name = source.name if source.kind == "compared" else ""
+            identity = source.kind, name, source.step, source.seed
             if identity not in self._extracted:
-                self._extracted[identity] = source, self.extractor.features(source, self.labeled_sets)
+                self._extracted[identity] = source, self.extractor.fitting(source).features(source, self.labeled_sets)
         return dict(self._extracted.values())
 
     def _results(
@@ -193,6 +205,7 @@ class Prober:
             timing={},
             notes=[],
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
+            outside=[other.record for other in self._others],
         )
         return replace(results, notes=notes_on(results))
 

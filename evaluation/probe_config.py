@@ -44,6 +44,11 @@ class ProbeConfig:
             of their own: rigorous then cross-validates it)
         exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
             audit lets stay is probed
+        compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, published weights in the
+            local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, or FILE@NETWORK
+        compare_size_px: sides of the images for these, in place of those that they were published for
+        compare_mean: mean of each channel for these on the scale 0 to 1, likewise
+        compare_std: standard deviation, likewise
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
@@ -70,6 +75,10 @@ class ProbeConfig:
     balance: Balance | None = None
     split: Split = "official"
     exclude: Path | None = None
+    compare: list[str] = field(default_factory=list)
+    compare_size_px: int | None = None
+    compare_mean: list[float] | None = None
+    compare_std: list[float] | None = None
     allow_overlap: bool = False
     seed: int = 0
 
@@ -94,6 +103,11 @@ class ProbeConfig:
             "or all",
         )
         require_at_least(self, "folds", 2, "try 5")
+        require_at_least(self, "compare_size_px", 8, "try 224")
+        require(
+            self.compare_std is None or min(self.compare_std, default=0.0) > 0,
+            f"{setting(self, 'compare_std')} must be positive; divide values from 0 to 255 by 255",
+        )
         require_at_least(self, "repeats", 1, "try 3")
         require(
             self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,

@@ -163,16 +163,16 @@ def _difference(
     task: TaskKey, pair: tuple[str, str], runs: Mapping[str, Sequence[Predictions]], options: Mapping[str, int]
 ) -> RecipeDifference:
     first, second = (runs[name] for name in pair)
-    estimate, p_value = recipe_difference(first, second, **options)
+    difference = recipe_difference(first, second, **options)
     about: Subject = "this recipe" if min(len(first), len(second)) > 1 else "these weights"
-    return RecipeDifference(*task, *pair, estimate, p_value, None, about, "")
+    return RecipeDifference(*task, *pair, difference, None, about, "")
 
 
 def _with_verdicts(differences: Sequence[RecipeDifference]) -> list[RecipeDifference]:
     """Adjust the p-values of all pairs together, and say what they show."""
-    if any(item.p_value is None for item in differences):
+    if any(item.difference.p is None for item in differences):
         return list(differences)
-    adjusted = holm([item.p_value for item in differences if item.p_value is not None])
+    adjusted = holm([item.difference.p for item in differences if item.difference.p is not None])
     return [
         replace(item, p_holm=p, verdict=_verdict(item.difference.value, p))
         for item, p in zip(differences, adjusted, strict=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.results.results import Estimate
+from evaluation.results.scores import Difference, Estimate
 
 VERSION = 1
 
@@ -42,8 +42,7 @@ class RecipeDifference:
         preset: name of the preset
         recipe: name of one recipe
         other: name of the other
-        difference: the difference, with the interval of this comparison alone
-        p_value: two-sided p-value of this comparison alone; None without resamples
+        difference: the difference, with interval and p-value of this comparison alone
         p_holm: the p-value adjusted for all comparisons of the table
         about: "these weights" if a recipe has only one run; its other seeds may do better or worse
         verdict: "better", "worse" or "not shown to differ" by the adjusted p-value at 5 %; empty without resamples
@@ -53,8 +52,7 @@ class RecipeDifference:
     preset: str
     recipe: str
     other: str
-    difference: Estimate
-    p_value: float | None
+    difference: Difference
     p_holm: float | None
     about: Subject
     verdict: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,13 @@ class Extractor:
     local_batch: int
     view_executor: str
     device: torch.device
+
+    def fitting(self, source: FeatureSource) -> "Extractor":
+        """Return the extractor for the input that a source takes."""
+        if source.own_size_px is None:
+            return self
+        own = replace(self.preprocessing, size_px=source.own_size_px, mean=0.0, std=1.0)
+        return replace(self, preprocessing=own)
 
     def features(self, source: FeatureSource, labeled_sets: Iterable[LabeledSet]) -> dict[str, FeatureMatrix]:
         """Return the features of all images of each dataset, by its label.

@@ -33,6 +33,8 @@ class FeatureSource:
         epoch: epoch of a checkpoint
         step: step of a checkpoint
         seed: seed of the weights of an untrained backbone
+        own_size_px: sides of the images, on the scale 0 to 1, of a network that normalizes them itself; by default the
+            input is that of the run
     """
 
     name: str
@@ -41,6 +43,7 @@ class FeatureSource:
     epoch: float | None = None
     step: int | None = None
     seed: int | None = None
+    own_size_px: int | None = None
 
 
 def control_sources(pretraining: PretrainConfig, untrained_seeds: int) -> list[FeatureSource]:
@@ -55,7 +58,10 @@ def control_sources(pretraining: PretrainConfig, untrained_seeds: int) -> list[F
     seeds = [(pretraining.seed + draw) % SEEDS for draw in range(untrained_seeds)]
     draws = [
         FeatureSource(
-            f"{UNTRAINED}, draw {draw}", "untrained", partial(untrained_backbone, pretraining.model, seed), seed=seed
+            f"{UNTRAINED}, draw {draw}",
+            "untrained",
+            partial(untrained_backbone, pretraining.model, seed, pretraining.views.size_px),
+            seed=seed,
         )
         for draw, seed in enumerate(seeds, start=1)
     ]

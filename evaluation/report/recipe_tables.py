@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from evaluation.comparison.records import RecipeComparison, RecipeDifference, RecipeScore
-from evaluation.report.tables import Table, interval, percent, point_interval, points
+from evaluation.report.tables import Table, interval, p_value, percent, point_interval, points
 
 
 def recipe_tables(comparison: RecipeComparison) -> list[Table]:
@@ -36,7 +36,7 @@ def _plain(score: RecipeScore) -> tuple[str, ...]:
 
 def _numbers(item: RecipeDifference) -> tuple[str, ...]:
     estimate = item.difference
-    values = (estimate.value, estimate.low, estimate.high, item.p_value, item.p_holm)
+    values = (estimate.value, estimate.low, estimate.high, item.difference.p, item.p_holm)
     return (*("" if value is None else repr(value) for value in values), item.about, item.verdict)
 
 
@@ -83,8 +83,8 @@ def _differences(comparison: RecipeComparison) -> Table:
                 item.other,
                 points(item.difference.value),
                 point_interval(item.difference),
-                _p(item.p_value),
-                _p(item.p_holm),
+                p_value(item.difference.p),
+                p_value(item.p_holm),
                 item.about,
                 item.verdict,
             )
@@ -107,7 +107,3 @@ def _difference_notes(comparison: RecipeComparison) -> Iterator[str]:
             "These weights: a recipe with one run is one draw. Another seed gives other weights, so the verdict says "
             "nothing about the recipe; give it several runs: NAME=RUN,RUN,RUN."
         )
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

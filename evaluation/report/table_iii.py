@@ -7,7 +7,8 @@ from typing import Final
 from evaluation.report.tables import Table, interval, marked_label, percent
 from evaluation.results import paper
 from evaluation.results.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
-from evaluation.results.results import Dataset, Estimate, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.scores import Estimate
 from sharding.format.fractions import FRACTIONS_PERCENT
 
 HEADER: Final = ("dataset", "features", "fraction", "ACC", "AUC", "95 %", "SEN", "SPE", "F1")

@@ -1,6 +1,7 @@
 """Rows of the results from fitted probes: scores with intervals, neighbors, calibration, subgroups, comparisons."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -13,11 +14,14 @@ from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import Calibration, Comparison, Draw, FewLabels, Gap, ProbeResult, Subgroup
+from evaluation.results.results import Comparison, Draw, FewLabels, ProbeResult, TaskKey
+from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
 from evaluation.scoring.c_path import c_path
 from evaluation.scoring.calibration import calibration, platt, recalibrate
+from evaluation.scoring.delong import applies, delong_difference
+from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.recipes import recipe_difference
-from evaluation.scoring.scores import Predictions, auc_difference, score, youden_threshold
+from evaluation.scoring.scores import Predictions, auc_estimate, resampled_aucs, score, youden_threshold
 from evaluation.scoring.subgroups import age_group, subgroups
 from infra.arrays import Float64, Int64
 
@@ -88,6 +92,7 @@ def probe_result(row: Sequence[ProbeCase], fitted: FittedCases, *, resamples: in
         subgroups=groups,
         gaps=gaps,
         c_path=c_path(probes),
+        validation=_validation(case, probes, resamples, seed),
         draws=[_draw(of_row.seed, of_row, fitted[of_row]) for of_row in row if of_row.seed is not None],
     )
 
@@ -99,6 +104,23 @@ def _draw(seed: int, case: ProbeCase, probes: Sequence[FittedProbe]) -> Draw:
         validation_auc=float(np.mean([probe.validation_auc for probe in probes])),
         scores=score(predict(case, probes), resamples=0, seed=0),
     )
+
+
+def _validation(case: ProbeCase, probes: Sequence[FittedProbe], resamples: int, seed: int) -> Estimate:
+    """Return the mean validation AUC with its interval, from the out-of-fold probabilities of all rounds.
+
+    The images of a fold have one classifier in each round, so that each fold of each round is a part of its own.
+    """
+    developing = case.folds >= 0
+    rounds = np.arange(len(probes))[:, None]
+    parts = case.folds + rounds * (case.folds.max() + 1)
+    out_of_fold = np.concatenate([probe.validation for probe in probes])
+    patients = np.tile(case.patients, (len(probes), 1))
+    predictions = Predictions(
+        case.classes[developing], out_of_fold, out_of_fold > _HALF, patients[developing], parts[developing]
+    )
+    resampled = resampled_aucs(predictions, resamples=resamples, seed=seed)
+    return auc_estimate(predictions, resampled, float(np.mean([probe.validation_auc for probe in probes])))
 
 
 def _subgroups(
@@ -163,6 +185,13 @@ def predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> tuple[Predi
 def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
     """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
     predictions, threshold = predict_finetuned(case, network)
+    validation = Predictions(
+        case.classes[0, network.validation_rows],
+        network.validation,
+        network.validation > threshold,
+        case.patients[network.validation_rows],
+        np.zeros(len(network.validation), np.int64),
+    )
     return ProbeResult(
         dataset=case.key.dataset,
         preset=case.key.preset,
@@ -179,6 +208,7 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         knn_auc=None,
         fits=0,
         unconverged=0,
+        validation=auc_estimate(validation, resampled_aucs(validation, resamples=resamples, seed=seed)),
     )
 
 
@@ -192,7 +222,8 @@ def compare_with_last(
 ) -> list[Comparison]:
     """Compare the last checkpoint of each task with all other features on the same classes and test images.
 
-    Against the untrained backbone, the interval is over patients and over the draws of its weights.
+    Against the untrained backbone, the interval is over patients and over the draws of its weights. The p-values are
+    adjusted for all comparisons of a task, because readers look at these together.
     """
     comparisons = []
     for row in grouped_by_row(cases):
@@ -200,13 +231,28 @@ def compare_with_last(
         if last is None or other is last or other.kind in _OF_OTHER_CLASSES:
             continue
         ours, theirs = predict(last, fitted[last]), [predict(draw, fitted[draw]) for draw in row]
-        difference = (
-            auc_difference(ours, *theirs, resamples=resamples, seed=seed)
-            if len(row) == 1
-            else recipe_difference([ours], theirs, resamples=resamples, seed=seed).estimate
+        comparisons.append(
+            Comparison(
+                *other.key,
+                last.name,
+                row_name(other),
+                recipe_difference([ours], theirs, resamples=resamples, seed=seed),
+                delong=delong_difference(ours, *theirs) if resamples and applies(ours) and len(row) == 1 else None,
+            )
         )
-        comparisons.append(Comparison(*other.key, last.name, row_name(other), difference))
-    return comparisons
+    return adjusted(comparisons)
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with Holm's p-values, for each dataset and preset as one family."""
+    families: dict[TaskKey, list[float]] = {}
+    for item in comparisons:
+        if item.difference.p is not None:
+            families.setdefault(item.key, []).append(item.difference.p)
+    p_values = {key: iter(holm(family)) for key, family in families.items()}
+    return [
+        item if item.difference.p is None else replace(item, p_holm=next(p_values[item.key])) for item in comparisons
+    ]
 
 
 def few_labels_result(few: FewLabelsCase, fitted: FittedCases) -> FewLabels:

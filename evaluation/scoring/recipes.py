@@ -11,18 +11,20 @@ from typing import Final, NamedTuple
 import numpy as np
 from scipy.special import expit, logit, stdtr, stdtrit
 
-from evaluation.results.results import Estimate
-from evaluation.scoring.scores import Predictions, auc, image_weights, weighted_aucs
+from evaluation.results.scores import Difference, Estimate
+from evaluation.scoring.scores import (
+    Predictions,
+    auc,
+    auc_difference,
+    auc_estimate,
+    auc_evidence,
+    image_weights,
+    resampled_aucs,
+    weighted_aucs,
+)
 from infra.arrays import Float64, Int64
 
 _LEVEL: Final = 0.975  # of Student's t, for two-sided intervals of 95 %
-
-
-class Difference(NamedTuple):
-    """A difference with its 95 % interval, and the two-sided p-value of no difference; None without an interval."""
-
-    estimate: Estimate
-    p_value: float | None
 
 
 class _Spread(NamedTuple):
@@ -40,12 +42,15 @@ def recipe_auc(runs: Sequence[Predictions], *, resamples: int, seed: int) -> Est
         resamples: bootstrap resamples of the patients; 0 for no interval
         seed: seed of the resamples
     """
+    if len(runs) == 1:
+        return auc_estimate(runs[0], resampled_aucs(runs[0], resamples=resamples, seed=seed))
     mean = _mean_auc(runs)
     spread = _spread([runs], resamples=resamples, seed=seed)
     if spread is None or not 0 < mean < 1:
         return Estimate(mean)
     width = stdtrit(spread.freedom, _LEVEL) * spread.error / (mean * (1 - mean))
-    return Estimate(mean, float(expit(logit(mean) - width)), float(expit(logit(mean) + width)))
+    low, high = float(expit(logit(mean) - width)), float(expit(logit(mean) + width))
+    return Estimate(mean, low, high, _describe(spread, [runs]))
 
 
 def recipe_difference(
@@ -73,13 +78,22 @@ def recipe_difference(
     for run in (*first, *second):
         for name in ("classes", "patients", "parts"):
             assert np.array_equal(getattr(first[0], name), getattr(run, name)), f"two runs to compare differ in {name}"
+    if len(first) == len(second) == 1:
+        return auc_difference(first[0], second[0], resamples=resamples, seed=seed)
     value = _mean_auc(first) - _mean_auc(second)
     spread = _spread([first, second], resamples=resamples, seed=seed)
     if spread is None:
-        return Difference(Estimate(value), None)
+        return Difference(value)
     width = float(stdtrit(spread.freedom, _LEVEL) * spread.error)
     p_value = float(2 * stdtr(spread.freedom, -abs(value) / spread.error)) if spread.error else float(value == 0)
-    return Difference(Estimate(value, value - width, value + width), p_value)
+    return Difference(value, value - width, value + width, _describe(spread, [first, second]), p_value)
+
+
+def _describe(spread: _Spread, recipes: Sequence[Sequence[Predictions]]) -> str:
+    """Return the method of an interval, as it is stored."""
+    seeds = " and ".join(str(len(runs)) for runs in recipes)
+    patients = auc_evidence(recipes[0][0]).patients
+    return f"t over seeds and patients, {seeds} seeds, {patients} patients, {spread.freedom:.1f} degrees of freedom"
 
 
 def _mean_auc(runs: Sequence[Predictions]) -> float:
@@ -94,7 +108,9 @@ def _spread(recipes: Sequence[Sequence[Predictions]], *, resamples: int, seed: i
         return None
     owners = np.repeat(np.arange(len(recipes)), [len(recipe) for recipe in recipes])
     # (variance, degrees of freedom) of each part
-    parts = [(_of_patients(np.atleast_2d(np.cov(resampled)), owners), float(_fewest_patients(runs[0]) - 1))]
+    evidence = auc_evidence(runs[0])
+    of_patients = _of_patients(np.atleast_2d(np.cov(resampled)), owners) * evidence.variance_factor
+    parts = [(of_patients, float(evidence.patients - 1))]
     for recipe in recipes:
         if len(recipe) > 1:
             between = float(np.var([auc(run) for run in recipe], ddof=1))
@@ -130,8 +146,3 @@ def _of_patients(covariance: Float64, owners: Int64) -> float:
                 block = block[~np.eye(len(block), dtype=np.bool_)]
             variance += first_sign * second_sign * float(block.mean()) if block.size else 0.0
     return max(0.0, variance)
-
-
-def _fewest_patients(run: Predictions) -> int:
-    """Return the number of patients of the class that has fewer; an AUC is no more certain than these allow."""
-    return min(len(np.unique(run.patients[run.classes == code])) for code in (0, 1))

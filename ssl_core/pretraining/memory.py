@@ -53,7 +53,7 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
     """
     images = VIEWS * -(-config.data.global_batch // (world * config.train.micro_batches))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        encoder = build_encoder(config.model, config.seed).train()
+        encoder = build_encoder(config.model, config.seed, config.views.size_px).train()
         module = AutocastEncoder(encoder, config.train.precision)
         state = list(encoder.state_dict(keep_vars=True).values())
         two, four = (_saved_bytes(module, state, count, config.views.size_px) for count in (2, 4))

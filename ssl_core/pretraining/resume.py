@@ -9,11 +9,12 @@ from infra.errors import UserError
 from infra.options import key
 from infra.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import Checkpoint
-from ssl_core.checkpoints.computation import Computation
+from ssl_core.checkpoints.computation import INIT, Computation
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.initial_weights import initial_sha256
 
 # These settings may change between two starts of one run: its length and how it is executed, not its result. The
 # location of the shards may change, because their content is compared; the length may not under a schedule that depends
@@ -30,14 +31,16 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
 
     Returns:
         JSON values by flat key. engine.max_gradient_norm is the one in effect, which a DeepSpeed JSON may set.
+        model.init is the hash of the weights, wherever they lie.
 
     Raises:
-        UserError: if that JSON cannot be read
+        UserError: if that JSON or those weights cannot be read
     """
     flat = {name: value for name, value in _flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(name)}
     if config.optim.schedule == "constant":
         del flat["train.epochs"]
     settings = dict(json.loads(json.dumps(flat)))  # as a checkpoint returns them: lists instead of tuples
+    settings[INIT] = initial_sha256(config)
     if config.engine.kind == "deepspeed":
         engine, _ = deepspeed_settings(config.engine, config.train.precision, config.data.global_batch)
         settings["engine.max_gradient_norm"] = engine.max_gradient_norm

@@ -26,9 +26,10 @@ from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
-from ssl_core.model.encoder import build_encoder
+from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.model.optimizer import OptimConfig, learning_rate_at
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_start, start_from
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.outputs import RunOutputs
 from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
@@ -61,8 +62,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(ranks.world)
+    first_weights = initial_sha256(config)
     with open_session(config, ranks, device) as session:
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
+        require_same(first_weights, f"the content of {key(ModelConfig, 'init')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
         mirror = open_mirror(config, shards.identity, ranks)
         failed_at, rollbacks = -1, 0
@@ -106,7 +109,7 @@ def _train(
     total_steps = order.first_step_after_epoch(train.epochs - 1)
     last_step = min(total_steps, train.max_steps or total_steps)
     learning_rate_at(config.optim, 0, total_steps, config.data.global_batch)  # rejects a warm-up longer than the run
-    engine = _build_engine(config, ranks, device)
+    engine, start = _build_engine(config, ranks, device)
     state = _resume(config, engine, shards, ranks, mirror)
     session.step = first_step = state.step
     require(
@@ -114,7 +117,7 @@ def _train(
         f"the run in {config.run_folder} is already at step {first_step}, beyond step {last_step} where "
         f"{key(train, 'epochs')} and {key(train, 'max_steps')} end it; raise them, or choose another run folder",
     )
-    on_first_rank(ranks, lambda: _start_writing(config, session))
+    on_first_rank(ranks, lambda: _start_writing(config, session, start))
 
     with ExitStack() as stack:
         outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine, mirror))
@@ -237,8 +240,8 @@ def require_equal_parts(config: PretrainConfig, world: int) -> None:
     )
 
 
-def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engine:
-    """Build the engine with the untrained encoder."""
+def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> tuple[Engine, Start | None]:
+    """Build the engine with the first weights; return where these come from, too, unless they are random."""
     require_equal_parts(config, ranks.world)
     setup = EngineSetup(
         config.engine,
@@ -249,7 +252,9 @@ def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) ->
         micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
     )
-    return build_engine(setup, build_encoder(config.model, config.seed))
+    encoder = build_encoder(config.model, config.seed, config.views.size_px)
+    start = start_from(config, encoder)
+    return build_engine(setup, encoder), start
 
 
 def _open_outputs(
@@ -326,8 +331,10 @@ def _checkpoint_due(train: TrainConfig, before: CheckpointState, now: Checkpoint
     return train.checkpoint_every_steps is not None and now.step % train.checkpoint_every_steps == 0
 
 
-def _start_writing(config: PretrainConfig, session: Session) -> None:
+def _start_writing(config: PretrainConfig, session: Session, start: Start | None) -> None:
     """Write the configuration, and drop the logs of steps after the checkpoint, which will be made again."""
+    if start and session.step == 0:
+        record_start(config.run_folder, start)
     configuration.save(config, config.run_folder / "config.yaml")
     truncate_sample_log(config.run_folder, session.step)
     session.write_status()  # replaces the state of an earlier start, such as `failed`

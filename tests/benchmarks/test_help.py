@@ -2,7 +2,18 @@ from importlib import import_module
 
 import pytest
 
-NAMES = ["loader", "loss", "loss_accuracy", "order", "packing", "probe", "reliability", "seed_coverage", "step"]
+NAMES = [
+    "coverage",
+    "loader",
+    "loss",
+    "loss_accuracy",
+    "order",
+    "packing",
+    "probe",
+    "reliability",
+    "seed_coverage",
+    "step",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -117,7 +117,7 @@ def test_two_recipes_with_three_seeds_are_compared_as_recipes(
     [difference] = content["differences"]
     assert difference["difference"]["value"] == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert (difference["about"], difference["verdict"]) == ("this recipe", "better")
-    assert difference["p_holm"] == difference["p_value"] < 0.05
+    assert difference["p_holm"] == difference["difference"]["p"] < 0.05
     assert (content["images"], content["patients"]) == ({"cell": IMAGES}, {"cell": PATIENTS})
     with Path("compare/compare.csv").open(newline="") as file:
         [row] = csv.DictReader(file)
@@ -138,7 +138,7 @@ def test_runs_with_one_seed_are_compared_pairwise_as_weights_with_holm_over_all_
     ]  # fmt: skip
     assert {item["about"] for item in content["differences"]} == {"these weights"}
     assert [item["verdict"] for item in content["differences"]] == ["better", "better", "not shown to differ"]
-    assert all(item["p_holm"] >= item["p_value"] for item in content["differences"])
+    assert all(item["p_holm"] >= item["difference"]["p"] for item in content["differences"])
     assert content["scores"][0]["features"] == ["epoch 24"]
 
 

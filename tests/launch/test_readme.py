@@ -32,7 +32,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown"}  # of a library and of datasets
+OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown", "TORCH_HOME", "HF_HOME"}  # of a library and of datasets
 
 # Two steps of a small network on small views, and a short search in one process: test_demo.py searches with Ray.
 SMALLER = "--model.backbone=resnet18 --views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"

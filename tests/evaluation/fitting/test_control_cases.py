@@ -9,7 +9,7 @@ from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import search_serially
 from evaluation.results.presets import PRESETS
-from evaluation.results.results import Estimate
+from evaluation.results.scores import Estimate
 from evaluation.scoring.probe_results import neighbors_auc, predict
 from evaluation.scoring.scores import score
 from evaluation.scoring.shift import shift_result

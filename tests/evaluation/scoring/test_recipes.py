@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 
 from benchmarks.seed_coverage import Study, draw_recipe, measure
-from evaluation.results.results import Estimate
+from evaluation.results.scores import Difference
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
 from evaluation.scoring.scores import Predictions
 from tests.support.recipes_by_hand import by_hand
@@ -21,12 +21,12 @@ def recipes(study: Study, seed: int, other: float = 0.0) -> tuple[list[Predictio
 def test_difference_of_two_recipes_with_three_seeds_is_that_of_a_computation_by_hand() -> None:
     first, second = recipes(Study(3, 100, 0.3, auc=0.93), seed=3, other=0.85)
     value, error, freedom = by_hand(first, second, resamples=300)
-    found, p_value = recipe_difference(first, second, resamples=2000, seed=0)
+    found = recipe_difference(first, second, resamples=2000, seed=0)
     assert found.value == pytest.approx(value, abs=1e-12)
     assert found.low is not None and found.high is not None
     assert found.high - found.value == pytest.approx(found.value - found.low)
     assert found.high - found.low == pytest.approx(2 * t.ppf(0.975, freedom) * error, rel=0.1)
-    assert p_value == pytest.approx(2 * t.sf(value / error, freedom), rel=0.5)
+    assert found.p == pytest.approx(2 * t.sf(value / error, freedom), rel=0.5)
     assert 2 < freedom < 6
 
 
@@ -34,7 +34,7 @@ def test_few_seeds_make_an_interval_wider_and_one_seed_speaks_of_these_weights()
     first, second = recipes(Study(8, 200, 0.3), seed=1)
 
     def width(seeds: int) -> float:
-        found = recipe_difference(first[:seeds], second[:seeds], resamples=300, seed=0).estimate
+        found = recipe_difference(first[:seeds], second[:seeds], resamples=300, seed=0)
         assert found.low is not None and found.high is not None
         return found.high - found.low
 
@@ -44,9 +44,9 @@ def test_few_seeds_make_an_interval_wider_and_one_seed_speaks_of_these_weights()
 
 def test_equal_recipes_do_not_differ_and_without_resamples_nothing_is_claimed() -> None:
     runs, _ = recipes(Study(3, 50, 0.1), seed=2)
-    assert recipe_difference(runs, runs, resamples=0, seed=0) == (Estimate(0.0), None)
+    assert recipe_difference(runs, runs, resamples=0, seed=0) == Difference(0.0)
     same = recipe_difference(runs[:1], runs[:1], resamples=200, seed=0)
-    assert (same.estimate.value, same.p_value) == (0.0, 1.0)
+    assert (same.value, same.p) == (0.0, 1.0)
     assert recipe_auc(runs, resamples=0, seed=0).low is None
 
 
