@@ -16,17 +16,20 @@ from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
+from evaluation.fitting.draws import grouped_by_row
 from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import notes_on
+from evaluation.results.predictions import write_predictions
 from evaluation.results.presets import PRESETS
 from evaluation.results.results import VERSION, ProbeResult, Results, Run, write_results
 from evaluation.results.selection import write_selection
 from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint
+from evaluation.scoring.image_predictions import image_predictions
 from evaluation.scoring.probe_results import (
     adjusted,
     compare_with_finetuned,
@@ -46,6 +49,7 @@ from infra.log import say
 from infra.options import key, setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.resume import recipe_of
 
 
 def probe(config: ProbeConfig, command: str = "") -> Results:
@@ -96,8 +100,9 @@ class Prober:
         )
         self._initial = initial_source(self.run, self.pretraining) if config.controls else []
         newest = find_checkpoints(self.run)[-1]
+        self.data_identity = newest.state.data_identity
         self.labeled_sets = open_labeled_sets(config.data)
-        pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity, config.data.fetch)
+        pretraining = pretraining_shards(self.pretraining.data, self.data_identity, config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
         self.tasks = open_probe_tasks(
             self.labeled_sets,
@@ -125,9 +130,11 @@ class Prober:
         self.unseen = self._unseen_images() if config.select else None
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)
-        # By kind, name of compared weights, and step, in order, so that a checkpoint that was removed after it was
+        # By kind, name of compared weights, step and seed, in order, so that a checkpoint that was removed after it was
         # probed keeps its row.
-        self._extracted: dict[tuple[str, str, int], tuple[FeatureSource, dict[str, FeatureMatrix]]] = {}
+        self._extracted: dict[
+            tuple[str, str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]
+        ] = {}
 
     def probe(self, *, final: bool = True) -> Results:
         """Probe the present checkpoints and write `results.json`.
@@ -150,8 +157,9 @@ class Prober:
         few_labels = list_few_labels(cases, config.seed) if final and config.few_labels else []
         shifts = list_shifts(cases, config.seed) if final and config.controls else []
         of_shifts = [case for shift in shifts for case in (shift.case, shift.null)]
-        fitted = self.fitter.fit([*cases, *(few.case for few in few_labels), *of_shifts])
-        rows = [probe_result(case, fitted[case], **self._bootstrap) for case in cases]
+        fitted = self.fitter.fit([*cases, *(case for few in few_labels for case in few.cases), *of_shifts])
+        grouped = grouped_by_row(cases)
+        rows = [probe_result(row, fitted, **self._bootstrap) for row in grouped]
         finetuned = self._finetune(list(features)[-1], cases) if final else {}
         rows_finetuned = [finetuned_result(case, network, **self._bootstrap) for case, network in finetuned.items()]
         results = self._results(features, [*rows, *rows_finetuned], cases, few_labels, shifts, fitted)
@@ -166,13 +174,17 @@ class Prober:
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
             },
+            predictions=write_predictions(self.run, image_predictions(cases, fitted, list(finetuned.items()))),
         )
         write_results(self.run, results)
         if final and self.unseen is not None:
             self._select(self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
         if final:
-            self.curves.show_hyperparameters((row, fitted[case]) for row, case in zip(rows, cases, strict=True))
+            self.curves.show_hyperparameters(
+                (result, [probe for case in row for probe in fitted[case]])
+                for result, row in zip(rows, grouped, strict=True)
+            )
         return results
 
     @property
@@ -181,10 +193,11 @@ class Prober:
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
-        sources = control_sources(self.pretraining) if self.config.controls else []
+        sources = control_sources(self.pretraining, self.config.untrained_seeds) if self.config.controls else []
         sources += [*self._initial, *(other.source for other in self._others)]
         for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
-            identity = source.kind, source.name if source.kind == "compared" else "", source.step or 0
+            name = source.name if source.kind == "compared" else ""
+            identity = source.kind, name, source.step, source.seed
             if identity not in self._extracted:
                 self._extracted[identity] = source, self.extractor.fitting(source).features(source, self.labeled_sets)
         return dict(self._extracted.values())
@@ -209,7 +222,7 @@ class Prober:
             datasets=[task.record for task in self.tasks],
             rows=rows,
             comparisons=compare_with_last(cases, fitted, **self._bootstrap),
-            few_labels=[few_labels_result(few, fitted[few.case]) for few in few_labels],
+            few_labels=[few_labels_result(few, fitted) for few in few_labels],
             timing={},
             notes=[],
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
@@ -226,6 +239,7 @@ class Prober:
             fraction_percent=self.pretraining.data.fraction_percent,
             epochs=max(source.epoch or 0.0 for source in sources),
             seed=self.pretraining.seed,
+            recipe=recipe_of(self.pretraining, self.data_identity),
         )
 
     def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedNetwork]:

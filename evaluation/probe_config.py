@@ -24,6 +24,8 @@ class ProbeConfig:
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
             the dataset and the official part that an image comes from; without these, scores mean little
+        untrained_seeds: draws of the untrained backbone's weights; its row is their mean, and its comparisons are over
+            patients and draws
         few_labels: also probe with 1, 5, 10 and 25 percent of the labels (only rigorous; last checkpoint and controls)
         finetune: end-to-end training of the last checkpoint's backbone, next to the frozen probe
         select: also choose a checkpoint without labels, and judge that choice by the labels; writes selection.json
@@ -60,6 +62,7 @@ class ProbeConfig:
     presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
+    untrained_seeds: int = 5
     few_labels: bool = True
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     select: bool = False
@@ -92,6 +95,7 @@ class ProbeConfig:
             bool(self.presets) and len(set(self.presets)) == len(self.presets),
             f"{setting(self, 'presets')} must name gazda2021, rigorous or both, each once",
         )
+        require_at_least(self, "untrained_seeds", 1, "try 5")
         require_at_least(self, "local_batch", 1, "try 64")
         require_at_least(self, "cores", 1, "leave it out for all")
         require(

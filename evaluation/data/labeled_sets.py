@@ -142,19 +142,20 @@ def read_samples(shards: ShardSet, manifest: Manifest, table: LabelTable | None)
         RunFailed: if a shard cannot be read
     """
     index = shards.whole_index()
-    records: list[SampleMetadata] = []
+    keys, records = list[str](), list[SampleMetadata]()
     with closing(packed_samples(shards)) as samples:
         for shard, row in progress(samples, f"reading {manifest.name}", total=shards.samples, unit="sample"):
             record = shard.metadata(row)
+            keys.append(shard.key(row))
             if table is not None:
-                key_of = partial(shard.key, row)
-                identity = key_of() if table.field == "key" else cast("str | None", record.get(table.field))
-                record["labels"] = table.joined(record["labels"], identity, key_of)
+                identity = keys[-1] if table.field == "key" else cast("str | None", record.get(table.field))
+                record["labels"] = table.joined(record["labels"], identity, partial(shard.key, row))
             records.append(record)
     if table is not None:
         table.finish(manifest.name)
     return Samples(
         ids=index["sample"].copy(),
+        keys=keys,
         patient_ids=index["patient"].copy(),
         patients=[record["patient"] for record in records],
         splits=[record["split"] for record in records],

@@ -11,6 +11,7 @@ class Samples:
 
     Attributes:
         ids: (N,) hashes of the samples, unique across datasets
+        keys: keys of the samples, unique in the dataset
         patient_ids: (N,) hashes of the patients, unique across datasets
         patients: patient names
         splits: official split
@@ -24,6 +25,7 @@ class Samples:
     """
 
     ids: UInt64
+    keys: list[str]
     patient_ids: UInt64
     patients: list[str]
     splits: list[str | None]

@@ -56,6 +56,8 @@ class Run:
         fraction_percent: share of the pretraining set
         epochs: epochs done at the last checkpoint probed
         seed: seed of the pretraining
+        recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
+            empty in results of older versions
     """
 
     backbone: str
@@ -64,6 +66,7 @@ class Run:
     fraction_percent: int
     epochs: float
     seed: int
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,23 @@ class TriedC:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """One draw of the weights of an untrained backbone.
+
+    Attributes:
+        seed: seed of the weights
+        c: the chosen C of each round
+        validation_auc: mean validation AUC at the chosen C
+        scores: scores on the test part, without intervals
+    """
+
+    seed: int
+    c: list[float]
+    validation_auc: float
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The scores of one feature set on one task: C chosen by validation AUC, one fit, one score on the test part.
 
@@ -226,6 +246,7 @@ class ProbeResult:
         subgroups: only for the preset `rigorous`
         gaps: widest gap of each attribute, only for the preset `rigorous`
         c_path: every value of C; empty for a fine-tuned network, and in results of older versions
+        draws: the draws of an untrained backbone; the other fields pool them, so that each score is their mean
         validation: validation_auc with its interval over the development patients; None in results of version 2
     """
 
@@ -248,6 +269,7 @@ class ProbeResult:
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     c_path: list[TriedC] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
     validation: Estimate | None = None
 
     @property
@@ -371,8 +393,17 @@ class AttributeAuc:
 
 
 @dataclass(frozen=True)
+class PredictionsFile:
+    """The file beside `results.json` with the predictions for each test image: its name, lines and SHA-256."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Results:
-    """The content of `results.json`."""
+    """The content of `results.json`; `predictions` is None in results of older versions."""
 
     version: int
     sternum: str
@@ -387,6 +418,7 @@ class Results:
     timing: dict[str, float]
     notes: list[str]
     shifts: list[Shift] = field(default_factory=list)
+    predictions: PredictionsFile | None = None
     outside: list[OutsideBackbone] = field(default_factory=list)
     attribute_aucs: list[AttributeAuc] = field(default_factory=list)
 

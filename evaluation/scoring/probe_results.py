@@ -9,20 +9,21 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluation.fitting.case_list import FewLabelsCase, last_case
+from evaluation.fitting.draws import grouped_by_row, pooled, row_name
 from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import Comparison, FewLabels, ProbeResult, TaskKey
+from evaluation.results.results import Comparison, Draw, FewLabels, ProbeResult, TaskKey
 from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
 from evaluation.scoring.c_path import c_path
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 from evaluation.scoring.delong import applies, delong_difference
 from evaluation.scoring.multiplicity import holm
+from evaluation.scoring.recipes import recipe_difference
 from evaluation.scoring.scores import (
     Predictions,
     auc,
-    auc_difference,
     auc_estimate,
     resampled_aucs,
     score,
@@ -65,15 +66,16 @@ def _of_test(case: ProbeCase, values: Int64) -> Int64:
     return values[case.folds == -1]
 
 
-def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: int, seed: int) -> ProbeResult:
-    """Score a case; with a strict preset, also its calibration and subgroups.
+def probe_result(row: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int) -> ProbeResult:
+    """Score the case of a row, or all draws of it; with a strict preset, also its calibration and subgroups.
 
     Args:
-        case: the case
-        probes: its fitted probes, one for each round
+        row: the case, or one case for each draw of the untrained backbone
+        fitted: the fitted probes of each case, one for each round
         resamples: bootstrap resamples of the patients
         seed: seed of the resamples
     """
+    case, probes = pooled(row), [probe for of_row in row for probe in fitted[of_row]]
     detailed = case.preset.chooses_threshold and case.kind not in _OF_OTHER_CLASSES
     predictions = predict(case, probes)
     groups, gaps = _subgroups(case, predictions, resamples, seed) if detailed else ([], [])
@@ -90,7 +92,7 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         threshold=thresholds(case, probes),
         validation_auc=float(np.mean([probe.validation_auc for probe in probes])),
         scores=score(predictions, resamples=resamples, seed=seed),
-        knn_auc=neighbors_auc(case),
+        knn_auc=float(np.mean([neighbors_auc(of_row) for of_row in row])),
         fits=sum(probe.fits for probe in probes),
         unconverged=sum(probe.unconverged for probe in probes),
         calibration=_calibration(case, probes, predictions) if detailed else None,
@@ -98,6 +100,16 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         gaps=gaps,
         c_path=c_path(probes),
         validation=_validation(case, probes, resamples, seed),
+        draws=[_draw(of_row.seed, of_row, fitted[of_row]) for of_row in row if of_row.seed is not None],
+    )
+
+
+def _draw(seed: int, case: ProbeCase, probes: Sequence[FittedProbe]) -> Draw:
+    return Draw(
+        seed=seed,
+        c=[probe.c for probe in probes],
+        validation_auc=float(np.mean([probe.validation_auc for probe in probes])),
+        scores=score(predict(case, probes), resamples=0, seed=0),
     )
 
 
@@ -159,10 +171,28 @@ def neighbors_auc(case: ProbeCase) -> float:
     return float(np.mean(aucs))
 
 
+def predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> tuple[Predictions, float]:
+    """Return what a network that was fine-tuned on a case's only round predicts, and its threshold."""
+    classes, test = case.classes[0], case.folds[0] == -1
+    threshold = (
+        youden_threshold(classes[network.validation_rows], network.validation)
+        if case.preset.chooses_threshold
+        else _HALF
+    )
+    predictions = Predictions(
+        classes[test],
+        network.probabilities,
+        network.probabilities > threshold,
+        case.patients[test],
+        np.zeros(int(test.sum()), np.int64),
+    )
+    return predictions, threshold
+
+
 def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
     """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
+    predictions, threshold = predict_finetuned(case, network)
     rows = network.validation_rows
-    threshold = _finetuned_threshold(case, network)
     validation = Predictions(
         case.classes[0][rows],
         network.validation,
@@ -173,7 +203,7 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
     return ProbeResult(
         dataset=case.key.dataset,
         preset=case.key.preset,
-        features=_finetuned_name(case),
+        features=finetuned_name(case),
         kind="finetuned",
         epoch=case.epoch,
         step=case.step,
@@ -182,7 +212,7 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         at_edge=0,
         threshold=[threshold],
         validation_auc=auc(validation),
-        scores=score(_predict_finetuned(case, network), resamples=resamples, seed=seed),
+        scores=score(predictions, resamples=resamples, seed=seed),
         knn_auc=None,
         fits=0,
         unconverged=0,
@@ -190,25 +220,9 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
     )
 
 
-def _finetuned_name(case: ProbeCase) -> str:
+def finetuned_name(case: ProbeCase) -> str:
+    """Return the name of the row of the network that was fine-tuned from the backbone of a case."""
     return f"{case.name}, fine-tuned"
-
-
-def _finetuned_threshold(case: ProbeCase, network: FinetunedNetwork) -> float:
-    if not case.preset.chooses_threshold:
-        return _HALF
-    return youden_threshold(case.classes[0][network.validation_rows], network.validation)
-
-
-def _predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> Predictions:
-    test = case.folds[0] == -1
-    return Predictions(
-        case.classes[0][test],
-        network.probabilities,
-        network.probabilities > _finetuned_threshold(case, network),
-        case.patients[test],
-        np.zeros(int(test.sum()), np.int64),
-    )
 
 
 def compare_with_last(
@@ -216,15 +230,16 @@ def compare_with_last(
 ) -> list[Comparison]:
     """Compare the last checkpoint of each task with all other features on the same classes and test images.
 
-    The p-values are adjusted for all comparisons of a task, because readers look at these together.
+    Against the untrained backbone, the interval is over patients and over the draws of its weights. The p-values are
+    adjusted for all comparisons of a task, because readers look at these together.
     """
     comparisons = []
-    for other in cases:
-        last = last_case(cases, other)
+    for row in grouped_by_row(cases):
+        other, last = row[0], last_case(cases, row[0])
         if last is None or other is last or other.kind in _OF_OTHER_CLASSES:
             continue
-        predictions = predict(other, fitted[other])
-        comparisons.append(_compare(last, fitted[last], other.name, predictions, resamples, seed))
+        ours, theirs = predict(last, fitted[last]), [predict(draw, fitted[draw]) for draw in row]
+        comparisons.append(_compare(last, ours, row_name(other), theirs, resamples, seed))
     return adjusted(comparisons)
 
 
@@ -244,29 +259,29 @@ def compare_with_finetuned(
     last: ProbeCase, probes: Sequence[FittedProbe], network: FinetunedNetwork, *, resamples: int, seed: int
 ) -> Comparison:
     """Compare the frozen last checkpoint with the network that was fine-tuned from it, on the same test images."""
-    return _compare(last, probes, _finetuned_name(last), _predict_finetuned(last, network), resamples, seed)
+    tuned, _ = predict_finetuned(last, network)
+    return _compare(last, predict(last, probes), finetuned_name(last), [tuned], resamples, seed)
 
 
 def _compare(
-    last: ProbeCase, probes: Sequence[FittedProbe], name: str, other: Predictions, resamples: int, seed: int
+    last: ProbeCase, ours: Predictions, name: str, theirs: Sequence[Predictions], resamples: int, seed: int
 ) -> Comparison:
-    ours = predict(last, probes)
+    """Compare the last checkpoint with other features, of which there may be several draws."""
     return Comparison(
-        last.key.dataset,
-        last.key.preset,
+        *last.key,
         last.name,
         name,
-        auc_difference(ours, other, resamples=resamples, seed=seed),
-        delong=delong_difference(ours, other) if resamples and applies(ours) else None,
+        recipe_difference([ours], theirs, resamples=resamples, seed=seed),
+        delong=delong_difference(ours, *theirs) if resamples and applies(ours) and len(theirs) == 1 else None,
     )
 
 
-def few_labels_result(few: FewLabelsCase, probes: Sequence[FittedProbe]) -> FewLabels:
+def few_labels_result(few: FewLabelsCase, fitted: FittedCases) -> FewLabels:
     """Return the test AUC of each draw of the labels."""
-    case = few.case
     aucs = [
         float(roc_auc_score(classes[fold == -1], probe.probabilities))
-        for classes, fold, probe in zip(case.classes, case.folds, probes, strict=True)
+        for case in few.cases
+        for classes, fold, probe in zip(case.classes, case.folds, fitted[case], strict=True)
     ]
-    images = float(np.mean([(fold >= 0).sum() for fold in case.folds]))
-    return FewLabels(case.key.dataset, case.key.preset, few.whole.name, few.percent, images, aucs)
+    images = float(np.mean([(fold >= 0).sum() for case in few.cases for fold in case.folds]))
+    return FewLabels(*few.row[0].key, row_name(few.row[0]), few.percent, images, aucs)

@@ -47,6 +47,12 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
     return settings
 
 
+def recipe_of(config: PretrainConfig, data_identity: str) -> dict[str, Any]:
+    """Return what two runs of one recipe have in common: the fixed settings but the seed, and the shards' content."""
+    settings = {name: value for name, value in fixed_settings(config).items() if name != "seed"}
+    return settings | {"data.identity": data_identity}
+
+
 def open_mirror(config: PretrainConfig, data_identity: str, ranks: Ranks) -> Mirror | None:
     """Open the mirror of the run on the first rank; None without one, and on the other ranks. Collective.
 

@@ -14,6 +14,7 @@ NAMES = [
     "probe",
     "probe_fit",
     "reliability",
+    "seed_coverage",
     "step",
 ]
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import open_probe_tasks
@@ -26,6 +28,7 @@ from infra.options import registered
 from launch.cli import main as sternum
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
+from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
@@ -40,6 +43,7 @@ def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
         ProbeData([str(folder)]),
         executor="torchvision",
         search="serial",
+        untrained_seeds=2,
         few_labels=False,
         folds=3,
         bootstrap_resamples=100,
@@ -147,6 +151,40 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     assert attributes[1].auc.value > 0.95  # the patch makes an image brighter
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
+    require_draws_and_predictions(results, run, shards)
+
+
+def require_draws_and_predictions(results: Results, run: Path, shards: Path) -> None:
+    """Check the row of two draws, and that predictions.csv gives the scores of every row again."""
+    with (run / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    patients = {f"{identity:016x}" for identity in ShardSet([str(shards)], ["test"]).whole_index()["patient"]}
+    assert {line["patient"] for line in lines} == patients == {line["group"] for line in lines}
+    assert {(line["set"], line["part"], line["fold"]) for line in lines} == {("cell", "test", "1")}
+
+    def scored_again(row: ProbeResult, draw: int) -> dict[str, float]:
+        chosen = [line for line in lines if (line["preset"], line["features"]) == (row.preset, row.features)]
+        chosen = [line for line in chosen if line["draw"] == str(draw)]
+        assert len({line["key"] for line in chosen}) == len(chosen) == 32
+        labels = np.array([int(line["label"]) for line in chosen])
+        scores = np.array([float(line["score"]) for line in chosen])
+        decisions = scores > [float(line["threshold"]) for line in chosen]
+        return {"auc": roc_auc_score(labels, scores), "acc": (decisions == labels).mean()}
+
+    for row in results.rows:
+        if row.kind.startswith("shuffled"):
+            assert row.features not in {line["features"] for line in lines}
+            continue
+        assert len(row.draws) == (2 if row.kind == "untrained" else 0)
+        again = [scored_again(row, draw) for draw in range(1, max(1, len(row.draws)) + 1)]
+        for name in ("auc", "acc"):
+            values = [scores[name] for scores in again]
+            assert getattr(row.scores, name).value == pytest.approx(np.mean(values), abs=1e-12)
+            assert [getattr(draw.scores, name).value for draw in row.draws] in (pytest.approx(values, abs=1e-12), [])
+    untrained = next(row for row in results.rows if row.kind == "untrained")
+    assert [draw.seed for draw in untrained.draws] == [0, 1]
+    first, second = ([line["score"] for line in lines if line["draw"] == draw] for draw in ("1", "2"))
+    assert set(first).isdisjoint(second)
 
 
 def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, shards: Path, nih: Path) -> None:

@@ -36,7 +36,7 @@ OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown", "TORCH_HOME", "HF_HOME"}  #
 
 # Two steps of a small network on small views, and a short search in one process: test_demo.py searches with Ray.
 SMALLER = "--model.backbone=resnet18 --views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"
-SHORTER = "--folds=2 --few_labels=false --search=serial"
+SHORTER = "--folds=2 --few_labels=false --untrained_seeds=2 --search=serial"
 LOCAL = "--rdzv-endpoint=localhost:29400 --rdzv-conf=last_call_timeout=3"
 
 
@@ -114,7 +114,18 @@ def test_no_placeholder_is_left_in_the_docs() -> None:
 
 def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     """Options outside the code blocks; those of other programs have hyphens in their names."""
-    for command in ("shard", "verify", "audit", "views", "pretrain", "supervise", "probe", "submit"):
+    for command in (
+        "shard",
+        "verify",
+        "audit",
+        "views",
+        "pretrain",
+        "supervise",
+        "probe",
+        "table",
+        "compare",
+        "submit",
+    ):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
     known = capsys.readouterr().out

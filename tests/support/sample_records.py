@@ -15,11 +15,12 @@ def make_samples(
     count = len(patients)
     ids, nothing = np.arange(count, dtype=np.uint64), [None] * count
     return Samples(
-        ids,
-        ids,
-        list(patients),
-        list(splits or nothing),
-        list(labels),
+        ids=ids,
+        keys=[f"image-{number}" for number in ids.tolist()],
+        patient_ids=ids,
+        patients=list(patients),
+        splits=list(splits or nothing),
+        labels=list(labels),
         views=list(nothing),
         sexes=list(nothing),
         ages=list(nothing),
