@@ -62,8 +62,9 @@ def test_delong_stands_beside_the_bootstrap_only_where_each_patient_has_one_test
 
 @pytest.mark.parametrize("rounds", [1, 5])
 def test_validation_auc_has_an_interval_from_the_predictions_of_each_fold(rounds: int) -> None:
-    [*_, (case, probes)] = _fitted(rounds).items()
-    row = probe_result(case, probes, resamples=200, seed=0)
+    fitted = _fitted(rounds)
+    [*_, (case, probes)] = fitted.items()
+    row = probe_result([case], fitted, resamples=200, seed=0)
     assert row.validation is not None and row.validation.low is not None and row.validation.high is not None
     assert row.validation.value == row.validation_auc
     assert row.validation_auc == pytest.approx(np.mean([item.validation_auc for item in probes]))
