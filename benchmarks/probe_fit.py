@@ -108,14 +108,14 @@ def squares(films: Films, way: str, size_px: int) -> Float32:
     """Return the films as squares (n, size, size), from 0 to 1."""
     images = (Image.fromarray(WAYS[way](film)) for film in films.images)
     resized = [np.asarray(image.resize((size_px, size_px), Image.Resampling.BOX), np.float32) for image in images]
-    return np.stack(resized) / 255
+    return np.stack(resized) / np.float32(255)
 
 
 def features_of(films: Films, way: str, size_px: int, seeds: int) -> dict[str, list[Float32]]:
     """Return the features of all films, (n, D), one matrix for each seed."""
     pixels = squares(films, way, 32)
     if way == "mirrored":
-        pixels = (pixels + pixels[:, :, ::-1]) / 2
+        pixels = (pixels + pixels[:, :, ::-1]) / np.float32(2)
     inside = np.zeros((32, 32), np.bool_)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
     features = {"32 x 32 raw pixels": [pixels.reshape(len(pixels), -1)], "their border": [pixels[:, ~inside]]}
@@ -132,7 +132,7 @@ def untrained(images: Float32, seed: int, *, mirrored: bool) -> Float32:
     from ssl_core.model.encoder import ModelConfig, untrained_backbone  # noqa: PLC0415
 
     network = untrained_backbone(ModelConfig("resnet18"), seed).eval()
-    batches = torch.from_numpy((images - images.mean()) / images.std())[:, None].split(32)
+    batches = torch.from_numpy((images - images.mean()) / images.std())[:, None].split(32)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         parts = [network(batch) + (network(batch.flip(3)) if mirrored else 0) for batch in batches]
     features: Float32 = torch.cat(parts).numpy()

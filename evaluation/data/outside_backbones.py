@@ -161,7 +161,8 @@ class ComparedBackbone:
             f"{weights.name} takes {channels} channel(s), but its mean and standard deviation have {len(self._mean)}; "
             "give as many",
         )
-        return (self._mean * channels, self._std * channels) if len(self._mean) == 1 else (self._mean, self._std)
+        repeats = channels if len(self._mean) == 1 else 1
+        return tuple(self._mean) * repeats, tuple(self._std) * repeats
 
 
 def compared_backbones(texts: Sequence[str], what: str, options: InputOptions) -> list[ComparedBackbone]:

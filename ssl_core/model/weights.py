@@ -154,7 +154,9 @@ def fit(weights: Weights, network: Network, least_share: float = LEAST_SHARE) ->
     tensors = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in weights.tensors.items()}
     prefix, spelling = _spelling_in(tensors, wanted, network.module)
     found: dict[str, Tensor] = {}
-    missing, misshapen, changes = [], [], []
+    missing: list[str] = []
+    misshapen: list[str] = []
+    changes: list[str] = []
     for name, target in wanted.items():
         value = tensors.get(prefix + spelling(name))
         if value is None:

@@ -77,8 +77,7 @@ def test_features_without_any_variance_have_no_interval_unless_they_are_the_same
 def test_delong_is_refused_where_images_depend_on_each_other() -> None:
     first, _ = _pair(3, 5, 5)
     assert applies(first)
-    for changes in ({"patients": first.patients // 2}, {"parts": first.patients % 2}):
-        other = replace(first, **changes)
+    for other in (replace(first, patients=first.patients // 2), replace(first, parts=first.patients % 2)):
         assert not applies(other)
         with pytest.raises(AssertionError, match="independent"):
             delong_difference(other, other)
