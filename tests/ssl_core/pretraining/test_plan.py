@@ -42,7 +42,9 @@ def facts(config: PretrainConfig, ranks: Ranks | None = None) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in check_plan(config, ranks or Ranks()))
 
 
-def test_a_plan_states_the_steps_and_checkpoints_of_the_run_and_writes_nothing(small: PretrainConfig) -> None:
+def test_a_plan_states_the_steps_and_checkpoints_of_the_run_and_writes_nothing(
+    small: PretrainConfig, tmp_path: Path
+) -> None:
     before = facts(small)
     assert not small.run_folder.exists()
     assert re.fullmatch(r"2 of 32 x 32 px for each image, made of 4 images", before["views"])
@@ -57,6 +59,8 @@ def test_a_plan_states_the_steps_and_checkpoints_of_the_run_and_writes_nothing(s
         assert expected == pytest.approx(sum(sizes), rel=0.03)  # the names of the tensors come on top
     with pytest.raises(UserError, match=rf"is at step {checkpoints[-1].step} already, .* raise them"):
         facts(small)
+    other = replace(small, run_folder=tmp_path / "other", model=replace(small.model, init=str(small.run_folder)))
+    assert any(line.startswith(f"starting from {small.run_folder}/") for line in check_plan(other, Ranks()))
     longer = facts(replace(small, train=replace(small.train, epochs=3)))
     assert f"from step {checkpoints[-1].step} of the run" in longer["steps"]
 
