@@ -3,7 +3,8 @@
 from statistics import fmean
 
 from evaluation.report.tables import Table, interval, marked_label, percent, point_interval, points, verdict
-from evaluation.results.results import Dataset, Estimate, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.scores import Estimate
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:

@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.report.tables import marked_label, percent
 from evaluation.results import paper
-from evaluation.results.results import Bin, Dataset, Estimate, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.scores import Bin, Estimate
 
 # Dark enough on white for text and lines (at least 4.5 : 1); dashes and labels distinguish them without color.
 _INK, _QUIET, _TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"

@@ -9,7 +9,8 @@ from typing import Final, Literal
 
 import tabulate
 
-from evaluation.results.results import OVERLAP_MARK, Dataset, Estimate
+from evaluation.results.results import OVERLAP_MARK, Dataset
+from evaluation.results.scores import Estimate
 
 tabulate.MIN_PADDING = 0  # otherwise each column is two characters wider than its header
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from evaluation.results import paper
-from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, Estimate, ProbeResult, Results
+from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, ProbeResult, Results
+from evaluation.results.scores import Estimate
 
 SIMULATED_NOTE: Final = (
     "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "

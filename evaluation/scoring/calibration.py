@@ -7,7 +7,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from evaluation.results.results import Bin, Calibration
+from evaluation.results.scores import Bin, Calibration
 from infra.arrays import Float64, Int64
 
 _MARGIN: Final = 1e-6  # keeps probabilities away from 0 and 1, where the logit is infinite

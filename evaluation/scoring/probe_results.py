@@ -12,7 +12,8 @@ from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import Calibration, Comparison, FewLabels, Gap, ProbeResult, Subgroup
+from evaluation.results.results import Comparison, FewLabels, ProbeResult
+from evaluation.results.scores import Calibration, Gap, Subgroup
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 from evaluation.scoring.scores import Predictions, auc_difference, score, youden_threshold
 from evaluation.scoring.subgroups import age_group, subgroups

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from scipy.special import expit, logit, stdtrit
 
-from evaluation.results.results import Estimate, Scores
+from evaluation.results.scores import Estimate, Scores
 from infra.arrays import Bool, Float64, Int64
 from infra.rng import uniform
 

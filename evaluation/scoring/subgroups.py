@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from evaluation.results.results import Gap, Scores, Subgroup
+from evaluation.results.scores import Gap, Scores, Subgroup
 from evaluation.scoring.scores import (
     Predictions,
     ResampledScores,

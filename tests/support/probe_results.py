@@ -6,21 +6,16 @@ from dataclasses import replace
 from evaluation.results.notes import notes_on
 from evaluation.results.results import (
     VERSION,
-    Bin,
-    Calibration,
     Comparison,
     Dataset,
-    Estimate,
     FewLabels,
-    Gap,
     PartSize,
     ProbeKind,
     ProbeResult,
     Results,
     Run,
-    Scores,
-    Subgroup,
 )
+from evaluation.results.scores import Bin, Calibration, Estimate, Gap, Scores, Subgroup
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
 from evaluation.selection.label_free import MEASURES
 

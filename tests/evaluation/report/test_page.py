@@ -13,7 +13,8 @@ from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.report.page import report
-from evaluation.results.results import Estimate, Results, write_results
+from evaluation.results.results import Results, write_results
+from evaluation.results.scores import Estimate
 from infra.errors import UserError
 from tests.support.fault_server import serving
 from tests.support.probe_results import made_dataset, made_results, made_row, made_scores, made_selection

@@ -14,7 +14,8 @@ from evaluation.report.tables import Table, csv_text, latex, markdown
 from evaluation.results.notes import F1_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
 from evaluation.results.paper import PUBLISHED, TABLE_III
 from evaluation.results.presets import TASKS
-from evaluation.results.results import Dataset, Estimate, PartSize, Results
+from evaluation.results.results import Dataset, PartSize, Results
+from evaluation.results.scores import Estimate
 from tests.support.probe_results import made_dataset, made_results, made_row
 
 # Every cell of the paper's Table III, by row as printed: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.

@@ -9,7 +9,7 @@ from scipy.special import expit
 from scipy.stats import norm
 from sklearn import metrics
 
-from evaluation.results.results import Estimate
+from evaluation.results.scores import Estimate
 from evaluation.scoring.scores import (
     Predictions,
     auc_difference,
