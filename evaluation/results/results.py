@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from evaluation.results.scores import Calibration, Difference, Estimate, Gap, Scores, Subgroup
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.json_files import BadJson, encode_json, read_json
 
 RESULTS_NAME: Final = "results.json"
-VERSION: Final = 2
+# Version 3 added the methods of intervals and the p-values of comparisons; version 2 is still read, without these.
+VERSION: Final = 3
+_READABLE: Final = (2, VERSION)
 
 # The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
 # backbone, raw "pixels" and their "border", the "attributes" view, sex and age, "shuffled" labels, and "source": the
@@ -26,89 +29,6 @@ class TaskKey(NamedTuple):
 
     dataset: str
     preset: str
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; low and high are None without resamples, or if these give no interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores between 0 and 1. The disease is the positive class; f1_negative is the F1 of the healthy class."""
-
-    acc: Estimate
-    auc: Estimate
-    sen: Estimate
-    spe: Estimate
-    f1: Estimate
-    f1_negative: Estimate
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Images of similar predicted probability.
-
-    Attributes:
-        predicted: mean predicted probability
-        observed: share of positive images
-        images: number of images
-    """
-
-    predicted: float
-    observed: float
-    images: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Brier scores (0 is best) and reliability curves of the test part.
-
-    Attributes:
-        brier: of the probabilities as predicted
-        brier_recalibrated: of the probabilities after Platt scaling
-        brier_prevalence: of predicting the share of positives in the test part for every image
-        bins: reliability curve as predicted
-        bins_recalibrated: reliability curve after Platt scaling
-    """
-
-    brier: float
-    brier_recalibrated: float
-    brier_prevalence: float
-    bins: list[Bin]
-    bins_recalibrated: list[Bin]
-
-
-@dataclass(frozen=True)
-class Subgroup:
-    """The test images of one group, such as sex "F"; the scores are None if the group is too small."""
-
-    attribute: str
-    group: str
-    images: int
-    patients: int
-    positive: int
-    auc: Estimate | None
-    sen: Estimate | None
-    spe: Estimate | None
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The largest difference of AUC between two groups of an attribute.
-
-    The interval is that of the difference between these two groups. They were chosen as the most extreme pair, so the
-    interval does not test whether any difference exists: the widest gap among equal groups tends to look real.
-    """
-
-    attribute: str
-    highest: str
-    lowest: str
-    auc: Estimate
 
 
 @dataclass(frozen=True)
@@ -239,6 +159,7 @@ class ProbeResult:
         calibration: only for the preset `rigorous`
         subgroups: only for the preset `rigorous`
         gaps: widest gap of each attribute, only for the preset `rigorous`
+        validation: validation_auc with its interval over the development patients; None in results of version 2
     """
 
     dataset: str
@@ -259,6 +180,7 @@ class ProbeResult:
     calibration: Calibration | None = None
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    validation: Estimate | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -268,13 +190,26 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """AUC of the last checkpoint (`features`) minus that of `other` features on the same test images."""
+    """AUC of the last checkpoint (`features`) minus that of `other` features on the same test images.
+
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        features: name of the last checkpoint
+        other: name of the other features
+        difference: the difference; its interval and p-value are of this comparison alone
+        p_holm: the p-value adjusted for all comparisons of the same dataset and preset; None without resamples, and in
+            results of version 2
+        delong: the same difference by DeLong's method, as a cross-check; None unless each patient has one test image
+    """
 
     dataset: str
     preset: str
     features: str
     other: str
-    difference: Estimate
+    difference: Difference
+    p_holm: float | None = None
+    delong: Difference | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -350,13 +285,14 @@ def read_results(run: Path) -> Results | None:
         The results, None if the run has not been probed.
 
     Raises:
-        UserError: if the file is unreadable or has another version.
+        UserError: if the file is unreadable, or of a version before 2 or after this one.
     """
     path = run / RESULTS_NAME
     try:
         version = read_json(path, _Version).version
-        if version != VERSION:
-            raise UserError(f"{path} has version {version}, this Sternum reads {VERSION}; probe the run again")
+        if version not in _READABLE:
+            readable = " and ".join(map(str, _READABLE))
+            raise UserError(f"{path} has version {version}, this Sternum reads {readable}; probe the run again")
         return read_json(path, Results)
     except FileNotFoundError:
         return None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from evaluation.results.results import Estimate
+from evaluation.results.scores import Estimate
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.json_files import BadJson, encode_json, read_json

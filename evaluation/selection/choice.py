@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.results.results import Estimate, TaskKey
+from evaluation.results.results import TaskKey
+from evaluation.results.scores import Estimate
 from evaluation.results.selection import MeasureVerdict
 from evaluation.selection.label_free import MEASURES, goodness, has_collapsed
 from infra.arrays import Float64

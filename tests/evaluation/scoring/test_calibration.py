@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from evaluation.results.results import Bin
+from evaluation.results.scores import Bin
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 
 
