@@ -13,6 +13,7 @@ from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, c
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
+from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
@@ -24,6 +25,7 @@ from evaluation.results.results import VERSION, ProbeResult, Results, Run, write
 from evaluation.results.selection import write_selection
 from evaluation.scoring.checkpoint_selection import select_checkpoint
 from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
+from evaluation.scoring.task_results import task_results
 from evaluation.scoring.tensorboard_curves import Curves
 from infra import config as configuration
 from infra.extras import require_extra
@@ -80,8 +82,9 @@ class Prober:
         self.labeled_sets = open_labeled_sets(config.data)
         pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity, config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
-        self.tasks = open_probe_tasks(
+        self.divided = open_probe_tasks(
             self.labeled_sets,
+            choose_tasks(self.labeled_sets, config.tasks, config.positive),
             config.presets,
             self.seen,
             folder=self.folder,
@@ -94,6 +97,7 @@ class Prober:
             repeats=config.repeats,
             allow_overlap=config.allow_overlap,
         )
+        self.tasks = [question for task in self.divided for question in task.questions]
         self.extractor = build_extractor(
             self.run, self.pretraining, view_executor=config.executor, local_batch=config.local_batch
         )
@@ -175,6 +179,7 @@ class Prober:
             few_labels=[few_labels_result(few, fitted[few.case]) for few in few_labels],
             timing={},
             notes=[],
+            tasks=task_results(self.divided, cases, fitted, **self._bootstrap),
         )
         return replace(results, notes=notes_on(results))
 

@@ -79,7 +79,7 @@ class SeenPart:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as one preset divides it.
+    """A dataset as one preset divides it for a question of a task.
 
     Attributes:
         label: name in the tables; with the preset it identifies the rows
@@ -104,6 +104,8 @@ class Dataset:
         pretrained_parts: these images by the place in which pretraining saw them
         pictures_compared: whether pictures were compared; None if unavailable, or in results of older versions, which
             compared only names
+        task: name of the task; empty in results of older versions
+        question: the label that is asked for, one of several of the task; empty if the task has only this question
     """
 
     label: str
@@ -124,6 +126,8 @@ class Dataset:
     pretrained_patients: int | None
     pretrained_parts: list[SeenPart] = field(default_factory=list)
     pictures_compared: bool | None = None
+    task: str = ""
+    question: str = ""
 
     @property
     def key(self) -> TaskKey:
@@ -218,6 +222,66 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class TaskRow:
+    """Scores of one feature set over all labels of a task.
+
+    Attributes:
+        features: name of the features in the tables
+        kind: a checkpoint or one of the controls
+        epoch: epoch of a checkpoint
+        step: step of a checkpoint
+        auc: mean AUC over the labels
+        ap: mean average precision over the labels
+        balanced_accuracy: of classes, the mean share of a class's images that are assigned to it, where an image is
+            assigned to the class with the highest probability; None for other tasks
+        confusion: of classes, how many images of each class (rows) are assigned to each class (columns)
+    """
+
+    features: str
+    kind: ProbeKind
+    epoch: float | None
+    step: int | None
+    auc: Estimate
+    ap: Estimate
+    balanced_accuracy: Estimate | None = None
+    confusion: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task of several labels by one preset.
+
+    Attributes:
+        label: name in the tables; with the preset it identifies the task
+        preset: name of the preset
+        kind: multilabel, or multiclass
+        labels: the labels that are scored
+        datasets: for each label, the label of its dataset, which identifies its rows
+        left_out: label that is not scored and takes no part in the means -> the reason
+        images: test images that are scored for any label
+        patients: their patients
+        rows: the scores of each feature set
+        comparisons: mean AUC of the last checkpoint minus that of other features
+    """
+
+    label: str
+    preset: str
+    kind: str
+    labels: list[str]
+    datasets: list[str]
+    left_out: dict[str, str]
+    images: int
+    patients: int
+    rows: list[TaskRow]
+    comparisons: list[Comparison]
+
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task."""
+        return TaskKey(self.label, self.preset)
+
+
+@dataclass(frozen=True)
 class FewLabels:
     """Test AUCs of probes fitted to the labels of only some development patients.
 
@@ -259,6 +323,17 @@ class Results:
     few_labels: list[FewLabels]
     timing: dict[str, float]
     notes: list[str]
+    tasks: list[TaskResult] = field(default_factory=list)
+
+    @property
+    def single(self) -> list[Dataset]:
+        """The datasets of tasks with one question; the others are parts of `tasks`."""
+        return [dataset for dataset in self.datasets if not dataset.question]
+
+    def questions_of(self, task: TaskResult) -> list[Dataset]:
+        """Return the dataset of each label of a task."""
+        by_key = {dataset.key: dataset for dataset in self.datasets}
+        return [by_key[TaskKey(label, task.preset)] for label in task.datasets]
 
     def rows_of(self, dataset: Dataset) -> list[ProbeResult]:
         """Return the rows of one dataset and preset."""

@@ -10,7 +10,8 @@ from evaluation.data.labeled_sets import LabeledSet
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.probe_cases import ProbeCase, few_labels_case, shuffled_case
 from evaluation.fitting.search import search_serially
-from evaluation.results.presets import PRESETS, TASKS, Preset
+from evaluation.results.presets import PRESETS, Preset
+from evaluation.results.tasks import BUILT_IN
 from evaluation.scoring.probe_results import predict
 from evaluation.scoring.scores import score
 from infra.rng import permutation
@@ -21,7 +22,8 @@ from tests.support.sample_records import cell_samples
 def task(preset: Preset = PRESETS["rigorous"]) -> ProbeTask:
     """A task whose images and parts are given in the cases."""
     nothing = np.empty(0, np.int64)
-    cohort = Cohort("cell", TASKS["cell"][0], nothing, nothing, nothing, nothing[None], "official", {})
+    [task] = BUILT_IN["cell"]
+    cohort = Cohort("cell", task, task.questions[0], nothing, nothing, nothing, nothing[None], "official", {})
     return ProbeTask(cast("LabeledSet", None), cohort, preset, made_dataset("rigorous"))
 
 
