@@ -25,7 +25,7 @@ from evaluation.results.results import VERSION, ProbeResult, Results, Run, write
 from evaluation.results.selection import write_selection
 from evaluation.scoring.checkpoint_selection import select_checkpoint
 from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
-from evaluation.scoring.task_results import task_results
+from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
 from infra import config as configuration
 from infra.extras import require_extra
@@ -166,6 +166,7 @@ class Prober:
         fitted: FittedCases,
     ) -> Results:
         presets = self.config.presets
+        tasks, means = task_scores(self.divided, cases, fitted, **self._bootstrap)
         results = Results(
             version=VERSION,
             sternum=version("sternum"),
@@ -175,11 +176,11 @@ class Prober:
             protocol={name: {**asdict(PRESETS[name]), "c_grid": list(PRESETS[name].c_grid)} for name in presets},
             datasets=[task.record for task in self.tasks],
             rows=rows,
-            comparisons=compare_with_last(cases, fitted, **self._bootstrap),
+            comparisons=[*compare_with_last(cases, fitted, **self._bootstrap), *means],
             few_labels=[few_labels_result(few, fitted[few.case]) for few in few_labels],
             timing={},
             notes=[],
-            tasks=task_results(self.divided, cases, fitted, **self._bootstrap),
+            tasks=tasks,
         )
         return replace(results, notes=notes_on(results))
 
@@ -197,10 +198,14 @@ class Prober:
         """Return the tasks with one test part; cross-validation would train a network for each part."""
         if self.config.finetune.epochs == 0 or not any(source.kind == "checkpoint" for source in features):
             return []
-        for task in self.tasks:
-            if task.record.rounds > 1:
-                say(f"{task.key.dataset}, {task.key.preset}: not fine-tuned, because it is cross-validated")
-        return [task for task in self.tasks if task.record.rounds == 1]
+        for task in self.divided:
+            if task.task.kind != "binary":
+                say(f"{task.key.dataset}, {task.key.preset}: not fine-tuned, because it has several labels")
+        single = [question for task in self.divided if task.task.kind == "binary" for question in task.questions]
+        for question in single:
+            if question.record.rounds > 1:
+                say(f"{question.key.dataset}, {question.key.preset}: not fine-tuned, because it is cross-validated")
+        return [question for question in single if question.record.rounds == 1]
 
     def _finetune(self, task: ProbeTask, features: Features) -> ProbeResult:
         """Fine-tune the last checkpoint, or read the cached outcome, and score it."""

@@ -218,6 +218,8 @@ def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, question: str
         simulated=is_simulated(labeled_set.manifest),
         task=cohort.task.name,
         question=question,
+        uncertain=cohort.question.uncertain,
+        unmentioned=cohort.question.unmentioned,
         positive=cohort.question.positive,
         negative=cohort.question.negative_name if cohort.task.kind != "multiclass" else "other classes",
         balance=cohort.task.balance,

@@ -26,7 +26,7 @@ def table_iii(results: Sequence[Results], preset: str) -> Table:
     """
     by_fraction = {item.run.fraction_percent: item for item in results}
     assert len(by_fraction) == len(results), "one run for each fraction"
-    datasets = {dataset.label: dataset for item in results for dataset in item.datasets if dataset.preset == preset}
+    datasets = {dataset.label: dataset for item in results for dataset in item.single if dataset.preset == preset}
     cells = [row for dataset in datasets.values() for row in _rows(by_fraction, dataset)]
     return Table(_caption(preset), HEADER, cells, text_columns=3, notes=list(_notes(by_fraction, preset)))
 
@@ -86,7 +86,7 @@ def _caption(preset: str) -> str:
 
 
 def _notes(by_fraction: dict[int, Results], preset: str) -> Iterator[str]:
-    datasets = [item for results in by_fraction.values() for item in results.datasets if item.preset == preset]
+    datasets = [item for results in by_fraction.values() for item in results.single if item.preset == preset]
     for fraction, results in sorted(by_fraction.items()):
         run = results.run
         yield (

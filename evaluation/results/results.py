@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from evaluation.results.scores import Calibration, Difference, Estimate, Gap, Scores, Subgroup
+from evaluation.results.task_scores import TaskScores
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.json_files import BadJson, encode_json, read_json
@@ -106,6 +107,8 @@ class Dataset:
             compared only names
         task: name of the task; empty in results of older versions
         question: the label that is asked for, one of several of the task; empty if the task has only this question
+        uncertain: meaning of an uncertain positive label: ignore, zeros or ones
+        unmentioned: meaning of a blank positive label: ignore or absent
     """
 
     label: str
@@ -128,6 +131,8 @@ class Dataset:
     pictures_compared: bool | None = None
     task: str = ""
     question: str = ""
+    uncertain: str = "ignore"
+    unmentioned: str = "ignore"
 
     @property
     def key(self) -> TaskKey:
@@ -222,66 +227,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class TaskRow:
-    """Scores of one feature set over all labels of a task.
-
-    Attributes:
-        features: name of the features in the tables
-        kind: a checkpoint or one of the controls
-        epoch: epoch of a checkpoint
-        step: step of a checkpoint
-        auc: mean AUC over the labels
-        ap: mean average precision over the labels
-        balanced_accuracy: of classes, the mean share of a class's images that are assigned to it, where an image is
-            assigned to the class with the highest probability; None for other tasks
-        confusion: of classes, how many images of each class (rows) are assigned to each class (columns)
-    """
-
-    features: str
-    kind: ProbeKind
-    epoch: float | None
-    step: int | None
-    auc: Estimate
-    ap: Estimate
-    balanced_accuracy: Estimate | None = None
-    confusion: list[list[int]] | None = None
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A task of several labels by one preset.
-
-    Attributes:
-        label: name in the tables; with the preset it identifies the task
-        preset: name of the preset
-        kind: multilabel, or multiclass
-        labels: the labels that are scored
-        datasets: for each label, the label of its dataset, which identifies its rows
-        left_out: label that is not scored and takes no part in the means -> the reason
-        images: test images that are scored for any label
-        patients: their patients
-        rows: the scores of each feature set
-        comparisons: mean AUC of the last checkpoint minus that of other features
-    """
-
-    label: str
-    preset: str
-    kind: str
-    labels: list[str]
-    datasets: list[str]
-    left_out: dict[str, str]
-    images: int
-    patients: int
-    rows: list[TaskRow]
-    comparisons: list[Comparison]
-
-    @property
-    def key(self) -> TaskKey:
-        """Key of the task."""
-        return TaskKey(self.label, self.preset)
-
-
-@dataclass(frozen=True)
 class FewLabels:
     """Test AUCs of probes fitted to the labels of only some development patients.
 
@@ -323,14 +268,14 @@ class Results:
     few_labels: list[FewLabels]
     timing: dict[str, float]
     notes: list[str]
-    tasks: list[TaskResult] = field(default_factory=list)
+    tasks: list[TaskScores] = field(default_factory=list)
 
     @property
     def single(self) -> list[Dataset]:
         """The datasets of tasks with one question; the others are parts of `tasks`."""
         return [dataset for dataset in self.datasets if not dataset.question]
 
-    def questions_of(self, task: TaskResult) -> list[Dataset]:
+    def questions_of(self, task: TaskScores) -> list[Dataset]:
         """Return the dataset of each label of a task."""
         by_key = {dataset.key: dataset for dataset in self.datasets}
         return [by_key[TaskKey(label, task.preset)] for label in task.datasets]
@@ -339,9 +284,9 @@ class Results:
         """Return the rows of one dataset and preset."""
         return [row for row in self.rows if row.key == dataset.key]
 
-    def comparisons_of(self, dataset: Dataset) -> list[Comparison]:
-        """Return the comparisons on one dataset and preset."""
-        return [item for item in self.comparisons if item.key == dataset.key]
+    def comparisons_of(self, dataset: Dataset | TaskScores) -> list[Comparison]:
+        """Return the comparisons on one dataset and preset, or of the mean AUCs of a task."""
+        return [item for item in self.comparisons if item.key == (dataset.label, dataset.preset)]
 
     def few_labels_of(self, dataset: Dataset) -> list[FewLabels]:
         """Return the results with few labels on one dataset and preset."""

@@ -1,21 +1,33 @@
-"""Results of tasks with several labels, from the fitted probes of each label."""
+"""Scores of tasks with several labels, from the fitted probes of each label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from evaluation.data.probe_tasks import DividedTask
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
-from evaluation.results.results import Comparison, Estimate, TaskResult, TaskRow
-from evaluation.scoring.probe_results import predict
-from evaluation.scoring.scores import estimate, estimate_difference
+from evaluation.results.results import Comparison
+from evaluation.results.scores import Difference
+from evaluation.results.task_scores import MeanRow, TaskScores
+from evaluation.scoring.intervals import estimate, estimate_difference
+from evaluation.scoring.probe_results import adjusted, predict
 from evaluation.scoring.task_scores import ResampledMeans, TaskPredictions, confusion, mean_scores, resampled_means
 
 
-def task_results(
+@dataclass(frozen=True)
+class _Scored:
+    """The mean scores of one feature set, and what its comparisons need."""
+
+    row: MeanRow
+    predictions: TaskPredictions
+    resampled: ResampledMeans
+
+
+def task_scores(
     tasks: Sequence[DividedTask], cases: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int
-) -> list[TaskResult]:
+) -> tuple[list[TaskScores], list[Comparison]]:
     """Score each task with several labels over all of them.
 
     Args:
@@ -24,90 +36,79 @@ def task_results(
         fitted: their fitted probes
         resamples: bootstrap resamples of the patients
         seed: seed of the resamples
+
+    Returns:
+        The scores, and the mean AUC of each task's last checkpoint minus that of other features.
     """
-    return [
-        _task_result(task, _by_features(task, cases), fitted, resamples, seed)
-        for task in tasks
-        if task.task.kind != "binary"
-    ]
+    scores, comparisons = [], []
+    for task in tasks:
+        if task.task.kind != "binary":
+            scored = [_scored(task, of_name, fitted, resamples, seed) for of_name in _by_features(task, cases)]
+            scores.append(_record(task, [item.row for item in scored]))
+            comparisons += _comparisons(task, scored)
+    return scores, adjusted(comparisons)
 
 
 def _by_features(task: DividedTask, cases: Sequence[ProbeCase]) -> list[list[ProbeCase]]:
-    """Return, for each feature set, its cases of all questions of a task, in their order."""
+    """Return, for each feature set that all questions of a task have, its cases in the order of the questions."""
     by_name: dict[str, list[ProbeCase]] = {}
     for question in task.questions:
         for case in cases:
             if case.task is question and case.kind != "source":
                 by_name.setdefault(case.name, []).append(case)
-    # A control that exists for some questions only has no mean.
     return [of_name for of_name in by_name.values() if len(of_name) == len(task.questions)]
 
 
-def _task_result(
-    task: DividedTask, by_features: Sequence[Sequence[ProbeCase]], fitted: FittedCases, resamples: int, seed: int
-) -> TaskResult:
-    rows: dict[ProbeCase, TaskRow] = {}
-    resampled: dict[ProbeCase, ResampledMeans] = {}
-    for of_features in by_features:
-        first = of_features[0]
-        predictions = TaskPredictions([predict(case, fitted[case]) for case in of_features], _is_exclusive(task))
-        resampled[first] = resampled_means(predictions, resamples=resamples, seed=seed)
-        rows[first] = _row(first, predictions, resampled[first])
+def _scored(task: DividedTask, cases: Sequence[ProbeCase], fitted: FittedCases, resamples: int, seed: int) -> _Scored:
+    by_label = [predict(case, fitted[case]) for case in cases]
+    predictions = TaskPredictions(by_label, exclusive=task.task.kind == "multiclass")
+    resampled = resampled_means(predictions, resamples=resamples, seed=seed)
+    estimates = {
+        name: estimate(value, resampled[name], predictions.evidence) for name, value in mean_scores(predictions).items()
+    }
+    row = MeanRow(
+        features=cases[0].name,
+        kind=cases[0].kind,
+        step=cases[0].step,
+        auc=estimates["auc"],
+        ap=estimates["ap"],
+        balanced_accuracy=estimates.get("balanced_accuracy"),
+        confusion=confusion(predictions) if predictions.exclusive else None,
+    )
+    return _Scored(row, predictions, resampled)
+
+
+def _record(task: DividedTask, rows: list[MeanRow]) -> TaskScores:
+    first = task.questions[0]
     tested = [question.cohort.rows[question.cohort.in_test.any(axis=0)] for question in task.questions]
-    samples = task.questions[0].labeled_set.samples
     images = np.unique(np.concatenate(tested))
-    return TaskResult(
+    return TaskScores(
         label=task.key.dataset,
         preset=task.key.preset,
         kind=task.task.kind,
         labels=[question.cohort.question.positive for question in task.questions],
         datasets=[question.key.dataset for question in task.questions],
         left_out=task.left_out,
+        split=first.cohort.split,
         images=len(images),
-        patients=len(np.unique(samples.patient_ids[images])),
-        rows=list(rows.values()),
-        comparisons=_comparisons(task, rows, resampled),
+        patients=len(np.unique(first.labeled_set.samples.patient_ids[images])),
+        overlaps=any(question.record.overlaps for question in task.questions),
+        rows=rows,
     )
 
 
-def _is_exclusive(task: DividedTask) -> bool:
-    return task.task.kind == "multiclass"
-
-
-def _row(case: ProbeCase, predictions: TaskPredictions, resampled: ResampledMeans) -> TaskRow:
-    values = mean_scores(predictions)
-    patients = len(predictions.patients)
-    estimates = {name: estimate(value, resampled[name], patients) for name, value in values.items()}
-    return TaskRow(
-        features=case.name,
-        kind=case.kind,
-        epoch=case.epoch,
-        step=case.step,
-        auc=estimates["auc"],
-        ap=estimates["ap"],
-        balanced_accuracy=estimates.get("balanced_accuracy"),
-        confusion=confusion(predictions) if predictions.exclusive else None,
-    )
-
-
-def _comparisons(
-    task: DividedTask, rows: Mapping[ProbeCase, TaskRow], resampled: Mapping[ProbeCase, ResampledMeans]
-) -> list[Comparison]:
+def _comparisons(task: DividedTask, scored: Sequence[_Scored]) -> list[Comparison]:
     """Compare the mean AUC of the last checkpoint with that of all other features, on the same resamples."""
-    trained = [case for case in rows if case.kind == "checkpoint"]
-    if not trained:
-        return []
-    last = max(trained, key=lambda case: case.step or 0)
+    last = max(
+        (item for item in scored if item.row.kind == "checkpoint"), key=lambda item: item.row.step or 0, default=None
+    )
     return [
-        Comparison(task.key.dataset, task.key.preset, last.name, case.name, _difference(last, case, rows, resampled))
-        for case in rows
-        if case is not last and case.kind != "shuffled"
+        Comparison(*task.key, last.row.features, other.row.features, _difference(last, other))
+        for other in scored
+        if last is not None and other is not last and other.row.kind != "shuffled"
     ]
 
 
-def _difference(
-    last: ProbeCase, other: ProbeCase, rows: Mapping[ProbeCase, TaskRow], resampled: Mapping[ProbeCase, ResampledMeans]
-) -> Estimate:
-    return estimate_difference(
-        rows[last].auc.value - rows[other].auc.value, resampled[last]["auc"] - resampled[other]["auc"]
-    )
+def _difference(first: _Scored, second: _Scored) -> Difference:
+    differences = first.resampled["auc"] - second.resampled["auc"]
+    return estimate_difference(first.row.auc, second.row.auc, differences, first.predictions.evidence)

@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from evaluation.scoring.scores import Predictions, image_weights, weighted_scores
+from evaluation.scoring.intervals import Evidence
+from evaluation.scoring.scores import Predictions, auc_evidence, image_weights, weighted_scores
 from infra.arrays import Bool, Float64, Int64
 
 MEANS: Final = ("auc", "ap")  # fields of Scores that are averaged over labels
@@ -30,6 +31,11 @@ class TaskPredictions:
     def patients(self) -> Int64:
         """(P,) the codes of the tested patients, each once."""
         return np.unique(np.concatenate([predictions.patients for predictions in self.labels]))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a mean rests on: as many patients as the label with the fewest in its smaller class."""
+        return min((auc_evidence(predictions) for predictions in self.labels), key=lambda item: item.patients)
 
 
 def mean_scores(task: TaskPredictions) -> dict[str, float]:
