@@ -53,18 +53,15 @@ def test_a_dataset_of_the_paper_has_its_own_tasks() -> None:
 def test_a_named_task_is_for_the_sets_that_have_all_of_its_labels(tmp_path: Path) -> None:
     path = tmp_path / "sick.yaml"
     path.write_text("kind: multilabel\nlabels: [Mass, Edema]\n")
-    sets = [
-        labeled_set(of_classes("Mass", "Edema", "Hernia"), "a"),
-        labeled_set(of_classes("PNEUMONIA", "NORMAL"), "b"),
-    ]
-    chosen = choose_tasks(sets, [str(path), "cell"])
+    three, two = labeled_set(of_classes("Mass", "Edema", "Hernia")), labeled_set(of_classes("PNEUMONIA", "NORMAL"))
+    chosen = choose_tasks([three, two], [str(path), "cell"])
     assert [[task.name for task in of_set] for of_set in chosen] == [["sick"], ["cell"]]
 
 
 @pytest.mark.parametrize(
     ("names", "positive", "words"),
     [
-        (["chexpert6"], None, "tasks names 'chexpert6', which is no built-in task (did you mean 'chexpert5'?)"),
+        (["chexpert15"], None, "tasks names 'chexpert15', which is no built-in task (did you mean 'chexpert5'?)"),
         (["cell"], None, "task 'cell': dataset 'mine' has no label 'PNEUMONIA' (did you mean 'Pneumonia'?)"),
         (["covidgr"], None, "dataset 'mine' has no label 'COVID-19'; its labels are Normal, Pneumonia"),
         ([], "pneumonia", "positive=pneumonia is no class"),

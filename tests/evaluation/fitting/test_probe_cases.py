@@ -4,7 +4,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from evaluation.data.cohort import UNUSED, Cohort, divide
+from evaluation.data.cohort import Cohort
+from evaluation.data.division import UNUSED, divide
 from evaluation.data.feature_matrix import FeatureMatrix, attributes, border
 from evaluation.data.labeled_sets import LabeledSet
 from evaluation.data.probe_tasks import ProbeTask

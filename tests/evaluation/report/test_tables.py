@@ -285,7 +285,7 @@ def test_acc_and_f1_are_not_set_beside_the_papers_if_another_share_of_the_test_p
     note = "58.3 % in our test part, 2.1 to 2.5 % in the paper's."
     assert any(line.endswith(note) for line in table_iii([results], "gazda2021").notes)
     *_, last, in_scores = score_rows(results, dataset, results.rows)
-    shown = [dict(zip(HEADER, row.cells, strict=True)) for row in (last, in_scores)]
+    shown = [dict(zip(HEADER, (*row.ranking, *row.decisions), strict=True)) for row in (last, in_scores)]
     assert [row["ACC"] != "" for row in shown] == [row["F1(healthy)"] != "" for row in shown] == [True, False]
     assert shown[1]["AUC"] == "78.4"
     assert any(line.endswith(note) for line in results.notes)

@@ -4,15 +4,17 @@ from typing import Final, cast
 import numpy as np
 import pytest
 
-from evaluation.data.cohort import Cohort, divide
+from evaluation.data.cohort import Cohort
+from evaluation.data.division import divide
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.labeled_sets import LabeledSet
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe, search_serially
-from evaluation.results.presets import PRESETS, TASKS
+from evaluation.results.presets import PRESETS
 from evaluation.results.results import Comparison, ProbeKind
 from evaluation.results.scores import Difference
+from evaluation.results.tasks import BUILT_IN
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.probe_results import adjusted, compare_with_last, probe_result
 from tests.support.probe_results import made_dataset
@@ -37,7 +39,8 @@ def _fitted(rounds: int = 1, images: int = 1) -> Fitted:
         fold[fold == 0] = divide(classes[fold == 0], patients[fold == 0], 3, 0, "inner")
         folds.append(fold)
     nothing = np.empty(0, np.int64)
-    cohort = Cohort("cell", TASKS["cell"], nothing, nothing, nothing, nothing[None], "official", {})
+    [paper] = BUILT_IN["cell"]
+    cohort = Cohort("cell", paper, paper.questions[0], nothing, nothing, nothing, nothing[None], "official", {})
     preset = replace(PRESETS["gazda2021"], c_grid=(0.1, 1.0))
     task = ProbeTask(cast("LabeledSet", None), cohort, preset, made_dataset("gazda2021"))
     fitted: Fitted = {}
