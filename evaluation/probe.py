@@ -14,7 +14,8 @@ from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
-from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels
+from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
+from evaluation.fitting.control_cases import ShiftCase
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
 from evaluation.fitting.probe_cases import ProbeCase, probe_case
@@ -25,6 +26,7 @@ from evaluation.results.results import VERSION, ProbeResult, Results, Run, write
 from evaluation.results.selection import write_selection
 from evaluation.scoring.checkpoint_selection import select_checkpoint
 from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
+from evaluation.scoring.shift import shift_result
 from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
 from infra import config as configuration
@@ -125,10 +127,12 @@ class Prober:
         extracted = time.monotonic()
         cases = list_cases(self.tasks, features, last_controls=final and config.controls, seed=config.seed)
         few_labels = list_few_labels(cases, config.seed) if final and config.few_labels else []
-        fitted = self.fitter.fit([*cases, *(few.case for few in few_labels)])
+        shifts = list_shifts(cases, config.seed) if final and config.controls else []
+        of_shifts = [case for shift in shifts for case in (shift.case, shift.null)]
+        fitted = self.fitter.fit([*cases, *(few.case for few in few_labels), *of_shifts])
         rows = [probe_result(case, fitted[case], **self._bootstrap) for case in cases]
         finetuned = [self._finetune(task, features) for task in self._tasks_to_finetune(features)] if final else []
-        results = self._results(features, [*rows, *finetuned], cases, few_labels, fitted)
+        results = self._results(features, [*rows, *finetuned], cases, few_labels, shifts, fitted)
         results = replace(
             results,
             timing={
@@ -163,6 +167,7 @@ class Prober:
         rows: list[ProbeResult],
         cases: Sequence[ProbeCase],
         few_labels: Sequence[FewLabelsCase],
+        shifts: Sequence[ShiftCase],
         fitted: FittedCases,
     ) -> Results:
         presets = self.config.presets
@@ -181,6 +186,7 @@ class Prober:
             timing={},
             notes=[],
             tasks=tasks,
+            shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
         )
         return replace(results, notes=notes_on(results))
 

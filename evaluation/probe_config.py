@@ -25,7 +25,7 @@ class ProbeConfig:
         presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
-            the dataset that an image comes from; without these, scores mean little
+            the dataset and the official part that an image comes from; without these, scores mean little
         few_labels: also probe with 1, 5, 10 and 25 percent of the labels (only rigorous; last checkpoint and controls)
         finetune: end-to-end training of the last checkpoint's backbone, next to the frozen probe
         select: also choose a checkpoint without labels, and judge that choice by the labels; writes selection.json

@@ -113,7 +113,7 @@ def build_cohorts(
     answers = answers_of(task, samples.labels)
     rows = np.flatnonzero((answers >= 0).any(axis=0))
     patients = np.unique(np.asarray(samples.patients, np.str_), return_inverse=True)[1] if groups is None else groups
-    official = official_test(dataset, task, [samples.splits[row] for row in rows]) if split == "official" else None
+    official = _official_test(dataset, task, [samples.splits[row] for row in rows]) if split == "official" else None
     in_test = official
     removed: dict[str, Int64] = {}  # reason -> rows
 
@@ -159,7 +159,7 @@ def build_cohorts(
     )
 
 
-def official_test(dataset: str, task: Task, splits: Sequence[str | None]) -> Bool | None:
+def _official_test(dataset: str, task: Task, splits: Sequence[str | None]) -> Bool | None:
     """Return (n,) whether an image is in the official test part; None if the dataset has none."""
     tested = next((name for name in task.test_splits if name in splits), None)
     if tested is None:

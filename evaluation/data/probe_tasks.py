@@ -36,12 +36,14 @@ class ProbeTask:
         cohort: its images that answer the question, and their parts
         preset: the protocol
         record: the question's record in the results
+        groups: (N,) one code for all samples of the dataset that are connected by a patient or a picture
     """
 
     labeled_set: LabeledSet
     cohort: Cohort
     preset: Preset
     record: Dataset
+    groups: Int64
 
     @property
     def key(self) -> TaskKey:
@@ -105,6 +107,7 @@ def open_probe_tasks(
     opened = []
     for labeled_set, of_set in zip(labeled_sets, tasks, strict=True):
         left_out = None if exclude is None else _copies(labeled_set, exclude)
+        groups = _groups(labeled_set, folder)
         certain = [task.with_uncertain(uncertain) for task in of_set]
         for variant in _variants(labeled_set, certain, balance, split):
             for name in presets:
@@ -115,12 +118,14 @@ def open_probe_tasks(
                     PRESETS[name],
                     seed=seed,
                     split=variant.split,
-                    groups=_groups(labeled_set, folder) if PRESETS[name].groups_duplicates else None,
+                    groups=groups if PRESETS[name].groups_duplicates else None,
                     left_out=left_out,
                     folds=folds,
                     repeats=repeats,
                 )
-                questions = [_probe_task(labeled_set, variant, cohort, name, seen) for cohort in cohorts.questions]
+                questions = [
+                    _probe_task(labeled_set, variant, cohort, name, seen, groups) for cohort in cohorts.questions
+                ]
                 for question in questions:
                     _require_unseen(question.record, allow_overlap)
                 for label, reason in cohorts.left_out.items():
@@ -169,13 +174,18 @@ def _label(labeled_set: LabeledSet, task: Task, tasks: Sequence[Task]) -> str:
 
 
 def _probe_task(
-    labeled_set: LabeledSet, variant: _Variant, cohort: Cohort, preset: PresetName, seen: Mapping[str, Seen]
+    labeled_set: LabeledSet,
+    variant: _Variant,
+    cohort: Cohort,
+    preset: PresetName,
+    seen: Mapping[str, Seen],
+    groups: Int64,
 ) -> ProbeTask:
     """Return a question of a task; one of several is named behind the task."""
     question = "" if variant.task.kind == "binary" else cohort.question.positive
     key = TaskKey(variant.label + (f": {question}" if question else ""), preset)
     record = _record(labeled_set, cohort, key, question, seen.get(labeled_set.label))
-    return ProbeTask(labeled_set, cohort, PRESETS[preset], record)
+    return ProbeTask(labeled_set, cohort, PRESETS[preset], record, groups)
 
 
 def _copies(labeled_set: LabeledSet, exclude: Path) -> Bool:

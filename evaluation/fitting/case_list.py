@@ -6,15 +6,14 @@ from typing import NamedTuple
 from evaluation.data.extractor import Features
 from evaluation.data.feature_matrix import attributes, border, concatenated
 from evaluation.data.probe_tasks import ProbeTask
-from evaluation.fitting.probe_cases import (
-    FEW_PERCENT,
-    ProbeCase,
+from evaluation.fitting.control_cases import (
+    ShiftCase,
     dataset_source_case,
-    derived_case,
-    few_labels_case,
-    probe_case,
-    shuffled_case,
+    shift_case,
+    shuffled_over_all,
+    shuffled_within_parts,
 )
+from evaluation.fitting.probe_cases import FEW_PERCENT, ProbeCase, derived_case, few_labels_case, probe_case
 from infra.log import say
 
 
@@ -58,7 +57,12 @@ def _feature_cases(task: ProbeTask, features: Features) -> Iterator[ProbeCase]:
 def _last_controls(
     task: ProbeTask, tasks: Sequence[ProbeTask], features: Features, last: ProbeCase, seed: int
 ) -> Iterator[ProbeCase]:
-    yield shuffled_case(last, seed)
+    yield shuffled_within_parts(last, seed)
+    over_all = shuffled_over_all(last, seed)
+    if over_all is None:
+        say(f"{task.key.dataset}: too few patients to shuffle labels over all of them; left out")
+    else:
+        yield over_all
     comparable = _one_task_per_dataset(task, tasks)
     if len(comparable) > 1:
         matrices = list(features.values())[-1]
@@ -91,6 +95,32 @@ def list_few_labels(cases: Sequence[ProbeCase], seed: int) -> list[FewLabelsCase
     for dataset, percent in too_few:
         say(f"{dataset}: {percent} % of the labels leave too few patients of a class; left out")
     return few_cases
+
+
+def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
+    """Return the cases that tell the parts of an official split apart: by the pixels and by the last checkpoint.
+
+    A dataset is asked once, as the last preset divides it for its first question.
+    """
+    firsts: dict[str, str] = {}
+    for case in cases:
+        firsts.setdefault(case.task.labeled_set.label, case.key.dataset)
+    tasks = {
+        case.task.labeled_set.label: case.task
+        for case in cases
+        if case.task.cohort.is_official and case.key.dataset == firsts[case.task.labeled_set.label]
+    }
+    shifts = []
+    for label, task in tasks.items():
+        whole = [case for case in cases if case.task is task]
+        for case in [case for case in whole if case.kind == "pixels" or case is last_case(cases, case)]:
+            for code in (0, 1):
+                shift = shift_case(case, code, seed)
+                if shift is None:
+                    say(f"{label}: too few patients to tell the official parts apart within a class; left out")
+                else:
+                    shifts.append(shift)
+    return shifts
 
 
 def last_case(cases: Sequence[ProbeCase], case: ProbeCase) -> ProbeCase | None:

@@ -90,12 +90,15 @@ def from_text(text: str | bytes, name: str, problem: SearchProblem) -> tuple[Fit
     Raises:
         One of `DAMAGED`: if the line is no result of this problem
     """
-    values = json.loads(text)
+    values, grid = json.loads(text), len(problem.c_grid)
     if "c" in values:
-        tested = int(np.sum(problem.fold == -1))
-        final = FinalResult(unit_array(values["probabilities"], tested), bool(values["converged"]))
+        final = FinalResult(
+            probabilities=unit_array(values["probabilities"], int(np.sum(problem.fold == -1))),
+            converged=bool(values["converged"]),
+            aucs=unit_array(values["aucs"], grid if problem.tests_every_c else 0),
+        )
         return FinalFit(name, float(values["c"])), final
-    fold, grid = int(values["fold"]), len(problem.c_grid)
+    fold = int(values["fold"])
     fit = FoldFit(name, fold)
     return fit, FoldResult(
         aucs=unit_array(values["aucs"], grid),

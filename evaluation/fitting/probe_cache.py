@@ -114,9 +114,15 @@ def _fitted_probe(problem: SearchProblem, values: dict[str, Any]) -> FittedProbe
         converged=bool(values["converged"]),
         fits=int(values["fits"]),
         unconverged=int(values["unconverged"]),
-        aucs={float(c): float(auc) for c, auc in values["aucs"].items()},
+        aucs=_by_c(values["aucs"]),
+        errors=_by_c(values["errors"]),
+        test_aucs=_by_c(values["test_aucs"]),
         at_edge=bool(values["at_edge"]),
     )
+
+
+def _by_c(values: dict[str, Any]) -> dict[float, float]:
+    return {float(c): float(value) for c, value in values.items()}
 
 
 def _finetuned_network(fold: Int64, values: dict[str, Any]) -> FinetunedNetwork:

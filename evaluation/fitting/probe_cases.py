@@ -1,7 +1,7 @@
 """Probe cases: features with the classes and parts on which they are probed, round by round; each becomes a row."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -21,7 +21,7 @@ from infra.rng import permutation
 FEW_PERCENT: Final = (1, 5, 10, 25)
 _FEW_DRAWS: Final = 5
 _FEW_FOLDS: Final = 3
-_VERSION: Final = 1  # of how classifiers are fitted; raise it when that changes, so that cached ones are fitted again
+_VERSION: Final = 2  # of how classifiers are fitted; raise it when that changes, so that cached ones are fitted again
 
 
 class Round(NamedTuple):
@@ -53,6 +53,7 @@ class ProbeCase:
         patients: (n,) codes
         classes: (rounds, n) 0 or 1
         folds: (rounds, n) from 0 in the development part, -1 in the test part, UNUSED elsewhere
+        tests_every_c: also test every C, for the report
     """
 
     task: ProbeTask
@@ -65,6 +66,7 @@ class ProbeCase:
     patients: Int64
     classes: Int64
     folds: Int64
+    tests_every_c: bool
 
     @property
     def key(self) -> TaskKey:
@@ -89,12 +91,20 @@ class ProbeCase:
                 standardize=self.preset.standardize,
                 c_grid=self.preset.c_grid,
                 max_iterations=self.preset.max_iterations,
+                one_standard_error=self.preset.one_standard_error,
+                tests_every_c=self.tests_every_c,
             )
             yield Round(f"{case}, round {number} of {len(self.folds)}", _identity(problem), problem)
 
 
 def _identity(problem: SearchProblem) -> str:
-    options = (problem.standardize, tuple(problem.c_grid), problem.max_iterations)
+    options = (
+        problem.standardize,
+        tuple(problem.c_grid),
+        problem.max_iterations,
+        problem.one_standard_error,
+        problem.tests_every_c,
+    )
     digest = hashlib.sha256(f"{_VERSION} {sklearn.__version__} {problem.features} {options}".encode())
     for values in (problem.rows, problem.classes, problem.fold):
         digest.update(np.ascontiguousarray(values, np.int64).tobytes())
@@ -115,78 +125,13 @@ def probe_case(task: ProbeTask, source: FeatureSource, matrix: FeatureMatrix) ->
         patients=cohort.patients,
         classes=np.tile(cohort.classes, (len(cohort.folds), 1)),
         folds=cohort.folds,
+        tests_every_c=task.preset.tests_every_c,
     )
 
 
 def derived_case(case: ProbeCase, name: str, kind: ProbeKind, matrix: FeatureMatrix | None = None) -> ProbeCase:
     """Return a control on the same classes and parts, with other features if given."""
     return replace(case, name=name, kind=kind, epoch=None, step=None, matrix=matrix or case.matrix)
-
-
-def shuffled_case(case: ProbeCase, seed: int) -> ProbeCase:
-    """Return the case with the classes dealt to other patients: its AUC must be about 0.5, otherwise something leaks.
-
-    Within each fold and the test part, a patient gets the classes of another patient's images. So parts keep their
-    shares of the classes, and the images of a patient stay alike.
-    """
-    classes = np.stack(
-        [_shuffle(*pair, case.patients, seed, number) for number, pair in enumerate(_classes_and_folds(case))]
-    )
-    return replace(derived_case(case, f"{case.name}, shuffled labels", "shuffled"), classes=classes)
-
-
-def _classes_and_folds(case: ProbeCase) -> Iterator[tuple[Int64, Int64]]:
-    yield from zip(case.classes, case.folds, strict=True)
-
-
-def _shuffle(classes: Int64, fold: Int64, patients: Int64, seed: int, number: int) -> Int64:
-    dealt = classes.copy()
-    for part in np.unique(fold):
-        inside = np.flatnonzero(fold == part)
-        images = [inside[patients[inside] == code] for code in np.unique(patients[inside])]
-        for attempt in range(100):  # a part in which one patient has most images may come out with one class
-            order = permutation(len(images), seed, f"probe-shuffle-{part}", number, attempt)
-            for receiver, giver in zip(images, order, strict=True):
-                dealt[receiver] = np.resize(classes[images[giver]], len(receiver))
-            if len(np.unique(dealt[inside])) == 2:
-                break
-        else:
-            dealt[inside] = classes[inside][permutation(len(inside), seed, "probe-shuffle-images", number)]
-    return dealt
-
-
-def dataset_source_case(
-    case: ProbeCase, tasks: Sequence[ProbeTask], matrices: Mapping[str, FeatureMatrix], stacked: FeatureMatrix
-) -> ProbeCase:
-    """Return the case that tells the images of a dataset from those of other datasets.
-
-    Args:
-        case: names the features and the dataset
-        tasks: one task of each dataset
-        matrices: these features of each dataset, by its label
-        stacked: the same features stacked in that order
-    """
-    starts = _starts(matrices)
-    rows, patients, classes, folds = [], [], [], []
-    for number, task in enumerate(tasks):
-        cohort = task.cohort
-        rows.append(cohort.rows + starts[task.labeled_set.label])
-        patients.append(cohort.patients * len(tasks) + number)
-        classes.append(np.full(len(cohort.rows), int(task is case.task)))
-        folds.append(cohort.folds[0])
-    return replace(
-        derived_case(case, f"{case.name}, this dataset or another", "source", stacked),
-        rows=np.concatenate(rows),
-        patients=np.concatenate(patients),
-        classes=np.concatenate(classes)[None],
-        folds=np.concatenate(folds)[None],
-    )
-
-
-def _starts(matrices: Mapping[str, FeatureMatrix]) -> dict[str, int]:
-    """Return the first row of each dataset when their matrices are stacked."""
-    sizes = [len(matrix.values) for matrix in matrices.values()]
-    return {label: sum(sizes[:number]) for number, label in enumerate(matrices)}
 
 
 def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | None:
@@ -199,7 +144,7 @@ def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | Non
         The case, None if so few patients cannot form three folds with both classes.
     """
     draws = range(_FEW_DRAWS if len(case.folds) == 1 else 1)
-    rounds = [(classes, fold, draw) for classes, fold in _classes_and_folds(case) for draw in draws]
+    rounds = [(classes, fold, draw) for classes, fold in zip(case.classes, case.folds, strict=True) for draw in draws]
     folds = [
         _few_folds(classes, fold, case.patients, percent, seed, f"probe-few-{number}-{draw}")
         for number, (classes, fold, draw) in enumerate(rounds)
@@ -209,6 +154,7 @@ def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | Non
     return replace(
         case,
         name=f"{case.name}, {percent} % of the labels",
+        tests_every_c=False,
         classes=np.stack([classes for classes, _, _ in rounds]),
         folds=np.stack([fold for fold in folds if fold is not None]),
     )

@@ -24,10 +24,9 @@ from evaluation.fitting.search import (
     FittedProbe,
     FoldFit,
     SearchProblem,
-    best_c,
+    choose_c,
     fitted_probe,
     fold_fits,
-    mean_aucs,
 )
 from infra.arrays import Float32
 from infra.errors import RunFailed, UserError
@@ -89,7 +88,7 @@ def search_with_ray(
 
 def _fitted_probe(name: str, problem: SearchProblem, results: Mapping[Fit, Any]) -> FittedProbe:
     folds = [results[FoldFit(name, fold)] for fold in range(problem.folds)]
-    final = FinalFit(name, best_c(mean_aucs(problem, [result.aucs for result in folds])))
+    final = FinalFit(name, choose_c(problem, [result.aucs for result in folds]))
     return fitted_probe(problem, folds, results[final])
 
 

@@ -19,9 +19,8 @@ from evaluation.fitting.search import (
     FoldFit,
     FoldResult,
     SearchProblem,
-    best_c,
+    choose_c,
     fold_fits,
-    mean_aucs,
 )
 from infra.arrays import Float64
 from infra.log import progress
@@ -105,7 +104,7 @@ class TrialOrder(Searcher):  # type: ignore[misc]
         problem, aucs = self.problems[fit.problem], self.aucs[fit.problem]
         aucs[fit.fold] = result.aucs
         if len(aucs) == problem.folds:
-            final = FinalFit(fit.problem, best_c(mean_aucs(problem, [aucs[fold] for fold in range(problem.folds)])))
+            final = FinalFit(fit.problem, choose_c(problem, [aucs[fold] for fold in range(problem.folds)]))
             if final not in self.finished_finals:
                 self.ready.append(final)
 

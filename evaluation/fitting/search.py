@@ -1,7 +1,7 @@
 """The search for C, divided into fits that run one after the other here, or in parallel in `ray_search`.
 
-A fold fit holds out one fold of one problem and fits every C of the grid. A final fit takes a problem's best C and the
-whole development part. Both searches call the same functions, so their results agree to the last bit.
+A fold fit holds out one fold of one problem and fits every C of the grid. A final fit takes a problem's chosen C and
+the whole development part. Both searches call the same functions, so their results agree to the last bit.
 """
 
 import warnings
@@ -33,6 +33,8 @@ class SearchProblem:
         standardize: scale each feature to mean 0 and variance 1 over the images that a classifier is fitted to
         c_grid: values of C to try
         max_iterations: most iterations of one logistic regression
+        one_standard_error: choose the smallest C whose validation AUC is within one standard error of the best
+        tests_every_c: also test every C, fitted to the whole development part; for reports, never for a choice
     """
 
     features: str
@@ -42,6 +44,8 @@ class SearchProblem:
     standardize: bool
     c_grid: Sequence[float]
     max_iterations: int
+    one_standard_error: bool = False
+    tests_every_c: bool = False
 
     @property
     def folds(self) -> int:
@@ -71,10 +75,17 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class FinalResult:
-    """Probabilities (test,) that a classifier fitted to the whole development part gives to the test part."""
+    """Test of the classifier with the chosen C, fitted to the whole development part.
+
+    Attributes:
+        probabilities: (test,) of the positive class
+        converged: whether the fit converged
+        aucs: (C,) test AUC of every C; empty unless the problem asks for it
+    """
 
     probabilities: Float64
     converged: bool
+    aucs: Float64
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class FittedProbe:
         fits: number of fits, of the search and the final one
         unconverged: how many of these did not converge
         aucs: C -> mean validation AUC
+        errors: C -> standard error of that mean, over the folds
+        test_aucs: C -> test AUC; empty unless the problem asks for it
         at_edge: whether C is an end of a grid of more than one value, so that a better C may lie outside
     """
 
@@ -101,6 +114,8 @@ class FittedProbe:
     fits: int
     unconverged: int
     aucs: dict[float, float]
+    errors: dict[float, float]
+    test_aucs: dict[float, float]
     at_edge: bool
 
 
@@ -132,8 +147,12 @@ class FinalFit:
 
     def __call__(self, values: Float32, problem: SearchProblem) -> FinalResult:
         """Run the fit on the problem and its feature matrix (N, D)."""
-        probabilities, converged = _fit_and_predict(values, problem, -1, [self.c])
-        return FinalResult(probabilities[0], bool(converged[0]))
+        grid = _grid(problem) if problem.tests_every_c else [self.c]
+        probabilities, converged = _fit_and_predict(values, problem, -1, grid)
+        classes = problem.classes[problem.fold == -1]
+        aucs = [roc_auc_score(classes, of_c) for of_c in probabilities] if problem.tests_every_c else []
+        chosen = grid.index(self.c)
+        return FinalResult(probabilities[chosen], bool(converged[chosen]), np.array(aucs, np.float64))
 
     def __str__(self) -> str:
         return f"{self.problem}, all folds"
@@ -149,14 +168,28 @@ def fold_fits(problems: Mapping[str, SearchProblem]) -> list[FoldFit]:
     return [FoldFit(name, fold) for name in order for fold in range(problems[name].folds)]
 
 
-def mean_aucs(problem: SearchProblem, aucs: Sequence[Float64]) -> dict[float, float]:
-    """Return C -> mean AUC over the folds; `aucs` holds the AUCs (C,) of each fold in order."""
-    return dict(zip(map(float, problem.c_grid), np.mean(aucs, axis=0).tolist(), strict=True))
+def choose_c(problem: SearchProblem, aucs: Sequence[Float64]) -> float:
+    """Return the C that a problem's rule chooses from the validation AUCs (C,) of its folds.
+
+    It is the smallest C with the best mean, or, by the one-standard-error rule of Breiman et al. 1984 ("Classification
+    and Regression Trees", section 3.4.3), the smallest whose mean is at most one standard error below the best.
+    """
+    means, errors = _over_folds(problem, aucs)
+    best = max(sorted(means), key=means.__getitem__)
+    if not problem.one_standard_error:
+        return best
+    return min(c for c, mean in means.items() if mean >= means[best] - errors[best])
 
 
-def best_c(aucs: Mapping[float, float]) -> float:
-    """Return the C with the best mean validation AUC; the smallest if several are equal."""
-    return max(sorted(aucs), key=aucs.__getitem__)
+def _over_folds(problem: SearchProblem, aucs: Sequence[Float64]) -> tuple[dict[float, float], dict[float, float]]:
+    """Return C -> mean AUC over the folds, and C -> its standard error."""
+    means, errors = np.mean(aucs, axis=0), np.std(aucs, axis=0, ddof=1) / np.sqrt(len(aucs))
+    grid = _grid(problem)
+    return dict(zip(grid, means.tolist(), strict=True)), dict(zip(grid, errors.tolist(), strict=True))
+
+
+def _grid(problem: SearchProblem) -> list[float]:
+    return list(map(float, problem.c_grid))
 
 
 def search_serially(features: Mapping[str, Float32], problems: Mapping[str, SearchProblem]) -> dict[str, FittedProbe]:
@@ -177,15 +210,16 @@ def search_serially(features: Mapping[str, Float32], problems: Mapping[str, Sear
     for name in progress(list(problems), "fitting probes", unit="probe"):
         problem = problems[name]
         of_folds = [fold_results[FoldFit(name, fold)] for fold in range(problem.folds)]
-        c = best_c(mean_aucs(problem, [result.aucs for result in of_folds]))
+        c = choose_c(problem, [result.aucs for result in of_folds])
         probes[name] = fitted_probe(problem, of_folds, FinalFit(name, c)(features[problem.features], problem))
     return probes
 
 
 def fitted_probe(problem: SearchProblem, fold_results: Sequence[FoldResult], final: FinalResult) -> FittedProbe:
     """Combine the results of a problem's fold fits, in the order of the folds, and of its final fit."""
-    aucs = mean_aucs(problem, [result.aucs for result in fold_results])
-    c = best_c(aucs)
+    of_folds = [result.aucs for result in fold_results]
+    c = choose_c(problem, of_folds)
+    aucs, errors = _over_folds(problem, of_folds)
     position = list(aucs).index(c)
     development = problem.fold[problem.fold >= 0]
     out_of_fold = np.empty(len(development))
@@ -201,6 +235,8 @@ def fitted_probe(problem: SearchProblem, fold_results: Sequence[FoldResult], fin
         fits=converged.size + 1,
         unconverged=int((~converged).sum()) + (not final.converged),
         aucs=aucs,
+        errors=errors,
+        test_aucs=dict(zip(aucs, final.aucs.tolist(), strict=True)) if problem.tests_every_c else {},
         at_edge=len(aucs) > 1 and c in (min(aucs), max(aucs)),
     )
 

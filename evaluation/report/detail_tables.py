@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from evaluation.report.c_path import c_path_table
 from evaluation.report.score_table import with_interval
+from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import (
     SIGNIFICANT,
     Table,
@@ -23,6 +25,8 @@ def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
     """Return the tables that have rows."""
     tables = [
         comparison_table(results, dataset),
+        shift_table(results, dataset),
+        c_path_table(dataset, headline_rows(results, dataset)),
         calibration_table(results, dataset),
         *subgroup_tables(results, dataset),
         few_labels_table(results, dataset),

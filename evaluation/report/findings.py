@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from evaluation.report.c_path import c_path_table
 from evaluation.report.detail_tables import (
     calibration_table,
     comparison_table,
@@ -20,6 +21,7 @@ from evaluation.report.pictures import (
     reliability_picture,
 )
 from evaluation.report.score_table import score_rows, score_tables
+from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, interval, marked_label, p_value, percent, point_interval, verdict
 from evaluation.report.task_tables import detail_tables_of, score_tables_of
 from evaluation.results import paper
@@ -156,6 +158,8 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
     strictest = datasets.get(_STRICTEST, first)
     blocks: list[Table | Picture | None] = [auc_picture(results, strictest)]
     blocks += [comparison_table(results, dataset) for dataset in datasets.values()]
+    blocks += [shift_table(results, dataset) for dataset in datasets.values()]
+    blocks += [c_path_table(dataset, headline_rows(results, dataset)) for dataset in datasets.values()]
     blocks.append(accuracy_picture(results, datasets.get(paper.PRESET, first)))
     for dataset in datasets.values():
         blocks += [reliability_picture(results, dataset), calibration_table(results, dataset)]

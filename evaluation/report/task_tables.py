@@ -6,6 +6,7 @@ from typing import Final
 
 from evaluation.report.detail_tables import calibration_table, comparison_table, few_labels_table, subgroup_tables
 from evaluation.report.score_table import with_interval
+from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, marked_label, percent
 from evaluation.results.results import Dataset, Results, last_checkpoint
 from evaluation.results.task_scores import MeanRow, TaskScores
@@ -22,6 +23,7 @@ def detail_tables_of(results: Results, task: TaskScores) -> list[Table]:
     """Return the tables of everything beyond the scores that have rows, those of the labels joined."""
     tables = [
         comparison_table(results, task),
+        _joined(results, task, shift_table),
         _joined(results, task, calibration_table),
         *(_joined(results, task, partial(_subgroup_table, number)) for number in (0, 1)),
         _joined(results, task, few_labels_table),

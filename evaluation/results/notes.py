@@ -61,9 +61,9 @@ def notes_on(results: Results) -> list[str]:
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
     for dataset in results.single:
         rows = results.rows_of(dataset)
-        notes += [*_shift_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
+        notes += [*_parting_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
     notes += dict.fromkeys(note for task in results.tasks for note in _task_notes(results, task))
-    return notes
+    return [*notes, *_shift_notes(results)]
 
 
 def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
@@ -81,10 +81,10 @@ def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
     for label, reason in task.left_out.items():
         yield f"{task.label}, {task.preset}: {label} is not scored and not in the means; the dataset {reason}."
     for row in task.rows:
-        if row.kind == "shuffled":
+        if row.kind in _LEAKS:
             yield (
                 f"{task.label}, {task.preset}, {row.features}: mean AUC {row.auc.value:.3f}"
-                f"{_compare_with_chance(row.auc)}."
+                f"{_compare_with_chance(row.auc, _LEAKS[row.kind])}."
             )
 
 
@@ -135,7 +135,7 @@ def describe(dataset: Dataset) -> str:
     )
 
 
-def _shift_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
+def _parting_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
     """Yield a note if validation and test AUC of the last checkpoint have intervals that do not meet."""
     last = last_checkpoint(rows)
     if last is None or last.validation is None or dataset.rounds > 1:
@@ -159,21 +159,44 @@ def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
 
 
+_LEAKS: Final = {
+    "shuffled": "code reads labels of the test part",
+    "shuffled_over_all": "patients or copies of images are in both parts",
+}
+
+
 def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
     """Yield a note on whether a probe fitted to shuffled labels scores at chance level."""
     for row in rows:
-        if row.kind == "shuffled":
+        if row.kind in _LEAKS:
             auc = row.scores.auc
-            yield f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}{_compare_with_chance(auc)}."
+            neighbors = f"; {row.knn_auc:.3f} by nearest neighbors" if row.kind == "shuffled_over_all" else ""
+            yield (
+                f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}"
+                f"{_compare_with_chance(auc, _LEAKS[row.kind])}{neighbors}."
+            )
 
 
-def _compare_with_chance(auc: Estimate) -> str:
+def _compare_with_chance(auc: Estimate, otherwise: str) -> str:
     if auc.low is None or auc.high is None:
         return "; chance is 0.5"
     interval = f" ({auc.low:.3f}-{auc.high:.3f})"
     if auc.low <= 0.5 <= auc.high:
         return f"{interval}: 0.5 is within its interval"
-    return (
-        f"{interval}: 0.5 is not within its interval. Chance alone does that once in 20 times; otherwise something "
-        "reveals the classes of the test part without labels"
-    )
+    return f"{interval}: 0.5 is not within its interval. Chance alone does that once in 20 times; otherwise {otherwise}"
+
+
+def _shift_notes(results: Results) -> Iterator[str]:
+    """Yield a note on each dataset whose official parts are told apart within a class."""
+    for dataset in results.datasets:
+        shown = [item for item in results.shifts_of(dataset) if item.is_shown]
+        if shown:
+            aucs = "; ".join(
+                f"{item.auc.value:.2f} by {item.features} among {item.group} (at random {item.null.value:.2f})"
+                for item in shown
+            )
+            yield (
+                f"{dataset.label}: the official test part is drawn from another distribution than the development "
+                f"part, because a classifier tells them apart within a class: AUC {aucs}. So test scores also measure "
+                "robustness to this shift, and validation does not foretell them; --split=ignore adds rows without it."
+            )

@@ -22,6 +22,9 @@ class Preset:
             cross-validation) instead of one fifth only
         groups_duplicates: treat near-identical images as images of one patient
         chooses_threshold: choose the threshold on validation by Youden's index instead of using 0.5
+        one_standard_error: choose the smallest C whose mean validation AUC is within one standard error (over the
+            folds) of the best, instead of the C with the best
+        tests_every_c: also report the test AUC of every C, which is used for no choice
     """
 
     c_grid: tuple[float, ...]
@@ -31,6 +34,8 @@ class Preset:
     crosses: bool
     groups_duplicates: bool
     chooses_threshold: bool
+    one_standard_error: bool
+    tests_every_c: bool
 
 
 PRESETS: Final[dict[PresetName, Preset]] = {
@@ -44,14 +49,18 @@ PRESETS: Final[dict[PresetName, Preset]] = {
         crosses=False,
         groups_duplicates=False,
         chooses_threshold=False,
+        one_standard_error=False,
+        tests_every_c=False,
     ),
     "rigorous": Preset(
-        c_grid=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        c_grid=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0),
         max_iterations=1000,
         standardize=True,
         folds=5,
         crosses=True,
         groups_duplicates=True,
         chooses_threshold=True,
+        one_standard_error=True,
+        tests_every_c=True,
     ),
 }

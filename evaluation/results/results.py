@@ -17,9 +17,19 @@ VERSION: Final = 3
 _READABLE: Final = (2, VERSION)
 
 # The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
-# backbone, raw "pixels" and their "border", the "attributes" view, sex and age, "shuffled" labels, and "source": the
-# dataset that an image is from.
-ProbeKind = Literal["checkpoint", "finetuned", "untrained", "pixels", "border", "attributes", "shuffled", "source"]
+# backbone, raw "pixels" and their "border", the "attributes" view, sex and age, labels "shuffled" within each part or
+# "shuffled_over_all" patients, and "source": the dataset that an image is from.
+ProbeKind = Literal[
+    "checkpoint",
+    "finetuned",
+    "untrained",
+    "pixels",
+    "border",
+    "attributes",
+    "shuffled",
+    "shuffled_over_all",
+    "source",
+]
 
 OVERLAP_MARK: Final = "†"
 AT_EDGE_MARK: Final = "*"
@@ -146,6 +156,23 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class TriedC:
+    """What one value of C reached, as means over the rounds.
+
+    Attributes:
+        c: the inverse strength of the regularization
+        validation_auc: mean over the folds
+        standard_error: of a round's `validation_auc`, over its folds
+        test_auc: AUC of the test part, used for no choice; None if it was not measured
+    """
+
+    c: float
+    validation_auc: float
+    standard_error: float
+    test_auc: float | None
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The scores of one feature set on one task: C chosen by validation AUC, one fit, one score on the test part.
 
@@ -169,6 +196,7 @@ class ProbeResult:
         subgroups: only for the preset `rigorous`
         gaps: widest gap of each attribute, only for the preset `rigorous`
         validation: validation_auc with its interval over the development patients; None in results of version 2
+        c_path: every value of C; empty for a fine-tuned network, and in results of older versions
     """
 
     dataset: str
@@ -190,6 +218,7 @@ class ProbeResult:
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     validation: Estimate | None = None
+    c_path: list[TriedC] = field(default_factory=list)
 
     @property
     def key(self) -> TaskKey:
@@ -253,6 +282,41 @@ class FewLabels:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How well a classifier tells the official test part from the development part, among images of one class.
+
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset that divides it
+        features: name of the features
+        group: name of the class
+        development: images of the development part
+        test: images of the test part
+        auc: AUC of the parts as upstream chose them; 0.5 if they are drawn alike
+        null: AUC of as many patients drawn at random
+    """
+
+    dataset: str
+    preset: str
+    features: str
+    group: str
+    development: int
+    test: int
+    auc: Estimate
+    null: Estimate
+
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task."""
+        return TaskKey(self.dataset, self.preset)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the AUC is above the interval of its null."""
+        return self.null.high is not None and self.auc.value > self.null.high
+
+
+@dataclass(frozen=True)
 class Results:
     """The content of `results.json`."""
 
@@ -269,6 +333,7 @@ class Results:
     timing: dict[str, float]
     notes: list[str]
     tasks: list[TaskScores] = field(default_factory=list)
+    shifts: list[Shift] = field(default_factory=list)
 
     @property
     def single(self) -> list[Dataset]:
@@ -291,6 +356,10 @@ class Results:
     def few_labels_of(self, dataset: Dataset) -> list[FewLabels]:
         """Return the results with few labels on one dataset and preset."""
         return [item for item in self.few_labels if item.key == dataset.key]
+
+    def shifts_of(self, dataset: Dataset) -> list[Shift]:
+        """Return the shifts between the parts of one dataset and preset."""
+        return [item for item in self.shifts if item.key == dataset.key]
 
 
 def write_results(run: Path, results: Results) -> None:

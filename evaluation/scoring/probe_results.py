@@ -15,6 +15,7 @@ from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
 from evaluation.results.results import Comparison, FewLabels, ProbeResult, TaskKey
 from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
+from evaluation.scoring.c_path import c_path
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 from evaluation.scoring.delong import applies, delong_difference
 from evaluation.scoring.multiplicity import holm
@@ -31,6 +32,7 @@ from infra.arrays import Float64, Int64
 
 NEIGHBORS: Final = 20
 _HALF: Final = 0.5
+_OF_OTHER_CLASSES: Final = ("shuffled", "shuffled_over_all", "source")  # controls whose classes are not the task's
 
 
 def thresholds(case: ProbeCase, probes: Sequence[FittedProbe]) -> list[float]:
@@ -71,7 +73,7 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         resamples: bootstrap resamples of the patients
         seed: seed of the resamples
     """
-    detailed = case.preset.chooses_threshold and case.kind not in ("shuffled", "source")
+    detailed = case.preset.chooses_threshold and case.kind not in _OF_OTHER_CLASSES
     predictions = predict(case, probes)
     groups, gaps = _subgroups(case, predictions, resamples, seed) if detailed else ([], [])
     return ProbeResult(
@@ -94,6 +96,7 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         subgroups=groups,
         gaps=gaps,
         validation=_validation(case, probes, resamples, seed),
+        c_path=c_path(probes),
     )
 
 
@@ -207,7 +210,7 @@ def compare_with_last(
     comparisons = []
     for other in cases:
         last = last_case(cases, other)
-        if last is None or other is last or other.kind in ("shuffled", "source"):
+        if last is None or other is last or other.kind in _OF_OTHER_CLASSES:
             continue
         first, second = predict(last, fitted[last]), predict(other, fitted[other])
         comparisons.append(

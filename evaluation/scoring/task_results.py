@@ -105,7 +105,7 @@ def _comparisons(task: DividedTask, scored: Sequence[_Scored]) -> list[Compariso
     return [
         Comparison(*task.key, last.row.features, other.row.features, _difference(last, other))
         for other in scored
-        if last is not None and other is not last and other.row.kind != "shuffled"
+        if last is not None and other is not last and not other.row.kind.startswith("shuffled")
     ]
 
 

@@ -12,9 +12,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from evaluation.data.labeled_sets import ProbeData
+from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
+from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
+from evaluation.results.presets import Balance
 from evaluation.results.results import ProbeResult, Results, read_results
 from evaluation.scoring.multiplicity import holm
 from infra.errors import UserError
@@ -83,17 +85,25 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
             ("untrained backbone", "untrained", None),
             ("epoch 1", "checkpoint", 5),
             ("epoch 2", "checkpoint", 10),
-            ("epoch 2, shuffled labels", "shuffled", None),
+            ("epoch 2, labels shuffled within each part", "shuffled", None),
+            ("epoch 2, labels shuffled over all patients", "shuffled_over_all", None),
         ]
         rows = rows_of(results, preset)
         assert rows["32 x 32 raw pixels"].scores.auc.value > 0.95  # the patch is always in the same position
         assert rows["border of the image"].scores.auc.value < 0.9  # and not at the border
-        assert rows["epoch 2, shuffled labels"].scores.auc.value < 0.9  # of 32 images; see test_probe_cases.py
+        for labels in ("shuffled within each part", "shuffled over all patients"):
+            assert rows[f"epoch 2, labels {labels}"].scores.auc.value < 0.9  # of 32 images; see test_control_cases.py
     pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"]
     assert (pixels.size, pixels.fits, pixels.threshold, pixels.calibration) == (1024, 3 * 6 + 1, [0.5], None)
     pixels = rows_of(results, "rigorous")["32 x 32 raw pixels"]
     assert (pixels.fits, len(pixels.c)) == (3 * 3 + 1, 1)
     assert pixels.calibration is not None
+    assert [(tried.c, tried.test_auc is not None) for tried in pixels.c_path] == [(c, True) for c in (0.001, 0.1, 10)]
+    assert [(shift.preset, shift.features, shift.group, shift.test) for shift in results.shifts] == [
+        ("rigorous", features, group, 16)
+        for features in ("32 x 32 raw pixels", "epoch 2")
+        for group in ("NORMAL", "PNEUMONIA")
+    ]
     dataset, _ = results.datasets
     assert (dataset.development.images, dataset.test.images, dataset.test.positive) == (84, 32, 16)
     assert dataset.pretrained_images == 0
@@ -132,6 +142,25 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
         0,
     ]
     assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
+
+
+@pytest.mark.parametrize(
+    ("balance", "labels"),
+    [
+        (None, ["", ", against No Finding, balanced by class", ", against No Finding, balanced by view"]),
+        ("class", ["", ", against No Finding"]),
+    ],
+)
+def test_labels_of_tasks_say_how_they_differ(
+    nih: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], balance: Balance | None, labels: list[str]
+) -> None:
+    tasks = open_probe_tasks(
+        open_labeled_sets(ProbeData([str(nih)])), ["rigorous"], {}, folder=tmp_path, exclude=None, seed=0,
+        uncertain="ignore", balance=balance, split="ignore", folds=3, repeats=1, allow_overlap=False,
+    )  # fmt: skip
+    assert [task.key.dataset for task in tasks] == [f"chestxray14{label}" for label in labels]
+    assert [task.record.balance for task in tasks] == ([balance] * 2 if balance else ["development", "class", "view"])
+    assert "chestxray14: has no official split to ignore" in capsys.readouterr().err
 
 
 def test_few_labels_are_probed_for_the_last_checkpoint_and_the_controls_with_features(run: Path, shards: Path) -> None:

@@ -43,7 +43,8 @@ def test_the_demo_runs_the_whole_chain_on_two_processes_and_listens_on_loopback_
     assert (run / "report.html").is_file()
     assert str(run / "report.html") in output
     results = json.loads((run / "results.json").read_text())
-    assert {row["kind"] for row in results["rows"]} == {"checkpoint", "untrained", "pixels", "border", "shuffled"}
+    controls = {"untrained", "pixels", "border", "shuffled", "shuffled_over_all"}
+    assert {row["kind"] for row in results["rows"]} == {"checkpoint", *controls}
     assert "simulated" in output
 
     with pytest.raises(UserError, match="holds a demo with other options"):

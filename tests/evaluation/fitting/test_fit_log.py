@@ -12,13 +12,14 @@ from infra.errors import UserError
 
 # Two folds of three images, two tested images, two values of C.
 PROBLEM = SearchProblem(
-    "x", np.arange(8), np.arange(8) % 2, np.array([0, 0, 0, 1, 1, 1, -1, -1]), False, (0.01, 0.1), 100
-)
+    "x", np.arange(8), np.arange(8) % 2, np.array([0, 0, 0, 1, 1, 1, -1, -1]), False, (0.01, 0.1), 100,
+    tests_every_c=True,
+)  # fmt: skip
 random = np.random.default_rng(0)
 FITS: dict[Fit, FitResult] = {
     FoldFit("a", 0): FoldResult(random.random(2), random.random((2, 3)), np.array([True, False])),
     FoldFit("a", 1): FoldResult(random.random(2), random.random((2, 3)), np.array([True, True])),
-    FinalFit("a", 0.1): FinalResult(random.random(2), True),
+    FinalFit("a", 0.1): FinalResult(random.random(2), True, random.random(2)),
 }
 
 

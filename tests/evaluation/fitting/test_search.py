@@ -1,3 +1,4 @@
+import statistics
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.fitting.search import SearchProblem, fit_classifier, search_serially
+from evaluation.fitting.search import SearchProblem, choose_c, fit_classifier, search_serially
 from infra.arrays import Float32
 
 GRID = (0.01, 0.1, 1.0)
@@ -67,6 +68,34 @@ def test_smallest_c_is_chosen_when_several_validate_equally_well() -> None:
     result = search_serially({"x": values}, {"probe": problem(c_grid=(1.0, 0.1, 10.0))})["probe"]
     assert result.aucs == {1.0: 1.0, 0.1: 1.0, 10.0: 1.0}
     assert (result.c, result.at_edge) == (0.1, True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(aucs=st.lists(st.lists(st.floats(0.5, 1), min_size=5, max_size=5), min_size=2, max_size=8))
+def test_one_standard_error_rule_takes_the_smallest_c_that_is_not_clearly_worse(aucs: list[list[float]]) -> None:
+    task = problem(c_grid=(0.001, 0.01, 0.1, 1.0, 10.0), one_standard_error=True)
+    of_folds = [np.array(fold) for fold in aucs]
+    chosen = task.c_grid.index(choose_c(task, of_folds))
+    best = task.c_grid.index(choose_c(replace(task, one_standard_error=False), of_folds))
+    means = [statistics.fmean(of_c) for of_c in zip(*aucs, strict=True)]
+    error = statistics.stdev([fold[best] for fold in aucs]) / len(aucs) ** 0.5
+    assert means[best] == pytest.approx(max(means))
+    assert means[chosen] >= max(means) - error - 1e-9
+    assert all(mean < max(means) - error + 1e-9 for mean in means[:chosen])
+
+
+def test_every_c_is_tested_if_asked_for_and_nothing_else_changes() -> None:
+    values, task = features(2), problem(standardize=True)
+    plain, tried = (
+        search_serially({"x": values}, {"p": replace(task, tests_every_c=every)})["p"] for every in (False, True)
+    )
+    assert plain.test_aucs == {}
+    for name in ("c", "validation_auc", "fits", "unconverged", "aucs", "errors", "at_edge"):
+        assert getattr(plain, name) == getattr(tried, name)
+    assert np.array_equal(plain.probabilities, tried.probabilities)
+    for c in GRID:
+        alone = search_serially({"x": values}, {"p": replace(task, c_grid=(c,))})["p"]
+        assert tried.test_aucs[c] == roc_auc_score(task.classes[task.fold < 0], alone.probabilities)
 
 
 @pytest.mark.parametrize(("grid", "at_edge"), [((0.1,), False), ((0.001, 0.1), True), ((0.001, 0.01, 1e3, 1e4), False)])

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.report.detail_tables import comparison_table, detail_tables
+from evaluation.report.c_path import c_path_table
+from evaluation.report.detail_tables import comparison_table, detail_tables, headline_rows
 from evaluation.report.score_table import DECISION_HEADER, RANKING_HEADER, score_rows, score_tables
 from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import Table, csv_text, latex, markdown, verdict
 from evaluation.results.notes import F1_NOTE, OLD_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
 from evaluation.results.paper import PUBLISHED, TABLE_III
-from evaluation.results.results import Comparison, Dataset, PartSize, Results
+from evaluation.results.results import Comparison, Dataset, PartSize, ProbeKind, Results
 from evaluation.results.scores import Difference, Estimate
 from tests.support.probe_results import in_paper_dataset, made_dataset, made_results, made_row
 
@@ -139,20 +140,43 @@ def test_dataset_that_pretraining_saw_is_marked_and_the_mark_is_explained() -> N
 
 
 @pytest.mark.parametrize(
-    ("auc", "words"),
+    ("kind", "auc", "words"),
     [
-        (Estimate(0.512, 0.441, 0.583), "AUC 0.512 (0.441-0.583): 0.5 is within its interval."),
-        (Estimate(0.6, 0.55, 0.65), "0.5 is not within its interval. Chance alone does that once in 20 times"),
-        (Estimate(0.512), "AUC 0.512; chance is 0.5."),
+        ("shuffled", Estimate(0.512, 0.441, 0.583), "AUC 0.512 (0.441-0.583): 0.5 is within its interval."),
+        ("shuffled", Estimate(0.6, 0.55, 0.65), "once in 20 times; otherwise code reads labels of the test part."),
+        ("shuffled_over_all", Estimate(0.6, 0.55, 0.65), "copies of images are in both parts; 0.550 by nearest"),
+        ("shuffled_over_all", Estimate(0.512), "AUC 0.512; chance is 0.5; 0.462 by nearest neighbors."),
     ],
 )
-def test_note_says_how_shuffled_labels_score(auc: Estimate, words: str) -> None:
+def test_note_says_how_shuffled_labels_score_and_what_they_find(kind: ProbeKind, auc: Estimate, words: str) -> None:
     dataset = made_dataset("rigorous")
-    row = made_row(dataset, "epoch 24, shuffled labels", "shuffled", auc.value)
+    row = made_row(dataset, "epoch 24, labels shuffled", kind, auc.value)
     results = replace(made_results([dataset]), rows=[replace(row, scores=replace(row.scores, auc=auc))])
     [note] = [note for note in notes_on(results) if "shuffled" in note]
-    assert note.startswith("cell, rigorous, epoch 24, shuffled labels: AUC 0.")
+    assert note.startswith("cell, rigorous, epoch 24, labels shuffled: AUC 0.")
     assert words in note
+
+
+def test_note_names_the_classes_in_which_the_official_parts_are_told_apart() -> None:
+    [note] = [note for note in made_results().notes if "another distribution" in note]
+    assert note.startswith("cell: the official test part is drawn from another distribution")
+    assert "AUC 0.93 by 32 x 32 raw pixels among NORMAL (at random 0.54). So" in note
+    assert "PNEUMONIA" not in note
+    shifts = [replace(shift, auc=shift.null) for shift in made_results().shifts]
+    assert not any("another distribution" in note for note in notes_on(replace(made_results(), shifts=shifts)))
+
+
+def test_path_of_c_shows_validation_its_error_and_test() -> None:
+    results = made_results()
+    by_paper, strict = results.datasets
+    assert not c_path_table(by_paper, results.rows_of(by_paper)).cells
+    table = c_path_table(strict, headline_rows(results, strict)[:1])
+    assert table.header == ("features", "AUC", "0.001", "0.01", "0.1")
+    assert [cells[1:] for cells in table.cells] == [
+        ("validation", "98.18", "98.83", "98.83"),
+        ("its standard error", "0.08", "0.08", "0.08"),
+        ("test", "98.2", "98.7", "97.8"),
+    ]
 
 
 def test_notes_mention_convergence_and_edges_only_if_they_occur() -> None:
@@ -176,7 +200,15 @@ def test_detail_tables_show_only_what_was_measured() -> None:
     by_paper, strict = results.datasets
     assert detail_tables(results, by_paper) == []
     captions = [table.caption for table in detail_tables(results, strict)]
-    words = ("minus that of others", "Brier score", "subgroups", "widest gap", "only some development patients")
+    words = (
+        "minus that of others",
+        "official test part or development part?",
+        "at every C",
+        "Brier score",
+        "subgroups",
+        "widest gap",
+        "only some development patients",
+    )
     assert all(word in caption for word, caption in zip(words, captions, strict=True))
     for table in detail_tables(results, strict):
         assert {len(row) for row in table.cells} == {len(table.header)}

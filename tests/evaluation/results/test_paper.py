@@ -5,7 +5,7 @@ import pytest
 
 from evaluation.results.paper import DISEASED, TABLE_III, has_papers_share, in_paper
 from evaluation.results.results import PartSize
-from infra.arrays import Float64
+from infra.arrays import Bool, Float64
 from tests.support.probe_results import in_paper_dataset, made_dataset
 
 ROUNDING = 0.0501  # in percent, of a figure with one decimal
@@ -17,11 +17,12 @@ def printed(name: str) -> Iterator[tuple[float, float, float, float]]:
         yield acc, sen, spe, f1
 
 
-def agrees(values: Float64, figure: float) -> Float64:
-    return np.abs(100 * values - figure) <= ROUNDING
+def agrees(values: Float64, figure: float) -> Bool:
+    close: Bool = np.abs(100 * values - figure) <= ROUNDING
+    return close
 
 
-def f1_of_healthy(diseased: Float64, healthy: Float64, sen: Float64, spe: Float64) -> Float64:
+def f1_of_healthy(diseased: Float64 | int, healthy: Float64 | int, sen: Float64, spe: Float64) -> Float64:
     return 2 * healthy * spe / (2 * healthy * spe + healthy * (1 - spe) + diseased * (1 - sen))
 
 
