@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from evaluation.results.scores import Calibration, Estimate, Gap, Scores, Subgroup
+from evaluation.results.scores import Calibration, Difference, Estimate, Gap, Scores, Subgroup
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.json_files import BadJson, encode_json, read_json
 
 RESULTS_NAME: Final = "results.json"
-VERSION: Final = 2
+# Version 3 added the methods of intervals and the p-values of comparisons; version 2 is still read, without these.
+VERSION: Final = 3
+_READABLE: Final = (2, VERSION)
 
 # The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
 # backbone, raw "pixels" and their "border", the "attributes" view, sex and age, "shuffled" labels, and "source": the
@@ -156,6 +158,7 @@ class ProbeResult:
         calibration: only for the preset `rigorous`
         subgroups: only for the preset `rigorous`
         gaps: widest gap of each attribute, only for the preset `rigorous`
+        validation: validation_auc with its interval over the development patients; None in results of version 2
     """
 
     dataset: str
@@ -176,6 +179,7 @@ class ProbeResult:
     calibration: Calibration | None = None
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    validation: Estimate | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -185,13 +189,26 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """AUC of the last checkpoint (`features`) minus that of `other` features on the same test images."""
+    """AUC of the last checkpoint (`features`) minus that of `other` features on the same test images.
+
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        features: name of the last checkpoint
+        other: name of the other features
+        difference: the difference; its interval and p-value are of this comparison alone
+        p_holm: the p-value adjusted for all comparisons of the same dataset and preset; None without resamples, and in
+            results of version 2
+        delong: the same difference by DeLong's method, as a cross-check; None unless each patient has one test image
+    """
 
     dataset: str
     preset: str
     features: str
     other: str
-    difference: Estimate
+    difference: Difference
+    p_holm: float | None = None
+    delong: Difference | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -267,13 +284,14 @@ def read_results(run: Path) -> Results | None:
         The results, None if the run has not been probed.
 
     Raises:
-        UserError: if the file is unreadable or has another version.
+        UserError: if the file is unreadable, or of a version before 2 or after this one.
     """
     path = run / RESULTS_NAME
     try:
         version = read_json(path, _Version).version
-        if version != VERSION:
-            raise UserError(f"{path} has version {version}, this Sternum reads {VERSION}; probe the run again")
+        if version not in _READABLE:
+            readable = " and ".join(map(str, _READABLE))
+            raise UserError(f"{path} has version {version}, this Sternum reads {readable}; probe the run again")
         return read_json(path, Results)
     except FileNotFoundError:
         return None

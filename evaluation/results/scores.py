@@ -5,16 +5,43 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; low and high are None without resamples, or if these give no interval."""
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: the value
+        low: None without resamples, or if these give no interval
+        high: likewise
+        method: how the interval was made, and of how many patients, such as "logit-t, 234 patients"; None without one,
+            and in results of version 2
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A difference of two scores with its 95 % interval, and the two-sided p-value of no difference."""
+
+    p: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores between 0 and 1. The disease is the positive class; f1_negative is the F1 of the healthy class."""
+    """Scores between 0 and 1. The disease is the positive class.
+
+    Attributes:
+        acc: accuracy
+        auc: area under the ROC curve
+        sen: sensitivity
+        spe: specificity
+        f1: F1 of the positive class
+        f1_negative: F1 of the healthy class
+        ap: average precision of the positive class, whose chance level is the share of positives; None in results of
+            version 2
+    """
 
     acc: Estimate
     auc: Estimate
@@ -22,6 +49,7 @@ class Scores:
     spe: Estimate
     f1: Estimate
     f1_negative: Estimate
+    ap: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +68,26 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit of acting on recalibrated probabilities: true positives minus weighted false positives, per image.
+
+    A threshold p says how many false positives one true positive is worth, (1 - p) / p. Treating nobody has a net
+    benefit of 0. All figures hold at the test part's share of positives, also where it was balanced.
+
+    Attributes:
+        thresholds: (T,) probabilities from which on an image is acted upon
+        net_benefit: (T,) of acting on the probe
+        treat_all: (T,) of acting on every image
+    """
+
+    thresholds: list[float]
+    net_benefit: list[float]
+    treat_all: list[float]
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Brier scores (0 is best) and reliability curves of the test part.
+    """Brier scores (0 is best), reliability curves and decision curve of the test part.
 
     Attributes:
         brier: of the probabilities as predicted
@@ -49,6 +95,7 @@ class Calibration:
         brier_prevalence: of predicting the share of positives in the test part for every image
         bins: reliability curve as predicted
         bins_recalibrated: reliability curve after Platt scaling
+        decisions: decision curve after Platt scaling; None in results of version 2
     """
 
     brier: float
@@ -56,6 +103,7 @@ class Calibration:
     brier_prevalence: float
     bins: list[Bin]
     bins_recalibrated: list[Bin]
+    decisions: DecisionCurve | None = None
 
 
 @dataclass(frozen=True)
@@ -83,4 +131,4 @@ class Gap:
     attribute: str
     highest: str
     lowest: str
-    auc: Estimate
+    auc: Difference

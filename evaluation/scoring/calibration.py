@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from evaluation.results.scores import Bin, Calibration
+from evaluation.scoring.decision_curves import decision_curve
 from infra.arrays import Float64, Int64
 
 _MARGIN: Final = 1e-6  # keeps probabilities away from 0 and 1, where the logit is infinite
@@ -61,7 +62,8 @@ def calibration(classes: Int64, probabilities: Float64, recalibrated: Float64) -
         float(brier_score_loss(classes, values, pos_label=1)) for values in (probabilities, recalibrated, prevalence)
     )
     bins, bins_recalibrated = (_bins(classes, values) for values in (probabilities, recalibrated))
-    return Calibration(brier, brier_recalibrated, brier_prevalence, bins, bins_recalibrated)
+    decisions = decision_curve(classes, recalibrated)
+    return Calibration(brier, brier_recalibrated, brier_prevalence, bins, bins_recalibrated, decisions)
 
 
 def _logit(probabilities: Float64) -> Float64:

@@ -1,6 +1,7 @@
 """Rows of the results from fitted probes: scores with intervals, neighbors, calibration, subgroups, comparisons."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -12,10 +13,19 @@ from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import Comparison, FewLabels, ProbeResult
-from evaluation.results.scores import Calibration, Gap, Subgroup
+from evaluation.results.results import Comparison, FewLabels, ProbeResult, TaskKey
+from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
 from evaluation.scoring.calibration import calibration, platt, recalibrate
-from evaluation.scoring.scores import Predictions, auc_difference, score, youden_threshold
+from evaluation.scoring.delong import applies, delong_difference
+from evaluation.scoring.multiplicity import holm
+from evaluation.scoring.scores import (
+    Predictions,
+    auc_difference,
+    auc_estimate,
+    resampled_aucs,
+    score,
+    youden_threshold,
+)
 from evaluation.scoring.subgroups import age_group, subgroups
 from infra.arrays import Float64, Int64
 
@@ -83,7 +93,25 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         calibration=_calibration(case, probes, predictions) if detailed else None,
         subgroups=groups,
         gaps=gaps,
+        validation=_validation(case, probes, resamples, seed),
     )
+
+
+def _validation(case: ProbeCase, probes: Sequence[FittedProbe], resamples: int, seed: int) -> Estimate:
+    """Return the mean validation AUC with its interval, from the out-of-fold probabilities of all rounds.
+
+    The images of a fold have one classifier in each round, so that each fold of each round is a part of its own.
+    """
+    developing = case.folds >= 0
+    rounds = np.arange(len(probes))[:, None]
+    parts = case.folds + rounds * (case.folds.max() + 1)
+    out_of_fold = np.concatenate([probe.validation for probe in probes])
+    patients = np.tile(case.patients, (len(probes), 1))
+    predictions = Predictions(
+        case.classes[developing], out_of_fold, out_of_fold > _HALF, patients[developing], parts[developing]
+    )
+    resampled = resampled_aucs(predictions, resamples=resamples, seed=seed)
+    return auc_estimate(predictions, resampled, float(np.mean([probe.validation_auc for probe in probes])))
 
 
 def _subgroups(
@@ -142,6 +170,13 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         case.patients[test],
         np.zeros(int(test.sum()), np.int64),
     )
+    validation = Predictions(
+        classes[network.validation_rows],
+        network.validation,
+        network.validation > threshold,
+        case.patients[network.validation_rows],
+        np.zeros(len(network.validation), np.int64),
+    )
     return ProbeResult(
         dataset=case.key.dataset,
         preset=case.key.preset,
@@ -158,23 +193,46 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         knn_auc=None,
         fits=0,
         unconverged=0,
+        validation=auc_estimate(validation, resampled_aucs(validation, resamples=resamples, seed=seed)),
     )
 
 
 def compare_with_last(
     cases: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int
 ) -> list[Comparison]:
-    """Compare the last checkpoint of each task with all other features on the same classes and test images."""
+    """Compare the last checkpoint of each task with all other features on the same classes and test images.
+
+    The p-values are adjusted for all comparisons of a task, because readers look at these together.
+    """
     comparisons = []
     for other in cases:
         last = last_case(cases, other)
         if last is None or other is last or other.kind in ("shuffled", "source"):
             continue
-        difference = auc_difference(
-            predict(last, fitted[last]), predict(other, fitted[other]), resamples=resamples, seed=seed
+        first, second = predict(last, fitted[last]), predict(other, fitted[other])
+        comparisons.append(
+            Comparison(
+                other.key.dataset,
+                other.key.preset,
+                last.name,
+                other.name,
+                auc_difference(first, second, resamples=resamples, seed=seed),
+                delong=delong_difference(first, second) if resamples and applies(first) else None,
+            )
         )
-        comparisons.append(Comparison(other.key.dataset, other.key.preset, last.name, other.name, difference))
-    return comparisons
+    return adjusted(comparisons)
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with Holm's p-values, for each dataset and preset as one family."""
+    families: dict[TaskKey, list[float]] = {}
+    for item in comparisons:
+        if item.difference.p is not None:
+            families.setdefault(item.key, []).append(item.difference.p)
+    p_values = {key: iter(holm(family)) for key, family in families.items()}
+    return [
+        item if item.difference.p is None else replace(item, p_holm=next(p_values[item.key])) for item in comparisons
+    ]
 
 
 def few_labels_result(few: FewLabelsCase, probes: Sequence[FittedProbe]) -> FewLabels:

@@ -1,13 +1,13 @@
-"""ACC, AUC, SEN, SPE and F1 of predictions, with intervals over patients."""
+"""ACC, AUC, average precision, SEN, SPE and F1 of predictions, with intervals over patients."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.special import expit, logit, stdtrit
 
-from evaluation.results.scores import Estimate, Scores
+from evaluation.results.scores import Difference, Estimate, Scores
+from evaluation.scoring.intervals import Evidence, estimate, estimate_difference, exact, exact_f1
 from infra.arrays import Bool, Float64, Int64
 from infra.rng import uniform
 
@@ -44,8 +44,9 @@ class Predictions:
 def score(predictions: Predictions, *, resamples: int, seed: int) -> Scores:
     """Score m test images; at least one part must hold both classes.
 
-    Over several parts the AUC is the share of concordant pairs of a positive and a negative image of the same part.
-    The intervals are those of `estimate` over resampled patients.
+    Over several parts the AUC is the share of concordant pairs of a positive and a negative image of the same part, and
+    the average precision is the mean of each part's, weighted by its positive images. The intervals are those of
+    `estimate` over resampled patients, and exact ones for shares of 0 and 1; an average precision of 1 has none.
     """
     resampled = [
         weighted_scores(predictions, weights)
@@ -58,21 +59,53 @@ def summarize(predictions: Predictions, resampled: Sequence[ResampledScores]) ->
     """Return the scores of m test images with intervals from resampled scores, which come in chunks."""
     values = weighted_scores(predictions, np.ones((1, len(predictions.classes))))
     assert not np.isnan(values["auc"][0]), "no part of the images to score holds both classes"
-    patients = len(np.unique(predictions.patients))
+    evidence = _evidence(predictions)
     return Scores(
-        **{
-            name: estimate(float(value), np.concatenate([np.empty(0), *(chunk[name] for chunk in resampled)]), patients)
-            for name, [value] in values.items()
-        }
+        **{name: _estimate(float(value), name, resampled, evidence[name]) for name, [value] in values.items()}
     )
 
 
-def auc_difference(first: Predictions, second: Predictions, *, resamples: int, seed: int) -> Estimate:
+def _estimate(value: float, name: str, resampled: Sequence[ResampledScores], evidence: Evidence) -> Estimate:
+    """Return one field of Scores with its interval; without resamples, none is asked for."""
+    if not resampled or (name == "ap" and value == 1):
+        return Estimate(value)
+    if value in (0, 1):
+        return exact_f1(value, evidence) if name.startswith("f1") else exact(value, evidence)
+    return estimate(value, np.concatenate([chunk[name] for chunk in resampled]), evidence)
+
+
+def _evidence(predictions: Predictions) -> dict[str, Evidence]:
+    """Return what each field of Scores rests on."""
+    parts, part = np.unique(predictions.parts, return_inverse=True)
+    patients, patient = np.unique(predictions.patients, return_inverse=True)
+    tested = len(np.unique(patient * len(parts) + part)) / (len(patients) * len(parts))
+    of_class = [len(np.unique(patient[predictions.classes == code])) for code in (0, 1)]
+    healthy, diseased = (Evidence(count, tested) for count in of_class)
+    smaller = Evidence(min(of_class), tested)
+    return {
+        **{"acc": Evidence(len(patients), tested), "auc": smaller, "ap": smaller},
+        **{"sen": diseased, "spe": healthy, "f1": diseased, "f1_negative": healthy},
+    }
+
+
+def auc_evidence(predictions: Predictions) -> Evidence:
+    """Return what an AUC rests on: the patients of the smaller class."""
+    return _evidence(predictions)["auc"]
+
+
+def auc_estimate(predictions: Predictions, resampled: Float64, value: float | None = None) -> Estimate:
+    """Return the AUC, or a `value` such as the mean of the parts' AUCs, with its interval from resampled AUCs (B,)."""
+    value = auc(predictions) if value is None else value
+    return _estimate(value, "auc", [{"auc": resampled}] if len(resampled) else [], auc_evidence(predictions))
+
+
+def auc_difference(first: Predictions, second: Predictions, *, resamples: int, seed: int) -> Difference:
     """Return the AUC of `first` minus that of `second` on the same images, with the same patients drawn for both."""
     for name in ("classes", "patients", "parts"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), f"two probes to compare differ in {name}"
-    resampled = [resampled_aucs(predictions, resamples=resamples, seed=seed) for predictions in (first, second)]
-    return estimate_difference(auc(first) - auc(second), resampled[0] - resampled[1])
+    of_first, of_second = (resampled_aucs(item, resamples=resamples, seed=seed) for item in (first, second))
+    aucs = auc_estimate(first, of_first), auc_estimate(second, of_second)
+    return estimate_difference(*aucs, of_first - of_second, auc_evidence(first))
 
 
 def auc(predictions: Predictions) -> float:
@@ -89,35 +122,6 @@ def resampled_aucs(predictions: Predictions, *, resamples: int, seed: int) -> Fl
     return np.concatenate([np.empty(0), *(weighted_aucs(predictions, weights) for weights in chunks)])
 
 
-def estimate(share: float, resampled: Float64, patients: int) -> Estimate:
-    """Return a share with its 95 % interval.
-
-    The standard error is that of the bootstrap, on the logit scale, with Student's t for few patients (Pepe 2003, "The
-    Statistical Evaluation of Medical Tests for Classification and Prediction", chapter 5). Percentiles of the resamples
-    would reach too high for few patients and shares near 1, and cover the truth too rarely. A share of 0 or 1 gets no
-    interval: if every image is right, every resample is right too, however few the images.
-
-    Args:
-        share: the share, between 0 and 1
-        resampled: (B,) the share in each resample; NaNs are left out
-        patients: number of patients resampled
-    """
-    usable = resampled[~np.isnan(resampled)]
-    if len(usable) < 2 or not 0 < share < 1:
-        return Estimate(share)
-    width = stdtrit(patients - 1, 0.975) * usable.std(ddof=1) / (share * (1 - share))
-    return Estimate(share, float(expit(logit(share) - width)), float(expit(logit(share) + width)))
-
-
-def estimate_difference(difference: float, resampled: Float64) -> Estimate:
-    """Return a difference with the 2.5th and 97.5th percentile of its resamples (B,); NaNs are left out."""
-    usable = resampled[~np.isnan(resampled)]
-    if len(usable) == 0:
-        return Estimate(difference)
-    low, high = np.percentile(usable, [2.5, 97.5])
-    return Estimate(difference, float(low), float(high))
-
-
 def weighted_scores(predictions: Predictions, weights: Float64) -> ResampledScores:
     """Return each field of Scores under each row of weights (B, m): (B,), NaN if a class has no weight."""
     diseased, positive = predictions.classes == 1, predictions.decisions
@@ -127,6 +131,7 @@ def weighted_scores(predictions: Predictions, weights: Float64) -> ResampledScor
     return {
         "acc": _ratio(tp + tn, tp + fn + tn + fp, both),
         "auc": weighted_aucs(predictions, weights),
+        "ap": weighted_average_precisions(predictions, weights),
         "sen": _ratio(tp, tp + fn, both),
         "spe": _ratio(tn, tn + fp, both),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn, both),
@@ -169,6 +174,30 @@ def weighted_aucs(predictions: Predictions, weights: Float64) -> Float64:
         concordant += (weights[:, positive] * (below[:, lower] + below[:, not_above])).sum(axis=1) / 2
         pairs += weights[:, positive].sum(axis=1) * below[:, -1]
     return _ratio(concordant, pairs, pairs > 0)
+
+
+def weighted_average_precisions(predictions: Predictions, weights: Float64) -> Float64:
+    """Return the average precision under each row of weights (B, m): (B,), NaN if no part has weight in both classes.
+
+    It is the mean, over the positives, of the share of positives among the images of their part that score at least as
+    high. With one part it equals scikit-learn's average_precision_score(sample_weight=...).
+    """
+    total, count = np.zeros((2, len(weights)))
+    for part in np.unique(predictions.parts):
+        inside = np.flatnonzero(predictions.parts == part)
+        inside = inside[np.argsort(-predictions.probabilities[inside])]
+        falling = -predictions.probabilities[inside]
+        diseased = predictions.classes[inside] == 1
+        weight = weights[:, inside]
+        called, found = np.cumsum(weight, axis=1), np.cumsum(weight * diseased, axis=1)
+        last = np.searchsorted(falling, falling[diseased], side="right") - 1  # of the images that score the same
+        precision = np.divide(
+            found[:, last], called[:, last], out=np.zeros((len(weights), len(last))), where=called[:, last] > 0
+        )
+        both = (found[:, -1] > 0) & (called[:, -1] > found[:, -1])
+        total += both * (weight[:, diseased] * precision).sum(axis=1)
+        count += both * found[:, -1]
+    return _ratio(total, count, count > 0)
 
 
 def youden_threshold(classes: Int64, probabilities: Float64) -> float:

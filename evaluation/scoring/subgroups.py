@@ -1,16 +1,18 @@
 """Scores of a probe in subgroups by sex, age and view."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from evaluation.results.scores import Gap, Scores, Subgroup
+from evaluation.scoring.intervals import Evidence, estimate_difference
 from evaluation.scoring.scores import (
     Predictions,
     ResampledScores,
     auc,
-    estimate_difference,
+    auc_evidence,
     image_weights,
     summarize,
     weighted_scores,
@@ -53,7 +55,8 @@ def subgroups(
             resampled[key].append(weighted_scores(predictions.of(inside), weights[:, inside]))
     scores = {key: summarize(predictions.of(inside), resampled[key]) for key, inside in scored.items()}
     listed = [_subgroup(key, predictions.of(inside), scores.get(key)) for key, inside in groups.items()]
-    return listed, [gap for attribute in attributes if (gap := _gap(attribute, scores, resampled))]
+    evidence = {key: auc_evidence(predictions.of(inside)) for key, inside in scored.items()}
+    return listed, [gap for attribute in attributes if (gap := _gap(attribute, scores, resampled, evidence))]
 
 
 def age_group(age: float | None) -> str | None:
@@ -96,14 +99,19 @@ def _subgroup(key: _Key, predictions: Predictions, scores: Scores | None) -> Sub
 
 
 def _gap(
-    attribute: str, scores: Mapping[_Key, Scores], resampled: Mapping[_Key, Sequence[ResampledScores]]
+    attribute: str,
+    scores: Mapping[_Key, Scores],
+    resampled: Mapping[_Key, Sequence[ResampledScores]],
+    evidence: Mapping[_Key, Evidence],
 ) -> Gap | None:
     known = [key for key in scores if key[0] == attribute and key[1] != UNKNOWN]
     if len(known) < 2:
         return None
     lowest, *_, highest = sorted(known, key=lambda key: scores[key].auc.value)
     differences = [high["auc"] - low["auc"] for high, low in zip(resampled[highest], resampled[lowest], strict=True)]
-    difference = scores[highest].auc.value - scores[lowest].auc.value
-    return Gap(
-        attribute, highest[1], lowest[1], estimate_difference(difference, np.concatenate([np.empty(0), *differences]))
+    fewest = min(evidence[highest], evidence[lowest], key=lambda item: item.patients)
+    gap = estimate_difference(
+        scores[highest].auc, scores[lowest].auc, np.concatenate([np.empty(0), *differences]), fewest
     )
+    # No p-value: the pair was chosen because it is the most extreme.
+    return Gap(attribute, highest[1], lowest[1], replace(gap, p=None))

@@ -2,7 +2,7 @@ from importlib import import_module
 
 import pytest
 
-NAMES = ["loader", "loss", "loss_accuracy", "order", "packing", "probe", "reliability", "step"]
+NAMES = ["coverage", "loader", "loss", "loss_accuracy", "order", "packing", "probe", "reliability", "step"]
 
 
 @pytest.mark.parametrize("name", NAMES)

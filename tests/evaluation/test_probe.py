@@ -16,6 +16,7 @@ from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import ProbeResult, Results, read_results
+from evaluation.scoring.multiplicity import holm
 from infra.errors import UserError
 from infra.options import registered
 from launch.cli import main as sternum
@@ -99,6 +100,13 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     assert [(item.other, item.features) for item in results.comparisons if item.preset == "rigorous"] == [
         (name, "epoch 2") for name in ("32 x 32 raw pixels", "border of the image", "untrained backbone", "epoch 1")
     ]
+    for preset in ("gazda2021", "rigorous"):
+        compared = [item for item in results.comparisons if item.preset == preset]
+        assert [item.p_holm for item in compared] == holm([item.difference.p or 0.0 for item in compared])
+    for row in results.rows:
+        assert row.validation is not None and row.validation.value == row.validation_auc
+        assert row.validation.low is not None and row.validation.low <= row.validation_auc
+        assert row.scores.ap is not None and 0 < row.scores.ap.value <= 1
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
 

@@ -75,7 +75,7 @@ def test_results_of_another_version_are_refused(probed: MakeRun, capsys: pytest.
     run = probed("run")
     content = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps(content | {"version": 1}))
-    assert "has version 1, this Sternum reads 2; probe the run again" in refused(capsys, run)
+    assert "has version 1, this Sternum reads 2 and 3; probe the run again" in refused(capsys, run)
 
 
 def test_preset_that_was_not_probed_by_is_refused_with_those_that_were(

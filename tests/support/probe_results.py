@@ -15,7 +15,7 @@ from evaluation.results.results import (
     Results,
     Run,
 )
-from evaluation.results.scores import Bin, Calibration, Estimate, Gap, Scores, Subgroup
+from evaluation.results.scores import Bin, Calibration, Difference, Estimate, Gap, Scores, Subgroup
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
 from evaluation.selection.label_free import MEASURES
 
@@ -100,7 +100,7 @@ def made_rows(dataset: Dataset) -> list[ProbeResult]:
         rows.append(replace(row, epoch=float(epoch), step=50 * epoch))
     if dataset.preset == "rigorous":
         rows[-1] = replace(
-            rows[-1], subgroups=made_subgroups(), gaps=[Gap("sex", "M", "F", Estimate(0.03, -0.01, 0.07))]
+            rows[-1], subgroups=made_subgroups(), gaps=[Gap("sex", "M", "F", Difference(0.03, -0.01, 0.07))]
         )
         shuffled = made_row(dataset, "epoch 24, shuffled labels", "shuffled", 0.512, calibration=None)
         rows.append(replace(shuffled, scores=replace(shuffled.scores, auc=Estimate(0.512, 0.441, 0.583))))
@@ -139,8 +139,8 @@ def made_results(datasets: Sequence[Dataset] | None = None, fraction_percent: in
 
 def made_comparisons(dataset: Dataset) -> list[Comparison]:
     differences = {
-        "32 x 32 raw pixels": Estimate(0.056, 0.034, 0.080),
-        "untrained backbone": Estimate(0.015, -0.004, 0.033),
+        "32 x 32 raw pixels": Difference(0.056, 0.034, 0.080),
+        "untrained backbone": Difference(0.015, -0.004, 0.033),
     }
     return [
         Comparison(dataset.label, dataset.preset, "epoch 24", other, difference)
