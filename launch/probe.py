@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.report.detail_tables import detail_tables
-from evaluation.report.score_table import score_rows, score_table
+from evaluation.report.score_table import score_rows, score_tables
 from evaluation.report.selection_tables import selection_tables
 from evaluation.report.tables import Table, markdown
 from evaluation.results.notes import describe
@@ -56,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print_scores(results: Results) -> None:
     for dataset in results.datasets:
-        table = score_table(describe(dataset), score_rows(results, dataset, results.rows_of(dataset)))
-        sys.stdout.write(f"\n{table.caption}\n\n{markdown(table)}\n")
+        _print_tables(score_tables(describe(dataset), score_rows(results, dataset, results.rows_of(dataset))))
     sys.stdout.flush()
 
 

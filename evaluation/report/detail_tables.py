@@ -1,10 +1,21 @@
 """Tables of everything beyond the scores: comparisons, calibration, subgroups, few labels."""
 
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from evaluation.report.tables import Table, interval, marked_label, percent, point_interval, points, verdict
-from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
-from evaluation.results.scores import Estimate
+from evaluation.report.score_table import with_interval
+from evaluation.report.tables import (
+    SIGNIFICANT,
+    Table,
+    marked_label,
+    p_value,
+    percent,
+    point_interval,
+    points,
+    verdict,
+)
+from evaluation.results.notes import OLD_NOTE
+from evaluation.results.results import VERSION, Comparison, Dataset, ProbeResult, Results, last_checkpoint
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
@@ -20,20 +31,42 @@ def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
 
 def comparison_table(results: Results, dataset: Dataset) -> Table:
     """Return the AUC of the last checkpoint minus that of each other feature set, in points."""
+    comparisons = results.comparisons_of(dataset)
+    crosschecked = any(item.delong for item in comparisons)
     return Table(
         f"{marked_label(dataset)}, {dataset.preset}: AUC of the last checkpoint minus that of others, in points",
-        ("features", "minus", "difference", "95 %", "verdict"),
-        [
-            (
-                item.features,
-                item.other,
-                points(item.difference.value),
-                point_interval(item.difference),
-                verdict(item.difference),
-            )
-            for item in results.comparisons_of(dataset)
-        ],
+        (
+            *("features", "minus", "difference", "95 %", "p"),
+            *(("DeLong 95 %", "DeLong p") if crosschecked else ()),
+            *("p (Holm)", "verdict"),
+        ),
+        [_comparison_cells(item, crosschecked=crosschecked) for item in comparisons],
+        notes=list(_comparison_notes(results, comparisons, crosschecked=crosschecked)),
     )
+
+
+def _comparison_cells(item: Comparison, *, crosschecked: bool) -> tuple[str, ...]:
+    by_delong = (point_interval(item.delong), p_value(item.delong.p)) if item.delong else ("", "")
+    return (
+        *(item.features, item.other, points(item.difference.value), point_interval(item.difference)),
+        p_value(item.difference.p),
+        *(by_delong if crosschecked else ()),
+        *(p_value(item.p_holm), verdict(item)),
+    )
+
+
+def _comparison_notes(results: Results, comparisons: Sequence[Comparison], *, crosschecked: bool) -> Iterator[str]:
+    family = sum(item.p_holm is not None for item in comparisons)
+    if family:
+        yield (
+            "Verdicts are about these weights and classifiers, not about a method: another seed would give others. A "
+            f"difference counts as shown if p (Holm), adjusted for the {family} comparisons of this table, is at most "
+            f"{SIGNIFICANT:g}; 95 % and p are of each comparison alone."
+        )
+    if crosschecked:
+        yield "DeLong: the same difference without resampling, a cross-check where each patient has one test image."
+    if comparisons and results.version < VERSION:
+        yield OLD_NOTE
 
 
 def headline_rows(results: Results, dataset: Dataset) -> list[ProbeResult]:
@@ -73,7 +106,7 @@ def subgroup_tables(results: Results, dataset: Dataset) -> list[Table]:
                 group.attribute,
                 group.group,
                 *(str(count) for count in (group.images, group.patients, group.positive)),
-                *(text for score in (group.auc, group.sen, group.spe) for text in _with_interval(score)),
+                *(text for score in (group.auc, group.sen, group.spe) for text in with_interval(score)),
             )
             for group in last.subgroups
         ],
@@ -86,10 +119,6 @@ def subgroup_tables(results: Results, dataset: Dataset) -> list[Table]:
         text_columns=3,
     )
     return [groups, gaps]
-
-
-def _with_interval(score: Estimate | None) -> tuple[str, str]:
-    return ("", "") if score is None else (percent(score.value), interval(score))
 
 
 def few_labels_table(results: Results, dataset: Dataset) -> Table:

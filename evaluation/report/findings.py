@@ -11,9 +11,16 @@ from evaluation.report.detail_tables import (
     headline_rows,
     subgroup_tables,
 )
-from evaluation.report.pictures import Picture, accuracy_picture, auc_picture, few_labels_picture, reliability_picture
-from evaluation.report.score_table import score_rows, score_table
-from evaluation.report.tables import Table, interval, marked_label, percent, point_interval, verdict
+from evaluation.report.pictures import (
+    Picture,
+    accuracy_picture,
+    auc_picture,
+    decision_picture,
+    few_labels_picture,
+    reliability_picture,
+)
+from evaluation.report.score_table import score_rows, score_tables
+from evaluation.report.tables import Table, interval, marked_label, p_value, percent, point_interval, verdict
 from evaluation.results import paper
 from evaluation.results.presets import PRESETS, PresetName
 from evaluation.results.results import Dataset, ProbeKind, ProbeResult, Results, last_checkpoint
@@ -33,14 +40,14 @@ class PresetSection:
     Attributes:
         title: heading
         findings: one sentence for each dataset
-        headline: the last checkpoints and the controls
-        everything: all rows
+        headline: the last checkpoints and the controls, as two tables
+        everything: all rows, as two tables; empty if the headline has them all
     """
 
     title: str
     findings: list[str]
-    headline: Table
-    everything: Table
+    headline: list[Table]
+    everything: list[Table]
 
 
 @dataclass(frozen=True)
@@ -61,18 +68,22 @@ def preset_sections(results: Results) -> list[PresetSection]:
 def _preset_section(results: Results, preset: str) -> PresetSection:
     datasets = [dataset for dataset in results.datasets if dataset.preset == preset]
     threshold = "chosen on validation" if _chooses_threshold(preset) else "0.5"
+    headline, everything = (
+        [row for dataset in datasets for row in score_rows(results, dataset, listed(results, dataset))]
+        for listed in (headline_rows, Results.rows_of)
+    )
     return PresetSection(
         f"{preset}: {_TITLES.get(preset, 'as configured')}",
         [_finding(results, dataset) for dataset in datasets],
-        score_table(
+        score_tables(
             "Scores on the test part in percent, disease positive: the last checkpoint and its controls. C is "
-            f"chosen in the development part; threshold {threshold}; 'not converged' counts logistic regressions.",
-            (row for dataset in datasets for row in score_rows(results, dataset, headline_rows(results, dataset))),
+            "chosen by the validation AUC, in the development part; AP: average precision, whose chance level is the "
+            f"share of positives; 'not converged' counts logistic regressions. Threshold of decisions: {threshold}.",
+            headline,
         ),
-        score_table(
-            "Every checkpoint. Do not choose one by these test scores.",
-            (row for dataset in datasets for row in score_rows(results, dataset, results.rows_of(dataset))),
-        ),
+        score_tables("Every checkpoint. Do not choose one by these test scores.", everything)
+        if len(everything) > len(headline)
+        else [],
     )
 
 
@@ -104,8 +115,9 @@ def _compare(results: Results, dataset: Dataset, last: ProbeResult, other: Probe
     for item in results.comparisons_of(dataset):
         bounds = point_interval(item.difference)
         if (item.features, item.other) == (last.features, other.features) and bounds:
-            shown = verdict(item.difference)
-            facts.append(f"difference {bounds}{f', {shown}' if shown.startswith('not') else ''}")
+            shown = verdict(item)
+            doubt = f", {shown}: p {p_value(item.p_holm)}, Holm" if shown.startswith("not") else ""
+            facts.append(f"difference {bounds}{doubt}")
     return f"{text} ({'; '.join(facts)})"
 
 
@@ -123,6 +135,7 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
     blocks.append(accuracy_picture(results, datasets.get(paper.PRESET, first)))
     for dataset in datasets.values():
         blocks += [reliability_picture(results, dataset), calibration_table(results, dataset)]
+        blocks.append(decision_picture(results, dataset))
         blocks += subgroup_tables(results, dataset)
         blocks += [few_labels_picture(results, dataset), few_labels_table(results, dataset)]
     return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _without_empty(blocks))

@@ -171,6 +171,37 @@ def _bins_in_words(bins: Sequence[Bin]) -> str:
     return ", ".join(f"{percent(item.observed)} % where {percent(item.predicted)} % was predicted" for item in bins)
 
 
+def decision_picture(results: Results, dataset: Dataset) -> Picture | None:
+    """Draw the decision curve of the last checkpoint beside treating all and none; None without one."""
+    last = last_checkpoint(results.rows_of(dataset))
+    curve = last.calibration.decisions if last and last.calibration else None
+    if last is None or curve is None:
+        return None
+    thresholds = [100 * threshold for threshold in curve.thresholds]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("threshold probability, %", "net benefit per image")
+        axes.plot(thresholds, curve.net_benefit, color=_TRAINED, marker=".", label=last.features)
+        axes.plot(thresholds, curve.treat_all, color="#9a4d00", linestyle="--", label="treat all")
+        axes.axhline(0, color=_QUIET, linewidth=1, label="treat none")
+        highest = max(*curve.net_benefit, curve.treat_all[0], 0.01)
+        axes.set_ylim(-0.2 * highest, 1.1 * highest)
+        _legend(axes)
+        uri = _data_uri(figure)
+    useful = ", ".join(
+        f"{100 * threshold:g}"
+        for threshold, benefit, of_all in zip(curve.thresholds, curve.net_benefit, curve.treat_all, strict=True)
+        if benefit > max(of_all, 0)
+    )
+    return Picture(
+        uri,
+        f"Decision curve on {dataset.label}, {last.features}: its net benefit is above treating all and treating none "
+        f"at {f'the thresholds of {useful} %' if useful else 'no threshold'}.",
+        f"{marked_label(dataset)}, {dataset.preset}, {last.features}: net benefit of acting on recalibrated "
+        "probabilities from a threshold on, at the test part's share of positives"
+        f"{'' if dataset.balance == 'none' else ', which was balanced and is not that of a clinic'}.",
+    )
+
+
 def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
     """Draw the AUC over the share of labels used, up to all of them; None if it was not measured."""
     few_labels = results.few_labels_of(dataset)

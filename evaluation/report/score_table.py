@@ -1,28 +1,44 @@
-"""The table of a probe's scores."""
+"""The tables of a probe's scores: how well it ranks the images, and how well it decides."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from evaluation.report.tables import RowStyle, Table, interval, marked_label, percent
 from evaluation.results import paper
 from evaluation.results.results import AT_EDGE_MARK, Dataset, ProbeResult, Results
+from evaluation.results.scores import Estimate
 
-HEADER: Final = (
-    "dataset", "features", "C", "ACC", "AUC", "95 %", "SEN", "SPE", "F1", "F1(healthy)", "kNN AUC", "not converged",
+RANKING_HEADER: Final = (
+    "dataset", "features", "C", "validation AUC", "95 %", "AUC", "95 %", "AP", "95 %", "kNN AUC", "not converged",
+)  # fmt: skip
+DECISION_HEADER: Final = (
+    "dataset", "features", "ACC", "95 %", "SEN", "95 %", "SPE", "95 %", "F1", "95 %", "F1(healthy)", "95 %",
 )  # fmt: skip
 
 
 class ScoreRow(NamedTuple):
-    """The cells of a row below HEADER, and its style."""
+    """A row of both tables.
 
-    cells: tuple[str, ...]
+    Attributes:
+        ranking: cells below RANKING_HEADER
+        decisions: cells below DECISION_HEADER
+        style: of both rows
+    """
+
+    ranking: tuple[str, ...]
+    decisions: tuple[str, ...]
     style: RowStyle
 
 
-def score_table(caption: str, rows: Iterable[ScoreRow]) -> Table:
-    """Return rows of scores as a table."""
-    listed = list(rows)
-    return Table(caption, HEADER, [row.cells for row in listed], styles=[row.style for row in listed])
+def score_tables(caption: str, rows: Sequence[ScoreRow]) -> list[Table]:
+    """Return rows of scores as two tables: one of the ranking by probability, one of the decisions by the threshold."""
+    styles = [row.style for row in rows]
+    return [
+        Table(caption, RANKING_HEADER, [row.ranking for row in rows], styles=styles),
+        Table(
+            f"Decisions at the threshold. {caption}", DECISION_HEADER, [row.decisions for row in rows], styles=styles
+        ),
+    ]
 
 
 def score_rows(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) -> list[ScoreRow]:
@@ -30,32 +46,44 @@ def score_rows(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) 
 
     The paper's row is the one for the run's fraction of the pretraining set.
     """
-    listed = [ScoreRow(_cells(dataset, row), "trained" if row.kind == "checkpoint" else "plain") for row in rows]
+    listed = [
+        ScoreRow(_ranking(dataset, row), _decisions(dataset, row), "trained" if row.kind == "checkpoint" else "plain")
+        for row in rows
+    ]
     if listed and dataset.preset == paper.PRESET and paper.in_paper(dataset):
-        fraction = results.run.fraction_percent
-        acc, auc, sen, spe, f1 = (f"{value:.1f}" for value in paper.TABLE_III[dataset.name][fraction])
-        name = f"paper, {fraction} % of CheXpert"
-        cells = (marked_label(dataset), name, "", acc, auc, "", sen, spe, "", f1, "", "")
-        listed.append(ScoreRow(cells, "paper"))
+        listed.append(_paper_row(results, dataset))
     return listed
 
 
-def _cells(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
-    scores = row.scores
+def _paper_row(results: Results, dataset: Dataset) -> ScoreRow:
+    fraction = results.run.fraction_percent
+    acc, auc, sen, spe, f1 = (f"{value:.1f}" for value in paper.TABLE_III[dataset.name][fraction])
+    names = marked_label(dataset), f"paper, {fraction} % of CheXpert"
+    return ScoreRow(
+        (*names, "", "", "", auc, "", "", "", "", ""), (*names, acc, "", sen, "", spe, "", "", "", f1, ""), "paper"
+    )
+
+
+def _ranking(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
     return (
-        marked_label(dataset),
-        row.features,
-        _chosen_c(row),
-        percent(scores.acc.value),
-        percent(scores.auc.value),
-        interval(scores.auc),
-        percent(scores.sen.value),
-        percent(scores.spe.value),
-        percent(scores.f1.value),
-        percent(scores.f1_negative.value),
+        *(marked_label(dataset), row.features, _chosen_c(row)),
+        *with_interval(row.validation or Estimate(row.validation_auc)),
+        *with_interval(row.scores.auc),
+        *with_interval(row.scores.ap),
         "" if row.knn_auc is None else percent(row.knn_auc),
         f"{row.unconverged} of {row.fits}" if row.fits else "",
     )
+
+
+def _decisions(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
+    scores = row.scores
+    shown = (scores.acc, scores.sen, scores.spe, scores.f1, scores.f1_negative)
+    return (marked_label(dataset), row.features, *(text for score in shown for text in with_interval(score)))
+
+
+def with_interval(score: Estimate | None) -> tuple[str, str]:
+    """Write a score and its interval in percent; both empty without a score."""
+    return ("", "") if score is None else (percent(score.value), interval(score))
 
 
 def _chosen_c(row: ProbeResult) -> str:

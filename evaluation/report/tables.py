@@ -9,12 +9,14 @@ from typing import Final, Literal
 
 import tabulate
 
-from evaluation.results.results import OVERLAP_MARK, Dataset
+from evaluation.results.results import OVERLAP_MARK, Comparison, Dataset
 from evaluation.results.scores import Estimate
 
 tabulate.MIN_PADDING = 0  # otherwise each column is two characters wider than its header
 
 _NUMBERS: Final = re.compile(r"[+-][\d.]+( to [+-]?[\d.]+)?")  # a number, or an interval
+
+SIGNIFICANT: Final = 0.05  # of a p-value adjusted for all verdicts of a table
 
 RowStyle = Literal["plain", "trained", "paper"]  # of a control, of a checkpoint, of a published result
 
@@ -168,13 +170,24 @@ def point_interval(difference: Estimate) -> str:
     return f"{points(difference.low)} to {points(difference.high)}"
 
 
-def verdict(difference: Estimate) -> str:
-    """Return whether an interval excludes a difference of 0; empty without an interval."""
-    if difference.low is None or difference.high is None:
+def verdict(comparison: Comparison) -> str:
+    """Return what a comparison says about these weights; empty without a p-value.
+
+    It speaks of these weights because another seed, of either side, would give other weights. The p-value is the one
+    adjusted for all verdicts of the table.
+    """
+    if comparison.p_holm is None:
         return ""
-    if difference.low <= 0 <= difference.high:
+    if comparison.p_holm > SIGNIFICANT:
         return "not shown to differ"
-    return "better" if difference.value > 0 else "WORSE"
+    return f"these weights: {'better' if comparison.difference.value > 0 else 'WORSE'}"
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value with three digits after the point; empty without one."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def marked_label(dataset: Dataset) -> str:

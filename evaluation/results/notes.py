@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from evaluation.results import paper
-from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, ProbeResult, Results
+from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, ProbeResult, Results, last_checkpoint
 from evaluation.results.scores import Estimate
 
 SIMULATED_NOTE: Final = (
@@ -27,6 +27,18 @@ EDGE_NOTE: Final = (
     f"{AT_EDGE_MARK} C is an end of the grid (in cross-validation: in at least one round); a wider grid might score "
     "differently."
 )
+INTERVAL_NOTE: Final = (
+    "Intervals are over patients, and hold for these weights and classifiers: another seed or development part would "
+    "give others. docs/design.md, Probing, describes each method that results.json names."
+)
+CROSS_NOTE: Final = (
+    "In cross-validation, intervals are widened because the classifiers of the test parts share most of their images "
+    "(Nadeau and Bengio 2003). They are meant for the mean AUC of such classifiers."
+)
+OLD_NOTE: Final = (
+    "These results are of version 2: their intervals are narrower for small classes and in cross-validation, and they "
+    "hold no p-values. Probe the run again for verdicts."
+)
 
 
 def notes_on(results: Results) -> list[str]:
@@ -39,10 +51,14 @@ def notes_on(results: Results) -> list[str]:
         F1_NOTE: real,
         CONVERGENCE_NOTE: any(row.unconverged for row in by_paper),
         EDGE_NOTE: any(row.at_edge for row in results.rows),
+        INTERVAL_NOTE: any(row.scores.auc.method for row in results.rows),
+        CROSS_NOTE: any(dataset.rounds > 1 for dataset in results.datasets),
     }
     notes = [note for note, applies in general.items() if applies]
     notes += dict.fromkeys(note for dataset in results.datasets for note in overlap_notes(dataset))
-    notes += [note for dataset in results.datasets for note in _shuffled_notes(dataset, results.rows_of(dataset))]
+    for dataset in results.datasets:
+        rows = results.rows_of(dataset)
+        notes += [*_shift_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
     return notes
 
 
@@ -91,6 +107,30 @@ def describe(dataset: Dataset) -> str:
     return f"{dataset.label}, {dataset.preset}: {dataset.split} split; {counts}" + (
         f"; left out: {left_out}" if left_out else ""
     )
+
+
+def _shift_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
+    """Yield a note if validation and test AUC of the last checkpoint have intervals that do not meet."""
+    last = last_checkpoint(rows)
+    if last is None or last.validation is None or dataset.rounds > 1:
+        return
+    validation, test = last.validation, last.scores.auc
+    if _is_above(validation, test) or _is_above(test, validation):
+        yield (
+            f"{dataset.label}, {dataset.preset}, {last.features}: validation AUC {_with_interval(validation)} and test "
+            f"AUC {_with_interval(test)} part by more than their intervals: the test part is another distribution than "
+            "the development part. See the control that tells these parts from each other; what validation chose (C, "
+            "threshold, recalibration) may not suit the test part."
+        )
+
+
+def _is_above(one: Estimate, other: Estimate) -> bool:
+    """Return whether the whole interval of one estimate is above that of another."""
+    return one.low is not None and other.high is not None and one.low > other.high
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
 
 
 def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:

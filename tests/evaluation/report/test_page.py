@@ -95,7 +95,7 @@ def test_report_has_every_section_and_figure_when_everything_was_measured(full_p
     sections = ["scores", "selection", "training", "data", "configuration", "files"]
     assert full_page.attributes("section", "aria-labelledby") == full_page.attributes("h2", "id") == sections
     described = [words.partition(" ")[0] for words in full_page.attributes("img", "alt")]
-    assert described == ["AUC", "Accuracy", "Reliability", "AUC", "Line:"]
+    assert described == ["AUC", "Accuracy", "Reliability", "Decision", "AUC", "Line:"]
     assert all(len(words) > 60 for words in full_page.attributes("img", "alt"))
     for words in ("Brier score", "widest gap between two subgroups", "only some development patients", "regret"):
         assert words in full_page.text
@@ -109,7 +109,7 @@ def test_finding_compares_with_each_control_and_says_whether_the_difference_is_s
     )
     assert "5.6 points above the 32 x 32 raw pixels (90.7 %; difference +3.4 to +8.0)" in full_page.text
     assert (
-        "1.5 points above the untrained backbone (94.8 %; difference -0.4 to +3.3, not shown to differ)"
+        "1.5 points above the untrained backbone (94.8 %; difference +0.1 to +2.9, not shown to differ: p 0.060, Holm)"
         in full_page.text
     )
 

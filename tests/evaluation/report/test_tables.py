@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.report.detail_tables import comparison_table, detail_tables
-from evaluation.report.score_table import HEADER, score_rows
+from evaluation.report.score_table import DECISION_HEADER, RANKING_HEADER, score_rows, score_tables
 from evaluation.report.table_iii import table_iii
-from evaluation.report.tables import Table, csv_text, latex, markdown
-from evaluation.results.notes import F1_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
+from evaluation.report.tables import Table, csv_text, latex, markdown, verdict
+from evaluation.results.notes import F1_NOTE, OLD_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
 from evaluation.results.paper import PUBLISHED, TABLE_III
 from evaluation.results.presets import TASKS
-from evaluation.results.results import Dataset, PartSize, Results
-from evaluation.results.scores import Estimate
+from evaluation.results.results import Comparison, Dataset, PartSize, Results
+from evaluation.results.scores import Difference, Estimate
 from tests.support.probe_results import made_dataset, made_results, made_row
 
 # Every cell of the paper's Table III, by row as printed: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
@@ -39,9 +39,12 @@ tables = st.integers(1, 4).flatmap(
 )
 
 
+HEADER = (*RANKING_HEADER, *DECISION_HEADER)
+
+
 def cells_of(results: Results, preset: str = "gazda2021") -> list[tuple[str, ...]]:
     [dataset] = [dataset for dataset in results.datasets if dataset.preset == preset]
-    return [row.cells for row in score_rows(results, dataset, results.rows_of(dataset))]
+    return [(*row.ranking, *row.decisions) for row in score_rows(results, dataset, results.rows_of(dataset))]
 
 
 def simulated(preset: str = "gazda2021") -> Dataset:
@@ -88,9 +91,18 @@ def test_paper_row_is_absent_if_it_does_not_compare(dataset: Dataset) -> None:
 
 
 def test_scores_are_in_percent_with_interval_and_fits() -> None:
-    by_features = {row[1]: dict(zip(HEADER, row, strict=True)) for row in cells_of(made_results())}
+    results = made_results()
+    by_features = {row[1]: dict(zip(HEADER, row, strict=True)) for row in cells_of(results)}
     last = by_features["epoch 24"]
-    assert (last["AUC"], last["95 %"], last["kNN AUC"]) == ("96.3", "94.3-98.3", "91.3")
+    assert last["kNN AUC"] == "91.3"
+    row = score_rows(results, results.datasets[0], results.rows_of(results.datasets[0]))[9]
+    assert row.ranking[3:9] == ("98.3", "97.3-99.3", "96.3", "94.3-98.3", "97.3", "95.3-99.3")
+    assert row.decisions[2:] == (
+        *("86.3", "84.3-88.3", "98.3", "96.3-100.0", "66.3", "64.3-68.3"),
+        *("90.3", "88.3-92.3", "78.3", "76.3-80.3"),
+    )
+    for table in score_tables("Scores", [row]):
+        assert {len(cells) for cells in table.cells} == {len(table.header)}
     assert (last["C"], last["not converged"]) == ("1*", "40 of 49")
     assert by_features["paper, 100 % of CheXpert"]["not converged"] == ""
 
@@ -101,7 +113,7 @@ def test_range_of_c_is_given_when_rounds_chose_differently() -> None:
     row = made_row(dataset, "epoch 1", "checkpoint", 0.9, c=[0.01, 1.0, 0.1])
     finetuned = made_row(dataset, "epoch 1, fine-tuned", "finetuned", 0.9, c=[], fits=0, knn_auc=None)
     rows = score_rows(results, dataset, [row, finetuned])
-    assert [(row.cells[2], row.cells[-2], row.cells[-1]) for row in rows] == [
+    assert [(row.ranking[2], *row.ranking[-2:]) for row in rows] == [
         ("0.01 to 1", "85.0", "0 of 36"),
         ("", "", ""),
     ]
@@ -111,13 +123,13 @@ def test_no_interval_is_shown_when_none_was_asked_for() -> None:
     dataset = made_dataset("rigorous")
     row = made_row(dataset, "epoch 1", "checkpoint", 0.9)
     bare = replace(row, scores=replace(row.scores, auc=Estimate(0.9)))
-    assert score_rows(made_results(), dataset, [bare])[0].cells[HEADER.index("95 %")] == ""
+    assert score_rows(made_results(), dataset, [bare])[0].ranking[6] == ""
 
 
 def test_dataset_that_pretraining_saw_is_marked_and_the_mark_is_explained() -> None:
     seen = made_dataset("gazda2021", pretrained_images=32, pretrained_patients=30)
     results = made_results([seen])
-    assert {row.cells[0] for row in score_rows(results, seen, results.rows)} == {"cell †"}
+    assert {row.ranking[0] for row in score_rows(results, seen, results.rows)} == {"cell †"}
     [legend] = [note for note in results.notes if note.startswith("†")]
     assert "pretraining saw 32 test images and 30 test patients" in legend
     assert "†" not in "".join(made_results().notes)
@@ -169,12 +181,64 @@ def test_detail_tables_show_only_what_was_measured() -> None:
         assert {len(row) for row in table.cells} == {len(table.header)}
 
 
-def test_difference_is_called_shown_only_when_its_interval_leaves_zero_out() -> None:
+def test_difference_is_called_shown_only_when_its_adjusted_p_value_is_small() -> None:
     results = made_results([made_dataset("rigorous")])
-    assert [row[1:] for row in comparison_table(results, results.datasets[0]).cells] == [
-        ("32 x 32 raw pixels", "+5.6", "+3.4 to +8.0", "better"),
-        ("untrained backbone", "+1.5", "-0.4 to +3.3", "not shown to differ"),
+    table = comparison_table(results, results.datasets[0])
+    assert [row[1:] for row in table.cells] == [
+        ("32 x 32 raw pixels", "+5.6", "+3.4 to +8.0", "<0.001", "<0.001", "these weights: better"),
+        ("border of the image", "+18.9", "+1.1 to +36.7", "0.020", "0.040", "these weights: better"),
+        ("untrained backbone", "+1.5", "+0.1 to +2.9", "0.040", "0.060", "not shown to differ"),
     ]
+    [note] = table.notes
+    assert "adjusted for the 3 comparisons of this table" in note
+
+
+def test_verdict_says_worse_where_the_last_checkpoint_is() -> None:
+    comparison = Comparison("cell", "rigorous", "epoch 24", "32 x 32 raw pixels", Difference(-0.02, p=0.01), 0.01)
+    assert verdict(comparison) == "these weights: WORSE"
+
+
+def test_delongs_figures_stand_beside_the_bootstraps_where_they_apply() -> None:
+    results = made_results([made_dataset("rigorous")])
+    first, *others = results.comparisons
+    checked = replace(first, delong=Difference(0.056, 0.035, 0.077, "DeLong", 0.0004))
+    table = comparison_table(replace(results, comparisons=[checked, *others]), results.datasets[0])
+    assert [row[5:7] for row in table.cells] == [("+3.5 to +7.7", "<0.001"), ("", ""), ("", "")]
+    assert table.header[5:7] == ("DeLong 95 %", "DeLong p")
+    assert any(note.startswith("DeLong: ") for note in table.notes)
+
+
+def test_results_of_version_2_give_no_verdict_and_say_so() -> None:
+    results = made_results([made_dataset("rigorous")])
+    plain = [
+        Difference(item.difference.value, item.difference.low, item.difference.high) for item in results.comparisons
+    ]
+    old = [replace(item, difference=each, p_holm=None) for item, each in zip(results.comparisons, plain, strict=True)]
+    table = comparison_table(replace(results, version=2, comparisons=old), results.datasets[0])
+    assert {row[-3:] for row in table.cells} == {("", "", "")}
+    assert table.notes == [OLD_NOTE]
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "parts"),
+    [
+        (Estimate(0.99, 0.98, 0.995), Estimate(0.95, 0.93, 0.97), True),
+        (Estimate(0.99, 0.96, 0.995), Estimate(0.95, 0.93, 0.97), False),
+        (Estimate(0.90, 0.89, 0.92), Estimate(0.95, 0.93, 0.97), True),
+        (Estimate(0.99), Estimate(0.95, 0.93, 0.97), False),
+        (None, Estimate(0.95, 0.93, 0.97), False),
+    ],
+)
+def test_note_says_where_validation_and_test_part(validation: Estimate | None, test: Estimate, parts: bool) -> None:
+    dataset = made_dataset("rigorous")
+    row = made_row(dataset, "epoch 1", "checkpoint", 0.9, step=5, validation=validation)
+    results = replace(made_results([dataset]), rows=[replace(row, scores=replace(row.scores, auc=test))])
+    notes = [note for note in notes_on(results) if "another distribution" in note]
+    assert len(notes) == parts
+    if parts:
+        assert "and test AUC 0.950 (0.930-0.970) part by more than their intervals" in notes[0]
+    crossed = replace(results, datasets=[replace(dataset, rounds=5)])
+    assert not [note for note in notes_on(crossed) if "another distribution" in note]
 
 
 def test_table_iii_has_for_each_fraction_our_row_above_that_of_the_paper() -> None:
