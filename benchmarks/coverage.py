@@ -117,7 +117,7 @@ CROSSINGS: Final = (
 
 
 class Crossed(NamedTuple):
-    """Predictions of a cross-validated study, and the mean AUC of its classifiers on all patients."""
+    """A cross-validated study, and the mean AUC of its classifiers on all patients."""
 
     predictions: Predictions
     truth: float
@@ -278,7 +278,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for record in measure_all(options.studies, options.resamples):
         records.append(record)
         if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps({**content, "results": records}, indent=1) + "\n")
     for name in dict.fromkeys(record["intervals"] for record in records):
         print(f"{name}: coverage of 95 % intervals, percent\n{_table(name, records)}\n")

@@ -32,7 +32,8 @@ class Evidence:
 
         The classifiers of J parts share most of their images, so that the scores of two parts are correlated. Nadeau
         and Bengio 2003, "Inference for the generalization error", take the share of a test part, 1 / J, for this
-        correlation; the variance of the mean of J such scores is 1 + (J - 1) / J times that of independent ones. No
+        correlation; the variance of the mean of J such scores is 1 + (J - 1) / J times that of independent ones. They
+        take a part's variance from the differences between parts, here it is the bootstrap's, which is steadier. No
         unbiased estimate exists (Bengio and Grandvalet 2004). benchmarks/coverage.py measures what this covers.
         """
         return 2 - self.test_share
@@ -127,8 +128,12 @@ def _p_value(difference: float, error: float, evidence: Evidence) -> float:
 
 
 def _standard_error(resampled: Float64, evidence: Evidence) -> float | None:
-    """Return the standard error; None if there are too few resamples or patients for one."""
-    usable = resampled[~np.isnan(resampled)]
-    if len(usable) < 2 or evidence.patients < 2:
+    """Return the standard error; None if there are too few resamples or patients for one.
+
+    The bootstrap's variance is (n - 1) / n of the unbiased one for n patients (Efron and Tibshirani 1993, "An
+    Introduction to the Bootstrap", section 5.3), which matters for few of them.
+    """
+    usable, count = resampled[~np.isnan(resampled)], evidence.patients
+    if len(usable) < 2 or count < 2:
         return None
-    return float(usable.std(ddof=1) * np.sqrt(evidence.variance_factor))
+    return float(usable.std(ddof=1) * np.sqrt(evidence.variance_factor * count / (count - 1)))
