@@ -42,13 +42,13 @@ def _fitted(rounds: int = 1, images: int = 1) -> Fitted:
     [paper] = BUILT_IN["cell"]
     cohort = Cohort("cell", paper, paper.questions[0], nothing, nothing, nothing, nothing[None], "official", {})
     preset = replace(PRESETS["gazda2021"], c_grid=(0.1, 1.0))
-    task = ProbeTask(cast("LabeledSet", None), cohort, preset, made_dataset("gazda2021"))
+    task = ProbeTask(cast("LabeledSet", None), cohort, preset, made_dataset("gazda2021"), nothing)
     fitted: Fitted = {}
     for name, kind, step in SOURCES:
         values = (random.normal(size=(len(patients), 4)) + 0.8 * classes[:, None]).astype(np.float32)
         case = ProbeCase(
             task, name, kind, None, step, FeatureMatrix(name, values), rows, patients,
-            np.tile(classes, (rounds, 1)), np.stack(folds),
+            np.tile(classes, (rounds, 1)), np.stack(folds), tests_every_c=False,
         )  # fmt: skip
         problems = {item.name: item.problem for item in case.rounds()}
         fitted[case] = list(search_serially({name: values}, problems).values())
