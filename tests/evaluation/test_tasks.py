@@ -81,8 +81,8 @@ def test_classes_of_a_folder_are_told_apart_from_each_other_and_scored_together(
         assert getattr(pixels, score).value == pytest.approx(np.mean(of_labels))
     assert pixels.auc.value > 0.95
     confusion = np.array(pixels.confusion)
-    assert confusion.sum(axis=1).tolist() == [item.test.positive for item in results.datasets] == [8, 6, 6]
-    recalls = np.diag(confusion) / [8, 6, 6]
+    assert confusion.sum(axis=1).tolist() == [item.test.positive for item in results.datasets]
+    recalls = np.diag(confusion) / confusion.sum(axis=1)
     assert pixels.balanced_accuracy is not None
     assert pixels.balanced_accuracy.value == pytest.approx(recalls.mean())
     compared = [item.other for item in results.comparisons if item.dataset == task.label]

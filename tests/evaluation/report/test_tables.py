@@ -266,7 +266,7 @@ def test_note_says_where_validation_and_test_part(validation: Estimate | None, t
     dataset = made_dataset("rigorous")
     row = made_row(dataset, "epoch 1", "checkpoint", 0.9, step=5, validation=validation)
     results = replace(made_results([dataset]), rows=[replace(row, scores=replace(row.scores, auc=test))])
-    notes = [note for note in notes_on(results) if "another distribution" in note]
+    notes = [note for note in notes_on(results) if "part by more than their intervals" in note]
     assert len(notes) == parts
     if parts:
         assert "and test AUC 0.950 (0.930-0.970) part by more than their intervals" in notes[0]

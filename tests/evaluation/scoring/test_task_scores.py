@@ -43,7 +43,7 @@ def test_means_and_their_intervals_are_those_of_scikit_learn_on_resampled_patien
         fewest = min(len(set(item.patients[item.classes == code])) for item in labels for code in (0, 1))
         found = estimate(values[name], resampled[name], task.evidence)
         logits = np.log(values[name] / (1 - values[name]))
-        error = np.std(expected, ddof=1) / (values[name] * (1 - values[name]))
+        error = np.std(expected, ddof=1) * np.sqrt(fewest / (fewest - 1)) / (values[name] * (1 - values[name]))
         low, high = logits + stats.t.ppf([0.025, 0.975], fewest - 1) * error
         assert (found.low, found.high) == pytest.approx((1 / (1 + np.exp(-low)), 1 / (1 + np.exp(-high))))
 
