@@ -70,8 +70,13 @@ def _options(config_class: type, section: str, section_help: str) -> Iterator[Op
 
 
 def _field_texts(config_class: type) -> dict[str, str]:
-    docstring = docstring_parser.parse(config_class.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
-    return {param.arg_name: " ".join((param.description or "").split()) for param in docstring.params}
+    """Return the help texts in the docstrings of a dataclass and of those that it extends."""
+    classes = [base for base in reversed(config_class.__mro__) if is_dataclass(base)]
+    docstrings = [
+        docstring_parser.parse(base.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE) for base in classes
+    ]
+    params = [param for docstring in docstrings for param in docstring.params]
+    return {param.arg_name: " ".join((param.description or "").split()) for param in params}
 
 
 def sections_of(config_class: type) -> set[str]:

@@ -87,7 +87,6 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "pydicom",
         "ray",
         "s3fs",
-        "webdataset",
     }
 
 

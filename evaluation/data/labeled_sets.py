@@ -2,17 +2,35 @@
 
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
 
 from evaluation.data.samples import Samples
 from infra.errors import UserError, require
 from infra.log import progress
 from infra.options import key, setting
 from infra.urls import Location, require_no_credentials
+from sharding.datasets.label_table import LabelOptions, LabelTable, pseudonyms_for
 from sharding.format.manifest import Manifest
+from sharding.format.sample import SampleMetadata
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
-from sharding.reading.stream import packed_metadata
+from sharding.reading.stream import packed_samples
+
+
+@dataclass(frozen=True)
+class ProbeLabels(LabelOptions):
+    """A table with labels for a set that is packed already.
+
+    Args:
+        set: name of the set that the table is about; needed if several are probed
+        pseudonym_key: key that the set was packed with, for a join by an identifier of DICOM files
+    """
+
+    set: str | None = None
+    pseudonym_key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -21,10 +39,12 @@ class ProbeData:
 
     Args:
         shards: folders or URLs of labeled shards, one dataset each
+        labels: labels from a table, beside those in the shards
         fetch: how remote shards are downloaded and cached
     """
 
     shards: list[Location]
+    labels: ProbeLabels = field(default_factory=ProbeLabels)
     fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:
@@ -77,17 +97,58 @@ def open_labeled_sets(data: ProbeData) -> list[LabeledSet]:
                 f"two folders of {key(data, 'shards')} hold the dataset {label!r}; name one of them, or pack one again "
                 "with another --name"
             )
+    about = _set_of_table(data, manifests)
     labeled_sets = []
     for location, manifest, label in zip(data.shards, manifests, labels, strict=True):
         shards = ShardSet([location], fetch=data.fetch)
-        labeled_sets.append(LabeledSet(location, shards, manifest, _read_samples(shards, manifest), label))
+        table = label_table(data.labels, manifest) if manifest is about else None
+        labeled_sets.append(LabeledSet(location, shards, manifest, read_samples(shards, manifest, table), label))
     return labeled_sets
 
 
-def _read_samples(shards: ShardSet, manifest: Manifest) -> Samples:
+def _set_of_table(data: ProbeData, manifests: list[Manifest]) -> Manifest | None:
+    """Return the manifest of the set that the label table is about, None without a table."""
+    if data.labels.csv is None:
+        return None
+    names = [manifest.name for manifest in manifests]
+    require(
+        data.labels.set is not None or len(names) == 1,
+        f"{setting(data.labels, 'csv')} is about one set; name it: --{key(data.labels, 'set')}={names[0]}",
+    )
+    name = data.labels.set or names[0]
+    require(
+        name in names, f"{setting(data.labels, 'set')} is none of the sets in {key(data, 'shards')}: {', '.join(names)}"
+    )
+    return manifests[names.index(name)]
+
+
+def label_table(options: ProbeLabels, manifest: Manifest) -> LabelTable:
+    """Return the table to join with a packed set; raises UserError if it cannot be joined."""
+    fingerprint = manifest.options.get("dicom.pseudonym_key")
+    return LabelTable(
+        options, pseudonyms_for(options, options.pseudonym_key, key(options, "pseudonym_key"), fingerprint)
+    )
+
+
+def read_samples(shards: ShardSet, manifest: Manifest, table: LabelTable | None) -> Samples:
+    """Read the metadata of a set, with the labels of a table if there is one; say which of its rows match.
+
+    Raises:
+        UserError: if no row of the table matches
+        RunFailed: if a shard cannot be read
+    """
     index = shards.whole_index()
-    with closing(packed_metadata(shards)) as metadata:
-        records = list(progress(metadata, f"reading {manifest.name}", total=shards.samples, unit="sample"))
+    records: list[SampleMetadata] = []
+    with closing(packed_samples(shards)) as samples:
+        for shard, row in progress(samples, f"reading {manifest.name}", total=shards.samples, unit="sample"):
+            record = shard.metadata(row)
+            if table is not None:
+                key_of = partial(shard.key, row)
+                identity = key_of() if table.field == "key" else cast("str | None", record.get(table.field))
+                record["labels"] = table.joined(record["labels"], identity, key_of)
+            records.append(record)
+    if table is not None:
+        table.finish(manifest.name)
     return Samples(
         ids=index["sample"].copy(),
         patient_ids=index["patient"].copy(),

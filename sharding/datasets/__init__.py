@@ -13,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, dicom, folder
+from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, dicom, folder, webdataset
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
+from sharding.datasets.webdataset import WebdatasetOptions
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 
@@ -28,12 +29,14 @@ READERS: Final[dict[str, Callable[..., Iterator[Sample | Rejection]]]] = {
     "covidgr": covidgr.read,
     "folder": folder.read,
     "dicom": dicom.read,
+    "webdataset": webdataset.read,
 }
-ReaderOptions = CellOptions | FolderOptions | DicomOptions
+ReaderOptions = CellOptions | FolderOptions | DicomOptions | WebdatasetOptions
 OPTIONS: Final[dict[str, type[ReaderOptions]]] = {
     "cell": CellOptions,
     "folder": FolderOptions,
     "dicom": DicomOptions,
+    "webdataset": WebdatasetOptions,
 }
 
 
@@ -44,4 +47,4 @@ def root_of(dataset: str, root: Path) -> Path:
 
 def recorded(options: ReaderOptions) -> dict[str, Any]:
     """Return what the manifest says of a reader's options: everything but secrets."""
-    return options.recorded() if isinstance(options, DicomOptions) else asdict(options)
+    return asdict(options) if isinstance(options, CellOptions) else options.recorded()

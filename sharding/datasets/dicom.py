@@ -29,6 +29,7 @@ _KEYWORDS: Final = (
     "PatientAge",
     "PatientIdentityRemoved",
     "StudyInstanceUID",
+    "SOPInstanceUID",
     "ViewPosition",
     "BurnedInAnnotation",
 )
@@ -78,8 +79,10 @@ class DicomOptions:
 def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read the headers of all files below `root`, and reject files that are not DICOM radiographs.
 
-    Patient and study are keyed hashes of PatientID and StudyInstanceUID, the sample's key is one of the path, and the
-    path stays out of the shards. So no identifier enters them, and nobody without the key finds out whom they are of.
+    Patient, study and instance are keyed hashes of PatientID, StudyInstanceUID and SOPInstanceUID, the sample's key is
+    one of the path, and the path stays out of the shards. So no identifier enters them, and nobody without the key
+    finds out whom they are of; who has the key can join a table of labels later.
+
     A file whose PatientID is missing or a placeholder is rejected, since nothing distinguishes its patient from others.
 
     A file is not de-identified if one of these holds:
@@ -146,7 +149,7 @@ def _item(
         )
     if not _is_identity(header["PatientID"]):
         return Rejection(path.as_posix(), "no PatientID")
-    study = header["StudyInstanceUID"]
+    study, instance = header["StudyInstanceUID"], header["SOPInstanceUID"]
     return Sample(
         key=f"dicom-{pseudonyms.of('path', path.as_posix())}",
         path=path,
@@ -156,6 +159,7 @@ def _item(
         sex=sex_of(header["PatientSex"]),
         age=age_of(header["PatientAge"]),
         path_identifies=True,
+        instance=pseudonyms.of("instance", instance) if instance else None,
     )
 
 

@@ -20,6 +20,7 @@ NOT_A_FILE: Final = "neither a file nor a folder"
 NO_PATH: Final = "row without a path"
 NO_PATIENT: Final = "row without a patient"
 REPEATED: Final = "path of an earlier row"
+NOT_A_TAR: Final = "not a .tar file"
 ABSENT: Final = "missing part of the dataset"
 
 _FILE: Final = "file"

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from infra.errors import UserError, require
 from infra.files import real_path
@@ -19,13 +19,13 @@ from sharding.datasets.files import (
     files_without_row,
     visible_files,
 )
+from sharding.datasets.labels import LabelParser, Labels
 from sharding.datasets.patient_fields import SPLITS, CellParser, identifier_of, split_of
 from sharding.datasets.table import OddCells, read_table, require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample, key_of_path
 
-_COLUMNS: Final = ("path", "patient", "split", "label", "view", "sex", "age", "study")
-_MOST_CLASSES: Final = 100  # more than that means that the label column holds no classes
+_COLUMNS: Final = ("path", "patient", "split", "view", "sex", "age", "study")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class FolderOptions:
     """A table that describes the images, and the names of its columns.
 
     Args:
-        csv: path of the table, relative to root; without a table, images must be at [SPLIT/]CLASS/IMAGE
+        csv: path of the table, relative to root unless it begins with / or ~; without a table, images must be at
+            [SPLIT/]CLASS/IMAGE
         path: column with the image's path, relative to root
         patient: column with the patient; without it, each image counts as a separate patient
         split: column with the split: train, val, test or blank
@@ -42,9 +43,11 @@ class FolderOptions:
         sex: column with the sex, F or M; blank, O or U if unknown
         age: column with the age in years, or as 058Y, 011M, 004W, 003D; blank if unknown
         study: column with the examination, unique within a patient; blank if unknown
+        label_separator: text between the names in the label column if an image may have several, such as |
+        labels: columns with one label each: 1, 0, -1 (uncertain) or blank (unknown)
     """
 
-    csv: str | None = None
+    csv: Path | None = None
     path: str = "path"
     patient: str | None = None
     split: str | None = None
@@ -53,32 +56,43 @@ class FolderOptions:
     sex: str | None = None
     age: str | None = None
     study: str | None = None
+    label_separator: str | None = None
+    labels: list[str] | None = None
 
     def __post_init__(self) -> None:
-        """Check that columns come with a table.
+        """Check that columns come with a table, and a separator with a column.
 
         Raises:
-            UserError: if a column is set without a table
+            UserError: if they do not
         """
         if self.csv is None:
             for field in fields(self):
                 is_default = getattr(self, field.name) == field.default
                 require(is_default, f"{setting(self, field.name)} is a column; name the table too: {key(self, 'csv')}")
+        require(
+            self.label_separator is None or (self.label_separator.strip() != "" and self.label is not None),
+            f"{setting(self, 'label_separator')} is between classes; name their column too: {key(self, 'label')}",
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest says of these options."""
+        return asdict(self) | {"csv": None if self.csv is None else str(self.csv)}
 
 
 def read(root: Path, options: FolderOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
     """Read `split/class/*` or `class/*`, or the rows of a table.
 
-    Each class becomes a label, 1 for its images and 0 for all others. Without a table, the top folders are either all
-    splits (train or training, val or valid or validation, test or testing) or all classes; a file at another depth is
-    rejected. With a table, rows without a path or a patient, rows that repeat a path, and files without a row are
-    rejected. A view, sex or age that means nothing is unknown; one warning lists all of them.
+    Each class becomes a label, 1 for its images and 0 for all others; a table may also have columns with one label each
+    (`sharding.datasets.labels`). Without a table, the top folders are either all splits (train or training, val or
+    valid or validation, test or testing) or all classes; a file at another depth is rejected. With a table, rows
+    without a path or a patient, rows that repeat a path, and files without a row are rejected. A view, sex or age that
+    means nothing is unknown; one warning lists all of them.
 
     Raises:
         UserError: if `root` has neither layout, or the table lacks a column or has a split that means nothing
     """
     if options.csv is not None:
-        require_files(root, "folder", (options.csv,), (root / options.csv).is_file())
+        require_files(root, "folder", (str(options.csv),), (root / options.csv).is_file())
         items = _read_table(root, root / options.csv, options, follow_links)
     else:
         items = _read_tree(root, follow_links)
@@ -126,17 +140,30 @@ def _read_tree(root: Path, follow_links: bool) -> Iterator[Sample | Rejection]:
 def _read_table(root: Path, table: Path, options: FolderOptions, follow_links: bool) -> Iterator[Sample | Rejection]:
     columns = {name: getattr(options, name) for name in _COLUMNS if getattr(options, name) is not None}
     option_keys = {column: key(options, name) for name, column in columns.items()}
-    classes = _classes(table, options.label, option_keys)
+    label_keys = dict.fromkeys(options.labels or (), key(options, "labels"))
+    label_keys |= {options.label: key(options, "label")} if options.label else {}
+    label_parser = LabelParser(options.labels or (), options.label, options.label_separator, label_keys)
+    read, read_keys = [*option_keys, *label_keys], option_keys | label_keys
+    label_parser.find_classes(read_table(table, read, options=read_keys) if options.label else ())
     parser, odd_splits = CellParser(), OddCells()
-    named = {_below(root, str(table.absolute())).as_posix()}
-    for where, by_column in read_table(table, list(option_keys), options=option_keys):
+    named: dict[str, Labels | None] = {_below(root, str(table.absolute())).as_posix(): None}
+    for where, by_column in read_table(table, read, options=read_keys):
         cells = dict.fromkeys(_COLUMNS, "") | {name: by_column[column] for name, column in columns.items()}
         path = _below(root, cells["path"])
         patient = identifier_of(cells["patient"]) if options.patient else path.as_posix()
-        if not cells["path"] or path.as_posix() in named:
-            yield Rejection(where, REPEATED if cells["path"] else NO_PATH)
+        if not cells["path"]:
+            yield Rejection(where, NO_PATH)
             continue
-        named.add(path.as_posix())
+        labels = label_parser.parse(where, by_column)
+        if path.as_posix() in named:
+            require(
+                named[path.as_posix()] in (None, labels),
+                f"{where}: {path} has other labels in an earlier row; an image has one row, with "
+                f"{key(options, 'label_separator')} between several classes",
+            )
+            yield Rejection(where, REPEATED)
+            continue
+        named[path.as_posix()] = labels
         if patient is None:
             yield Rejection(path.as_posix(), NO_PATIENT)
             continue
@@ -151,9 +178,10 @@ def _read_table(root: Path, table: Path, options: FolderOptions, follow_links: b
             sex=parser.sex(str(options.sex), cells["sex"], where),
             age=parser.age(str(options.age), cells["age"], where),
             split=split_of(cells["split"]),
-            labels={name: int(name == cells["label"]) if cells["label"] else None for name in classes},
+            labels=labels,
         )
     odd_splits.refuse(f"a split is one of {', '.join(SPLITS)}, or blank; correct the rows")
+    label_parser.finish(table.name)
     parser.odd.warn()
     yield from files_without_row(root, named, follow_links=follow_links)
 
@@ -165,14 +193,3 @@ def _below(root: Path, text: str) -> Path:
         if path.is_relative_to(folder):
             return path.relative_to(folder)
     return path
-
-
-def _classes(table: Path, column: str | None, option_keys: dict[str, str]) -> list[str]:
-    """Return the classes in the label column, sorted."""
-    classes: set[str] = set()
-    for where, cells in read_table(table, [column], options=option_keys) if column else ():
-        classes.add(cells[column or ""])
-        if len(classes) > _MOST_CLASSES:
-            name = key(FolderOptions, "label")
-            raise UserError(f"{where}: {name}={column!r} has more than {_MOST_CLASSES} classes; name another column")
-    return sorted(classes - {""})

@@ -16,6 +16,7 @@ from infra.errors import UserError
 from infra.files import read_small
 from infra.json_files import BadJson, decode_json, encode_json
 from sharding.format.fractions import FRACTIONS_PERCENT
+from sharding.format.label_counts import LabelCounts
 from sharding.images.fingerprint import FINGERPRINT
 from sharding.images.limits import MAX_PIXELS, MAX_SIDE_PX
 
@@ -30,6 +31,8 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LEAST_SAMPLE_BYTES: Final = 4 * BLOCKSIZE  # two members of at least one block, each with its header
 _MOST_BYTES: Final = 1 << 50
 _LEAST_PIXEL_STD: Final = 1e-4  # a fortieth of one of the 255 gray levels; training divides by it
+
+Options = dict[str, int | float | str | bool | list[str] | None]
 
 # One row per sample, in the order of the shard, stored as NAME.index.npy. The identities are 64-bit hashes
 # (infra.rng.stable_hash of "SET/KEY", "SET/PATIENT", "SET/PATIENT/STUDY" with the set's name), so that random draws for
@@ -119,12 +122,13 @@ class Manifest:
         source_bytes: size of the image files that were packed
         name: the set's name, of which identities and shard names are made; that of the dataset by default, and in
             manifests of older versions, which lack it
+        labels: how often each label has each value; None in manifests of older versions, which lack it
     """
 
     version: int
     dataset: str
     made_by: str
-    options: dict[str, int | float | str | bool | None]
+    options: Options
     samples: int
     patients: int
     pixel_mean: float
@@ -133,6 +137,7 @@ class Manifest:
     rejected: list[Rejection]
     source_bytes: int = 0
     name: str = ""
+    labels: dict[str, LabelCounts] | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

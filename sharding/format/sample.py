@@ -25,6 +25,7 @@ class SampleMetadata(TypedDict):
     split: str | None
     labels: dict[str, int | None]
     path: NotRequired[str | None]
+    instance: NotRequired[str]
     source_height: NotRequired[int]
     source_width: NotRequired[int]
 
@@ -45,6 +46,8 @@ class Sample:
         labels: name -> 1 present, 0 absent, -1 uncertain, None not mentioned
         path_identifies: whether the path may identify the patient, as in a hospital's archive; then it stays out of
             the shard
+        instance: the pseudonym of the file's SOPInstanceUID, None if it is no DICOM file of a DICOM set
+        member: for an image inside a tar, the tar relative to the root, and the image's offset and size in bytes there
     """
 
     key: str
@@ -57,9 +60,18 @@ class Sample:
     split: str | None = None
     labels: dict[str, int | None] = field(default_factory=dict)
     path_identifies: bool = False
+    instance: str | None = None
+    member: tuple[str, int, int] | None = None
+
+    @property
+    def file(self) -> Path:
+        """The file with the image, relative to the root: `path`, or the tar that holds it."""
+        return self.path if self.member is None else Path(self.member[0])
 
     def metadata(self) -> dict[str, object]:
         """Return the content of the sample's JSON member: everything but the key."""
         values = asdict(self)
-        del values["key"], values["path_identifies"]
+        del values["key"], values["path_identifies"], values["member"]
+        if self.instance is None:
+            del values["instance"]
         return values | {"path": None if self.path_identifies else self.path.as_posix()}

@@ -77,14 +77,19 @@ class EncodedImage:
 
 
 def encode_file(
-    path: Path, shorter_side_px: int, jpeg_quality: int, image_format: str = "jpeg", pass_through: bool = False
+    path: Path,
+    shorter_side_px: int,
+    jpeg_quality: int,
+    image_format: str = "jpeg",
+    pass_through: bool = False,
+    span: tuple[int, int] | None = None,
 ) -> EncodedImage | str:
-    """Encode an image file like `encode`, or return the reason for rejecting it.
+    """Encode an image file like `encode`, or return the reason for rejecting it, in general by its first bytes.
 
-    A file of a format that is not decoded, or above MAX_FILE_BYTES, is rejected by its first bytes.
+    If `span` is given, the file is an archive that holds the image there: offset and size in bytes.
     """
     try:
-        return encode(_read(path), shorter_side_px, jpeg_quality, image_format, pass_through)
+        return encode(_read(path, span), shorter_side_px, jpeg_quality, image_format, pass_through)
     except ImageRejected as rejected:
         return str(rejected)
     except MemoryError:
@@ -217,17 +222,19 @@ def _require_gray_levels(image: Image.Image) -> None:
         raise ImageRejected(f"only {levels} gray level{'s' if levels > 1 else ''}")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, span: tuple[int, int] | None) -> bytes:
     try:
         if not path.is_file():
             raise ImageRejected(MISSING if not path.exists() else UNREADABLE)
         with path.open("rb") as file:
-            head = file.read(DICOM_HEAD_BYTES)
+            start, size_bytes = span or (0, os.fstat(file.fileno()).st_size)
+            file.seek(start)
+            head = file.read(min(size_bytes, DICOM_HEAD_BYTES))
             if _decodable(head) is DICOM:
                 require_extra("dicom", str(path))
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            if size_bytes > MAX_FILE_BYTES:
                 raise ImageRejected(TOO_MANY_BYTES)
-            return head + file.read()
+            return head + (file.read() if span is None else file.read(size_bytes - len(head)))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageRejected(UNREADABLE) from error
 

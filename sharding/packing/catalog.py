@@ -18,7 +18,7 @@ from infra.arrays import Int64, UInt8, UInt64
 from infra.errors import UserError
 from infra.files import disk_errors
 from infra.rng import draw_uint64
-from sharding.datasets.files import ABSENT, IGNORED, NO_ROW
+from sharding.datasets.files import ABSENT, IGNORED, NO_ROW, NOT_A_TAR
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -88,6 +88,10 @@ class Catalog:
         """Yield the samples from position `start` on, in the form that `from_record` decodes."""
         return map(self._record, self._order[start:])
 
+    def samples(self) -> Iterator[Sample]:
+        """Yield all samples, in packing order."""
+        return map(from_record, self.records(0))
+
     def path(self, position: int) -> Path:
         """Return the path of the sample at a position."""
         return from_record(self._record(self._order[position])).path
@@ -117,7 +121,12 @@ class Catalog:
         for number in by_identity:
             digest.update(self._record(number))
         for rejection in sorted(self.rejected, key=attrgetter("path", "reason")):
-            if rejection.reason not in (ABSENT, IGNORED, NO_ROW):  # files that are no part of the dataset come and go
+            if rejection.reason not in (
+                ABSENT,
+                IGNORED,
+                NO_ROW,
+                NOT_A_TAR,
+            ):  # files that are no part of the dataset come and go
                 digest.update(msgspec.msgpack.encode(rejection))
         return digest.hexdigest()
 
@@ -128,12 +137,17 @@ class Catalog:
 
 def from_record(record: bytes) -> Sample:
     """Return the sample in a catalog's record."""
-    values = dict(zip(_FIELDS, msgspec.msgpack.decode(record), strict=True))
-    return Sample(**values | {"path": Path(values["path"])})
+    values = dict(zip(_FIELDS, msgspec.msgpack.decode(record), strict=False))
+    member = values.get("member")
+    return Sample(**values | {"path": Path(values["path"]), "member": tuple(member) if member else None})
 
 
 def _to_record(sample: Sample) -> bytes:
-    return msgspec.msgpack.encode(_VALUES(sample), enc_hook=Path.as_posix)
+    """Encode a sample; fields at the end that it does not have are left out, so that new ones change no older hash."""
+    values = list(_VALUES(sample))
+    while values[-1] is None:
+        values.pop()
+    return msgspec.msgpack.encode(values, enc_hook=Path.as_posix)
 
 
 def _checked(item: Sample | Rejection) -> Sample | Rejection:

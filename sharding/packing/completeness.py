@@ -5,15 +5,56 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from infra.errors import RunFailed, UserError
+from infra.log import progress
+from infra.options import key, setting
+from sharding.datasets.files import ABSENT, SIMULATED_MARKER
+from sharding.format.copies import COPY
+from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
 from sharding.images.encode import MISSING
+from sharding.packing.catalog import Catalog
+from sharding.packing.config import PackConfig
 
 _MOST_MISSING_PERCENT: Final = 1  # few lost files are normal; more mean a part that was not copied or unpacked
 
 
+def require_files(config: PackConfig, catalog: Catalog) -> None:
+    """Look for all files before any is encoded, so that a part that is missing is known at once and not after hours."""
+    samples = progress(catalog.samples(), "looking for files", total=len(catalog), unit="file")
+    missing = missing_files(config.source, samples)
+    rejected = [*(Rejection(path, reason) for path, reason in missing.items()), *catalog.rejected]
+    if len(missing) == len(catalog):
+        raise nothing_packed(config, rejected)
+    if not config.allow_missing and (lost := absent_parts(config, catalog) + gaps(catalog.samples(), missing)):
+        first = "".join(f", such as {config.source / path}" for path in list(missing)[:1])
+        raise RunFailed(
+            f"{setting(config, 'root')} lacks {', '.join(lost)}{first}; complete the folder, or pack what is "
+            f"there with --{key(config, 'allow_missing')}=true"
+        )
+
+
+def absent_parts(config: PackConfig, catalog: Catalog) -> list[str]:
+    """Return the parts of the dataset that are not there at all, such as a table or the folder of a class."""
+    if (config.source / SIMULATED_MARKER).is_file():  # it has the splits that somebody asked for
+        return []
+    return [item.path for item in catalog.rejected if item.reason == ABSENT]
+
+
+def nothing_packed(config: PackConfig, rejected: list[Rejection]) -> UserError:
+    """Return the error for a dataset of which no image can be packed: it counts the reasons."""
+    reasons = Counter(rejection.reason for rejection in rejected)
+    summary = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it has no images"
+    first = next((f", such as {config.source / item.path}" for item in rejected if item.reason == MISSING), "")
+    return UserError(
+        f"no image of dataset {config.dataset!r} in {config.source} can be packed: {summary}{first}; "
+        f"check {key(config, 'exclude' if reasons[COPY] else 'root')}"
+    )
+
+
 def missing_files(root: Path, samples: Iterable[Sample]) -> dict[str, str]:
     """Return MISSING by the path of each sample whose file is not below `root`; no file is opened."""
-    return {sample.path.as_posix(): MISSING for sample in samples if _is_missing(root / sample.path)}
+    return {sample.path.as_posix(): MISSING for sample in samples if _is_missing(root / sample.file)}
 
 
 def _is_missing(path: Path) -> bool:

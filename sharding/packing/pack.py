@@ -5,136 +5,43 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from math import sqrt
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import PIL
 from PIL import features
 
-from infra.errors import RunFailed, UserError, require
+from infra.errors import RunFailed, UserError
+from infra.extras import has_extra
 from infra.files import real_path
 from infra.log import progress, say
-from infra.options import (
-    key,
-    require_at_least,
-    require_between,
-    require_positive,
-    require_seed,
-    require_workers,
-    setting,
-)
+from infra.options import key, setting
 from infra.parallel import ordered_map, worker_count
-from infra.urls import Location
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
-from sharding.datasets.cell import CellOptions
-from sharding.datasets.dicom import DicomOptions
-from sharding.datasets.files import ABSENT, LINK_OUT, SIMULATED_MARKER, leads_out
-from sharding.datasets.folder import FolderOptions
+from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
+from sharding.datasets.label_table import LabelTable
 from sharding.format.copies import COPY, read_copies
-from sharding.format.manifest import MANIFEST_NAME, SET_NAME, SET_NAME_RULE, VERSION, Manifest, Rejection
+from sharding.format.label_counts import count_labels
+from sharding.format.manifest import MANIFEST_NAME, VERSION, Manifest, Options, Rejection
 from sharding.format.sample import Sample
 from sharding.format.writer import ShardWriter, TarSample, tar_sample
 from sharding.images.encode import MISSING, encode_file
 from sharding.packing.catalog import Catalog, from_record
-from sharding.packing.completeness import gaps, missing_files
+from sharding.packing.completeness import absent_parts, gaps, nothing_packed, require_files
+from sharding.packing.config import PackConfig
 from sharding.packing.destination import Destination, open_destination
-from sharding.packing.job import FinishedShard, Job, Options, commit_shard, finish_job, packed_manifest, resume_job
+from sharding.packing.download import download_tars
+from sharding.packing.job import FinishedShard, Job, commit_shard, finish_job, packed_manifest, resume_job
+
+__all__ = ["CRASHED", "PackConfig", "pack"]
 
 _IMAGES_A_TASK: Final = 8
-_MAX_SIDE_PX: Final = 8192
 CRASHED: Final = "decoding it ends the process"
-
-
-@dataclass(frozen=True)
-class PackConfig:
-    """A dataset to pack, its destination, and the encoding.
-
-    Args:
-        dataset: name of the dataset: chexpert, chestxray14, cell, c19-cohen, covidgr, folder or dicom
-        root: folder with the dataset as published; Sternum never writes to it
-        out: folder for the shards, or the URL of one in an object store, such as s3://BUCKET/FOLDER; new, empty,
-            or from an earlier start of the same command, which then resumes
-        shorter_side_px: shorter side of the packed images in pixels, 16 to 8192; images are reduced, never enlarged
-        image_format: jpeg, or png, which is lossless and takes three to five times the space
-        jpeg_quality: JPEG quality, 1 to 100
-        pass_through: copy gray 8-bit JPEGs unchanged if they are small enough and hold only pixels
-        shard_size_mb: largest size of a shard in 10^6 bytes; a larger sample gets a shard of its own
-        shard_samples: largest number of samples in a shard; null for as many as shard_size_mb allows
-        seed: determines the order of the samples, and the patients in the fractions of 1 % and 10 %
-        name: name of the set, by default the dataset's; give the images of each hospital their own, because equal file
-            names and patient numbers mean the same image and patient only in sets of one name
-        exclude: audit.json of an audit of this set; of images that show the same picture, only the one that the audit
-            lets stay is packed
-        workers: number of encoding processes; 0 means one for each CPU; does not change the shards
-        follow_links: also pack files that symbolic links reach outside of root; they are rejected by default, since an
-            archive from elsewhere may link to any of your files
-        allow_missing: also pack a dataset of which a split, a class or more than 1 % of the files are missing
-        cell: for dataset cell only: how images are grouped into patients
-        folder: for dataset folder only: a table that describes the images, and its column names
-        dicom: for dataset dicom only: the key of the pseudonyms, and what to do with files that are not de-identified
-    """
-
-    dataset: str
-    root: Path
-    out: Location
-    shorter_side_px: int = 320
-    image_format: Literal["jpeg", "png"] = "jpeg"
-    jpeg_quality: int = 90
-    pass_through: bool = False
-    shard_size_mb: float = 256
-    shard_samples: int | None = None
-    seed: int = 0
-    name: str | None = None
-    exclude: Path | None = None
-    workers: int = 0
-    follow_links: bool = False
-    allow_missing: bool = False
-    cell: CellOptions = field(default_factory=CellOptions)
-    folder: FolderOptions = field(default_factory=FolderOptions)
-    dicom: DicomOptions = field(default_factory=DicomOptions)
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            UserError: if a value is out of range, or two values exclude each other
-        """
-        require(self.dataset in READERS, f"{setting(self, 'dataset')} is unknown; use one of {', '.join(READERS)}")
-        require(
-            SET_NAME.fullmatch(self.set_name) is not None,
-            f"{setting(self, 'name')} must have {SET_NAME_RULE}; try hospital-a",
-        )
-        require(
-            self.set_name == self.dataset or self.set_name not in READERS,
-            f"{setting(self, 'name')} is the name of another dataset; try {self.set_name}-{self.dataset}",
-        )
-        require_between(self, "shorter_side_px", 16, _MAX_SIDE_PX, "try 320")
-        require_between(self, "jpeg_quality", 1, 100, "try 90")
-        require(
-            not (self.pass_through and self.image_format == "png"),
-            f"{key(self, 'pass_through')}=true copies JPEGs, so it excludes {setting(self, 'image_format')}; "
-            "leave out one of the two",
-        )
-        require_positive(self, "shard_size_mb", "try 256")
-        require_at_least(self, "shard_samples", 1, "or use null")
-        require_seed(self)
-        require_workers(self)
-        for name, options in OPTIONS.items():
-            is_unused = self.dataset != name and getattr(self, name) != options()
-            require(
-                not is_unused,
-                f"{key(self, name)}.* are options of dataset {name}, not of {self.dataset}; leave them out",
-            )
-
-    @property
-    def set_name(self) -> str:
-        """The name of the set, of which identities and shard names are made."""
-        return self.dataset if self.name is None else self.name
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -155,18 +62,21 @@ def pack(config: PackConfig) -> Manifest:
     """
     destination = open_destination(config.out)
     _require_apart(config, destination.folder)
-    config = replace(config, root=root_of(config.dataset, config.root))
+    if config.is_remote:
+        download_tars(str(config.root), config.source)
+    else:
+        config = replace(config, root=root_of(config.dataset, config.source))
     with closing(Catalog(config.set_name, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
         job = Job(config.dataset, _options(config, catalog), _made_by(), config.set_name)
         manifest = packed_manifest(destination, job, config.out)
         if manifest is None or not destination.is_tidy():
-            _require_files(config, catalog)
+            require_files(config, catalog)
             manifest = _packed(config, catalog, destination, job)
         else:
             say(f"{config.out} holds this dataset already, packed with the same options; nothing to do")
         of_reader = set(catalog.rejected)
         rejected = {item.path: item.reason for item in manifest.rejected if item not in of_reader}
-        if not config.allow_missing and (lost := _absent(config, catalog) + gaps(_samples(catalog), rejected)):
+        if not config.allow_missing and (lost := absent_parts(config, catalog) + gaps(catalog.samples(), rejected)):
             raise RunFailed(
                 f"{config.out} is packed without {', '.join(lost)}; {MANIFEST_NAME} lists the reasons; repair the "
                 f"files and pack into another folder, or accept this with --{key(config, 'allow_missing')}=true"
@@ -176,48 +86,12 @@ def pack(config: PackConfig) -> Manifest:
 
 def _require_apart(config: PackConfig, out: Path | None) -> None:
     """Raise UserError if the shards would lie among the images, where the next start would read them as such."""
-    root = real_path(config.root)
+    root = real_path(config.source)
     if out is not None and (out.is_relative_to(root) or root.is_relative_to(out)):
         raise UserError(
             f"{setting(config, 'out')} and {setting(config, 'root')} must not contain one another, or shards would be "
             f"among the images; choose another folder for {key(config, 'out')}"
         )
-
-
-def _require_files(config: PackConfig, catalog: Catalog) -> None:
-    """Look for all files before any is encoded, so that a part that is missing is known at once and not after hours."""
-    samples = progress(_samples(catalog), "looking for files", total=len(catalog), unit="file")
-    missing = missing_files(config.root, samples)
-    rejected = [*(Rejection(path, reason) for path, reason in missing.items()), *catalog.rejected]
-    if len(missing) == len(catalog):
-        raise _nothing(config, rejected)
-    if not config.allow_missing and (lost := _absent(config, catalog) + gaps(_samples(catalog), missing)):
-        first = "".join(f", such as {config.root / path}" for path in list(missing)[:1])
-        raise RunFailed(
-            f"{setting(config, 'root')} lacks {', '.join(lost)}{first}; complete the folder, or pack what is "
-            f"there with --{key(config, 'allow_missing')}=true"
-        )
-
-
-def _absent(config: PackConfig, catalog: Catalog) -> list[str]:
-    """Return the parts of the dataset that are not there at all, such as a table or the folder of a class."""
-    if (config.root / SIMULATED_MARKER).is_file():  # it has the splits that somebody asked for
-        return []
-    return [item.path for item in catalog.rejected if item.reason == ABSENT]
-
-
-def _samples(catalog: Catalog) -> Iterator[Sample]:
-    return map(from_record, catalog.records(0))
-
-
-def _nothing(config: PackConfig, rejected: list[Rejection]) -> UserError:
-    reasons = Counter(rejection.reason for rejection in rejected)
-    summary = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "it has no images"
-    first = next((f", such as {config.root / item.path}" for item in rejected if item.reason == MISSING), "")
-    return UserError(
-        f"no image of dataset {config.dataset!r} in {config.root} can be packed: {summary}{first}; "
-        f"check {key(config, 'exclude' if reasons[COPY] else 'root')}"
-    )
 
 
 def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job: Job) -> Manifest:
@@ -234,10 +108,13 @@ def _packed(config: PackConfig, catalog: Catalog, destination: Destination, job:
 
 def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
     try:
-        items = READERS[config.dataset](config.root, *_reader_options(config), follow_links=config.follow_links)
+        items = READERS[config.dataset](config.source, *_reader_options(config), follow_links=config.follow_links)
+        if config.labels.csv is not None:
+            pseudonyms = config.dicom.pseudonyms if config.dataset == "dicom" else None
+            items = LabelTable(config.labels, pseudonyms).label_samples(items)
         yield from items if config.exclude is None else _without_copies(items, config.exclude, config.set_name)
     except OSError as error:
-        raise UserError(f"root={config.root}: {error.filename} cannot be read: {error.strerror}; check it") from error
+        raise UserError(f"root={config.source}: {error.filename} cannot be read: {error.strerror}; check it") from error
 
 
 def _without_copies(items: Iterator[Sample | Rejection], exclude: Path, name: str) -> Iterator[Sample | Rejection]:
@@ -264,7 +141,7 @@ def _options(config: PackConfig, catalog: Catalog) -> Options:
     reader_options = {name: value for part in _reader_options(config) for name, value in recorded(part).items()}
     return {
         # So that scores on simulated radiographs are never mistaken for scores on real ones.
-        "simulated": (config.root / SIMULATED_MARKER).is_file(),
+        "simulated": (config.source / SIMULATED_MARKER).is_file(),
         "shorter_side_px": config.shorter_side_px,
         "image_format": config.image_format,
         "jpeg_quality": config.jpeg_quality,
@@ -274,6 +151,7 @@ def _options(config: PackConfig, catalog: Catalog) -> Options:
         "seed": config.seed,
         **({"follow_links": True} if config.follow_links else {}),
         **{f"{config.dataset}.{name}": value for name, value in reader_options.items()},
+        **{f"labels.{name}": value for name, value in config.labels.recorded().items()},
         "samples_sha256": catalog.sha256,
     }
 
@@ -333,7 +211,7 @@ class _Packing:
             *(Rejection(self._catalog.path(position).as_posix(), reason) for position, reason in positions),
         ]
         if not self._finished:
-            raise _nothing(self._config, rejected)
+            raise nothing_packed(self._config, rejected)
         packed = np.ones(len(self._catalog), bool)
         packed[[position for position, _ in positions]] = False
         pixels = sum(record.pixels for record in self._finished)
@@ -352,6 +230,9 @@ class _Packing:
             shards=[record.shard for record in self._finished],
             rejected=sorted(rejected, key=lambda rejection: (rejection.path, rejection.reason)),
             source_bytes=sum(record.source_bytes for record in self._finished),
+            labels=count_labels(
+                sample.labels for sample, is_packed in zip(self._catalog.samples(), packed, strict=True) if is_packed
+            ),
         )
 
     def _encoded(self) -> Generator[tuple[int, TarSample | str]]:
@@ -360,7 +241,7 @@ class _Packing:
         encode = partial(
             _encode,
             name=config.set_name,
-            root=config.root,
+            root=config.source,
             follow_links=config.follow_links,
             shorter_side_px=config.shorter_side_px,
             jpeg_quality=config.jpeg_quality,
@@ -398,9 +279,9 @@ class _Packing:
 def _encode(record: bytes, *, name: str, root: Path, follow_links: bool, **encoding: Any) -> TarSample | str:
     """Encode one sample of the catalog in a worker process, or return the reason for rejecting it."""
     sample = from_record(record)
-    if not follow_links and leads_out(root, sample.path):
+    if not follow_links and leads_out(root, sample.file):
         return LINK_OUT
-    image = encode_file(root / sample.path, **encoding)
+    image = encode_file(root / sample.file, **encoding, span=sample.member and sample.member[1:])
     return image if isinstance(image, str) else tar_sample(name, sample, image)
 
 
@@ -410,4 +291,7 @@ def _made_by() -> str:
         version = metadata.version("sternum")
     except metadata.PackageNotFoundError:
         version = "(not installed)"
-    return f"sternum {version}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+    made_by = f"sternum {version}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+    if not has_extra("dicom"):
+        return made_by
+    return f"{made_by}, imagecodecs {metadata.version('imagecodecs')}"  # the pixels of lossy DICOM files depend on it

@@ -4,7 +4,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,12 +17,15 @@ from infra.files import sha256_file
 from infra.json_files import decode_json
 from infra.log import progress
 from infra.parallel import ordered_map, worker_count
+from sharding.format.label_counts import LabelCounts, count_labels, total_labels
 from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_fingerprints, read_index, require_fitting
 from sharding.format.sample import SampleMetadata
 from sharding.format.writer import sample_identity
 from sharding.images.encode import ImageRejected, decode
 from sharding.images.file_formats import SIGNATURES
 from sharding.reading.manifests import read_manifest
+
+Labels = dict[str, int | None]
 
 _NO_IDENTITIES: Final[UInt64] = np.empty((0, 2), np.uint64)
 
@@ -48,8 +51,8 @@ def verify(folder: Path, workers: int = 0) -> list[str]:
     """Return every difference between a folder of shards and its manifest; an empty list means that it is whole.
 
     Compares names, sizes, the sha256 of shards and indexes, the tars' members with the index, and each member's
-    crc32; decodes each image; and checks over the whole dataset that counts are right, keys are unique, and each
-    patient is in one fraction tier only.
+    crc32; decodes each image; and checks over the whole dataset that counts are right, also those of the labels, keys
+    are unique, and each patient is in one fraction tier only.
 
     Args:
         folder: the packed folder
@@ -64,22 +67,23 @@ def verify(folder: Path, workers: int = 0) -> list[str]:
     differences += check_sizes({path.name: path.stat().st_size for path in paths if path.exists()}, manifest)
     check = partial(_check_shard, folder, manifest.name)
     shards = [shard for shard in manifest.shards if (folder / shard.name).is_file()]
-    identities = []
+    whole: list[_ShardResult] = []
     with closing(ordered_map(check, shards, worker_count(workers, len(shards)))) as results:
         for result in progress(results, "verifying", total=len(shards), unit="shard"):
             differences += result.differences
-            identities.append(result.identities)
+            whole.append(result)
     if not differences:
-        differences += _check_dataset(manifest, identities)
+        differences += _check_dataset(manifest, whole)
     return differences
 
 
 @dataclass(frozen=True)
 class _ShardResult:
-    """The differences of a shard, and the identities of its samples and patients (samples, 2)."""
+    """The differences of a shard, the identities of its samples and patients (samples, 2), and its labels."""
 
     differences: list[str]
-    identities: UInt64
+    identities: UInt64 = field(default_factory=_NO_IDENTITIES.copy)
+    labels: dict[str, LabelCounts] = field(default_factory=dict)
 
 
 class _Difference(Exception):
@@ -99,16 +103,22 @@ def _check_shard(folder: Path, name: str, shard: Shard) -> _ShardResult:
         rows = read_index(folder, shard)
         require_fitting(rows, shard, str(folder / shard.index_name))
     except UserError as error:
-        return _ShardResult([*differences, str(error)], _NO_IDENTITIES)
+        return _ShardResult([*differences, str(error)])
+    labels: list[Labels] = []
     with path.open("rb") as file:
-        damaged = list(_damaged_samples(file, rows, name, shard.split))
+        damaged = list(_damaged_samples(file, rows, name, shard.split, labels))
     if damaged:
         differences.append(f"{shard.name}: {len(damaged)} of {len(rows)} samples differ; the first: {damaged[0]}")
-    return _ShardResult(differences, np.stack([rows["sample"], rows["patient"]], axis=1))
+    return _ShardResult(differences, np.stack([rows["sample"], rows["patient"]], axis=1), count_labels(labels))
 
 
-def _damaged_samples(file: BinaryIO, rows: Records, set_name: str, split: str | None) -> Iterator[str]:
-    """Yield one line for each sample that does not match its index row; the rows must cover the tar without a gap."""
+def _damaged_samples(
+    file: BinaryIO, rows: Records, set_name: str, split: str | None, labels: list[Labels]
+) -> Iterator[str]:
+    """Yield one line for each sample that does not match its index row; the rows must cover the tar without a gap.
+
+    The labels of all others are added to `labels`.
+    """
     end = 0
     for number, row in enumerate(rows):
         try:
@@ -121,11 +131,11 @@ def _damaged_samples(file: BinaryIO, rows: Records, set_name: str, split: str | 
             _require(extension in SIGNATURES and meta_name == f"{key}.json", f"members {name} and {meta_name}")
             _require(image.startswith(SIGNATURES[extension]), f"the format of {name} does not match its extension")
             _require(sample_identity(set_name, key) == row["sample"], f"key {key} is not the key in the index")
-            _require(
-                decode_json(content, SampleMetadata)["split"] == split, f"{meta_name} does not have the shard's split"
-            )
+            metadata = decode_json(content, SampleMetadata)
+            _require(metadata["split"] == split, f"{meta_name} does not have the shard's split")
             height_width = decode(image)[0].size[::-1]
             _require(height_width == (row["height"], row["width"]), f"{name} does not have its size in the index")
+            labels.append(metadata["labels"])
         except (_Difference, ImageRejected, ValueError, LookupError, TypeError) as error:
             yield f"sample {number}: {error}"
         end = _padded_end(int(row["meta_offset"]), int(row["meta_bytes"]))
@@ -156,8 +166,9 @@ def _padded_end(offset: int, size_bytes: int) -> int:
     return offset + size_bytes + -size_bytes % tarfile.BLOCKSIZE
 
 
-def _check_dataset(manifest: Manifest, identities: list[UInt64]) -> list[str]:
+def _check_dataset(manifest: Manifest, shards: list[_ShardResult]) -> list[str]:
     """Check the dataset over all shards: counts, unique keys, and tiers that share no patient."""
+    identities = [shard.identities for shard in shards]
     all_identities = np.concatenate([_NO_IDENTITIES, *identities])
     samples, patients = len(all_identities), len(np.unique(all_identities[:, 1]))
     differences = []
@@ -165,6 +176,8 @@ def _check_dataset(manifest: Manifest, identities: list[UInt64]) -> list[str]:
         differences.append(f"{duplicates} samples have the key of another sample")
     if patients != manifest.patients:
         differences.append(f"the shards hold {patients} patients, {MANIFEST_NAME} says {manifest.patients}")
+    if manifest.labels is not None and total_labels(shard.labels for shard in shards) != manifest.labels:
+        differences.append(f"the shards hold other labels than {MANIFEST_NAME} counts")
     tiers = np.repeat([shard.tier_percent for shard in manifest.shards], [len(rows) for rows in identities])
     pairs = np.unique(np.stack([all_identities[:, 1], tiers.astype(np.uint64)], axis=1), axis=0)
     if len(pairs) != patients:

@@ -190,6 +190,35 @@ class Fetcher:
                 with self._lock:
                     self.retries += 1
 
+    def copy(self, remote: RemoteFolder, name: str, file: FileIO) -> None:
+        """Write a remote file to an empty local one, whole by its announced size; raises Unavailable if it cannot."""
+        retry = _RetryPolicy(self.config, f"{remote.name}/{name}", threading.Event())
+        furthest = 0
+        while True:
+            try:
+                return self._copy_rest(remote, name, file, retry)
+            except FetchFailed as failed:
+                if failed.from_zero:
+                    file.seek(0)
+                retry.wait_after(failed, progressed=file.tell() > furthest)
+                furthest = max(furthest, file.tell())
+                with self._lock:
+                    self.retries += 1
+
+    def _copy_rest(self, remote: RemoteFolder, name: str, file: FileIO, retry: "_RetryPolicy") -> None:
+        """Add the answer of one request to a file, which holds what came before."""
+        body = remote.open(name, file.tell(), retry.timeout_s(), retry.left_s())
+        size_bytes = body.start + body.announced_bytes
+        with closing(body.chunks):
+            file.seek(body.start)  # 0 if the server sends the whole file again
+            file.truncate()
+            for chunk in body.chunks:
+                file.write(chunk)
+                self._count(chunk)
+                retry.timeout_s()
+        if file.tell() < size_bytes:
+            raise FetchFailed(f"it ended after {file.tell()} of {size_bytes} bytes")
+
     def _continue(self, remote: RemoteFolder, spec: FileSpec, part: PartialDownload, retry: "_RetryPolicy") -> None:
         """Add the answer of one request to `part`, up to one byte too many."""
         if (spec.is_exact and part.size_bytes == spec.size_bytes) or part.is_whole(spec):

@@ -16,7 +16,7 @@ from infra.log import say
 from sharding.format.manifest import INDEX_ROW
 from sharding.format.sample import SampleMetadata
 from sharding.reading.data_config import DataConfig
-from sharding.reading.open_shard import SampleDamaged
+from sharding.reading.open_shard import OpenShard, SampleDamaged
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.prefetch import Prefetcher, largest_bytes
 from sharding.reading.shard_set import ShardSet
@@ -116,12 +116,19 @@ def packed_batches(
 
 def packed_metadata(shards: ShardSet) -> Generator[SampleMetadata, None, None]:
     """Yield the metadata of each sample, in packed order; raises like `packed_batches`."""
+    with closing(packed_samples(shards)) as samples:
+        for shard, row in samples:
+            yield shard.metadata(row)
+
+
+def packed_samples(shards: ShardSet) -> Generator[tuple[OpenShard, int], None, None]:
+    """Yield each sample as an open shard and a row, in packed order; raises like `packed_batches`."""
     prefetcher = Prefetcher(shards, _require_two_shards(shards), most_items=len(shards.shards))
     walk = prefetcher.walk(range(len(shards.shards)), lambda shard: [shard])
     with closing(prefetcher), closing(walk):
-        for shard in walk:
-            for row in range(shards.shard_samples[shard]):
-                yield prefetcher.shard(shard).metadata(row)
+        for number in walk:
+            for row in range(shards.shard_samples[number]):
+                yield prefetcher.shard(number), row
 
 
 def _require_two_shards(shards: ShardSet) -> int:

@@ -37,6 +37,7 @@ from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import Session, open_session
 from ssl_core.views.batches import Batch, training_batches
 from ssl_core.views.sheet import view_sheet
+from ssl_core.views.spec import ViewSpec
 
 _SHEET_SAMPLES: Final = 6  # on TensorBoard's sheet of views
 
@@ -226,14 +227,19 @@ class _Loop:
         self._outputs.say(f"epoch {state.epoch:6.2f}  step {state.step:6d}  {self._means.summary}  checkpoint")
 
 
-def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engine:
-    """Build the engine with the untrained encoder."""
-    share, parts = config.data.global_batch // ranks.world, config.train.micro_batches
+def require_equal_parts(config: PretrainConfig, world: int) -> None:
+    """Raise UserError unless train.micro_batches cuts the share of each of `world` ranks into equal parts."""
+    share, parts = config.data.global_batch // world, config.train.micro_batches
     require(
         share % parts == 0,
         f"{setting(config.train, 'micro_batches')} must divide a rank's share of {share} samples, so that batch norm "
         f"sees parts of equal size at every world size; try {math.gcd(share, parts)}, or another number of processes",
     )
+
+
+def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engine:
+    """Build the engine with the untrained encoder."""
+    require_equal_parts(config, ranks.world)
     setup = EngineSetup(
         config.engine,
         config.optim,
@@ -328,15 +334,21 @@ def _start_writing(config: PretrainConfig, session: Session) -> None:
 
 
 def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, outputs: RunOutputs) -> None:
-    """Show a few samples and their views in TensorBoard; warn if views, which are not antialiased, will alias."""
+    """Show a few samples and their views in TensorBoard; warn if views will alias."""
     shown = Positions(*(values[:: max(1, len(values) // _SHEET_SAMPLES)][:_SHEET_SAMPLES] for values in first))
     batch = read_batch(shards, 0, shown, mask=True)
     outputs.show_image("views", view_sheet(batch, config.views, seed=config.seed, view_executor=config.executor))
+    if warning := aliasing_warning(shards, config.views):
+        say(warning)
+
+
+def aliasing_warning(shards: ShardSet, spec: ViewSpec) -> str | None:
+    """Return a warning if views, which are not antialiased, will alias; None if not."""
     rows = shards.index(0)
     shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
-    if shorter_side_px > 2 * config.views.size_px:
-        say(
-            f"warning: the images' shorter side is {shorter_side_px} px, more than twice "
-            f"{setting(config.views, 'size_px')}, so views show aliasing; pack with "
-            f"--shorter_side_px={config.views.size_px * 3 // 2}"
-        )
+    if shorter_side_px <= 2 * spec.size_px:
+        return None
+    return (
+        f"warning: the images' shorter side is {shorter_side_px} px, more than twice {setting(spec, 'size_px')}, so "
+        f"views show aliasing; pack with --shorter_side_px={spec.size_px * 3 // 2}"
+    )

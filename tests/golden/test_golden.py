@@ -56,7 +56,7 @@ def test_an_unfinished_packing_ends_with_the_bytes_of_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by = json.loads(Path("partial/.partial/job.json").read_text())["made_by"]
-    same_encoder = packing._made_by() == made_by
+    same_encoder = packing._made_by().startswith(made_by)  # newer versions also name the decoder of DICOM files
     # Another Pillow may compress differently, so packing refuses to go on; this test is about the files.
     monkeypatch.setattr(packing, "_made_by", lambda: made_by)
     out = tmp_path / "out"

@@ -1,14 +1,23 @@
 """The commands, links and options in the documentation, checked on simulated radiographs."""
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from launch.cli import main
+from sharding.images.encode import decode
+from sharding.packing.pack import PackConfig, pack
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.stream import packed_metadata
 from sharding.simulation.datasets import write_cell, write_chexpert
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 
@@ -112,3 +121,24 @@ def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str
     for page in (README, REFERENCE):
         for option in set(re.findall(r"`--([\w.]+)(?![\w.-])", page.read_text())):
             assert f"--{option}" in known, f"{page.name}: {option}"
+
+
+def test_the_python_of_the_readme_reads_every_packed_image_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cell(tmp_path / "raw", {"train": 6, "test": 2}, seed=0, size_px=32)
+    pack(PackConfig("cell", tmp_path / "raw", tmp_path / "shards" / "cell", shorter_side_px=32, workers=1))
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the tars open
+        names: dict[str, Any] = {}
+        exec(code, names)
+        gc.collect()
+    shards = ShardSet([tmp_path / "shards" / "cell"], ["train"])
+    expected = [f"{record['patient']} {record['labels']} torch.Size" for record in packed_metadata(shards)]
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(line.partition("([")[0] for line in printed) == sorted(expected)
+    last, _ = decode(shards.read(len(shards.shards) - 1, shards.shard_samples[-1] - 1).tobytes())
+    assert torch.equal((names["image"] * 255).round().to(torch.uint8), torch.from_numpy(np.array(last)))

@@ -61,7 +61,7 @@ def test_patients_of_equal_numbers_in_unnamed_sets_are_named_in_a_warning(
         csv_file(root / "table.csv", "path,patient", *(f"{site}{number}.png,{number}" for number in range(4)))
         for number in range(4):
             picture(number, 32).save(root / f"{site}{number}.png")
-        options = FolderOptions(csv="table.csv", patient="patient")
+        options = FolderOptions(csv=Path("table.csv"), patient="patient")
         folders.append(tmp_path / f"shards-{site}")
         pack(PackConfig("folder", root, folders[-1], folder=options, workers=1))
     capsys.readouterr()

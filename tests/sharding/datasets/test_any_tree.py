@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import tarfile
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -74,6 +75,7 @@ LAYOUTS = {
     "covidgr": ("P/1.png", "N/1.png"),
     "folder": ("sick/1.png", "well/1.png"),
     "dicom": ("1",),
+    "webdataset": ("0.tar", "train/1.tar"),
 }
 LISTS = ("train_val_list.txt", "test_list.txt")
 # A rejection for a file or a part of the dataset; all others are for rows.
@@ -120,6 +122,11 @@ def build(root: Path, dataset: str, tree: list[tuple[str, str, str]]) -> None:
     for name in LAYOUTS[dataset]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(root / name, "PNG")
+        if name.endswith(".tar"):
+            (root / name).rename(root / "1.png")
+            with tarfile.open(root / name, "w") as tar:
+                tar.add(root / "1.png", "1.png")
+            (root / "1.png").unlink()
     for kind, path, content in tree:
         with suppress(OSError):  # a file where this needs a folder, or a name that is taken
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +142,7 @@ def build(root: Path, dataset: str, tree: list[tuple[str, str, str]]) -> None:
 
 def unaccounted(root: Path, items: list[Sample | Rejection], read: set[str]) -> list[str]:
     """Return the files below `root` that no item stands for, apart from the tables that were read."""
-    named = {str(item.path) for item in items} | read
+    named = {str(item.file if isinstance(item, Sample) else item.path) for item in items} | read
     files = [Path(folder, name).relative_to(root) for folder, _, names in os.walk(root) for name in names]
     return [str(path) for path in files if not any(str(place) in named for place in (path, *path.parents))]
 
@@ -154,7 +161,7 @@ def check(dataset: str, tree: list[tuple[str, str, str]], table: tuple[bytes, in
         build(root, dataset, tree)
         options: Any = OPTIONS[dataset]() if dataset in OPTIONS else None
         if dataset == "folder" and table is not None:
-            options = FolderOptions("t.csv", **{name: name for name in FOLDER_COLUMNS})
+            options = FolderOptions(Path("t.csv"), **dict[str, Any](zip(FOLDER_COLUMNS, FOLDER_COLUMNS, strict=True)))
         try:
             items = list(READERS[dataset](root, *([options] if options else [])))
         except UserError as error:

@@ -32,7 +32,9 @@ def read_only(reader: ModuleType, root: Path) -> Sample:
 @pytest.mark.parametrize("name", READERS)
 def test_reader_names_the_expected_files_when_root_is_not_the_dataset(name: str, tmp_path: Path) -> None:
     options = [OPTIONS[name]()] if name in OPTIONS else []
-    expected = r"train\.csv|Data_Entry_2017\.csv|train/NORMAL/|metadata\.csv, images/|P/, N/|CLASS/IMAGE|DICOM files"
+    expected = (
+        r"train\.csv|Data_Entry_2017\.csv|train/NORMAL/|metadata\.csv, images/|P/, N/|CLASS/IMAGE|DICOM files|\*\.tar"
+    )
     with pytest.raises(UserError, match=f"is not dataset '{name}', which has .*({expected})"):
         list(READERS[name](tmp_path, *options))
     with pytest.raises(UserError, match="is not a folder"):

@@ -295,7 +295,7 @@ def test_folder_reads_a_table_with_columns_of_any_name(
         "a/1.png,p1,train,sick,PA,female,058Y",
         "a/2.png,p1,,,lateral,,",
     )
-    options = FolderOptions("tables/mine.csv", "file", "who", "part", "class", "projection", "gender", "years")
+    options = FolderOptions(Path("tables/mine.csv"), "file", "who", "part", "class", "projection", "gender", "years")
     first, second = samples_of(folder.read(tmp_path, options))
     assert (first.path, first.patient, first.split, first.view, first.sex, first.age, first.labels) == (
         Path("a/1.png"),
@@ -313,7 +313,8 @@ def test_folder_reads_a_table_with_columns_of_any_name(
         None,
         {"sick": None},
     )
-    assert capsys.readouterr().err == ""
+    meaning = "class has the classes sick (1), each absent where another is named; 1 blank cells mean unknown"
+    assert capsys.readouterr().err == f"mine.csv: {meaning}\n"
 
 
 def test_folder_lists_all_cells_without_a_meaning_and_takes_them_for_unknown(
@@ -321,7 +322,7 @@ def test_folder_lists_all_cells_without_a_meaning_and_takes_them_for_unknown(
 ) -> None:
     rows = ("1.png,?,M,50+", "2.png,Axial,man,early 40s", "3.png,PA,x,50+", "4.png,lat,Unknown,121", "5.png,,,nan")
     csv_file(tmp_path / "t.csv", "path,view,sex,age", *rows)
-    options = FolderOptions("t.csv", view="view", sex="sex", age="age", patient="path")
+    options = FolderOptions(Path("t.csv"), view="view", sex="sex", age="age", patient="path")
     samples = samples_of(folder.read(tmp_path, options))
     assert [(sample.view, sample.sex, sample.age) for sample in samples] == [
         (None, "M", None),
@@ -341,7 +342,7 @@ def test_folder_refuses_splits_without_a_meaning_all_at_once(tmp_path: Path, csv
     csv_file(tmp_path / "t.csv", "path,split", "1.png,holdout", "2.png,train", "3.png,tset", "4.png,tset")
     message = r"nothing \(3\): split='holdout' .*, split='tset' \(t\.csv line 4 and 1 more\); a split is one of"
     with pytest.raises(UserError, match=message):
-        list(folder.read(tmp_path, FolderOptions("t.csv", split="split")))
+        list(folder.read(tmp_path, FolderOptions(Path("t.csv"), split="split")))
 
 
 def test_folder_counts_rows_without_a_path_or_a_patient_or_of_an_earlier_path(
@@ -349,7 +350,7 @@ def test_folder_counts_rows_without_a_path_or_a_patient_or_of_an_earlier_path(
 ) -> None:
     rows = ("1.png,", ",7", "2.png,7", "./2.png,8", "3.png,nan", "4.png,?", "5.png,NULL", "6.png,unknown")
     csv_file(tmp_path / "t.csv", "path,id", *rows)
-    samples, rejected = parted(folder.read(tmp_path, FolderOptions("t.csv", patient="id")))
+    samples, rejected = parted(folder.read(tmp_path, FolderOptions(Path("t.csv"), patient="id")))
     assert [(sample.path.name, sample.patient) for sample in samples] == [("2.png", "7")]
     assert rejected == {
         ("1.png", "row without a patient"): 1,
@@ -365,7 +366,7 @@ def test_folder_counts_rows_without_a_path_or_a_patient_or_of_an_earlier_path(
 def test_folder_counts_files_that_no_row_of_the_table_names(tmp_path: Path, csv_file: CsvWriter) -> None:
     root = tree(tmp_path, "a/1.png", "a/2.png", "a/._1.png", "Thumbs.db", "notes.txt")
     csv_file(root / "t.csv", "path", "a/1.png")
-    samples, rejected = parted(folder.read(root, FolderOptions("t.csv")))
+    samples, rejected = parted(folder.read(root, FolderOptions(Path("t.csv"))))
     assert [sample.path.as_posix() for sample in samples] == ["a/1.png"]
     assert rejected == {
         ("a/2.png", "file without a row"): 1,
@@ -377,14 +378,14 @@ def test_folder_counts_files_that_no_row_of_the_table_names(tmp_path: Path, csv_
 
 def test_folder_takes_nan_for_no_class(tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(tmp_path / "t.csv", "path,label", "1.png,sick", "2.png,nan", "3.png,NULL", "4.png,none")
-    samples = samples_of(folder.read(tmp_path, FolderOptions("t.csv", label="label")))
+    samples = samples_of(folder.read(tmp_path, FolderOptions(Path("t.csv"), label="label")))
     unknown = {"none": None, "sick": None}
     assert [sample.labels for sample in samples] == [{"none": 0, "sick": 1}, unknown, unknown, {"none": 1, "sick": 0}]
 
 
 def test_folder_takes_studies_from_their_column(tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(tmp_path / "t.csv", "path,who,exam", "1.png,a,x", "2.png,a,x", "3.png,a,?", "4.png,a,")
-    samples = samples_of(folder.read(tmp_path, FolderOptions("t.csv", patient="who", study="exam")))
+    samples = samples_of(folder.read(tmp_path, FolderOptions(Path("t.csv"), patient="who", study="exam")))
     assert [sample.study for sample in samples] == ["x", "x", None, None]
 
 
@@ -392,7 +393,7 @@ def test_folder_accepts_absolute_paths_inside_the_root(tmp_path: Path, csv_file:
     root = tree(tmp_path / "real", "a/1.png", "a/2.png")
     (tmp_path / "link").symlink_to(root, target_is_directory=True)
     csv_file(root / "t.csv", "path", f"{root}/a/1.png", f"{tmp_path}/link/a/../a/2.png", "a/1.png")
-    samples, rejected = parted(folder.read(tmp_path / "link", FolderOptions("t.csv")))
+    samples, rejected = parted(folder.read(tmp_path / "link", FolderOptions(Path("t.csv"))))
     assert [sample.path.as_posix() for sample in samples] == ["a/1.png", "a/2.png"]
     assert rejected == {("t.csv line 4", "path of an earlier row"): 1}
 
@@ -404,7 +405,7 @@ def test_folder_names_the_options_when_its_columns_have_other_names(tmp_path: Pa
         r"name the right column\(s\) with --path=COLUMN, --patient=COLUMN$"
     )
     with pytest.raises(UserError, match=message):
-        list(folder.read(tmp_path, FolderOptions("t.csv", patient="who")))
+        list(folder.read(tmp_path, FolderOptions(Path("t.csv"), patient="who")))
 
 
 def test_folder_names_links_when_there_is_nothing_else(tmp_path: Path) -> None:
@@ -420,7 +421,7 @@ def test_folder_names_links_when_there_is_nothing_else(tmp_path: Path) -> None:
 def test_folder_refuses_a_label_column_that_holds_no_classes(tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(tmp_path / "t.csv", "path,label", *(f"{i}.png,{i}" for i in range(101)))
     with pytest.raises(UserError, match=r"line 102: label='label' has more than 100 classes"):
-        list(folder.read(tmp_path, FolderOptions("t.csv", label="label")))
+        list(folder.read(tmp_path, FolderOptions(Path("t.csv"), label="label")))
 
 
 def test_folder_table_rows_that_lead_out_of_the_root_are_counted(
@@ -428,7 +429,7 @@ def test_folder_table_rows_that_lead_out_of_the_root_are_counted(
 ) -> None:
     csv_file(tmp_path / "root" / "t.csv", "path", "/etc/passwd", "../1.png", "in.png", "nul\0.png")
     radiograph(1).save(tmp_path / "root" / "in.png")
-    config = PackConfig("folder", tmp_path / "root", tmp_path / "out", workers=1, folder=FolderOptions("t.csv"))
+    config = PackConfig("folder", tmp_path / "root", tmp_path / "out", workers=1, folder=FolderOptions(Path("t.csv")))
     manifest = pack(replace(config, allow_missing=True))
     assert manifest.samples == 1
     assert Counter(rejection.reason for rejection in manifest.rejected) == {

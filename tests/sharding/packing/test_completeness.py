@@ -32,13 +32,13 @@ def config(tmp_path: Path, radiograph: RadiographMaker, csv_file: CsvWriter) -> 
         label = "rare" if number == 7 else ("sick", "well")[number % 2]
         rows.append(f"images/{number}.png,{'test' if number >= 200 else 'train'},{label}")
     csv_file(root / "table.csv", "path,split,label", *rows)
-    options = FolderOptions(csv="table.csv", split="split", label="label")
+    options = FolderOptions(csv=Path("table.csv"), split="split", label="label")
     return PackConfig("folder", root, tmp_path / "out", shorter_side_px=32, workers=1, folder=options)
 
 
 def lose(config: PackConfig, *numbers: int) -> None:
     for number in numbers:
-        (config.root / "images" / f"{number}.png").unlink()
+        (config.source / "images" / f"{number}.png").unlink()
 
 
 def test_a_few_missing_files_are_counted_and_the_rest_is_packed(
@@ -52,7 +52,7 @@ def test_a_few_missing_files_are_counted_and_the_rest_is_packed(
 
 def test_more_missing_files_are_refused_before_anything_is_written(config: PackConfig) -> None:
     lose(config, 1, 2, 3, 4)
-    first = config.root / "images"
+    first = config.source / "images"
     with pytest.raises(RunFailed, match=rf"^root=.* lacks 4 of 300 files, such as {first}/[1-4]\.png; .*_missing=true"):
         pack(config)
     assert not Path(config.out).exists()
@@ -72,8 +72,8 @@ def test_a_split_or_a_class_without_files_is_refused_before_anything_is_written(
 def test_a_class_whose_images_are_all_damaged_ends_with_exit_code_1_each_time(
     config: PackConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (config.root / "images" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    words = ["folder", f"--root={config.root}", f"--out={config.out}", "--shorter_side_px=32", "--workers=1"]
+    (config.source / "images" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    words = ["folder", f"--root={config.source}", f"--out={config.out}", "--shorter_side_px=32", "--workers=1"]
     words += ["--folder.csv=table.csv", "--folder.split=split", "--folder.label=label"]
     for _ in range(2):
         with pytest.raises(RunFailed, match=r"is packed without the only image of class 'rare'; manifest\.json lists"):
@@ -98,7 +98,7 @@ def test_a_part_that_is_not_there_at_all_is_refused_before_anything_is_written(c
 
 def test_nothing_to_pack_names_the_first_file_that_was_tried(config: PackConfig) -> None:
     lose(config, *range(300))
-    with pytest.raises(UserError, match=rf"300 x missing file, such as {config.root}/images/\d+\.png; check root"):
+    with pytest.raises(UserError, match=rf"300 x missing file, such as {config.source}/images/\d+\.png; check root"):
         pack(replace(config, allow_missing=True))
 
 

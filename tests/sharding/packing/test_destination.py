@@ -88,7 +88,7 @@ def test_pack_resumes_in_an_object_store_after_failed_uploads(
 
 
 def test_pack_leaves_nothing_in_an_object_store_if_no_image_can_be_packed(config: PackConfig) -> None:
-    for image in config.root.rglob("*.jpeg"):
+    for image in config.source.rglob("*.jpeg"):
         image.write_bytes(b"")
     with pytest.raises(UserError, match="60 x zero bytes"):
         pack(config)

@@ -67,8 +67,8 @@ def test_pack_gives_equal_bytes_when_files_are_copied_elsewhere_in_another_order
     config: PackConfig, tmp_path: Path
 ) -> None:
     pack(config)
-    for path in sorted(config.root.rglob("*.jpeg"), reverse=True):
-        copy = tmp_path / "copy" / path.relative_to(config.root)
+    for path in sorted(config.source.rglob("*.jpeg"), reverse=True):
+        copy = tmp_path / "copy" / path.relative_to(config.source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     pack(replace(config, root=tmp_path / "copy", out=tmp_path / "again"))
@@ -132,7 +132,7 @@ def test_shards_are_read_whole_when_the_reader_is_webdataset(config: PackConfig)
     for sample in samples:
         assert min(sample["jpg"].size) == 32
         assert sample["json"]["source_height"] == 60
-        source = Image.open(config.root / sample["json"]["path"]).convert("L").resize(sample["jpg"].size)
+        source = Image.open(config.source / sample["json"]["path"]).convert("L").resize(sample["jpg"].size)
         difference = np.asarray(sample["jpg"].convert("L")).astype(int) - np.asarray(source)
         assert np.abs(difference).mean() < 6
 
@@ -158,7 +158,7 @@ def test_index_leads_to_the_content_of_the_members(config: PackConfig) -> None:
 
 def test_manifest_states_mean_and_deviation_of_all_pixels(config: PackConfig) -> None:
     manifest = pack(replace(config, shorter_side_px=60, jpeg_quality=40))
-    pixels = np.concatenate([np.asarray(Image.open(path)).ravel() for path in config.root.rglob("*.jpeg")]) / 255
+    pixels = np.concatenate([np.asarray(Image.open(path)).ravel() for path in config.source.rglob("*.jpeg")]) / 255
     assert manifest.pixel_mean == pytest.approx(pixels.mean(), abs=1e-12)
     assert manifest.pixel_std == pytest.approx(pixels.std(), abs=1e-12)
 
@@ -166,12 +166,12 @@ def test_manifest_states_mean_and_deviation_of_all_pixels(config: PackConfig) ->
 def test_manifest_names_neither_paths_nor_workers(config: PackConfig) -> None:
     pack(config)
     text = (Path(config.out) / "manifest.json").read_text()
-    assert str(config.root) not in text
+    assert str(config.source) not in text
     assert "workers" not in text
 
 
 def test_pack_rejects_and_names_bad_images_and_packs_the_rest(config: PackConfig) -> None:
-    folder = config.root / "train" / "NORMAL"
+    folder = config.source / "train" / "NORMAL"
     (folder / "IM-0000-0001.jpeg").write_bytes(b"")
     (folder / "IM-0001-0001.jpeg").write_text("not a radiograph")
     os.truncate(folder / "IM-0002-0001.jpeg", 900)
@@ -213,7 +213,7 @@ def test_pack_rejects_a_path_when_it_leads_out_of_the_root(
 
 
 def test_pack_names_both_files_when_they_have_the_same_key(config: PackConfig) -> None:
-    folder = config.root / "val" / "NORMAL"
+    folder = config.source / "val" / "NORMAL"
     shutil.copy(folder / "IM-0020-0001.jpeg", folder / "IM-0020-0001.png")
     with pytest.raises(UserError, match=r"IM-0020-0001\.jpeg and .*IM-0020-0001\.png have the same key"):
         pack(config)
@@ -243,7 +243,7 @@ def test_pack_refuses_a_folder_when_it_holds_something_else(config: PackConfig, 
     before = content(Path(config.out))
     with pytest.raises(UserError, match="packed with seed=0, not 1; choose another folder"):
         pack(replace(config, seed=1))
-    next(config.root.rglob("*.jpeg")).unlink()
+    next(config.source.rglob("*.jpeg")).unlink()
     with pytest.raises(UserError, match="other samples"):
         pack(config)
     assert content(Path(config.out)) == before
@@ -268,12 +268,12 @@ def test_shards_hold_the_sources_pixels_when_the_format_is_png(config: PackConfi
     with tarfile.open(Path(config.out) / manifest.shards[0].name, "r:") as tar:
         image, meta = tar.getmembers()[:2]
         assert image.name.endswith(".png")
-        source = Image.open(config.root / json.loads(member_bytes(tar, meta))["path"])
+        source = Image.open(config.source / json.loads(member_bytes(tar, meta))["path"])
         assert np.array_equal(np.asarray(Image.open(BytesIO(member_bytes(tar, image)))), np.asarray(source))
 
 
 def test_pass_through_copies_the_bytes_that_fit_and_encodes_the_others(config: PackConfig) -> None:
-    large = next(config.root.rglob("*.jpeg"))
+    large = next(config.source.rglob("*.jpeg"))
     Image.open(large).resize((200, 200)).save(large)
     manifest = pack(replace(config, shorter_side_px=60, pass_through=True))
     copied = 0
@@ -281,7 +281,7 @@ def test_pass_through_copies_the_bytes_that_fit_and_encodes_the_others(config: P
         with tarfile.open(Path(config.out) / shard.name, "r:") as tar:
             members = tar.getmembers()
             for image, meta in zip(members[::2], members[1::2], strict=True):
-                source = config.root / json.loads(member_bytes(tar, meta))["path"]
+                source = config.source / json.loads(member_bytes(tar, meta))["path"]
                 same = member_bytes(tar, image) == source.read_bytes()
                 assert same == (source != large)
                 copied += same
@@ -316,7 +316,7 @@ def test_manifest_states_all_options_that_decide_about_the_bytes(config: PackCon
 
 
 def test_pack_counts_a_file_when_its_path_is_not_utf8(config: PackConfig) -> None:
-    folder = os.fsencode(config.root / "train" / "NORMAL")
+    folder = os.fsencode(config.source / "train" / "NORMAL")
     Path(os.fsdecode(folder + b"/IM-\xff-0001.jpeg")).touch()
     assert Rejection("train/NORMAL/IM-\ufffd-0001.jpeg", "path is not UTF-8") in pack(config).rejected
 

@@ -84,12 +84,12 @@ def test_pack_ends_with_the_same_bytes_when_it_is_killed_at_any_step(
     config: PackConfig, tmp_path: Path, stride: int
 ) -> None:
     for part in ("val", "test", "train/NORMAL"):
-        shutil.rmtree(config.root / part)
-    (config.root / "train" / "NORMAL").mkdir()
+        shutil.rmtree(config.source / part)
+    (config.source / "train" / "NORMAL").mkdir()
     pack(replace(config, shard_size_mb=256, shard_samples=10, allow_missing=True))
     undisturbed = content(Path(config.out))
     assert len(list(Path(config.out).glob("*.tar"))) == 3
-    script = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(config.root), str(tmp_path / "killed"), str(stride)]
+    script = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(config.source), str(tmp_path / "killed"), str(stride)]
     subprocess.run(script, check=True, capture_output=True, timeout=240)
     folders = sorted((tmp_path / "killed").iterdir())
     assert len(folders) > 25 / stride
@@ -99,7 +99,15 @@ def test_pack_ends_with_the_same_bytes_when_it_is_killed_at_any_step(
 
 def killed_at_random_moments(config: PackConfig, kills: int, seed: int) -> list[int]:
     """Pack by the command in real processes, killing each; return how many shards were finished each time."""
-    command = [sys.executable, "-m", "launch", "shard", config.dataset, f"--root={config.root}", f"--out={config.out}"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "shard",
+        config.dataset,
+        f"--root={config.source}",
+        f"--out={config.out}",
+    ]
     command += ["--shorter_side_px=32", "--shard_size_mb=0.06", "--workers=2"]
     moments = random.Random(seed)
     finished = []
@@ -146,7 +154,7 @@ def test_pack_encodes_only_what_was_not_finished(
 def test_pack_keeps_the_rejections_of_finished_shards(
     config: PackConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for image in sorted(config.root.rglob("*.jpeg"))[::3]:
+    for image in sorted(config.source.rglob("*.jpeg"))[::3]:
         image.write_bytes(b"")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(55, patch)
@@ -181,7 +189,7 @@ def test_unfinished_folder_is_refused_when_it_belongs_to_another_job_or_is_read(
         pack(replace(config, seed=1))
     with pytest.raises(UserError, match=r"is not fully packed; run the same sternum shard command"):
         read_manifest(config.out)
-    next(config.root.rglob("*.jpeg")).unlink()
+    next(config.source.rglob("*.jpeg")).unlink()
     with pytest.raises(UserError, match="packed with other samples"):
         pack(config)
 

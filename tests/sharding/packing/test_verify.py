@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
+from sharding.format.label_counts import LabelCounts
 from sharding.format.manifest import Manifest
 from sharding.packing.pack import PackConfig, pack
 from sharding.packing.verify import verify
@@ -123,6 +124,12 @@ def test_verify_finds_a_split_that_is_not_the_samples(folder: Path, manifest: Ma
     shards = [type(shard)(**(vars(shard) | {"split": "test"})) for shard in manifest.shards]
     write_manifest(folder, Manifest(**(vars(manifest) | {"shards": shards})))
     assert any("does not have the shard's split" in difference for difference in verify(folder, workers=1))
+
+
+def test_verify_finds_a_label_that_is_counted_wrongly(folder: Path, manifest: Manifest) -> None:
+    assert manifest.labels == {"NORMAL": LabelCounts(30, 30), "PNEUMONIA": LabelCounts(30, 30)}
+    write_manifest(folder, replace(manifest, labels=manifest.labels | {"NORMAL": LabelCounts(29, 31)}))
+    assert verify(folder, workers=1) == ["the shards hold other labels than manifest.json counts"]
 
 
 def test_verify_says_what_to_do_when_there_is_no_manifest(tmp_path: Path) -> None:

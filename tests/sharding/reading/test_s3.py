@@ -11,6 +11,7 @@ from moto.server import ThreadedMotoServer
 import sharding.reading.fetch
 from infra.errors import RunFailed, UserError
 from sharding.format.manifest import Manifest
+from sharding.packing.download import download_tars
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
 from tests.support.epoch_reader import Epoch, quick_fetch, read_epoch, read_until_stopped
@@ -175,3 +176,10 @@ def test_interrupted_download_continues_from_the_last_range(
     assert read_epoch(LOCATION, quick_fetch(tmp_path / "cache", stall_s=10)) == undisturbed
     assert first_bytes(server.gets(path))[:3] == [0, 16_000, 16_000]
     assert server.sent[path] == manifest.shards[0].size_bytes
+
+
+@pytest.mark.usefixtures("moto")
+def test_the_tars_of_a_bucket_are_listed_and_copied(small_shards: Path, tmp_path: Path) -> None:
+    download_tars(LOCATION, tmp_path / "kept")
+    tars = {path.name: path.read_bytes() for path in small_shards.glob("*.tar")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").glob("*.tar")} == tars
