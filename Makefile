@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := infra sharding ssl_core evaluation launch
 
-.PHONY: help install demo test test-slow check format structure clean
+.PHONY: help install demo test gpu test-slow check format structure clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -21,6 +21,9 @@ demo: install ## run everything on simulated radiographs, in about four minutes 
 
 test: install ## run the default tests, four files at a time
 	$(BIN)/pytest -m "not slow" --numprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+gpu: install ## check and time everything that needs a GPU; the figures go to gpu.json
+	$(BIN)/python -m benchmarks.gpu --out=gpu.json
 
 test-slow: install ## run the tests that take minutes, one at a time
 	$(BIN)/pytest -m slow

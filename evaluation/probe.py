@@ -11,24 +11,38 @@ from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, control_sources
 from evaluation.data.labeled_sets import open_labeled_sets
+from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
-from evaluation.data.probe_tasks import ProbeTask, open_probe_tasks
+from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
-from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
+from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
+from evaluation.fitting.draws import grouped_by_row
+from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
-from evaluation.fitting.probe_cases import ProbeCase, probe_case
+from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import notes_on
+from evaluation.results.predictions import write_predictions
 from evaluation.results.presets import PRESETS
 from evaluation.results.results import VERSION, ProbeResult, Results, Run, write_results
 from evaluation.results.selection import write_selection
+from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint
-from evaluation.scoring.probe_results import compare_with_last, few_labels_result, finetuned_result, probe_result
+from evaluation.scoring.image_predictions import image_predictions
+from evaluation.scoring.probe_results import (
+    adjusted,
+    compare_with_finetuned,
+    compare_with_last,
+    few_labels_result,
+    finetuned_result,
+    probe_result,
+)
 from evaluation.scoring.shift import shift_result
 from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
+from evaluation.selection.unseen_images import UnseenImages, unseen_images
 from infra import config as configuration
 from infra.extras import require_extra
 from infra.files import remove_remains
@@ -37,6 +51,7 @@ from infra.log import say
 from infra.options import key, setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.resume import recipe_of
 
 
 def probe(config: ProbeConfig, command: str = "") -> Results:
@@ -80,9 +95,16 @@ class Prober:
             remove_remains(folder)
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
+        self._others = compared_backbones(
+            config.compare,
+            key(config, "compare"),
+            InputOptions(config.compare_size_px, config.compare_mean, config.compare_std),
+        )
+        self._initial = initial_source(self.run, self.pretraining) if config.controls else []
         newest = find_checkpoints(self.run)[-1]
+        self.data_identity = newest.state.data_identity
         self.labeled_sets = open_labeled_sets(config.data)
-        pretraining = pretraining_shards(self.pretraining.data, newest.state.data_identity, config.data.fetch)
+        pretraining = pretraining_shards(self.pretraining.data, self.data_identity, config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
         self.divided = open_probe_tasks(
             self.labeled_sets,
@@ -101,12 +123,22 @@ class Prober:
         )
         self.tasks = [question for task in self.divided for question in task.questions]
         self.extractor = build_extractor(
-            self.run, self.pretraining, view_executor=config.executor, local_batch=config.local_batch
+            self.run,
+            self.pretraining,
+            fit=config.probe_fit,
+            mirrored=config.mirrored,
+            view_executor=config.executor,
+            local_batch=config.local_batch,
         )
+        # Refused now rather than after the probe.
+        self.unseen = self._unseen_images() if config.select else None
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(self.run)
-        # By kind and step, in order, so that a checkpoint that was removed after it was probed keeps its row.
-        self._extracted: dict[tuple[str, int], tuple[FeatureSource, dict[str, FeatureMatrix]]] = {}
+        # By kind, name of compared weights, step and seed, in order, so that a checkpoint that was removed after it was
+        # probed keeps its row.
+        self._extracted: dict[
+            tuple[str, str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]
+        ] = {}
 
     def probe(self, *, final: bool = True) -> Results:
         """Probe the present checkpoints and write `results.json`.
@@ -129,23 +161,34 @@ class Prober:
         few_labels = list_few_labels(cases, config.seed) if final and config.few_labels else []
         shifts = list_shifts(cases, config.seed) if final and config.controls else []
         of_shifts = [case for shift in shifts for case in (shift.case, shift.null)]
-        fitted = self.fitter.fit([*cases, *(few.case for few in few_labels), *of_shifts])
-        rows = [probe_result(case, fitted[case], **self._bootstrap) for case in cases]
-        finetuned = [self._finetune(task, features) for task in self._tasks_to_finetune(features)] if final else []
-        results = self._results(features, [*rows, *finetuned], cases, few_labels, shifts, fitted)
+        fitted = self.fitter.fit([*cases, *(case for few in few_labels for case in few.cases), *of_shifts])
+        grouped = grouped_by_row(cases)
+        rows = [probe_result(row, fitted, **self._bootstrap) for row in grouped]
+        finetuned = self._finetune(list(features)[-1], cases) if final else {}
+        rows_finetuned = [finetuned_result(case, network, **self._bootstrap) for case, network in finetuned.items()]
+        results = self._results(features, [*rows, *rows_finetuned], cases, few_labels, shifts, fitted)
+        compared = [
+            compare_with_finetuned(case, fitted[case], network, **self._bootstrap)
+            for case, network in finetuned.items()
+        ]
         results = replace(
             results,
+            comparisons=adjusted([*results.comparisons, *compared]),
             timing={
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
             },
+            predictions=write_predictions(self.run, image_predictions(cases, fitted, list(finetuned.items()))),
         )
         write_results(self.run, results)
-        if final and config.select:
-            self._select(features, cases, fitted)
+        if final and self.unseen is not None:
+            self._select(self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
         if final:
-            self.curves.show_hyperparameters((row, fitted[case]) for row, case in zip(rows, cases, strict=True))
+            self.curves.show_hyperparameters(
+                (result, [probe for case in row for probe in fitted[case]])
+                for result, row in zip(rows, grouped, strict=True)
+            )
         return results
 
     @property
@@ -154,11 +197,13 @@ class Prober:
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
-        sources = control_sources(self.pretraining) if self.config.controls else []
+        sources = control_sources(self.pretraining, self.config.untrained_seeds) if self.config.controls else []
+        sources += [*self._initial, *(other.source for other in self._others)]
         for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
-            identity = source.kind, source.step or 0
+            name = source.name if source.kind == "compared" else ""
+            identity = source.kind, name, source.step, source.seed
             if identity not in self._extracted:
-                self._extracted[identity] = source, self.extractor.features(source, self.labeled_sets)
+                self._extracted[identity] = source, self.extractor.fitting(source).features(source, self.labeled_sets)
         return dict(self._extracted.values())
 
     def _results(
@@ -182,11 +227,13 @@ class Prober:
             datasets=[task.record for task in self.tasks],
             rows=rows,
             comparisons=[*compare_with_last(cases, fitted, **self._bootstrap), *means],
-            few_labels=[few_labels_result(few, fitted[few.case]) for few in few_labels],
+            few_labels=[few_labels_result(few, fitted) for few in few_labels],
             timing={},
             notes=[],
             tasks=tasks,
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
+            outside=[other.record for other in self._others],
+            attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
         )
         return replace(results, notes=notes_on(results))
 
@@ -198,44 +245,49 @@ class Prober:
             fraction_percent=self.pretraining.data.fraction_percent,
             epochs=max(source.epoch or 0.0 for source in sources),
             seed=self.pretraining.seed,
+            recipe=recipe_of(self.pretraining, self.data_identity),
         )
 
-    def _tasks_to_finetune(self, features: Features) -> list[ProbeTask]:
-        """Return the tasks with one test part; cross-validation would train a network for each part."""
-        if self.config.finetune.epochs == 0 or not any(source.kind == "checkpoint" for source in features):
-            return []
-        for task in self.divided:
-            if task.task.kind != "binary":
-                say(f"{task.key.dataset}, {task.key.preset}: not fine-tuned, because it has several labels")
-        single = [question for task in self.divided if task.task.kind == "binary" for question in task.questions]
-        for question in single:
-            if question.record.rounds > 1:
-                say(f"{question.key.dataset}, {question.key.preset}: not fine-tuned, because it is cross-validated")
-        return [question for question in single if question.record.rounds == 1]
+    def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedNetwork]:
+        """Fine-tune the last checkpoint on each task with one test part, or read the cached outcomes.
 
-    def _finetune(self, task: ProbeTask, features: Features) -> ProbeResult:
-        """Fine-tune the last checkpoint, or read the cached outcome, and score it."""
-        source, matrices = list(features.items())[-1]
-        case = probe_case(task, source, matrices[task.labeled_set.label])
-        network = cached_finetune(
-            self.folder / "probes",
-            case,
-            source,
-            spec=self.pretraining.views,
-            preprocessing=self.extractor.preprocessing,
-            config=self.config.finetune,
-            view_executor=self.config.executor,
-            device=self.extractor.device,
-            seed=self.config.seed,
-        )
-        return finetuned_result(case, network, **self._bootstrap)
+        Cross-validation would train a network for each part.
+        """
+        if self.config.finetune.epochs == 0 or source.kind != "checkpoint":
+            return {}
+        networks = {}
+        for case in cases:
+            if case.kind != "checkpoint" or case is not last_case(cases, case):
+                continue
+            several = case.task.record.question
+            if several or len(case.folds) > 1:
+                reason = "is one of several labels" if several else "is cross-validated"
+                say(f"{case.key.dataset}, {case.key.preset}: not fine-tuned, because it {reason}")
+                continue
+            networks[case] = cached_finetune(
+                self.folder / "probes",
+                case,
+                source,
+                spec=self.pretraining.views,
+                preprocessing=self.extractor.preprocessing,
+                config=self.config.finetune,
+                view_executor=self.config.executor,
+                device=self.extractor.device,
+                seed=self.config.seed,
+            )
+        return networks
 
-    def _select(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> None:
+    def _unseen_images(self) -> UnseenImages:
+        data, fetch = self.pretraining.data, self.config.data.fetch
+        return unseen_images(self.labeled_sets, self.tasks, self.seen, data, fetch, self.config.seed)
+
+    def _select(
+        self, images: UnseenImages, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases
+    ) -> None:
         selection = select_checkpoint(
             self.run,
             self.pretraining,
-            self.labeled_sets,
-            self.seen,
+            images,
             self.extractor,
             features,
             cases,

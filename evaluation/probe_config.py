@@ -10,6 +10,7 @@ from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Unce
 from infra.errors import require
 from infra.options import key, require_at_least, require_seed, setting
 from infra.urls import require_no_credentials
+from ssl_core.views.spec import Fit
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,14 @@ class ProbeConfig:
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
             the dataset and the official part that an image comes from; without these, scores mean little
+        untrained_seeds: draws of the untrained backbone's weights; its row is their mean, and its comparisons are over
+            patients and draws
         few_labels: also probe with 1, 5, 10 and 25 percent of the labels (only rigorous; last checkpoint and controls)
         finetune: end-to-end training of the last checkpoint's backbone, next to the frozen probe
         select: also choose a checkpoint without labels, and judge that choice by the labels; writes selection.json
+        probe_fit: how an image that is not square becomes a square: pad (its longer side fits, its border is repeated
+            beside it), squash (each side is scaled alone) or square (the longer side is cut about the center)
+        mirrored: average the features of an image and of its mirror image
         watch: probe each new checkpoint of a live pretraining until it ends
         executor: image decoder: dali, torchvision, or auto (DALI if installed)
         local_batch: images that go through the backbone at once, at least 1
@@ -45,6 +51,11 @@ class ProbeConfig:
             of their own: rigorous then cross-validates it)
         exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
             audit lets stay is probed
+        compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, published weights in the
+            local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, or FILE@NETWORK
+        compare_size_px: sides of the images for these, in place of those that they were published for
+        compare_mean: mean of each channel for these on the scale 0 to 1, likewise
+        compare_std: standard deviation, likewise
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
@@ -56,9 +67,12 @@ class ProbeConfig:
     presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
+    untrained_seeds: int = 5
     few_labels: bool = True
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     select: bool = False
+    probe_fit: Fit = "pad"
+    mirrored: bool = False
     watch: bool = False
     executor: Literal["auto", "dali", "torchvision"] = "auto"
     local_batch: int = 64
@@ -72,6 +86,10 @@ class ProbeConfig:
     balance: Balance | None = None
     split: Split = "official"
     exclude: Path | None = None
+    compare: list[str] = field(default_factory=list)
+    compare_size_px: int | None = None
+    compare_mean: list[float] | None = None
+    compare_std: list[float] | None = None
     allow_overlap: bool = False
     seed: int = 0
 
@@ -82,6 +100,7 @@ class ProbeConfig:
             bool(self.presets) and len(set(self.presets)) == len(self.presets),
             f"{setting(self, 'presets')} must name gazda2021, rigorous or both, each once",
         )
+        require_at_least(self, "untrained_seeds", 1, "try 5")
         require_at_least(self, "local_batch", 1, "try 64")
         require_at_least(self, "cores", 1, "leave it out for all")
         require(
@@ -95,6 +114,16 @@ class ProbeConfig:
             "or all",
         )
         require_at_least(self, "folds", 2, "try 5")
+        require_at_least(self, "compare_size_px", 8, "try 224")
+        require(
+            self.compare_std is None or min(self.compare_std, default=0.0) > 0,
+            f"{setting(self, 'compare_std')} must be positive; divide values from 0 to 255 by 255",
+        )
+        require(
+            self.finetune.epochs == 0 or self.folds is None or self.folds > 2,
+            f"{setting(self, 'folds')} leaves fine-tuning no image to train on, because one fold chooses the epoch and "
+            f"another one the threshold; use {key(self, 'folds')}=3 or more",
+        )
         require_at_least(self, "repeats", 1, "try 3")
         require(
             self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,

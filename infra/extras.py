@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from infra.errors import UserError
 
-Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom"]
+Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "timm"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ _PACKAGES: Final[dict[Extra, _Package]] = {
     "s3": _Package("s3fs", ("s3fs",)),
     "gcs": _Package("gcsfs", ("gcsfs",)),
     "dicom": _Package("pydicom with imagecodecs", ("pydicom", "imagecodecs")),
+    "timm": _Package("timm", ("timm",)),
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import BinaryIO, Final
 
 from infra.errors import RunFailed, UserError, require
 
@@ -103,7 +103,16 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         UserError: if the disk is full or not writable
     """
-    data = content.encode() if isinstance(content, str) else content
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield an open file that becomes `path` when the block succeeds, for content that is too large for `write_atomic`.
+
+    If the block raises, `path` keeps its old content. The rest is as in `write_atomic`.
+    """
     partial = _partial(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +121,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             with partial.open("xb") as file:
                 with suppress(OSError):  # a disk without locks
                     fcntl.flock(file, fcntl.LOCK_EX)  # so that nobody takes it for abandoned
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 partial.replace(path)

@@ -1,25 +1,22 @@
-"""The processes of one run: their ranks, their process group, and what they agree on."""
+"""The processes of one run: their ranks, and what they agree on."""
 
-import errno
 import json
 import os
 import re
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from infra.errors import RunFailed, UserError, require
 from infra.options import key, setting
 
-_LOOPBACK: Final = "127.0.0.1"
+# A GPU's decoder keeps 32 MB for each thread.
+MOST_DECODING_THREADS: Final = 16
+
 _START: Final = "start the processes with torchrun"
 
 # Launchers that set none of torchrun's variables: for each, those with the number of processes and with their rank.
@@ -48,11 +45,6 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-
-    @property
-    def cpus(self) -> int:
-        """Number of CPUs for this process: its share of the machine's, at least 1."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world)
 
     @property
     def is_first(self) -> bool:
@@ -112,130 +104,6 @@ def _require_one_process() -> None:
             return
 
 
-def device_of(ranks: Ranks) -> torch.device:
-    """Return the GPU of this process, or the CPU on a machine without GPUs.
-
-    Raises:
-        UserError: if there are more processes than GPUs
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"local rank {ranks.local_rank} has no GPU: this machine has {torch.cuda.device_count()}; "
-            "lower --nproc-per-node"
-        )
-    return torch.device("cuda", ranks.local_rank)
-
-
-@contextmanager
-def process_group(
-    ranks: Ranks, device: torch.device, timeout_s: float = 600.0, timeout_key: str = "timeout_s"
-) -> Iterator[None]:
-    """Join the run's process group (NCCL on GPUs, gloo on CPUs), and leave it at the end; one process has no group.
-
-    The processes of one machine meet and talk on its loopback address only.
-
-    Args:
-        ranks: the ranks that the launcher set
-        device: the device of this process
-        timeout_s: seconds to wait for the other processes, here and in every later operation
-        timeout_key: the option that sets `timeout_s`, for messages
-
-    Raises:
-        UserError: if no launcher set the address where the processes meet
-        RunFailed: if a process does not join within `timeout_s`, or is lost later
-    """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if ranks.world == 1:
-        yield
-        return
-    try:
-        # CPU tensors always use gloo, so that the agreement of the ranks at every step does not wait for a GPU.
-        timeout = timedelta(seconds=timeout_s)
-        store = None
-        if ranks.world == ranks.local_world:
-            _keep_on_this_machine()
-            store = _loopback_store(ranks, timeout)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=ranks.rank,
-            world_size=ranks.world,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
-    except ValueError as error:
-        raise UserError(f"WORLD_SIZE={ranks.world}, but {error}; start with torchrun") from error
-    except RuntimeError as error:
-        if not _is_group_error(error):
-            raise
-        if "EADDRINUSE" in str(error):
-            raise RunFailed(
-                f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use by another process on this machine "
-                "(EADDRINUSE); end that process, or choose another port: torchrun --master-port=PORT"
-            ) from error
-        if "timed out" not in str(error).lower():
-            raise RunFailed(
-                f"WORLD_SIZE={ranks.world} processes could not join ({_first_line(error)}); run the command again"
-            ) from error
-        raise RunFailed(
-            f"not all of WORLD_SIZE={ranks.world} processes joined within {timeout_key}={timeout_s:g} "
-            f"({_first_line(error)}); start the missing machines, or raise {timeout_key}, and run the command again"
-        ) from error
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_group_error(error):
-            raise
-        raise RunFailed(
-            f"another rank was lost or hangs ({_first_line(error)}); "
-            "run the same command again to resume from the last checkpoint"
-        ) from error
-    finally:
-        dist.destroy_process_group()
-
-
-def _keep_on_this_machine() -> None:
-    """Let gloo and NCCL listen on the loopback address, unless the user chose another interface."""
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, "lo")
-
-
-def _loopback_store(ranks: Ranks, timeout: timedelta) -> TCPStore | None:
-    """Return a store for the processes of one machine to meet in; torch's own listens on all addresses.
-
-    Returns:
-        The store; None if torchrun offers one, or no launcher set a port.
-
-    Raises:
-        RunFailed: if another program listens on the port
-    """
-    port = os.environ.get("MASTER_PORT")
-    if port is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return None
-    listener = None
-    if ranks.is_first:
-        try:
-            listener = socket.create_server((_LOOPBACK, int(port))).detach()
-        except OSError as error:
-            raise RunFailed(
-                f"MASTER_PORT={port} cannot be used ({errno.errorcode[error.errno or errno.EIO]}: {error.strerror}); "
-                "run the command again, or choose another port with the launcher's --master-port"
-            ) from error
-    return TCPStore(_LOOPBACK, int(port), ranks.world, ranks.is_first, timeout, master_listen_fd=listener)
-
-
-def _is_group_error(error: RuntimeError) -> bool:
-    """Return whether the other processes caused the error; gloo raises a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def world_size() -> int:
     """Return the number of processes in the group, 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -258,6 +126,17 @@ def gather_objects(value: object) -> list[Any]:
     texts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
     dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
     return [json.loads(bytes(padded[: int(size)].tolist())) for padded, size in zip(texts, sizes, strict=True)]
+
+
+def decoding_threads(ranks: Ranks) -> int:
+    """Return how many threads decode this process's images, 1 to 16: its share of the CPUs that it may use. Collective.
+
+    A launcher may bind each rank to CPUs of its own; then no other rank shares them.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    first_here = ranks.rank - ranks.local_rank  # names this machine
+    sharing = gather_objects([first_here, allowed]).count([first_here, allowed])
+    return max(1, min(MOST_DECODING_THREADS, len(allowed) // sharing))
 
 
 def sum_over_ranks(*counts: int) -> list[int]:

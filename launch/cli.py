@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "supervise": "restart a pretraining command until its run is finished",
     "probe": "score the frozen backbones of a run on labeled shards",
     "table": "compare probed runs with the paper's Table III, in Markdown, CSV and LaTeX",
+    "compare": "compare runs, or recipes with several seeds each, on the same patients",
     "report": "write one HTML page about a run",
     "submit": "run sternum probe as a job on a Ray cluster",
     "demo": "run the whole pipeline on simulated radiographs in minutes",

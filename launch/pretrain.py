@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from infra.config import parse
+from infra.process_group import end_process
 from infra.processes import ranks_from_environment
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from launch.cli import run_command
@@ -43,4 +44,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":  # torchrun and deepspeed start a module; all other commands start with sternum
-    sys.exit(run_command(main, sys.argv[1:]))
+    end_process(lambda: run_command(main, sys.argv[1:]))

@@ -10,6 +10,7 @@ from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import Table, csv_text, latex, markdown
 from evaluation.report.task_runs_table import task_runs_tables
 from evaluation.results.presets import PresetName
+from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import Results, read_results
 from infra.config import parse
 from infra.errors import UserError
@@ -22,7 +23,8 @@ class TableConfig:
     """The runs to put into one table.
 
     Args:
-        run_folders: probed runs, each pretrained on another fraction of the images
+        run_folders: probed runs, pretrained on one fraction of the images or several; runs of one fraction, which may
+            differ only in their seed, become one row
         preset: protocol of the scores: gazda2021 (the paper's) or rigorous
         out: folder for table3.md, table3.csv and table3.tex, and for table-TASK.* of each task with several labels; the
             first run's folder by default
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         examples=(
             "sternum table runs/paper",
             "sternum table runs/fraction-1 runs/fraction-10 runs/paper --out=tables",
+            "sternum table runs/seed-0 runs/seed-1 runs/seed-2   # one row: mean and standard deviation",
             "sternum table runs/paper --preset=rigorous",
         ),
         subject="run_folders",
@@ -74,25 +77,20 @@ def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
     """Read the results of each run.
 
     Raises:
-        UserError: if a run was not probed by this preset, or two runs have the same fraction
+        UserError: if a run was not probed by this preset, or two runs of a fraction differ in more than their seed
     """
-    by_fraction: dict[int, Path] = {}
-    read = []
+    by_fraction: dict[int, list[tuple[Path, Results]]] = {}
     for run in runs:
         results = read_results(run)
         if results is None:
             raise UserError(f"{run / 'results.json'} does not exist; probe the run first: sternum probe {run}")
-        fraction = results.run.fraction_percent
-        if fraction in by_fraction:
-            raise UserError(
-                f"{by_fraction[fraction]} and {run} were both pretrained on {fraction} % of the images; keep one"
-            )
-        by_fraction[fraction] = run
         presets = {row.preset: None for row in results.rows if row.kind == "checkpoint"}
         if preset not in presets:
             known = ", ".join(presets) or "no preset"
             raise UserError(
                 f"preset={preset}: {run} was probed by {known}; run sternum probe with --presets=[{preset}]"
             )
-        read.append(results)
-    return read
+        by_fraction.setdefault(results.run.fraction_percent, []).append((run, results))
+    for of_fraction in by_fraction.values():
+        require_one_recipe(of_fraction)
+    return [results for of_fraction in by_fraction.values() for _, results in of_fraction]

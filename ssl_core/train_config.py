@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.devices import DeviceName
 from infra.options import require_at_least, require_positive
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -14,6 +15,7 @@ class TrainConfig:
 
     Args:
         epochs: passes over the selected samples; 100 in the paper
+        device: cuda, cpu, or auto (the GPU; the CPU only if the machine has no GPU or CUDA_VISIBLE_DEVICES hides it)
         precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32), or fp32
         micro_batches: parts into which each rank cuts its share of the global batch, to save memory; must divide the
             share. The gradient stays that of the whole global batch (gradient caching) at the cost of a second forward
@@ -31,6 +33,7 @@ class TrainConfig:
     """
 
     epochs: int = 100
+    device: DeviceName = "auto"
     precision: Precision = "bf16"
     micro_batches: int = 1
     checkpoint_every_epochs: int = 1

@@ -14,6 +14,12 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from tests that do not ask for one: most compare bits, or with processes that have none."""
+    if config.option.markexpr != "gpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
 @pytest.fixture(scope="session")
 def simulated_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 80 simulated CheXpert radiographs, packed at 64 px."""

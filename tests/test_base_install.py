@@ -87,6 +87,7 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "pydicom",
         "ray",
         "s3fs",
+        "timm",
     }
 
 
@@ -118,6 +119,12 @@ def refusal(base: Base, words: Sequence[str]) -> str:
             "engine.kind=deepspeed needs DeepSpeed",
             "deepspeed",
             "engine.kind=ddp",
+        ),
+        (
+            PRETRAIN.replace("resnet18", "timm/resnet18"),
+            "model.backbone=timm/resnet18 needs timm",
+            "timm",
+            "take a network of torchvision",
         ),
         (PROBE, "search=ray needs Ray Tune", "ray", "use search=serial"),
         ("submit ray -- sternum probe run", "sternum submit ray needs Ray Tune", "ray", ""),

@@ -4,12 +4,13 @@ from pathlib import Path
 from tests.structure import PACKAGES, imported_names
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"deepspeed", "gcsfs", "imagecodecs", "nvidia", "pydicom", "ray", "s3fs"}
+OPTIONAL = {"deepspeed", "gcsfs", "imagecodecs", "nvidia", "pydicom", "ray", "s3fs", "timm"}
 BEHIND_AN_EXTRA = {
     "evaluation.fitting.ray_trials",
     "sharding.images.dicom",
     "sharding.images.dicom_decoding",
     "sharding.images.dicom_grayscale",
+    "ssl_core.model.timm_networks",
     "ssl_core.views.dali",
 }
 

@@ -1,8 +1,8 @@
 """Extraction of the features of whole datasets, each done once and then read from disk."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,13 +12,16 @@ from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing, extract, fingerprint, load_stored, require_finite, store
 from evaluation.data.labeled_sets import LabeledSet
-from infra.arrays import Float32
+from infra.arrays import Float32, Int64
+from infra.devices import device_of, use_ieee_fp32
 from infra.log import progress
-from infra.processes import Ranks, device_of
+from infra.processes import Ranks
+from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views import ViewTask, build_view_executor
-from ssl_core.views.batches import WholeImage, image_batches
+from ssl_core.views.batches import Batch, ImageViews, image_batches
+from ssl_core.views.spec import Fit
 
 Features = Mapping[FeatureSource, Mapping[str, FeatureMatrix]]  # source -> label of a dataset -> features
 
@@ -44,6 +47,13 @@ class Extractor:
     view_executor: str
     device: torch.device
 
+    def fitting(self, source: FeatureSource) -> "Extractor":
+        """Return the extractor for the input that a source takes."""
+        if source.own_size_px is None:
+            return self
+        own = replace(self.preprocessing, size_px=source.own_size_px, mean=0.0, std=1.0)
+        return replace(self, preprocessing=own)
+
     def features(self, source: FeatureSource, labeled_sets: Iterable[LabeledSet]) -> dict[str, FeatureMatrix]:
         """Return the features of all images of each dataset, by its label.
 
@@ -57,36 +67,56 @@ class Extractor:
             path = self.folder / f"{identity[:32]}.safetensors"
             values = load_stored(path, labeled_set.samples.ids, dimensions=2)
             if values is None:
-                values = self._extract(backbone, labeled_set, f"{source.name} on {labeled_set.label}")
+                values = self.extract(backbone, labeled_set.shards, f"{source.name} on {labeled_set.label}")
                 store(path, values, labeled_set.samples.ids)
             matrices[labeled_set.label] = FeatureMatrix(identity, values)
         return matrices
 
-    def _extract(self, backbone: nn.Module, labeled_set: LabeledSet, name: str) -> Float32:
-        with closing(
-            image_batches(
-                labeled_set.shards,
-                WholeImage(self.preprocessing.size_px),
-                local_batch=self.local_batch,
-                mean=self.preprocessing.mean,
-                std=self.preprocessing.std,
-                view_executor=self.view_executor,
-                device=self.device,
-            )
-        ) as batches:
-            images = (batch.views[0] for batch in batches)
-            total = -(-labeled_set.shards.samples // self.local_batch)
+    def extract(self, backbone: nn.Module, shards: ShardSet, name: str, *, numbers: Int64 | None = None) -> Float32:
+        """Return the features (n, D) of the chosen images without storing them.
+
+        Args:
+            backbone: maps images (n, 1, size, size) to features (n, D)
+            shards: the images
+            name: name of backbone and images in messages
+            numbers: (n,) positions of the chosen images in packed order; by default all images
+
+        Raises:
+            UserError: if they are not finite.
+        """
+        with closing(self.batches(shards, self.preprocessing.views, numbers=numbers)) as batches:
+            images = (batch.views for batch in batches)
+            total = -(-(shards.samples if numbers is None else len(numbers)) // self.local_batch)
             values = extract(backbone, progress(images, name, total, unit="batch"), self.device)
         require_finite(values, name)
         return values
 
+    def batches(
+        self, shards: ShardSet, views: ImageViews, *, numbers: Int64 | None = None
+    ) -> Generator[Batch, None, None]:
+        """Yield views of the chosen images, normalized for the backbones; close it when done."""
+        return image_batches(
+            shards,
+            views,
+            numbers=numbers,
+            local_batch=self.local_batch,
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
+            view_executor=self.view_executor,
+            device=self.device,
+        )
 
-def build_extractor(run: Path, pretraining: PretrainConfig, *, view_executor: str, local_batch: int) -> Extractor:
+
+def build_extractor(
+    run: Path, pretraining: PretrainConfig, *, fit: Fit, mirrored: bool, view_executor: str, local_batch: int
+) -> Extractor:
     """Return the extractor for the input that the run's backbones were trained on: its size and normalization.
 
     Args:
         run: a run with at least one checkpoint
         pretraining: configuration of the run
+        fit: how an image that is not square becomes a square
+        mirrored: whether to average the features of an image and of its mirror image
         view_executor: image decoder: auto, dali or torchvision
         local_batch: images that go through a backbone at once
     """
@@ -94,6 +124,18 @@ def build_extractor(run: Path, pretraining: PretrainConfig, *, view_executor: st
     trained = find_checkpoints(run)[-1].state
     size_px = pretraining.views.size_px
     task = ViewTask(size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
-    decoder = type(build_view_executor(view_executor, task)).__name__
-    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, decoder)
+    use_ieee_fp32()
+    maker = maker_of_inputs(view_executor, task)
+    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, maker, fit, mirrored)
     return Extractor(run / "features", preprocessing, local_batch, view_executor, device)
+
+
+def maker_of_inputs(view_executor: str, task: ViewTask) -> str:
+    """Name what decodes the images, and the GPU if one does: nvJPEG and cuDNN round otherwise than the CPU's libraries.
+
+    Args:
+        view_executor: auto, dali or torchvision
+        task: the views, with their device
+    """
+    name = type(build_view_executor(view_executor, task)).__name__
+    return f"{name} on {task.device.type}" if task.device.type == "cuda" else name

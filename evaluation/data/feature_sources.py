@@ -4,17 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from torch import nn
 
 from evaluation.data.features import RawPixels
 from evaluation.results.results import ProbeKind
 from infra.errors import UserError
+from infra.options import SEEDS
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone
 from ssl_core.model.encoder import untrained_backbone
 from ssl_core.pretraining.config import PretrainConfig
+
+UNTRAINED: Final = "untrained backbone"  # name of its row, which all its draws share
 
 CheckpointChoice = Literal["all", "last"] | Sequence[int]  # a number is an epoch
 
@@ -29,6 +32,9 @@ class FeatureSource:
         backbone: loads or builds the network
         epoch: epoch of a checkpoint
         step: step of a checkpoint
+        seed: seed of the weights of an untrained backbone
+        own_size_px: sides of the images, on the scale 0 to 1, of a network that normalizes them itself; by default the
+            input is that of the run
     """
 
     name: str
@@ -36,16 +42,30 @@ class FeatureSource:
     backbone: Callable[[], nn.Module]
     epoch: float | None = None
     step: int | None = None
+    seed: int | None = None
+    own_size_px: int | None = None
 
 
-def control_sources(pretraining: PretrainConfig) -> list[FeatureSource]:
-    """Return the two controls with a network; the others are derived from these and from the checkpoints."""
-    return [
-        FeatureSource("32 x 32 raw pixels", "pixels", RawPixels),
+def control_sources(pretraining: PretrainConfig, untrained_seeds: int) -> list[FeatureSource]:
+    """Return the controls with a network; the others are derived from these and from the checkpoints.
+
+    One untrained backbone is only one draw of weights, and draws differ. The first is that from which the run started.
+
+    Args:
+        pretraining: configuration of the run
+        untrained_seeds: number of draws of the untrained backbone
+    """
+    seeds = [(pretraining.seed + draw) % SEEDS for draw in range(untrained_seeds)]
+    draws = [
         FeatureSource(
-            "untrained backbone", "untrained", lambda: untrained_backbone(pretraining.model, pretraining.seed)
-        ),
+            f"{UNTRAINED}, draw {draw}",
+            "untrained",
+            partial(untrained_backbone, pretraining.model, seed, pretraining.views.size_px),
+            seed=seed,
+        )
+        for draw, seed in enumerate(seeds, start=1)
     ]
+    return [FeatureSource("32 x 32 raw pixels", "pixels", RawPixels), *draws]
 
 
 def checkpoint_sources(run: Path, pretraining: PretrainConfig, choice: CheckpointChoice) -> list[FeatureSource]:

@@ -1,7 +1,7 @@
 """Frozen features: their extraction by a backbone, and their files, named by a hash of all inputs."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,8 @@ from infra.arrays import Float32, UInt64
 from infra.errors import UserError, require
 from infra.files import read_regular, write_atomic
 from infra.log import say
+from ssl_core.views.batches import WholeImage
+from ssl_core.views.spec import Fit
 
 RAW_PIXELS_PX: Final = 32
 _VERSION: Final = 1  # of the hash and the files; raise it when extraction computes something else
@@ -24,15 +26,30 @@ _VERSION: Final = 1  # of the hash and the files; raise it when extraction compu
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Input of a backbone: the whole image, size_px square, (gray level / 255 - mean) / std.
+    """Input of a backbone: the whole image, made square, (gray level / 255 - mean) / std.
 
     The hash of the features covers the text of this record, so renaming a field extracts everything again.
+
+    Attributes:
+        size_px: width and height of the input
+        mean: pixel mean of the pretraining, on the scale 0 to 1
+        std: pixel standard deviation of the pretraining, likewise
+        executor: name of the view executor
+        fit: how an image that is not square becomes a square
+        mirrored: whether features are the means of those of the image and of its mirror image
     """
 
     size_px: int
     mean: float
     std: float
     executor: str
+    fit: Fit
+    mirrored: bool
+
+    @property
+    def views(self) -> WholeImage:
+        """The views whose features are averaged."""
+        return WholeImage(self.size_px, self.fit, self.mirrored)
 
 
 class RawPixels(nn.Module):
@@ -44,19 +61,22 @@ class RawPixels(nn.Module):
 
 
 @torch.inference_mode()
-def extract(backbone: nn.Module, batches: Iterable[Tensor], device: torch.device) -> Float32:
+def extract(backbone: nn.Module, batches: Iterable[Sequence[Tensor]], device: torch.device) -> Float32:
     """Run a frozen backbone in evaluation mode.
 
     Args:
         backbone: maps images (n, 1, size, size) to features (n, D)
-        batches: batches of images
+        batches: for each batch of n images, one tensor (n, 1, size, size) per view
         device: device on which the backbone runs
 
     Returns:
-        Features (N, D) of all images.
+        Features (N, D) of all images, each the mean over the views of the image.
     """
     backbone = backbone.to(device).eval()
-    parts = [backbone(images.to(device)).float().cpu().numpy() for images in batches]
+    parts = [
+        torch.stack([backbone(view.to(device)).float() for view in views]).mean(dim=0).cpu().numpy()
+        for views in batches
+    ]
     return np.concatenate(parts)
 
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from evaluation.data.samples import Samples
 from infra.errors import UserError, require
 from infra.log import progress
@@ -138,19 +140,20 @@ def read_samples(shards: ShardSet, manifest: Manifest, table: LabelTable | None)
         RunFailed: if a shard cannot be read
     """
     index = shards.whole_index()
-    records: list[SampleMetadata] = []
+    keys, records = list[str](), list[SampleMetadata]()
     with closing(packed_samples(shards)) as samples:
         for shard, row in progress(samples, f"reading {manifest.name}", total=shards.samples, unit="sample"):
             record = shard.metadata(row)
+            keys.append(shard.key(row))
             if table is not None:
-                key_of = partial(shard.key, row)
-                identity = key_of() if table.field == "key" else cast("str | None", record.get(table.field))
-                record["labels"] = table.joined(record["labels"], identity, key_of)
+                identity = keys[-1] if table.field == "key" else cast("str | None", record.get(table.field))
+                record["labels"] = table.joined(record["labels"], identity, partial(shard.key, row))
             records.append(record)
     if table is not None:
         table.finish(manifest.name)
     return Samples(
         ids=index["sample"].copy(),
+        keys=keys,
         patient_ids=index["patient"].copy(),
         patients=[record["patient"] for record in records],
         splits=[record["split"] for record in records],
@@ -158,4 +161,9 @@ def read_samples(shards: ShardSet, manifest: Manifest, table: LabelTable | None)
         views=[record["view"] for record in records],
         sexes=[record["sex"] for record in records],
         ages=[record["age"] for record in records],
+        sizes=np.stack([index["height"], index["width"]], axis=1).astype(np.int64),
+        source_sizes=np.array(
+            [(record.get("source_height", 0), record.get("source_width", 0)) for record in records], np.int64
+        ).reshape(-1, 2),
+        file_bytes=index["image_bytes"].astype(np.int64),
     )

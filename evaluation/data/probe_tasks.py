@@ -184,7 +184,7 @@ def _probe_task(
     """Return a question of a task; one of several is named behind the task."""
     question = "" if variant.task.kind == "binary" else cohort.question.positive
     key = TaskKey(variant.label + (f": {question}" if question else ""), preset)
-    record = _record(labeled_set, cohort, key, question, seen.get(labeled_set.label))
+    record = _record(labeled_set, cohort, PRESETS[preset], key, question, seen.get(labeled_set.label))
     return ProbeTask(labeled_set, cohort, PRESETS[preset], record, groups)
 
 
@@ -215,7 +215,9 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     return components
 
 
-def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, question: str, seen: Seen | None) -> Dataset:
+def _record(
+    labeled_set: LabeledSet, cohort: Cohort, preset: Preset, key: TaskKey, question: str, seen: Seen | None
+) -> Dataset:
     in_test = cohort.in_test.any(axis=0)
     tested = cohort.rows[in_test]
     patients = labeled_set.samples.patient_ids[tested]
@@ -235,13 +237,14 @@ def _record(labeled_set: LabeledSet, cohort: Cohort, key: TaskKey, question: str
         balance=cohort.task.balance,
         split=cohort.split,
         rounds=len(cohort.folds),
-        development=_part_size(cohort, cohort.in_development),
-        test=_part_size(cohort, cohort.in_test),
+        development=_part_size(labeled_set, cohort, preset, cohort.in_development),
+        test=_part_size(labeled_set, cohort, preset, cohort.in_test),
         excluded=cohort.excluded,
         pretrained_images=int(seen.images[tested].sum()) if seen else None,
         pretrained_patients=len(np.unique(patients[seen.images[tested] | seen.patients[tested]])) if seen else None,
         pretrained_parts=_seen_parts(seen, tested, cohort.classes[in_test]) if seen else [],
         pictures_compared=seen.pictures_compared if seen else None,
+        not_square=int(np.sum(np.diff(labeled_set.samples.sizes[cohort.rows]) != 0)),
     )
 
 
@@ -252,11 +255,13 @@ def _seen_parts(seen: Seen, tested: Int64, classes: Int64) -> list[SeenPart]:
     return [SeenPart(place, positive=images[place, 1], negative=images[place, 0]) for place in places]
 
 
-def _part_size(cohort: Cohort, inside: Bool) -> PartSize:
-    """Count the images that a part (rounds, n) holds in any round."""
+def _part_size(labeled_set: LabeledSet, cohort: Cohort, preset: Preset, inside: Bool) -> PartSize:
+    """Count what a part (rounds, n) holds in any round: images, patients, and the groups that replace patients."""
     ever = inside.any(axis=0)
+    patients = len(np.unique(labeled_set.samples.patient_ids[cohort.rows[ever]]))
+    groups = len(np.unique(cohort.patients[ever])) if preset.groups_duplicates else None
     positive, images = int(cohort.classes[ever].sum()), int(ever.sum())
-    return PartSize(images, len(np.unique(cohort.patients[ever])), positive, images - positive)
+    return PartSize(images, patients, positive, images - positive, groups)
 
 
 def _require_unseen(record: Dataset, allow_overlap: bool) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from infra.arrays import UInt64
+from infra.arrays import Int64, UInt64
 
 
 @dataclass(frozen=True)
@@ -11,6 +11,7 @@ class Samples:
 
     Attributes:
         ids: (N,) hashes of the samples, unique across datasets
+        keys: keys of the samples, unique in the dataset
         patient_ids: (N,) hashes of the patients, unique across datasets
         patients: patient names
         splits: official split
@@ -18,9 +19,13 @@ class Samples:
         views: projection
         sexes: "F" or "M"
         ages: in years
+        sizes: (N, 2) height and width of the packed images, in pixels
+        source_sizes: (N, 2) height and width of the images before packing, 0 if unknown
+        file_bytes: (N,) size of the packed images
     """
 
     ids: UInt64
+    keys: list[str]
     patient_ids: UInt64
     patients: list[str]
     splits: list[str | None]
@@ -28,3 +33,6 @@ class Samples:
     views: list[str | None]
     sexes: list[str | None]
     ages: list[float | None]
+    sizes: Int64
+    source_sizes: Int64
+    file_bytes: Int64

@@ -1,10 +1,12 @@
 """The list of cases that a probe runs: checkpoints, controls, and both with few labels."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from evaluation.data.attributes import encode_attributes, image_attributes, metadata_attributes
 from evaluation.data.extractor import Features
-from evaluation.data.feature_matrix import attributes, border, concatenated
+from evaluation.data.feature_matrix import border, concatenated
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.control_cases import (
     ShiftCase,
@@ -13,16 +15,17 @@ from evaluation.fitting.control_cases import (
     shuffled_over_all,
     shuffled_within_parts,
 )
+from evaluation.fitting.draws import grouped_by_row
 from evaluation.fitting.probe_cases import FEW_PERCENT, ProbeCase, derived_case, few_labels_case, probe_case
 from infra.log import say
 
 
 class FewLabelsCase(NamedTuple):
-    """A case with the labels of only `percent` of the patients, and the case with all labels that it belongs to."""
+    """The cases of a row with the labels of only `percent` of the patients, and those with all labels."""
 
-    whole: ProbeCase
+    row: Sequence[ProbeCase]
     percent: int
-    case: ProbeCase
+    cases: Sequence[ProbeCase]
 
 
 def list_cases(tasks: Sequence[ProbeTask], features: Features, *, last_controls: bool, seed: int) -> list[ProbeCase]:
@@ -49,9 +52,15 @@ def _feature_cases(task: ProbeTask, features: Features) -> Iterator[ProbeCase]:
         yield case
         if case.kind == "pixels":
             yield derived_case(case, "border of the image", "border", border(case.matrix))
-            metadata = attributes(task.labeled_set.samples, task.cohort.rows)
-            if metadata:
-                yield derived_case(case, "view, sex and age", "attributes", metadata)
+            samples = task.labeled_set.samples
+            controls = {
+                "view, sex and age": metadata_attributes(samples),
+                "size, file and gray level": image_attributes(samples, case.matrix),
+            }
+            for name, attributes in controls.items():
+                matrix = encode_attributes(attributes, task.cohort.rows)
+                if matrix:
+                    yield derived_case(case, name, "attributes", matrix)
 
 
 def _last_controls(
@@ -82,16 +91,17 @@ def list_few_labels(cases: Sequence[ProbeCase], seed: int) -> list[FewLabelsCase
     """Return the cases with few labels: of the last checkpoint, the pixels and the untrained backbone."""
     few_cases = []
     too_few: dict[tuple[str, int], None] = {}
-    for whole in cases:
-        if whole.preset.chooses_threshold and (
-            whole.kind in ("pixels", "untrained") or whole is last_case(cases, whole)
+    for row in grouped_by_row(cases):
+        first = row[0]
+        if first.preset.chooses_threshold and (
+            first.kind in ("pixels", "untrained") or first is last_case(cases, first)
         ):
             for percent in FEW_PERCENT:
-                case = few_labels_case(whole, percent, seed)
-                if case is None:
-                    too_few[whole.key.dataset, percent] = None
+                few = _share_rounds([few_labels_case(case, percent, seed) for case in row])
+                if few:
+                    few_cases.append(FewLabelsCase(row, percent, few))
                 else:
-                    few_cases.append(FewLabelsCase(whole, percent, case))
+                    too_few[first.key.dataset, percent] = None
     for dataset, percent in too_few:
         say(f"{dataset}: {percent} % of the labels leave too few patients of a class; left out")
     return few_cases
@@ -121,6 +131,20 @@ def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
                 else:
                     shifts.append(shift)
     return shifts
+
+
+def _share_rounds(draws: Sequence[ProbeCase | None]) -> list[ProbeCase]:
+    """Deal the rounds, each with its own draw of labels, to the draws of weights; empty if the labels are too few.
+
+    So the spread over the rounds includes both, and several draws of weights cost no more fits than one.
+    """
+    shares = [slice(number, None, len(draws)) for number in range(len(draws))]
+    dealt = [
+        replace(case, classes=case.classes[share], folds=case.folds[share])
+        for case, share in zip(draws, shares, strict=True)
+        if case is not None
+    ]
+    return [case for case in dealt if len(case.folds)]
 
 
 def last_case(cases: Sequence[ProbeCase], case: ProbeCase) -> ProbeCase | None:

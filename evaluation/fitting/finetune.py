@@ -24,7 +24,7 @@ from infra.options import key, require_at_least, setting
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from ssl_core.model.optimizer import OptimConfig, build_optimizer, learning_rate_at
-from ssl_core.views.batches import Batch, WholeImage, image_batches, training_batches
+from ssl_core.views.batches import Batch, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
 
 _LEAST_CROP_AREA: Final = 0.5  # the label describes the whole image, so a crop must not miss the lesion
@@ -36,7 +36,8 @@ class FinetuneConfig:
     """Options for fine-tuning a backbone with labels.
 
     Args:
-        epochs: passes over the development images without fold 0, which chooses the epoch; 0 for no fine-tuning
+        epochs: passes over the development images without folds 0 and 1, which choose the epoch and the threshold; 0
+            for no fine-tuning
         learning_rate: AdamW's learning rate at the first step; it falls to zero along a cosine
         weight_decay: AdamW's weight decay; biases and norms have none
         local_batch: images per step, at least 2
@@ -67,17 +68,18 @@ class FinetunedNetwork:
 
     Attributes:
         probabilities: (t,) of the positive class for the test images, in the order of the rows with fold -1
-        validation: (v,) of the positive class for the validation images
+        validation: (v,) of the positive class for the validation images, which had no part in training or in the choice
+            of the epoch
         validation_rows: (v,) which of the n rows the validation images are
         epoch: the chosen epoch, counted from 1
-        validation_auc: AUC on the validation images, which chose the epoch
+        epoch_auc: AUC at this epoch on the images that chose it
     """
 
     probabilities: Float64
     validation: Float64
     validation_rows: Int64
     epoch: int
-    validation_auc: float
+    epoch_auc: float
 
 
 def finetune(
@@ -94,17 +96,18 @@ def finetune(
     device: torch.device,
     seed: int,
 ) -> FinetunedNetwork:
-    """Train a copy of the backbone with a linear head, choose the epoch on fold 0, and score the test part once.
+    """Train a copy of the backbone with a linear head, choose the epoch on fold 0, and score fold 1 and the test part.
 
-    Training reads only images of fold 1 and above; the network sees the test part only when it is scored. The first of
-    equally good epochs is chosen. On a CPU the result depends only on the seed and the number of threads.
+    Training reads only images of fold 2 and above; the network sees fold 1 and the test part only when they are scored,
+    once. So a threshold from fold 1 rests on images that chose nothing else. The first of equally good epochs is
+    chosen. On a CPU the result depends only on the seed and the number of threads.
 
     Args:
         backbone: maps images (n, 1, size, size) to features (n, D); stays unchanged
         shards: the dataset
         ids: (n,) the samples of the task
         classes: (n,) 1 positive, 0 negative
-        fold: (n,) from 0 in the development part, -1 in the test part
+        fold: (n,) from 0 to at least 2 in the development part, -1 in the test part, less where an image is not used
         spec: views of the pretraining; training uses them with larger crops
         preprocessing: input of the backbone, whose normalization the training views get too
         config: options of the fine-tuning
@@ -118,9 +121,10 @@ def finetune(
     Raises:
         RunFailed: if training diverges or an image is damaged.
     """
-    training, validation, test = (np.flatnonzero(part) for part in (fold > 0, fold == 0, fold < 0))
+    parts = (fold > 1, fold == 0, fold == 1, fold == -1)
+    training, choosing, validation, test = (np.flatnonzero(part) for part in parts)
     assert config.epochs > 0, "without epochs there is nothing to fine-tune"
-    assert set(classes[training]) == set(classes[validation]) == {0, 1}, "every fold has both classes"
+    assert all(set(classes[part]) == {0, 1} for part in (training, choosing, validation)), "folds have both classes"
     order = _PartOrder(shards, ids[training], min(config.local_batch, len(training)), seed)
     ends = [order.first_step_after_epoch(epoch) for epoch in range(config.epochs)]
     model = _Classifier(backbone, spec.size_px).to(memory_format=torch.channels_last).to(device)
@@ -132,7 +136,7 @@ def finetune(
     def predict(rows: Int64) -> Float64:
         batches = image_batches(
             shards,
-            WholeImage(preprocessing.size_px),
+            preprocessing.views,
             numbers=np.sort(numbers[rows]),
             local_batch=config.local_batch,
             mean=preprocessing.mean,
@@ -144,28 +148,26 @@ def finetune(
         with closing(batches):
             return _predict(model, progress(batches, "scoring", total, unit="batch"), ids[rows], config)
 
-    best = _Epoch(0, -1.0, np.empty(0), {})
+    best = _Epoch(0, -1.0, {})
     with closing(
         training_batches(shards, order, views, seed=seed, view_executor=view_executor, device=device)
     ) as batches:
         for batch in progress(islice(batches, ends[-1]), "fine-tuning", ends[-1], unit="batch"):
             learn(batch)
             if batch.step + 1 in ends:
-                probabilities = predict(validation)
-                auc = float(roc_auc_score(classes[validation], probabilities))
+                auc = float(roc_auc_score(classes[choosing], predict(choosing)))
                 if auc > best.auc:
-                    best = _Epoch(ends.index(batch.step + 1) + 1, auc, probabilities, deepcopy(model.state_dict()))
+                    best = _Epoch(ends.index(batch.step + 1) + 1, auc, deepcopy(model.state_dict()))
     assert best.number, "the last step ends an epoch"
     model.load_state_dict(best.weights)
-    return FinetunedNetwork(predict(test), best.probabilities, validation, best.number, best.auc)
+    return FinetunedNetwork(predict(test), predict(validation), validation, best.number, best.auc)
 
 
 class _Epoch(NamedTuple):
-    """The validation of the network after an epoch, and its weights."""
+    """The AUC of the network after an epoch on the images that choose the epoch, and its weights."""
 
     number: int
     auc: float
-    probabilities: Float64
     weights: dict[str, Tensor]
 
 
@@ -257,13 +259,16 @@ def _packed_numbers(shards: ShardSet, ids: UInt64) -> Int64:
 
 @torch.inference_mode()
 def _predict(model: _Classifier, batches: Iterable[Batch], ids: UInt64, config: FinetuneConfig) -> Float64:
-    """Return the probabilities (n,) of the positive class for the samples with these ids, which `batches` hold."""
+    """Return the probabilities (n,) of the positive class for the samples with these ids, which `batches` hold.
+
+    The logit of an image is the mean over its views.
+    """
     model.eval()
     position_of = {sample: position for position, sample in enumerate(ids.tolist())}
     logits = np.full(len(ids), np.nan)
     for batch in batches:
         positions = [position_of[sample] for sample in batch.rows["sample"].tolist()]
-        logits[positions] = model(batch.views[0]).double().cpu().numpy()
+        logits[positions] = torch.stack([model(view).double() for view in batch.views]).mean(dim=0).cpu().numpy()
     damaged = int((~np.isfinite(logits)).sum())
     if damaged:
         raise _diverged(f"the output is not finite for {damaged} of {len(ids)} images", config)

@@ -126,13 +126,13 @@ def _by_c(values: dict[str, Any]) -> dict[float, float]:
 
 
 def _finetuned_network(fold: Int64, values: dict[str, Any]) -> FinetunedNetwork:
-    validation_rows = np.flatnonzero(fold == 0)
+    validation_rows = np.flatnonzero(fold == 1)
     return FinetunedNetwork(
         probabilities=unit_array(values["probabilities"], int(np.sum(fold == -1))),
         validation=unit_array(values["validation"], len(validation_rows)),
         validation_rows=validation_rows,
         epoch=int(values["epoch"]),
-        validation_auc=float(values["validation_auc"]),
+        epoch_auc=float(values["epoch_auc"]),
     )
 
 

@@ -54,6 +54,7 @@ class ProbeCase:
         classes: (rounds, n) 0 or 1
         folds: (rounds, n) from 0 in the development part, -1 in the test part, UNUSED elsewhere
         tests_every_c: also test every C, for the report
+        seed: seed of the weights of an untrained backbone
     """
 
     task: ProbeTask
@@ -67,6 +68,7 @@ class ProbeCase:
     classes: Int64
     folds: Int64
     tests_every_c: bool
+    seed: int | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -126,12 +128,13 @@ def probe_case(task: ProbeTask, source: FeatureSource, matrix: FeatureMatrix) ->
         classes=np.tile(cohort.classes, (len(cohort.folds), 1)),
         folds=cohort.folds,
         tests_every_c=task.preset.tests_every_c,
+        seed=source.seed,
     )
 
 
 def derived_case(case: ProbeCase, name: str, kind: ProbeKind, matrix: FeatureMatrix | None = None) -> ProbeCase:
     """Return a control on the same classes and parts, with other features if given."""
-    return replace(case, name=name, kind=kind, epoch=None, step=None, matrix=matrix or case.matrix)
+    return replace(case, name=name, kind=kind, epoch=None, step=None, seed=None, matrix=matrix or case.matrix)
 
 
 def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | None:

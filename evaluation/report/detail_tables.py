@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from evaluation.report.attribute_table import attribute_table
 from evaluation.report.c_path import c_path_table
 from evaluation.report.score_table import with_interval
 from evaluation.report.shift_table import shift_table
@@ -28,6 +29,7 @@ def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
         shift_table(results, dataset),
         c_path_table(dataset, headline_rows(results, dataset)),
         calibration_table(results, dataset),
+        attribute_table(results, dataset),
         *subgroup_tables(results, dataset),
         few_labels_table(results, dataset),
     ]

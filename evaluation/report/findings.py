@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from evaluation.report.attribute_table import attribute_table
 from evaluation.report.c_path import c_path_table
 from evaluation.report.detail_tables import (
     calibration_table,
@@ -31,7 +32,15 @@ from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskScores
 
 _STRICTEST: Final[PresetName] = "rigorous"
-_RIVALS: Final[tuple[str, ...]] = ("finetuned", "untrained", "pixels", "border", "attributes")
+_RIVALS: Final[tuple[str, ...]] = (
+    "finetuned",
+    "initial",
+    "compared",
+    "untrained",
+    "pixels",
+    "border",
+    "attributes",
+)
 _TITLES: Final[dict[str, str]] = {
     "gazda2021": "the paper's protocol",
     "rigorous": "scaled features, near-identical images in one part, cross-validation without an official split",
@@ -164,7 +173,7 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
     for dataset in datasets.values():
         blocks += [reliability_picture(results, dataset), calibration_table(results, dataset)]
         blocks.append(decision_picture(results, dataset))
-        blocks += subgroup_tables(results, dataset)
+        blocks += [attribute_table(results, dataset), *subgroup_tables(results, dataset)]
         blocks += [few_labels_picture(results, dataset), few_labels_table(results, dataset)]
     return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _without_empty(blocks))
 

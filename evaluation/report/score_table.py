@@ -1,6 +1,7 @@
 """The tables of a probe's scores: how well it ranks the images, and how well it decides."""
 
 from collections.abc import Sequence
+from statistics import stdev
 from typing import Final, NamedTuple
 
 from evaluation.report.tables import RowStyle, Table, interval, marked_label, percent
@@ -68,13 +69,22 @@ def _paper_row(results: Results, dataset: Dataset) -> ScoreRow:
 
 def _ranking(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
     return (
-        *(marked_label(dataset), row.features, _chosen_c(row)),
+        *(marked_label(dataset), _features(row), _chosen_c(row)),
         *with_interval(row.validation or Estimate(row.validation_auc)),
         *with_interval(row.scores.auc),
         *with_interval(row.scores.ap),
         "" if row.knn_auc is None else percent(row.knn_auc),
         f"{row.unconverged} of {row.fits}" if row.fits else "",
     )
+
+
+def _features(row: ProbeResult) -> str:
+    """Return the name of the features; for several draws of weights, with the spread of their AUCs."""
+    aucs = [draw.scores.auc.value for draw in row.draws]
+    if len(aucs) < 2:
+        return row.features
+    spread = f"SD {percent(stdev(aucs))}, {percent(min(aucs))} to {percent(max(aucs))}"
+    return f"{row.features}, mean of {len(aucs)} draws (AUC {spread})"
 
 
 def _decisions(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ def selection_tables(selection: CheckpointSelection) -> list[Table]:
         ("checkpoint", *(f"{name} ({MEASURES[name]})" for name in names)),
         [(checkpoint, *(f"{values[name]:.3g}" for name in names)) for checkpoint, values in selection.measures.items()],
         text_columns=1,
+        notes=[f"{name} is left out: {why}." for name, why in selection.left_out.items()],
     )
     verdicts = Table(
         "How well each measure would have chosen: rank correlation with the test AUC over the checkpoints (1 is best), "

@@ -1,12 +1,14 @@
-"""The paper's Table III next to our results: one run for each fraction of the pretraining set."""
+"""The paper's Table III next to our results: one run, or several seeds, for each fraction of the pretraining set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Final
 
 from evaluation.report.tables import Table, interval, marked_label, percent
 from evaluation.results import paper
 from evaluation.results.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
 from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.scores import Estimate
 from sharding.format.fractions import FRACTIONS_PERCENT
 
 HEADER: Final = ("dataset", "features", "fraction", "ACC", "AUC", "95 %", "SEN", "SPE", "F1")
@@ -20,23 +22,26 @@ def table_iii(results: Sequence[Results], preset: str) -> Table:
     Each dataset and fraction has our row, if a run has one, then the paper's; the previously published result follows.
     Simulated datasets, and tasks that are not in the paper, are listed without the paper's rows.
 
+    Runs of one fraction, which differ in their seed alone, become one row with mean and standard deviation.
+
     Args:
-        results: at most one record for each fraction
+        results: any number of records for each fraction
         preset: name of the preset
     """
-    by_fraction = {item.run.fraction_percent: item for item in results}
-    assert len(by_fraction) == len(results), "one run for each fraction"
+    by_fraction = {
+        fraction: [item for item in results if item.run.fraction_percent == fraction] for fraction in FRACTIONS_PERCENT
+    }
     datasets = {dataset.label: dataset for item in results for dataset in item.single if dataset.preset == preset}
     cells = [row for dataset in datasets.values() for row in _rows(by_fraction, dataset)]
     return Table(_caption(preset), HEADER, cells, text_columns=3, notes=list(_notes(by_fraction, preset)))
 
 
-def _rows(by_fraction: dict[int, Results], example: Dataset) -> Iterator[Cells]:
+def _rows(by_fraction: Mapping[int, Sequence[Results]], example: Dataset) -> Iterator[Cells]:
     """Yield all rows of one dataset. Each run's own record says whether its pretraining saw the test part."""
     in_paper = paper.in_paper(example)
     for fraction in FRACTIONS_PERCENT:
-        for dataset, last in _probed(by_fraction.get(fraction), example):
-            yield _our_row(dataset, last, fraction)
+        if probed := [pair for results in by_fraction[fraction] for pair in _probed(results, example)]:
+            yield _our_row(probed, fraction)
         if in_paper:
             figures = (f"{value:.1f}" for value in paper.TABLE_III[example.name][fraction])
             acc, auc, sen, spe, f1 = figures
@@ -45,29 +50,36 @@ def _rows(by_fraction: dict[int, Results], example: Dataset) -> Iterator[Cells]:
         yield _published_row(example)
 
 
-def _probed(results: Results | None, example: Dataset) -> list[tuple[Dataset, ProbeResult]]:
+def _probed(results: Results, example: Dataset) -> list[tuple[Dataset, ProbeResult]]:
     """Return a run's record of the same task with its last checkpoint; empty if it has none."""
-    if results is None:
-        return []
     same = [dataset for dataset in results.datasets if dataset.key == example.key]
     lasts = [(dataset, last_checkpoint(results.rows_of(dataset))) for dataset in same]
     return [(dataset, last) for dataset, last in lasts if last]
 
 
-def _our_row(dataset: Dataset, last: ProbeResult, fraction: int) -> Cells:
-    scores = last.scores
-    comparable = not paper.in_paper(dataset) or paper.has_papers_share(dataset)
+def _our_row(probed: Sequence[tuple[Dataset, ProbeResult]], fraction: int) -> Cells:
+    """Return the scores of one run, or the means of several seeds; only those of one run have an interval."""
+    dataset = next((dataset for dataset, _ in probed if dataset.overlaps), probed[0][0])
+    scores = [last.scores for _, last in probed]
+    seeds = f", mean of {len(probed)} seeds (SD)" if len(probed) > 1 else ""
+    comparable = all(not paper.in_paper(item) or paper.has_papers_share(item) for item, _ in probed)
     return (
         marked_label(dataset),
-        f"ours, {last.features}",
+        f"ours, {probed[0][1].features}{seeds}",
         f"{fraction} %",
-        percent(scores.acc.value) if comparable else "",
-        percent(scores.auc.value),
-        interval(scores.auc),
-        percent(scores.sen.value),
-        percent(scores.spe.value),
-        percent(scores.f1_negative.value) if comparable else "",
+        _mean([item.acc for item in scores]) if comparable else "",
+        _mean([item.auc for item in scores]),
+        "" if seeds else interval(scores[0].auc),
+        _mean([item.sen for item in scores]),
+        _mean([item.spe for item in scores]),
+        _mean([item.f1_negative for item in scores]) if comparable else "",
     )
+
+
+def _mean(scores: Sequence[Estimate]) -> str:
+    values = [score.value for score in scores]
+    spread = f" ({percent(stdev(values))})" if len(values) > 1 else ""
+    return f"{percent(fmean(values))}{spread}"
 
 
 def _published_row(dataset: Dataset) -> Cells:
@@ -85,14 +97,23 @@ def _caption(preset: str) -> str:
     )
 
 
-def _notes(by_fraction: dict[int, Results], preset: str) -> Iterator[str]:
-    datasets = [item for results in by_fraction.values() for item in results.single if item.preset == preset]
-    for fraction, results in sorted(by_fraction.items()):
-        run = results.run
+def _notes(by_fraction: Mapping[int, Sequence[Results]], preset: str) -> Iterator[str]:
+    runs = {fraction: [item.run for item in results] for fraction, results in by_fraction.items() if results}
+    datasets = [
+        item
+        for results in by_fraction.values()
+        for of_run in results
+        for item in of_run.single
+        if item.preset == preset
+    ]
+    for fraction, [run, *others] in sorted(runs.items()):
+        seeds = ", ".join(str(item.seed) for item in (run, *others))
         yield (
             f"Ours, {fraction} %: {run.backbone} at {run.size_px} px, global batch {run.global_batch}, "
-            f"{run.epochs:.4g} epochs, seed {run.seed}."
+            f"{run.epochs:.4g} epochs, seed{'s' if others else ''} {seeds}."
         )
+    if any(len(of_fraction) > 1 for of_fraction in runs.values()):
+        yield "Several seeds: mean and, in parentheses, standard deviation. sternum compare gives intervals over seeds."
     in_paper = [item for item in datasets if paper.in_paper(item)]
     real = sorted({item.name for item in in_paper})
     if real:

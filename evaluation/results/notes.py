@@ -2,10 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from evaluation.results import paper
-from evaluation.results.results import AT_EDGE_MARK, OVERLAP_MARK, Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import (
+    AT_EDGE_MARK,
+    OVERLAP_MARK,
+    Dataset,
+    PartSize,
+    ProbeResult,
+    Results,
+    last_checkpoint,
+)
 from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskScores
 
@@ -59,9 +67,10 @@ def notes_on(results: Results) -> list[str]:
     notes = [note for note, applies in general.items() if applies]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
+    notes += dict.fromkeys(note for dataset in results.datasets for note in _fit_notes(dataset, results.config))
     for dataset in results.single:
         rows = results.rows_of(dataset)
-        notes += [*_parting_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
+        notes += [*_validation_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
     notes += dict.fromkeys(note for task in results.tasks for note in _task_notes(results, task))
     return [*notes, *_shift_notes(results)]
 
@@ -86,6 +95,22 @@ def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
                 f"{task.label}, {task.preset}, {row.features}: mean AUC {row.auc.value:.3f}"
                 f"{_compare_with_chance(row.auc, _LEAKS[row.kind])}."
             )
+
+
+_FITS: Final = {
+    "pad": "padded to a square by repeating their border. The padding shows width / height to all features alike; see "
+    "what that alone reaches",
+    "squash": "squashed to a square. The distortion shows width / height to all features alike; see what that alone "
+    "reaches",
+    "square": "cut to their center square. What lies outside it, such as the sides of the lungs, takes no part",
+}
+
+
+def _fit_notes(dataset: Dataset, config: dict[str, Any]) -> Iterator[str]:
+    """Yield a note on how images that are not square were made square."""
+    fit = config.get("probe_fit")
+    if dataset.not_square and fit in _FITS:
+        yield f"{dataset.label}: {dataset.not_square} images are not square and were {_FITS[fit]}."
 
 
 def overlap_notes(dataset: Dataset) -> Iterator[str]:
@@ -125,7 +150,7 @@ def describe(dataset: Dataset) -> str:
     if dataset.rounds > 1:
         parts = {f"tested in turn, in {dataset.rounds} rounds,": dataset.test}
     counts = "; ".join(
-        f"{name} {part.images} images of {part.patients} patients ({part.positive} {dataset.positive} / "
+        f"{name} {part.images} images of {_count_patients(part)} ({part.positive} {dataset.positive} / "
         f"{part.negative} {dataset.negative})"
         for name, part in parts.items()
     )
@@ -135,7 +160,13 @@ def describe(dataset: Dataset) -> str:
     )
 
 
-def _parting_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
+def _count_patients(part: PartSize) -> str:
+    """Count the patients, and the groups that stay on one side of a split and are resampled whole."""
+    groups = "" if part.groups is None else f" in {part.groups} groups without near-identical images in common"
+    return f"{part.patients} patients{groups}"
+
+
+def _validation_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
     """Yield a note if validation and test AUC of the last checkpoint have intervals that do not meet."""
     last = last_checkpoint(rows)
     if last is None or last.validation is None or dataset.rounds > 1:

@@ -17,8 +17,10 @@ VERSION: Final = 3
 _READABLE: Final = (2, VERSION)
 
 # The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
-# backbone, raw "pixels" and their "border", the "attributes" view, sex and age, labels "shuffled" within each part or
-# "shuffled_over_all" patients, and "source": the dataset that an image is from.
+# backbone, raw "pixels" and their "border", "attributes" such as the view, the age or the size of the source, labels
+# "shuffled" within each part or "shuffled_over_all" patients, and "source": the dataset that an image is from;
+# "initial" are the weights that the run began with, if not random ones. "compared" are weights that the run has nothing
+# to do with.
 ProbeKind = Literal[
     "checkpoint",
     "finetuned",
@@ -29,6 +31,8 @@ ProbeKind = Literal[
     "shuffled",
     "shuffled_over_all",
     "source",
+    "initial",
+    "compared",
 ]
 
 OVERLAP_MARK: Final = "†"
@@ -53,6 +57,8 @@ class Run:
         fraction_percent: share of the pretraining set
         epochs: epochs done at the last checkpoint probed
         seed: seed of the pretraining
+        recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
+            empty in results of older versions
     """
 
     backbone: str
@@ -61,16 +67,50 @@ class Run:
     fraction_percent: int
     epochs: float
     seed: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutsideBackbone:
+    """A backbone that the run did not train.
+
+    Attributes:
+        name: name of its rows
+        file: the file with the weights
+        network: name of the architecture
+        sha256: hash of the file
+        size_px: sides of its images
+        mean: of each channel, on the scale 0 to 1
+        std: likewise
+    """
+
+    name: str
+    file: str
+    network: str
+    sha256: str
+    size_px: int
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """Images and patients in one part of a dataset, and images of each class."""
+    """Images and patients in one part of a dataset, and images of each class.
+
+    Attributes:
+        images: number of images
+        patients: number of patients
+        positive: images of the positive class
+        negative: images of the negative class
+        groups: what the preset keeps on one side of a split, if not single patients: groups of patients who share a
+            near-identical image; older results lack it and give these as patients
+    """
 
     images: int
     patients: int
     positive: int
     negative: int
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +155,7 @@ class Dataset:
         pretrained_parts: these images by the place in which pretraining saw them
         pictures_compared: whether pictures were compared; None if unavailable, or in results of older versions, which
             compared only names
+        not_square: images whose packed height and width differ, so that `probe_fit` matters; None in older results
         task: name of the task; empty in results of older versions
         question: the label that is asked for, one of several of the task; empty if the task has only this question
         uncertain: meaning of an uncertain positive label: ignore, zeros or ones
@@ -139,6 +180,7 @@ class Dataset:
     pretrained_patients: int | None
     pretrained_parts: list[SeenPart] = field(default_factory=list)
     pictures_compared: bool | None = None
+    not_square: int | None = None
     task: str = ""
     question: str = ""
     uncertain: str = "ignore"
@@ -173,6 +215,23 @@ class TriedC:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """One draw of the weights of an untrained backbone.
+
+    Attributes:
+        seed: seed of the weights
+        c: the chosen C of each round
+        validation_auc: mean validation AUC at the chosen C
+        scores: scores on the test part, without intervals
+    """
+
+    seed: int
+    c: list[float]
+    validation_auc: float
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The scores of one feature set on one task: C chosen by validation AUC, one fit, one score on the test part.
 
@@ -195,8 +254,9 @@ class ProbeResult:
         calibration: only for the preset `rigorous`
         subgroups: only for the preset `rigorous`
         gaps: widest gap of each attribute, only for the preset `rigorous`
-        validation: validation_auc with its interval over the development patients; None in results of version 2
         c_path: every value of C; empty for a fine-tuned network, and in results of older versions
+        draws: the draws of an untrained backbone; the other fields pool them, so that each score is their mean
+        validation: validation_auc with its interval over the development patients; None in results of version 2
     """
 
     dataset: str
@@ -217,8 +277,9 @@ class ProbeResult:
     calibration: Calibration | None = None
     subgroups: list[Subgroup] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
-    validation: Estimate | None = None
     c_path: list[TriedC] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    validation: Estimate | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -317,8 +378,41 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class AttributeAuc:
+    """How well one attribute alone, such as the age or the width of the source, tells the classes apart.
+
+    Attributes:
+        dataset: label of the dataset
+        preset: name of the preset
+        attribute: name of the attribute
+        images: test images whose attribute is known; only these are ranked
+        auc: test AUC of the attribute; development images decide whether more of it counts as positive
+    """
+
+    dataset: str
+    preset: str
+    attribute: str
+    images: int
+    auc: Estimate
+
+    @property
+    def key(self) -> TaskKey:
+        """Key of the task."""
+        return TaskKey(self.dataset, self.preset)
+
+
+@dataclass(frozen=True)
+class PredictionsFile:
+    """The file beside `results.json` with the predictions for each test image: its name, lines and SHA-256."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Results:
-    """The content of `results.json`."""
+    """The content of `results.json`; `predictions` is None in results of older versions."""
 
     version: int
     sternum: str
@@ -334,6 +428,9 @@ class Results:
     notes: list[str]
     tasks: list[TaskScores] = field(default_factory=list)
     shifts: list[Shift] = field(default_factory=list)
+    predictions: PredictionsFile | None = None
+    outside: list[OutsideBackbone] = field(default_factory=list)
+    attribute_aucs: list[AttributeAuc] = field(default_factory=list)
 
     @property
     def single(self) -> list[Dataset]:
@@ -360,6 +457,10 @@ class Results:
     def shifts_of(self, dataset: Dataset) -> list[Shift]:
         """Return the shifts between the parts of one dataset and preset."""
         return [item for item in self.shifts if item.key == dataset.key]
+
+    def attribute_aucs_of(self, dataset: Dataset) -> list[AttributeAuc]:
+        """Return the AUCs of single attributes on one dataset and preset."""
+        return [item for item in self.attribute_aucs if item.key == dataset.key]
 
 
 def write_results(run: Path, results: Results) -> None:

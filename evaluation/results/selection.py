@@ -1,6 +1,6 @@
 """Records in `selection.json`: the checkpoint chosen without labels, and how well such choices do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,7 @@ class CheckpointSelection:
         chosen: name of the chosen checkpoint
         why: reason for the choice
         verdicts: judgment of each measure by the labels
+        left_out: measure -> why it was not computed, as part of a sentence
     """
 
     held_out: str
@@ -54,6 +55,7 @@ class CheckpointSelection:
     chosen: str
     why: str
     verdicts: list[MeasureVerdict]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def read_selection(run: Path) -> CheckpointSelection | None:

@@ -1,14 +1,12 @@
 """The choice of a checkpoint without labels, and the verdict of the labels on such choices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.data.extractor import Extractor, Features
 from evaluation.data.feature_sources import FeatureSource
-from evaluation.data.labeled_sets import LabeledSet
-from evaluation.data.overlap import Seen
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
@@ -16,7 +14,7 @@ from evaluation.results.selection import CheckpointSelection
 from evaluation.scoring.probe_results import predict
 from evaluation.scoring.scores import auc, resampled_aucs
 from evaluation.selection.choice import choose_checkpoint, goodness_of, judge
-from evaluation.selection.unseen_images import measure_checkpoints, unseen_images
+from evaluation.selection.unseen_images import UnseenImages, measure_checkpoints
 from infra.metrics import read_metrics
 from ssl_core.pretraining.config import PretrainConfig
 
@@ -24,8 +22,7 @@ from ssl_core.pretraining.config import PretrainConfig
 def select_checkpoint(
     run: Path,
     pretraining: PretrainConfig,
-    labeled_sets: Sequence[LabeledSet],
-    seen: Mapping[str, Seen],
+    images: UnseenImages,
     extractor: Extractor,
     features: Features,
     cases: Sequence[ProbeCase],
@@ -39,8 +36,7 @@ def select_checkpoint(
     Args:
         run: the run folder, for the logged loss
         pretraining: configuration of the run, for its views
-        labeled_sets: the datasets
-        seen: what pretraining saw of each dataset, by its label; none if unknown
+        images: the images on which checkpoints are measured
         extractor: extracts features of augmented views
         features: features of all sources; only checkpoints are measured
         cases: all cases of the probe
@@ -49,8 +45,7 @@ def select_checkpoint(
         seed: seed of the resamples
     """
     checkpoints = {source: matrices for source, matrices in features.items() if source.kind == "checkpoint"}
-    images = unseen_images(labeled_sets, seen)
-    measured = measure_checkpoints(images, labeled_sets, checkpoints, extractor, pretraining.views, pretraining.seed)
+    measured, left_out = measure_checkpoints(images, checkpoints, extractor, pretraining.views, pretraining.seed)
     good = goodness_of(measured, _last_losses(run, list(checkpoints)))
     verdicts = []
     for task, of_task in _checkpoint_cases(cases).items():
@@ -63,7 +58,7 @@ def select_checkpoint(
             key=task.key,
         )
     chosen, why = choose_checkpoint(measured)
-    return CheckpointSelection(images.description, images.count, measured, chosen, why, verdicts)
+    return CheckpointSelection(images.description, images.count, measured, chosen, why, verdicts, left_out)
 
 
 def _checkpoint_cases(cases: Sequence[ProbeCase]) -> dict[ProbeTask, list[ProbeCase]]:

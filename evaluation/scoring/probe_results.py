@@ -9,19 +9,21 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluation.fitting.case_list import FewLabelsCase, last_case
+from evaluation.fitting.draws import grouped_by_row, pooled, row_name
 from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import Comparison, FewLabels, ProbeResult, TaskKey
+from evaluation.results.results import Comparison, Draw, FewLabels, ProbeResult, TaskKey
 from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
 from evaluation.scoring.c_path import c_path
 from evaluation.scoring.calibration import calibration, platt, recalibrate
 from evaluation.scoring.delong import applies, delong_difference
 from evaluation.scoring.multiplicity import holm
+from evaluation.scoring.recipes import recipe_difference
 from evaluation.scoring.scores import (
     Predictions,
-    auc_difference,
+    auc,
     auc_estimate,
     resampled_aucs,
     score,
@@ -64,15 +66,16 @@ def _of_test(case: ProbeCase, values: Int64) -> Int64:
     return values[case.folds == -1]
 
 
-def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: int, seed: int) -> ProbeResult:
-    """Score a case; with a strict preset, also its calibration and subgroups.
+def probe_result(row: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int) -> ProbeResult:
+    """Score the case of a row, or all draws of it; with a strict preset, also its calibration and subgroups.
 
     Args:
-        case: the case
-        probes: its fitted probes, one for each round
+        row: the case, or one case for each draw of the untrained backbone
+        fitted: the fitted probes of each case, one for each round
         resamples: bootstrap resamples of the patients
         seed: seed of the resamples
     """
+    case, probes = pooled(row), [probe for of_row in row for probe in fitted[of_row]]
     detailed = case.preset.chooses_threshold and case.kind not in _OF_OTHER_CLASSES
     predictions = predict(case, probes)
     groups, gaps = _subgroups(case, predictions, resamples, seed) if detailed else ([], [])
@@ -89,14 +92,24 @@ def probe_result(case: ProbeCase, probes: Sequence[FittedProbe], *, resamples: i
         threshold=thresholds(case, probes),
         validation_auc=float(np.mean([probe.validation_auc for probe in probes])),
         scores=score(predictions, resamples=resamples, seed=seed),
-        knn_auc=neighbors_auc(case),
+        knn_auc=float(np.mean([neighbors_auc(of_row) for of_row in row])),
         fits=sum(probe.fits for probe in probes),
         unconverged=sum(probe.unconverged for probe in probes),
         calibration=_calibration(case, probes, predictions) if detailed else None,
         subgroups=groups,
         gaps=gaps,
-        validation=_validation(case, probes, resamples, seed),
         c_path=c_path(probes),
+        validation=_validation(case, probes, resamples, seed),
+        draws=[_draw(of_row.seed, of_row, fitted[of_row]) for of_row in row if of_row.seed is not None],
+    )
+
+
+def _draw(seed: int, case: ProbeCase, probes: Sequence[FittedProbe]) -> Draw:
+    return Draw(
+        seed=seed,
+        c=[probe.c for probe in probes],
+        validation_auc=float(np.mean([probe.validation_auc for probe in probes])),
+        scores=score(predict(case, probes), resamples=0, seed=0),
     )
 
 
@@ -158,8 +171,8 @@ def neighbors_auc(case: ProbeCase) -> float:
     return float(np.mean(aucs))
 
 
-def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
-    """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
+def predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> tuple[Predictions, float]:
+    """Return what a network that was fine-tuned on a case's only round predicts, and its threshold."""
     classes, test = case.classes[0], case.folds[0] == -1
     threshold = (
         youden_threshold(classes[network.validation_rows], network.validation)
@@ -173,17 +186,24 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         case.patients[test],
         np.zeros(int(test.sum()), np.int64),
     )
+    return predictions, threshold
+
+
+def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
+    """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
+    predictions, threshold = predict_finetuned(case, network)
+    rows = network.validation_rows
     validation = Predictions(
-        classes[network.validation_rows],
+        case.classes[0][rows],
         network.validation,
         network.validation > threshold,
-        case.patients[network.validation_rows],
-        np.zeros(len(network.validation), np.int64),
+        case.patients[rows],
+        np.zeros(len(rows), np.int64),
     )
     return ProbeResult(
         dataset=case.key.dataset,
         preset=case.key.preset,
-        features=f"{case.name}, fine-tuned",
+        features=finetuned_name(case),
         kind="finetuned",
         epoch=case.epoch,
         step=case.step,
@@ -191,7 +211,7 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         c=[],
         at_edge=0,
         threshold=[threshold],
-        validation_auc=network.validation_auc,
+        validation_auc=auc(validation),
         scores=score(predictions, resamples=resamples, seed=seed),
         knn_auc=None,
         fits=0,
@@ -200,29 +220,26 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
     )
 
 
+def finetuned_name(case: ProbeCase) -> str:
+    """Return the name of the row of the network that was fine-tuned from the backbone of a case."""
+    return f"{case.name}, fine-tuned"
+
+
 def compare_with_last(
     cases: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int
 ) -> list[Comparison]:
     """Compare the last checkpoint of each task with all other features on the same classes and test images.
 
-    The p-values are adjusted for all comparisons of a task, because readers look at these together.
+    Against the untrained backbone, the interval is over patients and over the draws of its weights. The p-values are
+    adjusted for all comparisons of a task, because readers look at these together.
     """
     comparisons = []
-    for other in cases:
-        last = last_case(cases, other)
+    for row in grouped_by_row(cases):
+        other, last = row[0], last_case(cases, row[0])
         if last is None or other is last or other.kind in _OF_OTHER_CLASSES:
             continue
-        first, second = predict(last, fitted[last]), predict(other, fitted[other])
-        comparisons.append(
-            Comparison(
-                other.key.dataset,
-                other.key.preset,
-                last.name,
-                other.name,
-                auc_difference(first, second, resamples=resamples, seed=seed),
-                delong=delong_difference(first, second) if resamples and applies(first) else None,
-            )
-        )
+        ours, theirs = predict(last, fitted[last]), [predict(draw, fitted[draw]) for draw in row]
+        comparisons.append(_compare(last, ours, row_name(other), theirs, resamples, seed))
     return adjusted(comparisons)
 
 
@@ -238,12 +255,33 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def few_labels_result(few: FewLabelsCase, probes: Sequence[FittedProbe]) -> FewLabels:
+def compare_with_finetuned(
+    last: ProbeCase, probes: Sequence[FittedProbe], network: FinetunedNetwork, *, resamples: int, seed: int
+) -> Comparison:
+    """Compare the frozen last checkpoint with the network that was fine-tuned from it, on the same test images."""
+    tuned, _ = predict_finetuned(last, network)
+    return _compare(last, predict(last, probes), finetuned_name(last), [tuned], resamples, seed)
+
+
+def _compare(
+    last: ProbeCase, ours: Predictions, name: str, theirs: Sequence[Predictions], resamples: int, seed: int
+) -> Comparison:
+    """Compare the last checkpoint with other features, of which there may be several draws."""
+    return Comparison(
+        *last.key,
+        last.name,
+        name,
+        recipe_difference([ours], theirs, resamples=resamples, seed=seed),
+        delong=delong_difference(ours, *theirs) if resamples and applies(ours) and len(theirs) == 1 else None,
+    )
+
+
+def few_labels_result(few: FewLabelsCase, fitted: FittedCases) -> FewLabels:
     """Return the test AUC of each draw of the labels."""
-    case = few.case
     aucs = [
         float(roc_auc_score(classes[fold == -1], probe.probabilities))
-        for classes, fold, probe in zip(case.classes, case.folds, probes, strict=True)
+        for case in few.cases
+        for classes, fold, probe in zip(case.classes, case.folds, fitted[case], strict=True)
     ]
-    images = float(np.mean([(fold >= 0).sum() for fold in case.folds]))
-    return FewLabels(case.key.dataset, case.key.preset, few.whole.name, few.percent, images, aucs)
+    images = float(np.mean([(fold >= 0).sum() for case in few.cases for fold in case.folds]))
+    return FewLabels(*few.row[0].key, row_name(few.row[0]), few.percent, images, aucs)

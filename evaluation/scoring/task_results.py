@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.data.probe_tasks import DividedTask
+from evaluation.fitting.draws import grouped_by_row, pooled, row_name
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.results.results import Comparison
@@ -49,27 +50,30 @@ def task_scores(
     return scores, adjusted(comparisons)
 
 
-def _by_features(task: DividedTask, cases: Sequence[ProbeCase]) -> list[list[ProbeCase]]:
-    """Return, for each feature set that all questions of a task have, its cases in the order of the questions."""
-    by_name: dict[str, list[ProbeCase]] = {}
+_Row = list[ProbeCase]  # the case of a row, or one for each draw of the untrained backbone
+
+
+def _by_features(task: DividedTask, cases: Sequence[ProbeCase]) -> list[list[_Row]]:
+    """Return, for each feature set that all questions of a task have, its rows in the order of the questions."""
+    by_name: dict[str, list[_Row]] = {}
     for question in task.questions:
-        for case in cases:
-            if case.task is question and case.kind != "source":
-                by_name.setdefault(case.name, []).append(case)
+        for row in grouped_by_row([case for case in cases if case.task is question and case.kind != "source"]):
+            by_name.setdefault(row_name(row[0]), []).append(row)
     return [of_name for of_name in by_name.values() if len(of_name) == len(task.questions)]
 
 
-def _scored(task: DividedTask, cases: Sequence[ProbeCase], fitted: FittedCases, resamples: int, seed: int) -> _Scored:
-    by_label = [predict(case, fitted[case]) for case in cases]
+def _scored(task: DividedTask, rows: Sequence[_Row], fitted: FittedCases, resamples: int, seed: int) -> _Scored:
+    first = pooled(rows[0])
+    by_label = [predict(pooled(row), [probe for case in row for probe in fitted[case]]) for row in rows]
     predictions = TaskPredictions(by_label, exclusive=task.task.kind == "multiclass")
     resampled = resampled_means(predictions, resamples=resamples, seed=seed)
     estimates = {
         name: estimate(value, resampled[name], predictions.evidence) for name, value in mean_scores(predictions).items()
     }
     row = MeanRow(
-        features=cases[0].name,
-        kind=cases[0].kind,
-        step=cases[0].step,
+        features=first.name,
+        kind=first.kind,
+        step=first.step,
         auc=estimates["auc"],
         ap=estimates["ap"],
         balanced_accuracy=estimates.get("balanced_accuracy"),

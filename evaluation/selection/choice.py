@@ -64,7 +64,8 @@ def goodness_of(
     measured: Mapping[str, Mapping[str, float]], losses: Sequence[float] | None = None
 ) -> dict[str, list[float]]:
     """Return how good each of k checkpoints is by each measure and by its pretext loss, if given; more is better."""
-    good = {name: [goodness(name, values[name]) for values in measured.values()] for name in MEASURES}
+    names = [name for name in MEASURES if all(name in values for values in measured.values())]
+    good = {name: [goodness(name, values[name]) for values in measured.values()] for name in names}
     return good if losses is None else {**good, LOSS: [-loss for loss in losses]}
 
 

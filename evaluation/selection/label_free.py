@@ -65,22 +65,21 @@ def extract_views(backbone: nn.Module, batches: Iterable[Sequence[Tensor]], devi
 
 
 def measures(features: Float32, views: Float32) -> dict[str, float]:
-    """Compute all of `MEASURES`.
+    """Compute all of `MEASURES`; without LiDAR if `lidar_bound` holds it back.
 
     Compare values only between checkpoints that were measured on the same images. Constant features have the worst
     value of each measure except alignment, which is blind to collapse.
 
     Args:
         features: (n, D) of unaugmented images, at least 3 images and 2 dimensions
-        views: (m, q, D) of q augmented views of each of m images, at least 2 of each; LiDAR needs m > D for its highest
-            values and m (q - 1) > D for a sound estimate of the variation within a sample
+        views: (m, q, D) of q augmented views of each of m images, at least 2 of each
     """
     assert len(features) >= 3 and features.shape[1] >= 2, f"features {features.shape} are too few to measure"
     assert len(views) >= 2 and views.shape[1] >= 2, f"views {views.shape} are too few to measure"
     rows, views64 = features.astype(np.float64), views.astype(np.float64)
     deviation = _unit(rows).std(axis=0) * np.sqrt(rows.shape[1])
-    return {
-        "LiDAR": lidar(views64),
+    bounded = lidar_bound(*views.shape) is not None
+    return ({} if bounded else {"LiDAR": lidar(views64)}) | {
         "RankMe": rankme(rows),
         "alpha-ReQ": alpha_req(rows),
         "alignment": alignment(views64),
@@ -88,6 +87,18 @@ def measures(features: Float32, views: Float32) -> dict[str, float]:
         "spread": float(deviation.mean()),
         "constant dimensions": float((deviation < _NEARLY_CONSTANT).mean()),
     }
+
+
+def lidar_bound(images: int, views: int, dimensions: int) -> str | None:
+    """Return why LiDAR of so many images would mean nothing, as part of a sentence; None if it is sound.
+
+    It is an effective rank between images, which m images cannot raise above m - 1, relative to the variation within
+    them, which m (q - 1) differences of views span. With fewer than D of either, the bound is measured and not the
+    features.
+    """
+    if min(images - 1, images * (views - 1)) >= dimensions:
+        return None
+    return f"{images} images bound it below the {dimensions} dimensions of the features"
 
 
 def rankme(features: Float64) -> float:

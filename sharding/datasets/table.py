@@ -165,7 +165,7 @@ def _positions(
     if missing:
         has = ", ".join(map(repr, header)) or "none"
         own = ", ".join(f"--{options[name]}=COLUMN" for name in missing if name in options)
-        way_out = f"name the right column(s) with {own}" if own else "use the table that upstream ships"
+        way_out = f"name the right column(s) with {own}" if own else "rename columns, or use upstream's table"
         raise UserError(f"{path} lacks the column(s) {', '.join(map(repr, missing))}; it has {has}; {way_out}")
     present = [name for name in (*columns, *optional) if name in header]
     twice = [name for name in present if header.count(name) > 1]

@@ -139,7 +139,7 @@ def _members(file: BinaryIO, tar: Path, rejected: list[Rejection]) -> Iterator[d
                 rejected.append(Rejection((tar / name).as_posix(), _NO_KEY))
             else:
                 yield {"fname": name, "data": Member(name, info.offset_data, info.size), "__url__": tar}
-        end = archive.offset  # type: ignore[attr-defined]
+        end = archive.offset
     file.seek(end)
     rest = file.read(_MOST_PADDING_BYTES)
     if not rest or rest.strip(b"\0") or file.read(1):

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from infra.errors import UserError, require
 from infra.files import disk_errors, fsync_path
@@ -58,7 +58,7 @@ def _tars(url: str) -> tuple[str, list[str]]:
         try:
             too_long = any(abs(int(last) - int(first)) > _MOST_TARS for first, last in _RANGE.findall(pattern))
             names = [] if too_long else list(islice(braceexpand(pattern), _MOST_TARS + 1))
-        except (UnbalancedBracesError, ValueError) as error:
+        except ValueError as error:
             raise UserError(
                 f"root={shown(url)} has braces that do not match: {error}; write {{00000..00009}}"
             ) from error

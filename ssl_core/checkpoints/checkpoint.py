@@ -38,7 +38,7 @@ class CheckpointState:
     Attributes:
         step: steps done; the next sample is number step x global batch of the order
         epoch: epochs done
-        backbone: name of the torchvision ResNet
+        backbone: name of the network, as in model.backbone
         data_identity: identity of the shards' content
         pixel_mean: pixel mean of the normalization that the backbone was trained with, on the scale 0 to 1
         pixel_std: standard deviation, likewise

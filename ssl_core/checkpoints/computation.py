@@ -1,9 +1,11 @@
 """What a run computes, to tell whether a start may continue the checkpoints of another."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from infra.options import key
+
+INIT: Final = "model.init"
 
 
 class Difference(NamedTuple):
@@ -18,7 +20,7 @@ class Computation:
     """What a run computes.
 
     Attributes:
-        config: settings that determine the result, as JSON values by key
+        config: settings that determine the result, as JSON values by key; of model.init, the hash of the weights
         data_identity: identity of the shards' content
     """
 
@@ -27,6 +29,10 @@ class Computation:
 
     def difference(self, before: "Computation") -> Difference | None:
         """Return the first difference from an earlier start; a key that only one has belongs to another version."""
+        started, starts = before.config.get(INIT), self.config.get(INIT)  # versions without it had random weights
+        if started != starts:
+            remedy = f"use those with SHA-256 {started}" if started else f"leave {INIT} out"
+            return Difference(f"the weights of {INIT} (SHA-256 {starts}) are not the first ones", remedy)
         for name, value in self.config.items():
             earlier = before.config.get(name, value)
             if value != earlier:

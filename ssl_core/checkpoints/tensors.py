@@ -27,6 +27,7 @@ from ssl_core.checkpoints.checkpoint import (
     other_version,
 )
 from ssl_core.checkpoints.tensor_file import write_tensors
+from ssl_core.model.architectures import USUAL_SIZE_PX
 from ssl_core.model.encoder import Backbone
 
 _OVERHEAD_BYTES: Final = 1 << 20  # room for state, manifest and headers
@@ -90,7 +91,7 @@ def load_backbone(checkpoint: Checkpoint) -> Backbone:
     damage = find_damage(checkpoint)
     if damage:
         raise RunFailed(f"{checkpoint.path} is damaged: {damage}; delete it, or resume the run to write it again")
-    backbone = Backbone(checkpoint.state.backbone)
+    backbone = Backbone(checkpoint.state.backbone, checkpoint.state.config.get("views.size_px", USUAL_SIZE_PX))
     tensors = _read(checkpoint.path / MODEL)
     prefix = "backbone."
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from infra.devices import use_ieee_fp32
 from infra.errors import RunFailed
 from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.gradient_cache import Projector, contrast_gradients
@@ -57,7 +58,9 @@ class Engine(Projector):
 
     def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
         self.device = setup.device
-        synchronize_batch_norm(encoder, setup.device)
+        synchronize_batch_norm(encoder)
+        if setup.precision == "fp32":
+            use_ieee_fp32()
         if setup.device.type == "cpu":
             use_matrix_products(encoder)
         self.encoder = encoder.to(setup.device).train()
@@ -101,7 +104,7 @@ class Engine(Projector):
         self._forget_gradients()
         statistics = list(self.encoder.buffers())
         self._statistics_before = self._statistics_before or [torch.empty_like(values) for values in statistics]
-        torch._foreach_copy_(self._statistics_before, statistics)
+        _copy_all(self._statistics_before, statistics)
         try:
             report = contrast_gradients(self, views, identities, self._loss, self._micro_batches)
         except RunFailed:
@@ -122,7 +125,7 @@ class Engine(Projector):
         return {name: self._gradient_of(parameter) / scale for name, parameter in self.encoder.named_parameters()}
 
     def _restore_statistics(self) -> None:
-        torch._foreach_copy_(list(self.encoder.buffers()), self._statistics_before)
+        _copy_all(list(self.encoder.buffers()), self._statistics_before)
 
     def update(self, learning_rate: float) -> bool:
         """Step the optimizer and drop the gradient.
@@ -194,3 +197,10 @@ class Engine(Projector):
         if self._max_gradient_norm is not None:
             clip_grads_with_norm_(parameters, self._max_gradient_norm, norm)
         return True
+
+
+def _copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy all tensors, those of one type in one launch."""
+    for dtype in {tensor.dtype for tensor in into}:
+        pairs = [pair for pair in zip(into, values, strict=True) if pair[0].dtype == dtype]
+        torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])

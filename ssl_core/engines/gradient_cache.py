@@ -69,7 +69,7 @@ def contrast_gradients(
         RunFailed: as in `nt_xent`
     """
     samples = len(views[0])
-    parts = min(micro_batches, _largest_share(samples, projector.device))
+    parts = min(micro_batches, _largest_share(samples))
 
     def images_of(part: int) -> Tensor:
         """Return both views of a part's m samples, (2m, 1, H, W)."""
@@ -95,12 +95,16 @@ def contrast_gradients(
     return report._replace(loss=report.loss.detach())
 
 
-def _largest_share(samples: int, device: torch.device) -> int:
-    """Return the largest share of a rank; raise UserError on every rank if there are too few samples in total."""
+def _largest_share(samples: int) -> int:
+    """Return the largest share of a rank; raise UserError on every rank if there are too few samples in total.
+
+    Here ranks wait for those whose data come late. They do so on the CPU, over gloo: a wait inside NCCL counts as a
+    hang much sooner, and no error of another rank reaches it.
+    """
     shares = [samples]
     if world_size() > 1:
-        gathered = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-        dist.all_gather(gathered, torch.tensor([samples], device=device))
+        gathered = [torch.empty(1, dtype=torch.int64) for _ in range(world_size())]
+        dist.all_gather(gathered, torch.tensor([samples]))
         shares = torch.cat(gathered).tolist()
     require(
         sum(shares) >= 2,

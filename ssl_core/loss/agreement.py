@@ -1,6 +1,7 @@
 """Checks of the ranks' inputs before the loss, so that all ranks continue or all raise the same error."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import torch
@@ -26,11 +27,13 @@ class RowLayout(NamedTuple):
     Attributes:
         partner: (N,) the position of each row's partner
         sample: (N,) the number of each row's sample among the global B samples
+        firsts: (B,) the positions of the first views
         start: the position of this rank's first row
     """
 
     partner: Tensor
     sample: Tensor
+    firsts: Tensor
     start: int
 
 
@@ -83,10 +86,16 @@ def _counts(counts: Sequence[int]) -> str:
 
 def lay_out_rows(samples: Sequence[int], device: torch.device) -> RowLayout:
     """Lay out the rows of ranks that have `samples[rank]` samples each."""
-    rank = dist.get_rank() if world_size() > 1 else 0
+    return _lay_out_rows(tuple(samples), dist.get_rank() if world_size() > 1 else 0, device)
+
+
+@lru_cache(2)  # most steps have the same shares, and for 100,000 rows it takes milliseconds while the GPU idles
+def _lay_out_rows(samples: tuple[int, ...], rank: int, device: torch.device) -> RowLayout:
     counts = torch.tensor(samples)
     before = counts.cumsum(0) - counts  # samples on the ranks before
     count, first = counts.repeat_interleave(2 * counts), before.repeat_interleave(2 * counts)  # (N,)
     within = torch.arange(2 * sum(samples)) - 2 * first  # position within the rank
     partner = 2 * first + (within + count) % (2 * count)
-    return RowLayout(partner.to(device), (first + within % count).to(device), 2 * int(before[rank]))
+    firsts = (within < count).nonzero()[:, 0]
+    sample = first + within % count
+    return RowLayout(partner.to(device), sample.to(device), firsts.to(device), 2 * int(before[rank]))

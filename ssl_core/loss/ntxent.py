@@ -11,30 +11,24 @@ it. An executor sums over all pairs except those of a row and its partner (the o
 this module adds in float64.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from infra.errors import require
-from infra.options import key
 from infra.processes import world_size
 from ssl_core.loss import health
 from ssl_core.loss.agreement import NonFinite, check_ranks_agree, lay_out_rows
 from ssl_core.loss.config import LossConfig
+from ssl_core.loss.executor_choice import loss_executor
 from ssl_core.loss.gather import gather_rows
-from ssl_core.loss.pair_sums import Keys, LossExecutor, RowPairs, RowStats
+from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 
 __all__ = ["Identities", "LossConfig", "LossReport", "NonFinite", "dense_nt_xent", "nt_xent"]
 
-# Up to this many global rows, `auto` computes the whole matrix: in float64 it is then as fast as tiles in fp32.
-DENSE_UP_TO: Final = 256
 _BLOCK: Final = 2048  # rows processed in float64 at once
 
 
@@ -129,7 +123,7 @@ class _NTXent(torch.autograd.Function):
         here = slice(layout.start, layout.start + len(projections))
         partner = layout.partner[here]
 
-        executor = _loss_executor(loss.executor, all_rows)
+        executor = loss_executor(loss, all_rows, keyed=keys is not None)
         stats = executor.forward(RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature))
         mine = _row_values(stats, _partner_distances(projections, norms), loss.temperature)
         values = _RowValues(*gather_rows(torch.stack(mine, dim=1), counts).unbind(1))
@@ -138,13 +132,12 @@ class _NTXent(torch.autograd.Function):
             projections, norms, all_rows, partner, values.lse, values.excess, values.positives, *keys or ()
         )
         ctx.here, ctx.executor, ctx.temperature = here, executor, loss.temperature
-        firsts = (layout.partner > torch.arange(len(all_rows), device=partner.device)).nonzero()[:, 0]
         report = LossReport(
             loss=values.loss.mean(),
             top1=(values.above < 1).double().mean(),
             top5=(values.above < 5).double().mean(),
             alignment=values.distance.mean(),
-            uniformity=health.first_views_uniformity(all_rows, firsts),
+            uniformity=health.first_views_uniformity(all_rows, layout.firsts),
             deviation=health.deviation(all_rows),
         )
         outputs = tuple(value.to(all_rows.dtype) for value in report)
@@ -247,21 +240,3 @@ def _row_blocks(count: int) -> Iterator[tuple[slice, slice]]:
         second = slice(half + first.start, half + first.stop)
         yield first, second
         yield second, first
-
-
-def _loss_executor(name: str, all_rows: Tensor) -> LossExecutor:
-    """Return the module that computes the sums; raise UserError if triton is not available."""
-    if name == "auto":
-        name = "dense" if len(all_rows) <= DENSE_UP_TO else "tiled"
-        if all_rows.is_cuda and all_rows.dtype == torch.float32 and find_spec("triton"):
-            kernels = import_module("ssl_core.loss.kernels")
-            name = "triton" if all_rows.shape[1] <= kernels.LARGEST_D else name
-    if name == "triton":
-        option = key(LossConfig, "executor")
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        require(
-            find_spec("triton") is not None and (all_rows.is_cuda or interpreted),
-            f"{option}=triton needs a GPU and the package triton; use {option}=auto",
-        )
-        name = "kernels"
-    return cast(LossExecutor, import_module(f"ssl_core.loss.{name}"))

@@ -1,6 +1,8 @@
-"""Batch normalization over the global batch, on GPUs and CPUs.
+"""Batch normalization over the global batch, on CPUs and GPUs.
 
-torch's SyncBatchNorm rejects CPU tensors; `GlobalBatchNorm` is the same layer over gloo, with the same state keys.
+torch's SyncBatchNorm is not used. It rejects CPU tensors, so a machine without GPUs could not test it. On GPUs its
+boolean masks stop the host three times a layer and break `torch.compile`, and under autocast a rank without rows sends
+another type than the others, which no collective survives.
 """
 
 from collections.abc import Iterator
@@ -18,59 +20,72 @@ _REDUCED: Final = (torch.bfloat16, torch.float16)
 class _Normalize(torch.autograd.Function):
     """Normalization by the statistics of all ranks' rows (Ioffe and Szegedy 2015), with gradients through them.
 
-    A rank without rows joins the collectives and adds nothing; at least one rank has rows.
+    Each pass has one all-reduce, in float64 in every precision. A rank without rows adds zeros to it; at least one rank
+    has rows. Nothing here waits for the GPU.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the normalized input, the global mean and variance (C,), and the number of values of a channel."""
-        mean, variance = _moments(x)
-        local = torch.stack([mean, variance, torch.full_like(mean, x.numel() // x.shape[1])])
-        ranks = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(ranks, local)
-        means, variances, counts = torch.stack(ranks).unbind(1)  # each (W, C)
-        # Merge the moments as in Chan et al. 1979; E[x^2] - E[x]^2 would cancel in fp32.
-        count = counts.sum(0)
-        mean = (means * counts).sum(0) / count
-        variance = ((variances + (means - mean) ** 2) * counts).sum(0) / count
+        local_mean, local_variance = (moment.double() for moment in _moments(x))
+        numbers = torch.full_like(local_mean[:1], x.numel() // x.shape[1])
+        # Moments add up. In float64, E[x^2] - E[x]^2 cancels less than what fp32 inputs resolve.
+        sums = torch.cat([numbers, numbers * local_mean, numbers * (local_variance + local_mean**2)])  # (1 + 2 C,)
+        dist.all_reduce(sums)
+        count = sums[:1]
+        exact_mean, squares = (sums[1:] / count).chunk(2)
+        mean = exact_mean.to(weight.dtype)
+        variance = (squares - exact_mean**2).clamp(min=0).to(weight.dtype)
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, count)
-        y = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
-        return y, mean, variance, count
+        return _affine(x, weight, bias, mean, variance, eps), mean, variance, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return dL/dx, and this rank's share of dL/dweight and dL/dbias (the engine averages those over ranks)."""
         x, weight, mean, variance, count = ctx.saved_tensors
+        if x.is_cuda and len(x) > 0 and not torch.compiler.is_compiling():
+            return (*_fused_backward(gradients[0], x, weight, mean, variance, count, ctx.eps), None)
         inverse_std = torch.rsqrt(variance + ctx.eps)
         direct, dweight, dbias = _fixed_statistics_backward(gradients[0], x, weight, mean, variance, ctx.eps)
-        sums = torch.stack([dbias, dweight])
+        sums = torch.stack([dbias.double(), dweight.double()])
         dist.all_reduce(sums)
-        dbias_mean, dweight_mean = sums / count
+        dbias_mean, dweight_mean = (sums / count).to(weight.dtype)
         # The gradient through the statistics, -scale (mean(dy) + xhat mean(dy xhat)), is an affine map of x.
         slope = -weight * inverse_std * dweight_mean
         shift = -weight * inverse_std * dbias_mean
-        through = torch.native_batch_norm(x, slope, shift, mean, variance, False, 0.0, ctx.eps)[0]
-        return direct.add_(through), dweight, dbias, None
+        return direct.add_(_affine(x, slope, shift, mean, variance, ctx.eps)), dweight, dbias, None
 
 
 def _axes(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
 
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """Return weight (x - mean) / std + bias in the type of x."""
+    if len(x) == 0:  # torch's CUDA kernel has no launch for it
+        return torch.empty_like(x)
+    return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each channel, (C,) each, in at least fp32; zeros without rows."""
+    dtype = torch.float32 if x.dtype in _REDUCED else x.dtype
     if len(x) == 0:
-        zeros = torch.zeros(x.shape[1], dtype=torch.float32 if x.dtype in _REDUCED else x.dtype, device=x.device)
+        zeros = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
         return zeros, zeros
+    if torch.compiler.is_compiling():  # it fuses these two with their neighbors
+        variance, mean = torch.var_mean(x.to(dtype), _axes(x), correction=0)
+        return mean, variance
+    if x.is_cuda:  # one pass by Welford's method, in fp32 for types below
+        return torch.batch_norm_update_stats(x, None, None, 0.0)
     if x.dtype in _REDUCED:
         # torch's fused kernel reads x once. Its error (measured up to 4e-4 of the variance) is below the resolution of
         # bf16 (4e-3), near that of fp16 (5e-4), but above that of fp32.
         unused = torch.zeros(2, x.shape[1])
-        mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
-        return mean, variance
+        return torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
     mean = x.mean(_axes(x))
     return mean, (x - _rows(mean, x)).square_().mean(_axes(x))
 
@@ -79,7 +94,9 @@ def _fixed_statistics_backward(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dweight and dbias of batch norm with constant statistics."""
-    if x.dtype in _REDUCED and len(x) > 0:  # torch 2.15's kernel divides by the number of rows
+    if len(x) == 0:
+        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+    if x.dtype in _REDUCED:
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
             dy, x, weight, mean, variance, None, None, False, eps, [True, True, True]
         )
@@ -87,6 +104,28 @@ def _fixed_statistics_backward(
     inverse_std = torch.rsqrt(variance + eps)
     dweight = (dy * (x - _rows(mean, x))).sum(_axes(x)) * inverse_std
     return dy * _rows(weight * inverse_std, x), dweight, dy.sum(_axes(x))
+
+
+def _fused_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, count: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dx, dweight and dbias by torch's CUDA kernels, which read x and dy twice and write once.
+
+    Their count is a tensor, so that the host need not know the ranks' numbers of rows.
+    """
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        dy = dy.contiguous(memory_format=torch.channels_last)
+    else:
+        dy, x = dy.contiguous(), x.contiguous()
+    inverse_std = torch.rsqrt(variance + eps)
+    dy_sum, dy_x_sum, dweight, dbias = torch.batch_norm_backward_reduce(
+        dy, x, mean, inverse_std, weight, True, True, True
+    )
+    sums = torch.stack([dy_sum.double(), dy_x_sum.double()])
+    dist.all_reduce(sums)
+    dy_sum, dy_x_sum = sums.to(mean.dtype)
+    dx = torch.batch_norm_backward_elemt(dy, x, mean, inverse_std, weight, dy_sum, dy_x_sum, count.int())
+    return dx, dweight, dbias
 
 
 def _rows(values: Tensor, x: Tensor) -> Tensor:
@@ -114,7 +153,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             assert self.num_batches_tracked is not None and self.momentum is not None
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(variance.dtype), self.momentum)
         return y
 
 
@@ -131,16 +170,14 @@ def running_statistics_kept(module: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm in `module` by one over the global batch, with the same parameters, buffers and keys."""
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            layer = GlobalBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
+            like: dict[str, Any] = {"device": child.weight.device, "dtype": child.weight.dtype}
+            layer = GlobalBatchNorm(child.num_features, child.eps, child.momentum, **like)
             layer.load_state_dict(child.state_dict())
             setattr(module, name, layer)
         else:
-            synchronize_batch_norm(child, device)
+            synchronize_batch_norm(child)
     return module

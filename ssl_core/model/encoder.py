@@ -1,14 +1,12 @@
 """The backbone m(.) and the projection head n(.) (Gazda et al. 2021, section III B and Table I)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from infra.errors import UserError, require
 from infra.options import require_at_least, setting
+from ssl_core.model.architectures import USUAL_SIZE_PX, build_network, require_backbone, require_trainable
 
 
 @dataclass(frozen=True)
@@ -16,67 +14,56 @@ class ModelConfig:
     """Backbone and projection head.
 
     Args:
-        backbone: name of a torchvision ResNet; wide_resnet50_2 in the paper, resnet18 suits two CPU cores
+        backbone: a ResNet, DenseNet, ConvNeXt or ViT of torchvision by its name there, such as densenet121 or vit_b_16,
+            or timm/NAME; wide_resnet50_2 in the paper, resnet18 suits two CPU cores
         projection_width: units of the head's hidden layer (Table I: 2048)
         projection_size: d, the size of the vectors that the loss compares (Table I: 128)
+        init: weights to start from instead of random ones: a .safetensors or .pth file, a run (its newest checkpoint),
+            a checkpoint, or published weights in the local cache, such as torchvision/resnet50.IMAGENET1K_V2 or
+            timm/resnet50.a1_in1k; nothing is downloaded
     """
 
     backbone: str = "wide_resnet50_2"
     projection_width: int = 2048
     projection_size: int = 128
+    init: str | None = None
 
     def __post_init__(self) -> None:
-        names = backbone_names()
-        require(self.backbone in names, f"{setting(self, 'backbone')} must be one of {', '.join(names)}")
+        require_backbone(self.backbone, setting(self, "backbone"))
         require_at_least(self, "projection_width", 1, "use 2048")
         require_at_least(self, "projection_size", 2, "use 128")
 
 
-def backbone_names() -> list[str]:
-    """Return the names of torchvision's ResNets, including wide and grouped ones."""
-    models = torchvision.models
-    return [name for name in models.list_models(module=models) if _is_resnet(models.get_model_builder(name))]
-
-
-def _is_resnet(builder: Callable[..., nn.Module]) -> bool:
-    return bool(builder.__module__ == torchvision.models.resnet.__name__)
-
-
 class Backbone(nn.Module):
-    """A torchvision ResNet for one-channel images, without its classifier: (N, 1, H, W) -> (N, feature_size).
+    """A network for one-channel images, without its classifier: (N, 1, H, W) -> (N, feature_size).
 
-    The features are the output of global average pooling: the "last layer of the backbone" that the paper probes, and
-    the first row of Table I. Parameter names are torchvision's.
+    Of a ResNet, the features are the output of global average pooling: the "last layer of the backbone" that the paper
+    probes, and the first row of Table I. A parameter's name is the network's family and its name in its library, such
+    as `resnet.conv1.weight`.
+
+    Attributes:
+        name: name of the network
+        network: the network with what is known about it
+        feature_size: number of features of an image
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size_px: int = USUAL_SIZE_PX) -> None:
+        """Build the backbone with random weights.
+
+        Args:
+            name: as in `build_network`
+            size_px: sides of the images; only a ViT needs to know
+        """
         super().__init__()
-        if name not in backbone_names():
-            raise UserError(f"backbone {name!r} must be one of {', '.join(backbone_names())}")
         self.name = name
-        self.resnet = torchvision.models.get_model(name, weights=None)
-        self.feature_size: int = self.resnet.fc.in_features
-        self.resnet.conv1 = _one_channel_stem(self.resnet.conv1)
-        self.resnet.fc = nn.Identity()
+        self.network = build_network(name, size_px)
+        self.feature_size = self.network.feature_size
+        require_trainable(self.network, size_px)
+        self.add_module(self.network.family, self.network.module)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of a batch of images."""
-        return self.resnet(images)
-
-
-def _one_channel_stem(stem: nn.Conv2d) -> nn.Conv2d:
-    single = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)  # type: ignore[arg-type]
-    with torch.no_grad():
-        single.weight.copy_(one_channel(stem.weight))
-    return single
-
-
-def one_channel(weight: Tensor) -> Tensor:
-    """Sum a stem's weight (out, 3, k, k) over its input channels: (out, 1, k, k).
-
-    The result responds to a gray image as the original does to the same image in all three channels.
-    """
-    return weight.sum(dim=1, keepdim=True)
+        return self.network.module(images)
 
 
 class ProjectionHead(nn.Module):
@@ -106,14 +93,20 @@ class Encoder(nn.Module):
         return self.head(self.backbone(images))
 
 
-def build_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """Build the untrained encoder that `seed` determines, without changing the global random state."""
+def build_encoder(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) -> Encoder:
+    """Build the encoder with the random weights that `seed` determines, without changing the global random state.
+
+    Args:
+        config: backbone and head; `init` has no effect here
+        seed: determines the weights
+        size_px: sides of the views; only a ViT needs to know
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = Backbone(config.backbone)
+        backbone = Backbone(config.backbone, size_px)
         return Encoder(backbone, ProjectionHead(backbone.feature_size, config.projection_width, config.projection_size))
 
 
-def untrained_backbone(config: ModelConfig, seed: int) -> Backbone:
-    """Return the initial backbone of a run with this seed: the control for every probe."""
-    return build_encoder(config, seed).backbone.eval()
+def untrained_backbone(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) -> Backbone:
+    """Return the backbone of a run before its first step, or before `init`: the control for every probe."""
+    return build_encoder(config, seed, size_px).backbone.eval()

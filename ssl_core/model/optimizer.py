@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from infra.errors import require
-from infra.options import require_at_least, setting
+from infra.options import key, require_at_least, setting
 from ssl_core.model.lars import LARS
 
+_LEAST_LARS_RATE: Final = 0.01  # with momentum 0.9 and trust 0.001, at most 0.01 % of a weight in a step
 REFERENCE_BATCH: Final = 256  # samples; global batch for which a scaled learning rate is given (Goyal et al. 2017)
 
 
@@ -20,7 +21,7 @@ class OptimConfig:
 
     Args:
         name: adam as in the paper; adamw, with decay separate from the gradient; lars, for batches of thousands
-        learning_rate: highest learning rate of the run; 0.0005 in the paper
+        learning_rate: highest learning rate of the run; 0.0005 in the paper, for adam; lars needs about 0.3
         batch_scaling: factor of learning_rate for a global batch B: none, linear (B / 256), or sqrt (its square root)
         weight_decay: L2 penalty of adam for all parameters, or decay of adamw and lars without biases and norms; not
             given in the paper
@@ -39,6 +40,12 @@ class OptimConfig:
         require(
             0 < self.learning_rate < math.inf,
             f"{setting(self, 'learning_rate')} must be positive and finite; the paper uses 0.0005",
+        )
+        require(
+            self.name != "lars" or self.learning_rate >= _LEAST_LARS_RATE,
+            f"{setting(self, 'learning_rate')} is a rate for adam: with {setting(self, 'name')} weights would move by "
+            f"at most {self.learning_rate:g} % in a step, and the run would learn nothing; use 0.3 with "
+            f"{key(self, 'batch_scaling')}=linear",
         )
         require(
             0 <= self.weight_decay < math.inf,

@@ -23,9 +23,11 @@ def learn(engine: Engine, batch: Batch, learning_rate: float) -> LossReport | No
     if not valid.all():  # masked samples take no part: neither in the loss nor in batch norm
         views = [view[valid.to(view.device)] for view in views]
     rows = batch.rows[batch.valid]
-    ids = (torch.from_numpy(rows[name].astype(np.int64)) for name in Identities._fields)
+    ids = (
+        torch.from_numpy(rows[name].astype(np.int64)) for name in Identities._fields
+    )  # the loss moves those it needs
     try:
-        report = engine.backward(views, Identities(*(values.to(engine.device) for values in ids)))
+        report = engine.backward(views, Identities(*ids))
     except NonFinite:
         return None
     return report if engine.update(learning_rate) else None

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssl_core.engines.engine import AutocastEncoder
@@ -42,9 +42,9 @@ class StepMemory(NamedTuple):
 def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> StepMemory:
     """Return the memory of one rank's step, without temporary buffers and without the loss.
 
-    The forward pass runs on torch's fake tensors, which have shapes but no content, so neither the network nor the
-    images take memory or time. Measured at two sizes of a batch, because some of what autograd saves, such as weights
-    in bf16, does not grow with it.
+    The forward pass runs on torch's fake tensors, which have shapes but no content, so it takes neither memory nor
+    time. The network is built with content, because timm reads numbers while it builds one. Measured at two sizes of a
+    batch, because some of what autograd saves, such as weights in bf16, does not grow with it.
 
     Args:
         config: the run
@@ -52,8 +52,9 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
         zero_stage: what DeepSpeed splits among them
     """
     images = VIEWS * -(-config.data.global_batch // (world * config.train.micro_batches))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        encoder = build_encoder(config.model, config.seed).train()
+    encoder = build_encoder(config.model, config.seed, config.views.size_px).train()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _drop_content(encoder, mode)
         module = AutocastEncoder(encoder, config.train.precision)
         state = list(encoder.state_dict(keep_vars=True).values())
         two, four = (_saved_bytes(module, state, count, config.views.size_px) for count in (2, 4))
@@ -71,6 +72,14 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
 def checkpoint_bytes(config: PretrainConfig, memory: StepMemory) -> int:
     """Return the size of one checkpoint: the whole model and the whole state of the optimizer."""
     return memory.model + _STATES[config.optim.name] * 4 * memory.parameters
+
+
+def _drop_content(encoder: nn.Module, mode: FakeTensorMode) -> None:
+    for layer in encoder.modules():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, nn.Parameter(mode.from_tensor(parameter.detach())))
+        for name, buffer in list(layer.named_buffers(recurse=False)):
+            setattr(layer, name, mode.from_tensor(buffer))
 
 
 def _saved_bytes(module: AutocastEncoder, state: list[Tensor], images: int, size_px: int) -> int:

@@ -10,11 +10,12 @@ import numpy as np
 import psutil
 import torch
 
+from infra.devices import device_of
 from infra.errors import RunFailed, UserError, require
 from infra.extras import require_extra
 from infra.files import require_space
 from infra.options import key, registered, setting
-from infra.processes import Ranks, device_of, require_world
+from infra.processes import Ranks, require_world
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
@@ -23,8 +24,10 @@ from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
+from ssl_core.model.encoder import build_encoder
 from ssl_core.model.optimizer import learning_rate_at
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.initial_weights import start_from
 from ssl_core.pretraining.memory import StepMemory, checkpoint_bytes, step_memory
 from ssl_core.pretraining.resume import checkpoint_to_resume
 from ssl_core.pretraining.train import aliasing_warning, require_equal_parts
@@ -50,7 +53,7 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
         RunFailed: if shards or checkpoints are damaged or cannot be reached
     """
     world = config.train.world_size or ranks.world
-    device = device_of(ranks)
+    device = device_of(ranks, config.train.device, setting(config.train, "device"))
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(world)
@@ -69,6 +72,8 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     yield _steps(config, order, world, first, total)
     memory = step_memory(config, world, _zero_stage(config))
     yield f"model: {config.model.backbone}, {memory.parameters:,} weights"
+    if config.model.init:  # built a second time, now with content
+        yield str(start_from(config, build_encoder(config.model, config.seed, config.views.size_px)))
     yield _memory(config, memory, device, ranks)
     yield _disk(config, memory, order, range(first, min(total, config.train.max_steps or total)))
 

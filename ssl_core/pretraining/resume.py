@@ -9,11 +9,12 @@ from infra.errors import UserError
 from infra.options import key
 from infra.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import Checkpoint
-from ssl_core.checkpoints.computation import Computation
+from ssl_core.checkpoints.computation import INIT, Computation
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.initial_weights import initial_sha256
 
 # These settings may change between two starts of one run: its length and how it is executed, not its result. The
 # location of the shards may change, because their content is compared; the length may not under a schedule that depends
@@ -21,7 +22,7 @@ from ssl_core.pretraining.config import PretrainConfig
 _FREE_TO_CHANGE: Final = re.compile(
     r"run_folder|executor|data\.(shards|fetch\..*|max_masked_percent)|loss\.executor|checkpoints\..*"
     r"|engine\.(kind|zero_stage|deepspeed_config|compile)"
-    r"|train\.(max_steps|checkpoint_every_(epochs|steps)|log_every_steps|log_samples|world_size|timeout_s|skips|rollbacks)"
+    r"|train\.(device|max_steps|checkpoint_every_(epochs|steps)|log_every_steps|log_samples|world_size|timeout_s|skips|rollbacks)"
 )
 
 
@@ -30,18 +31,26 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
 
     Returns:
         JSON values by flat key. engine.max_gradient_norm is the one in effect, which a DeepSpeed JSON may set.
+        model.init is the hash of the weights, wherever they lie.
 
     Raises:
-        UserError: if that JSON cannot be read
+        UserError: if that JSON or those weights cannot be read
     """
     flat = {name: value for name, value in _flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(name)}
     if config.optim.schedule == "constant":
         del flat["train.epochs"]
     settings = dict(json.loads(json.dumps(flat)))  # as a checkpoint returns them: lists instead of tuples
+    settings[INIT] = initial_sha256(config)
     if config.engine.kind == "deepspeed":
         engine, _ = deepspeed_settings(config.engine, config.train.precision, config.data.global_batch)
         settings["engine.max_gradient_norm"] = engine.max_gradient_norm
     return settings
+
+
+def recipe_of(config: PretrainConfig, data_identity: str) -> dict[str, Any]:
+    """Return what two runs of one recipe have in common: the fixed settings but the seed, and the shards' content."""
+    settings = {name: value for name, value in fixed_settings(config).items() if name != "seed"}
+    return settings | {"data.identity": data_identity}
 
 
 def open_mirror(config: PretrainConfig, data_identity: str, ranks: Ranks) -> Mirror | None:

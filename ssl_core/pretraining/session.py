@@ -12,7 +12,8 @@ from infra.errors import RunFailed, UserError
 from infra.locks import FolderLock, locked
 from infra.log import say
 from infra.options import key
-from infra.processes import Ranks, clock_skew_s, on_first_rank, process_group, require_same, require_world
+from infra.process_group import process_group
+from infra.processes import Ranks, clock_skew_s, on_first_rank, require_same, require_world
 from infra.signals import StopRequest
 from infra.status import State, Status, write_status
 from infra.urls import scrub
@@ -60,6 +61,13 @@ class Session:
         """Set the final state of this start, after its last step."""
         self.state, self.message = state, message
 
+    def fail(self, error: BaseException) -> None:
+        """Write to `status.json` that this error ended the run, unless another process may have locked the folder."""
+        self.state = "refused" if isinstance(error, UserError) else "failed"
+        self.message = scrub(" ".join(str(error).split())) or type(error).__name__
+        if self._lock:
+            self.write_status()
+
     def write_status(self) -> None:
         """Write `status.json`; only the first rank does.
 
@@ -85,20 +93,19 @@ def open_session(config: PretrainConfig, ranks: Ranks, device: torch.device) -> 
     require_world(config.train, "world_size", ranks.world)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(speak=ranks.is_first))
-        stack.enter_context(process_group(ranks, device, config.train.timeout_s, key(config.train, "timeout_s")))
+        session = Session(config.run_folder, ranks, stop)
+        timeout_s, timeout_key = config.train.timeout_s, key(config.train, "timeout_s")
+        stack.enter_context(process_group(ranks, device, timeout_s, timeout_key, on_failure=session.fail))
         require_same(configuration.to_yaml(config), "the configuration")
         skew_s = clock_skew_s()
         if skew_s > _LARGEST_SKEW_S and ranks.is_first:
             say(
                 f"warning: the ranks' clocks differ by {skew_s:.1f} s; synchronize them, or launchers may lose machines"
             )
-        session = Session(config.run_folder, ranks, stop)
         on_first_rank(ranks, lambda: session.hold(stack.enter_context(locked(config.run_folder, "pretraining"))))
         try:
             yield session
         except BaseException as error:
-            session.state = "refused" if isinstance(error, UserError) else "failed"
-            session.message = scrub(" ".join(str(error).split())) or type(error).__name__
+            session.fail(error)
             raise
-        finally:
-            session.write_status()
+        session.write_status()

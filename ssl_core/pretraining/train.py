@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from infra import config as configuration
+from infra.devices import device_of
 from infra.errors import RunFailed, require
 from infra.log import progress, say
 from infra.options import key, registered, setting
-from infra.processes import Ranks, device_of, on_first_rank, require_same, sum_over_ranks
+from infra.processes import Ranks, decoding_threads, on_first_rank, require_same, sum_over_ranks
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions, SampleOrder
@@ -25,14 +26,16 @@ from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.tensors import load_state
-from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
-from ssl_core.model.encoder import build_encoder
-from ssl_core.model.optimizer import OptimConfig, learning_rate_at
+from ssl_core.engines import Engine, EngineSetup, build_engine
+from ssl_core.model.encoder import ModelConfig, build_encoder
+from ssl_core.model.optimizer import learning_rate_at
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.failures import Diverged, out_of_memory, remedy
+from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_start, start_from
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.outputs import RunOutputs
 from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
-from ssl_core.pretraining.running_means import RunningMeans
+from ssl_core.pretraining.running_means import GpuWait, RunningMeans
 from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import Session, open_session
 from ssl_core.views.batches import Batch, training_batches
@@ -57,12 +60,14 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
         KeyboardInterrupt: if Ctrl-C stopped this start; a checkpoint is saved
     """
     # Find problems of data and machine before writing anything.
-    device = device_of(ranks)
+    device = device_of(ranks, config.train.device, setting(config.train, "device"))
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(ranks.world)
+    first_weights = initial_sha256(config)
     with open_session(config, ranks, device) as session:
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
+        require_same(first_weights, f"the content of {key(ModelConfig, 'init')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
         mirror = open_mirror(config, shards.identity, ranks)
         failed_at, rollbacks = -1, 0
@@ -70,26 +75,18 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
             try:
                 _train(config, session, shards, order, mirror, device, learning_step)
                 break
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(config, ranks, session.step, error) from error
             except Diverged as error:
                 # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
                 rollbacks = rollbacks + 1 if session.step <= failed_at else 1
                 failed_at = max(failed_at, session.step)
                 if rollbacks > config.train.rollbacks:
-                    raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {_remedy()}") from error
+                    raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {remedy()}") from error
                 if ranks.is_first:
                     say(f"warning: {error}; returning to the last checkpoint")
     if session.state == "preempted" and session.stop.name == "SIGINT":
         raise KeyboardInterrupt  # so that a shell does not go on to the next command
-
-
-class Diverged(Exception):
-    """More steps in a row than allowed had a loss or gradient that is not finite."""
-
-
-def _remedy() -> str:
-    rate, norm = key(OptimConfig, "learning_rate"), key(EngineConfig, "max_gradient_norm")
-    precision = key(TrainConfig, "precision")
-    return f"start again in a new run folder with a lower {rate}, {norm}=1 or {precision}=fp32"
 
 
 def _train(
@@ -106,7 +103,7 @@ def _train(
     total_steps = order.first_step_after_epoch(train.epochs - 1)
     last_step = min(total_steps, train.max_steps or total_steps)
     learning_rate_at(config.optim, 0, total_steps, config.data.global_batch)  # rejects a warm-up longer than the run
-    engine = _build_engine(config, ranks, device)
+    engine, start = _build_engine(config, ranks, device)
     state = _resume(config, engine, shards, ranks, mirror)
     session.step = first_step = state.step
     require(
@@ -114,7 +111,7 @@ def _train(
         f"the run in {config.run_folder} is already at step {first_step}, beyond step {last_step} where "
         f"{key(train, 'epochs')} and {key(train, 'max_steps')} end it; raise them, or choose another run folder",
     )
-    on_first_rank(ranks, lambda: _start_writing(config, session))
+    on_first_rank(ranks, lambda: _start_writing(config, session, start))
 
     with ExitStack() as stack:
         outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine, mirror))
@@ -134,7 +131,7 @@ def _train(
             local_world=ranks.local_world,
             view_executor=config.executor,
             device=device,
-            threads=ranks.cpus,
+            threads=decoding_threads(ranks),
         )
         stack.enter_context(closing(batches))
         steps: Iterable[Batch] = islice(batches, last_step - first_step)
@@ -166,6 +163,7 @@ class _Loop:
     ) -> None:
         self._config, self._session, self._shards, self._order = config, session, shards, order
         self._engine, self._outputs, self._learning_step = engine, outputs, learning_step
+        self._gpu_wait = GpuWait(engine.device)
         self._means = RunningMeans(config.data.global_batch, shards.stats())
         self._total_steps = order.first_step_after_epoch(config.train.epochs - 1)
 
@@ -179,7 +177,7 @@ class _Loop:
         train, session = self._config.train, self._session
         skipped_in_a_row = 0
         checkpoint_due = False
-        for batch in batches:
+        for batch in self._gpu_wait.watch(batches):
             learning_rate, learned = self._learn(batch)
 
             # Synchronize before the next step.
@@ -216,7 +214,7 @@ class _Loop:
         return learning_rate, report is not None
 
     def _write_metrics(self, state: CheckpointState, learning_rate: float, skipped: int) -> None:
-        values = self._means.means(self._shards.stats())
+        values = self._means.means(self._shards.stats(), self._gpu_wait.seconds())
         values |= {"data/samples_masked": state.samples_masked, "train/steps_skipped": skipped}
         self._outputs.write_metrics(state.step, {"epoch": state.epoch, "optim/learning_rate": learning_rate, **values})
 
@@ -237,8 +235,8 @@ def require_equal_parts(config: PretrainConfig, world: int) -> None:
     )
 
 
-def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> Engine:
-    """Build the engine with the untrained encoder."""
+def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> tuple[Engine, Start | None]:
+    """Build the engine with the first weights; return where these come from, too, unless they are random."""
     require_equal_parts(config, ranks.world)
     setup = EngineSetup(
         config.engine,
@@ -249,7 +247,9 @@ def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) ->
         micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
     )
-    return build_engine(setup, build_encoder(config.model, config.seed))
+    encoder = build_encoder(config.model, config.seed, config.views.size_px)
+    start = start_from(config, encoder)
+    return build_engine(setup, encoder), start
 
 
 def _open_outputs(
@@ -326,8 +326,10 @@ def _checkpoint_due(train: TrainConfig, before: CheckpointState, now: Checkpoint
     return train.checkpoint_every_steps is not None and now.step % train.checkpoint_every_steps == 0
 
 
-def _start_writing(config: PretrainConfig, session: Session) -> None:
+def _start_writing(config: PretrainConfig, session: Session, start: Start | None) -> None:
     """Write the configuration, and drop the logs of steps after the checkpoint, which will be made again."""
+    if start and session.step == 0:
+        record_start(config.run_folder, start)
     configuration.save(config, config.run_folder / "config.yaml")
     truncate_sample_log(config.run_folder, session.step)
     session.write_status()  # replaces the state of an earlier start, such as `failed`

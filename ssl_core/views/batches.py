@@ -17,7 +17,7 @@ from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import EncodedBatch, packed_batches, sample_batches
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, build_view_executor
-from ssl_core.views.spec import VIEWS, ViewParameters, ViewSpec, draw_views, whole_image
+from ssl_core.views.spec import VIEWS, Fit, ViewParameters, ViewSpec, draw_views, whole_image
 
 Draw = Callable[[EncodedBatch], Sequence[ViewParameters]]
 Reject = Callable[[EncodedBatch, int, str], None]  # handles an image that does not decode: its position, the reason
@@ -61,14 +61,23 @@ class ImageViews(Protocol):
 
 @dataclass(frozen=True)
 class WholeImage:
-    """One view without augmentation: the largest centered square."""
+    """The image without augmentation, made square by `fit`; with `mirrored` a second view, its mirror image."""
 
     size_px: int
-    count: int = 1
+    fit: Fit
+    mirrored: bool = False
+
+    @property
+    def count(self) -> int:
+        """Views of each image."""
+        return 2 if self.mirrored else 1
 
     def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
-        """Return the parameters of the view."""
-        return [whole_image(self.size_px, batch.rows["height"], batch.rows["width"])]
+        """Return the parameters of each view."""
+        heights, widths = batch.rows["height"], batch.rows["width"]
+        return [
+            whole_image(self.size_px, heights, widths, self.fit, mirrored=bool(number)) for number in range(self.count)
+        ]
 
 
 @dataclass(frozen=True)

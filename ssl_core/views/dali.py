@@ -7,8 +7,9 @@ An image that DALI cannot decode ends the pipeline with all batches in flight. S
 and a new pipeline makes them again without the broken images.
 """
 
+import re
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -40,12 +41,14 @@ class _Prepared:
         parameters: matrix, sigma, gain and offset of each view, one after the other
         decoded: (N,), False for blanks
         reasons: why an image is not decoded, by its position
+        has_failed: whether it was in flight when a pipeline failed
     """
 
     encoded: list[UInt8]
     parameters: list[Float32]
     decoded: Bool
     reasons: dict[int, str]
+    has_failed: bool = False
 
     def leave_out(self, position: int, reason: str | None) -> None:
         self.encoded[position] = BLANK
@@ -99,34 +102,57 @@ class DaliExecutor(ViewExecutor):
                 prepared.leave_out(position, reason)
         return prepared
 
-    def _leave_out_undecodable(self, batches: Iterable[_Prepared], error: RuntimeError) -> None:
-        """Decode the images of these batches one by one and leave out those that fail; RunFailed if none fails."""
-        failed = 0
-        if self._decode_alone(BLANK) is None:  # else the machine fails, not an image
-            for batch in batches:
-                for position in np.flatnonzero(batch.decoded).tolist():
-                    reason = self._decode_alone(batch.encoded[position])
-                    if reason is not None:
-                        batch.leave_out(position, reason)
-                        failed += 1
-        if not failed:
-            raise RunFailed(f"DALI could not make the views of a batch: {_reason(error)}") from error
+    def _leave_out_undecodable(self, batches: Sequence[_Prepared], error: RuntimeError) -> None:
+        """Leave out images of these batches that do not decode; RunFailed if all do.
 
-    def _decode_alone(self, encoded: UInt8) -> str | None:
-        """Return why DALI cannot decode an image, or None if it can."""
-        pipeline = self._pipeline(max_batch=1, threads=1)
-        with pipeline:
-            images = fn.external_source(source=[[encoded]], batch=True, dtype=types.UINT8, ndim=1)
-            pipeline.set_outputs(self._decoded(images))
-        try:
-            pipeline.run(self._stream())
-        except RuntimeError as error:
-            return _reason(error).replace(" sample #0 :", "")  # the position in a batch of one
-        return None
+        DALI names the position of the image, but not the batch. If a pipeline over the same batches fails again, they
+        hold several such images, and all are looked at.
+        """
+        places = [(batch, position) for batch in batches for position in np.flatnonzero(batch.decoded).tolist()]
+        named = re.search(r"sample #(\d+)", str(error))
+        again = any(batch.has_failed for batch in batches)
+        suspects = [] if again or not named else [place for place in places if place[1] == int(named[1])]
+        machine_works = not self._undecodable([BLANK])
+        if not (machine_works and (self._leave_out(suspects) or self._leave_out(places))):
+            raise RunFailed(f"DALI could not make the views of a batch: {_reason(error)}") from error
+        for batch in batches:
+            batch.has_failed = True
+
+    def _leave_out(self, places: Sequence[tuple[_Prepared, int]]) -> bool:
+        """Leave out the images at these places that do not decode; return whether there is one."""
+        reasons = self._undecodable([batch.encoded[position] for batch, position in places])
+        for number, reason in reasons.items():
+            batch, position = places[number]
+            batch.leave_out(position, reason)
+        return bool(reasons)
+
+    def _undecodable(self, images: Sequence[UInt8]) -> dict[int, str]:
+        """Return why images do not decode, by position. One pipeline decodes one image after the other until one fails.
+
+        With a GPU, building a pipeline takes as long as decoding hundreds of images.
+        """
+        reasons: dict[int, str] = {}
+        position = 0
+        while position < len(images):
+            pipeline = self._pipeline(max_batch=1, threads=1, in_flight=1)
+            with pipeline:
+                source = iter([[image]] for image in images[position:])
+                decoded = self._decoded(
+                    fn.external_source(source=source, num_outputs=1, dtype=[types.UINT8], ndim=[1])[0]
+                )
+                pipeline.set_outputs(decoded)
+            try:
+                while position < len(images):
+                    pipeline.run(self._stream())
+                    position += 1
+            except RuntimeError as error:
+                reasons[position] = _reason(error).replace(" sample #0 :", "")  # the position in a batch of one
+                position += 1
+        return reasons
 
     def _build(self, source: Iterator[tuple[Any, ...]]) -> Any:
         views_count = self.task.views_count
-        pipeline = self._pipeline(self.task.max_batch, self.task.threads)
+        pipeline = self._pipeline(self.task.max_batch, self.task.threads, _IN_FLIGHT)
         with pipeline:
             encoded, *parameters = fn.external_source(
                 source=source,
@@ -140,13 +166,13 @@ class DaliExecutor(ViewExecutor):
         pipeline.build()
         return pipeline
 
-    def _pipeline(self, max_batch: int, threads: int) -> Any:
+    def _pipeline(self, max_batch: int, threads: int, in_flight: int) -> Any:
         device = self.task.device
         return Pipeline(
             batch_size=max_batch,
             num_threads=threads,
             device_id=(device.index or 0) if device.type == "cuda" else None,
-            prefetch_queue_depth=_IN_FLIGHT,
+            prefetch_queue_depth=in_flight,
             exec_dynamic=True,
         )
 

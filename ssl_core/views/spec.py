@@ -7,7 +7,7 @@ should be at most about twice `size_px`.
 """
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,10 @@ from infra import rng
 from infra.arrays import Bool, Float32, Float64, Int64, Records
 from infra.errors import UserError
 from infra.options import key, require_between
+
+# How an image that is not square becomes a square view: its longer side fits and the border is repeated beside it
+# (pad), each side is scaled alone (squash), or the longer side is cut about the center (square).
+Fit = Literal["pad", "squash", "square"]
 
 VIEWS: Final = 2
 GRAY: Final = 0.5  # contrast pivots on this value of the scale 0 to 1, the same for every image
@@ -222,14 +226,26 @@ def _matrix(
     return np.concatenate([linear, shift[:, :, None]], axis=2).astype(np.float32)
 
 
-def whole_image(size_px: int, heights: npt.ArrayLike, widths: npt.ArrayLike) -> ViewParameters:
-    """Return the view that probing uses: the largest centered square, no augmentation. heights, widths: (N,)."""
+def whole_image(
+    size_px: int, heights: npt.ArrayLike, widths: npt.ArrayLike, fit: Fit, *, mirrored: bool = False
+) -> ViewParameters:
+    """Return the view that probing uses, without augmentation; all fits show a square image alike.
+
+    Args:
+        size_px: width and height of the view
+        heights: (N,) of the images
+        widths: (N,) of the images
+        fit: how an image that is not square becomes a square
+        mirrored: whether the image is flipped horizontally
+    """
     height, width = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
-    side = np.minimum(height, width)
-    ones = np.ones(len(side))
+    crop_h, crop_w = height, width
+    if fit != "squash":
+        crop_h = crop_w = np.maximum(height, width) if fit == "pad" else np.minimum(height, width)
+    ones = np.ones(len(height))
     return ViewParameters(
-        _matrix(size_px, width / 2, height / 2, side, side, ones, 0 * ones),
-        np.zeros(len(side), np.float32),
+        _matrix(size_px, width / 2, height / 2, crop_w, crop_h, -ones if mirrored else ones, 0 * ones),
+        np.zeros(len(height), np.float32),
         ones.astype(np.float32),
         ones.astype(np.float32),
     )

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 
 from infra.arrays import Bool, Records, UInt8
+from infra.processes import MOST_DECODING_THREADS
 from ssl_core.views.spec import ViewParameters
 
 
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0))
+def _threads() -> int:
+    return min(MOST_DECODING_THREADS, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ViewTask:
         std: pixel standard deviation on the same scale
         max_batch: most images in a batch
         device: device of the resulting tensors
-        threads: CPU threads for decoding and views; by default one for each CPU that this process may use
+        threads: CPU threads for decoding and views; by default one for each CPU that this process may use, up to 16
     """
 
     size_px: int
@@ -36,7 +37,7 @@ class ViewTask:
     std: float
     max_batch: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    threads: int = field(default_factory=_usable_cpus)
+    threads: int = field(default_factory=_threads)
 
 
 class ViewInputs(NamedTuple):

@@ -2,7 +2,21 @@ from importlib import import_module
 
 import pytest
 
-NAMES = ["coverage", "loader", "loss", "loss_accuracy", "order", "packing", "probe", "reliability", "step"]
+NAMES = [
+    "coverage",
+    "gpu",
+    "kernels",
+    "loader",
+    "loss",
+    "loss_accuracy",
+    "order",
+    "packing",
+    "probe",
+    "probe_fit",
+    "reliability",
+    "seed_coverage",
+    "step",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -34,10 +34,10 @@ def ray() -> Iterator[None]:
         yield
 
 
-def write_blobs(root: Path) -> None:
+def write_blobs(root: Path, training: int = 40) -> None:
     """The Cell layout with noise for images; pneumonia is a brighter patch, so that pixels alone reveal it."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 40), ("val", 2), ("test", 16)):
+    for split, count in (("train", training), ("val", 2), ("test", 16)):
         for name in ("NORMAL", "PNEUMONIA"):
             (root / split / name).mkdir(parents=True)
             first = {"train": 0, "val": 100, "test": 200}[split]

@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
+from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
+from evaluation.results.notes import describe
 from evaluation.results.presets import Balance
 from evaluation.results.results import ProbeResult, Results, read_results
 from evaluation.scoring.multiplicity import holm
@@ -24,6 +28,7 @@ from infra.errors import UserError
 from infra.options import registered
 from launch.cli import main as sternum
 from sharding.packing.pack import PackConfig, pack
+from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
@@ -37,6 +42,7 @@ def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
         ProbeData([str(folder)]),
         executor="torchvision",
         search="serial",
+        untrained_seeds=2,
         few_labels=False,
         folds=3,
         bootstrap_resamples=100,
@@ -74,6 +80,20 @@ def nih(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+def write_strips(root: Path) -> None:
+    """The Cell layout with noise twice as wide as high; a bright patch near the left side tells the class."""
+    random = np.random.default_rng(2)
+    for split, count in (("train", 24), ("test", 16)):
+        for name in ("NORMAL", "PNEUMONIA"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(60, 120, (40, 80))
+                pixels[10:24, 2:14] += 60 * (name == "PNEUMONIA")
+                person = number + (600 if split == "test" else 500)  # keys that the other set does not have
+                stem = f"IM-{person:04d}-0001" if name == "NORMAL" else f"person{person}_bacteria_{person}"
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{stem}.jpeg")
+
+
 def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shards: Path) -> None:
     results = probe(config_of(run, shards), command="sternum probe ...")
     assert results == read_results(run)
@@ -81,6 +101,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         assert [(row.features, row.kind, row.step) for row in results.rows if row.preset == preset] == [
             ("32 x 32 raw pixels", "pixels", None),
             ("border of the image", "border", None),
+            ("size, file and gray level", "attributes", None),
             ("untrained backbone", "untrained", None),
             ("epoch 1", "checkpoint", 5),
             ("epoch 2", "checkpoint", 10),
@@ -107,7 +128,14 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     assert (dataset.development.images, dataset.test.images, dataset.test.positive) == (84, 32, 16)
     assert dataset.pretrained_images == 0
     assert [(item.other, item.features) for item in results.comparisons if item.preset == "rigorous"] == [
-        (name, "epoch 2") for name in ("32 x 32 raw pixels", "border of the image", "untrained backbone", "epoch 1")
+        (name, "epoch 2")
+        for name in (
+            "32 x 32 raw pixels",
+            "border of the image",
+            "size, file and gray level",
+            "untrained backbone",
+            "epoch 1",
+        )
     ]
     for preset in ("gazda2021", "rigorous"):
         compared = [item for item in results.comparisons if item.preset == preset]
@@ -116,8 +144,46 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         assert row.validation is not None and row.validation.value == row.validation_auc
         assert row.validation.low is not None and row.validation.low <= row.validation_auc
         assert row.scores.ap is not None and 0 < row.scores.ap.value <= 1
+    attributes = [item for item in results.attribute_aucs if item.preset == "rigorous"]
+    assert [item.attribute for item in attributes] == ["file bytes per pixel", "mean gray level", "SD of gray level"]
+    assert [item.images for item in attributes] == [32, 32, 32]
+    assert attributes[1].auc.value > 0.95  # the patch makes an image brighter
     assert results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
+    require_draws_and_predictions(results, run, shards)
+
+
+def require_draws_and_predictions(results: Results, run: Path, shards: Path) -> None:
+    """Check the row of two draws, and that predictions.csv gives the scores of every row again."""
+    with (run / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    patients = {f"{identity:016x}" for identity in ShardSet([str(shards)], ["test"]).whole_index()["patient"]}
+    assert {line["patient"] for line in lines} == patients == {line["group"] for line in lines}
+    assert {(line["set"], line["part"], line["fold"]) for line in lines} == {("cell", "test", "1")}
+
+    def scored_again(row: ProbeResult, draw: int) -> dict[str, float]:
+        chosen = [line for line in lines if (line["preset"], line["features"]) == (row.preset, row.features)]
+        chosen = [line for line in chosen if line["draw"] == str(draw)]
+        assert len({line["key"] for line in chosen}) == len(chosen) == 32
+        labels = np.array([int(line["label"]) for line in chosen])
+        scores = np.array([float(line["score"]) for line in chosen])
+        decisions = scores > [float(line["threshold"]) for line in chosen]
+        return {"auc": roc_auc_score(labels, scores), "acc": (decisions == labels).mean()}
+
+    for row in results.rows:
+        if row.kind.startswith("shuffled"):
+            assert row.features not in {line["features"] for line in lines}
+            continue
+        assert len(row.draws) == (2 if row.kind == "untrained" else 0)
+        again = [scored_again(row, draw) for draw in range(1, max(1, len(row.draws)) + 1)]
+        for name in ("auc", "acc"):
+            values = [scores[name] for scores in again]
+            assert getattr(row.scores, name).value == pytest.approx(np.mean(values), abs=1e-12)
+            assert [getattr(draw.scores, name).value for draw in row.draws] in (pytest.approx(values, abs=1e-12), [])
+    untrained = next(row for row in results.rows if row.kind == "untrained")
+    assert [draw.seed for draw in untrained.draws] == [0, 1]
+    first, second = ([line["score"] for line in lines if line["draw"] == draw] for draw in ("1", "2"))
+    assert set(first).isdisjoint(second)
 
 
 def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, shards: Path, nih: Path) -> None:
@@ -140,6 +206,9 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
         0,
         0,
     ]
+    attributes = {item.attribute: item.auc.value for item in results.attribute_aucs_of(by_class)}
+    assert [name for name in attributes if name.startswith(("view", "sex"))] == ["view frontal-ap", "sex F"]
+    assert attributes["view frontal-ap"] > 0.6
     assert {item.attribute for item in rows["epoch 2"].subgroups} == {"sex", "age", "view"}
 
 
@@ -155,14 +224,12 @@ def test_labels_of_tasks_say_how_they_differ(
 ) -> None:
     sets = open_labeled_sets(ProbeData([str(nih)]))
     tasks = open_probe_tasks(
-        sets, choose_tasks(sets, []), ["rigorous"], {}, folder=tmp_path, exclude=None, seed=0, uncertain=None,
-        balance=balance, split="ignore", folds=3, repeats=1, allow_overlap=False,
+        sets, choose_tasks(sets, []), ["rigorous"], {}, folder=tmp_path, exclude=None, seed=0,
+        uncertain=None, balance=balance, split="ignore", folds=3, repeats=1, allow_overlap=False,
     )  # fmt: skip
     assert [task.key.dataset for task in tasks] == [f"chestxray14{label}" for label in labels]
-    questions = [question for task in tasks for question in task.questions]
-    assert [question.record.balance for question in questions] == (
-        [balance] * 2 if balance else ["development", "class", "view"]
-    )
+    balances = [question.record.balance for task in tasks for question in task.questions]
+    assert balances == ([balance] * 2 if balance else ["development", "class", "view"])
     assert "chestxray14: has no official split to ignore" in capsys.readouterr().err
 
 
@@ -267,14 +334,44 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
             stem = f"IM-{number + 500:04d}-0001" if name == "NORMAL" else f"person{number}_virus_{number}"
             split = "test" if number >= 30 else "train"
             Image.fromarray(pixels).save(raw / split / name / f"{stem}.jpeg", quality=95)
-            if number < 5:  # the same picture under another patient's name in the test part
-                other = stem.replace("IM-05", "IM-09") if name == "NORMAL" else f"person{number + 900}_virus_{number}"
+            for person in (900, 800)[: (number < 5) + (number == 0)]:  # the picture under other names in the test part
+                other = f"IM-{person + number:04d}-0001" if name == "NORMAL" else f"person{person + number}_virus_1"
                 Image.fromarray(pixels).save(raw / "test" / name / f"{other}.jpeg", quality=80)
     pack(PackConfig("cell", raw, tmp_path / "shards", shorter_side_px=64, workers=1, allow_missing=True))
     results = probe(config_of(run, tmp_path / "shards", checkpoints="last", controls=False))
     by_paper, rigorous = results.datasets
     assert (by_paper.development.images, rigorous.development.images) == (60, 50)
+    assert (by_paper.test.patients, by_paper.test.groups) == (32, None)
+    assert (rigorous.test.patients, rigorous.test.groups) == (32, 30)
+    assert "32 images of 32 patients in 30 groups" in describe(rigorous)
     assert rigorous.excluded["development image of a tested patient"] == 10
+
+
+def test_finetuned_network_is_compared_with_the_frozen_one_on_the_same_patients(run: Path, shards: Path) -> None:
+    finetune = FinetuneConfig(epochs=1, learning_rate=1e-3, local_batch=16)
+    results = probe(config_of(run, shards, presets=["rigorous"], checkpoints="last", controls=False, finetune=finetune))
+    frozen, finetuned = results.rows
+    assert (finetuned.features, finetuned.kind) == ("epoch 2, fine-tuned", "finetuned")
+    [comparison] = results.comparisons
+    assert (comparison.features, comparison.other) == (frozen.features, finetuned.features)
+    difference = frozen.scores.auc.value - finetuned.scores.auc.value
+    assert comparison.difference.value == pytest.approx(difference, abs=1e-12)
+    assert comparison.difference.low is not None
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash", "square"])
+def test_images_that_are_not_square_are_counted_and_probed_as_the_option_says(
+    tmp_path: Path, run: Path, fit: str
+) -> None:
+    write_strips(tmp_path / "raw")
+    pack(PackConfig("cell", tmp_path / "raw", tmp_path / "shards", shorter_side_px=40, workers=1, allow_missing=True))
+    results = probe(config_of(run, tmp_path / "shards", presets=["gazda2021"], checkpoints=[], probe_fit=fit, folds=2))
+    pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"].scores.auc.value
+    assert pixels < 0.8 if fit == "square" else pixels > 0.95  # the sign of disease lies beside the center square
+    assert results.datasets[0].not_square == 80
+    [note] = [note for note in results.notes if "80 images are not square" in note]
+    assert {"pad": "padded", "squash": "squashed", "square": "cut"}[fit] in note
+    assert results.config["probe_fit"] == fit
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def config_of(run_folder: Path, shards: Path) -> ProbeConfig:
         presets=["gazda2021"],
         executor="torchvision",
         search="serial",
+        untrained_seeds=1,
         few_labels=False,
         folds=2,
         bootstrap_resamples=0,

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from infra.errors import RunFailed, UserError
+from infra.process_group import process_group
 from infra.processes import (
     Ranks,
     clock_skew_s,
+    decoding_threads,
     gather_objects,
-    process_group,
     ranks_from_environment,
     require_world,
     sum_over_ranks,
@@ -129,6 +130,24 @@ def test_a_clock_that_is_ahead_shows_on_all_ranks() -> None:
     assert skews[0] == skews[1]
     assert 29 < skews[0] < 40
     assert clock_skew_s() == 0
+
+
+def threads(rank: int, world: int, cpus: list[list[int]]) -> int:
+    with mock.patch("os.sched_getaffinity", lambda process: set(cpus[rank])):
+        return decoding_threads(Ranks(rank, world, rank, world))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "expected"),
+    [
+        ([[*range(12)]] * 3, [4, 4, 4]),  # unbound: all share the machine
+        ([[*range(14)], [*range(14, 28)], [28]], [14, 14, 1]),  # bound by a launcher
+        ([[*range(8)], [*range(8)], [*range(8, 16)]], [4, 4, 8]),  # bound to sockets
+        ([[*range(224)], [0], [0]], [16, 1, 1]),
+    ],
+)
+def test_ranks_share_only_the_cpus_that_several_may_use(cpus: list[list[int]], expected: list[int]) -> None:
+    assert on_ranks(3, threads, cpus) == expected
 
 
 @dataclass(frozen=True)

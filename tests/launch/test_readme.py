@@ -32,11 +32,11 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown"}  # of a library and of datasets
+OTHERS_NAMES = {"ImageHash", "Anonymous", "Unknown", "TORCH_HOME", "HF_HOME"}  # of a library and of datasets
 
 # Two steps of a small network on small views, and a short search in one process: test_demo.py searches with Ray.
 SMALLER = "--model.backbone=resnet18 --views.size_px=32 --data.global_batch=8 --data.lanes=8 --train.max_steps=2"
-SHORTER = "--folds=2 --few_labels=false --search=serial"
+SHORTER = "--folds=2 --few_labels=false --untrained_seeds=2 --search=serial"
 LOCAL = "--rdzv-endpoint=localhost:29400 --rdzv-conf=last_call_timeout=3"
 
 
@@ -55,7 +55,7 @@ def commands() -> str:
 @pytest.mark.timeout(900)  # about two minutes, but each of its commands starts several processes
 def test_the_commands_of_readme_and_reference_do_what_they_say(tmp_path: Path) -> None:
     write_chexpert(tmp_path / "chexpert", patients=20, seed=0, size_px=64)
-    write_cell(tmp_path / "cell", {"train": 60, "val": 20, "test": 40}, seed=0, size_px=64)
+    write_cell(tmp_path / "cell", {"train": 90, "val": 20, "test": 40}, seed=0, size_px=64)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands()],
@@ -114,7 +114,18 @@ def test_no_placeholder_is_left_in_the_docs() -> None:
 
 def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     """Options outside the code blocks; those of other programs have hyphens in their names."""
-    for command in ("shard", "verify", "audit", "views", "pretrain", "supervise", "probe", "submit"):
+    for command in (
+        "shard",
+        "verify",
+        "audit",
+        "views",
+        "pretrain",
+        "supervise",
+        "probe",
+        "table",
+        "compare",
+        "submit",
+    ):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
     known = capsys.readouterr().out

@@ -1,13 +1,15 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evaluation.results.results import write_results
 from launch.cli import main as sternum
-from tests.support.probe_results import made_dataset, made_results
+from tests.support.probe_results import around, made_dataset, made_results
 
 MakeRun = Callable[..., Path]
 
@@ -16,9 +18,18 @@ MakeRun = Callable[..., Path]
 def probed(tmp_path: Path) -> MakeRun:
     """Call it with a name and a fraction: a run folder that holds results of both presets and nothing else."""
 
-    def make(name: str, fraction_percent: int = 100, presets: tuple[str, ...] = ("gazda2021", "rigorous")) -> Path:
-        datasets = [made_dataset(preset) for preset in presets]
-        write_results(tmp_path / name, made_results(datasets, fraction_percent))
+    def make(
+        name: str,
+        fraction_percent: int = 100,
+        presets: tuple[str, ...] = ("gazda2021", "rigorous"),
+        gain: float = 0.0,
+        **run: Any,
+    ) -> Path:
+        results = made_results([made_dataset(preset) for preset in presets], fraction_percent)
+        rows = [
+            replace(row, scores=replace(row.scores, auc=around(row.scores.auc.value + gain))) for row in results.rows
+        ]
+        write_results(tmp_path / name, replace(results, rows=rows, run=replace(results.run, **run)))
         return tmp_path / name
 
     return make
@@ -57,9 +68,28 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return written.err
 
 
-def test_two_runs_of_one_fraction_are_refused(probed: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = probed("one", 10), probed("other", 10)
-    assert f"{one} and {other} were both pretrained on 10 % of the images; keep one" in refused(capsys, one, other)
+def test_seeds_of_one_recipe_become_one_row_with_mean_and_standard_deviation(
+    probed: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [probed(f"seed-{seed}", seed=seed, gain=seed / 100) for seed in range(3)]
+    assert sternum(["table", *map(str, runs), str(probed("tenth", 10))]) == 0
+    printed = capsys.readouterr().out
+    with (runs[0] / "table3.csv").open(newline="") as file:
+        single, several = [row for row in csv.DictReader(file) if row["features"].startswith("ours")]
+    assert several["features"] == "ours, epoch 24, mean of 3 seeds (SD)"
+    aucs = [100 * (0.963 + seed / 100) for seed in range(3)]
+    assert several["AUC"] == f"{sum(aucs) / 3:.1f} (1.0)"
+    assert (several["95 %"], single["fraction"]) == ("", "10 %")
+    assert single["95 %"]
+    assert "global batch 256, 24 epochs, seeds 0, 1, 2." in printed
+
+
+def test_runs_of_one_fraction_that_differ_in_more_than_the_seed_are_refused(
+    probed: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, same, other = probed("one", 10), probed("same", 10), probed("other", 10, seed=1, epochs=12.0)
+    assert f"{one} and {same} have the same seed=0" in refused(capsys, one, same)
+    assert "are not of one recipe; they differ in epochs=24.0 and 12.0" in refused(capsys, one, other)
     assert not list(one.glob("table3.*"))
 
 

@@ -1,4 +1,7 @@
-"""Calls in several processes of one gloo process group; the functions must live in modules that they can import."""
+"""Calls in several processes of one gloo process group; the functions must live in modules that they can import.
+
+The group checks that all ranks make the same collectives.
+"""
 
 import os
 import sys
@@ -11,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from tests.support.collective_checker import check_collectives
 from tests.support.fork_server import fork_context
 
 
@@ -21,6 +25,7 @@ def _enter(rank: int, world: int, store: str) -> None:
     os.dup2(output, 2)
     torch.set_num_threads(1)
     function, arguments = torch.load(f"{store}-call", weights_only=False)
+    check_collectives()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
         result = function(rank, world, *arguments)

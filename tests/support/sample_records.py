@@ -12,9 +12,21 @@ Label = dict[str, int | None]
 def make_samples(
     patients: Sequence[str], labels: Sequence[Label], splits: Sequence[str | None] | None = None
 ) -> Samples:
-    ids, nothing = np.arange(len(patients), dtype=np.uint64), [None] * len(patients)
+    count = len(patients)
+    ids, nothing = np.arange(count, dtype=np.uint64), [None] * count
     return Samples(
-        ids, ids, list(patients), list(splits or nothing), list(labels), list(nothing), list(nothing), list(nothing)
+        ids=ids,
+        keys=[f"image-{number}" for number in ids.tolist()],
+        patient_ids=ids,
+        patients=list(patients),
+        splits=list(splits or nothing),
+        labels=list(labels),
+        views=list(nothing),
+        sexes=list(nothing),
+        ages=list(nothing),
+        sizes=np.full((count, 2), 64),
+        source_sizes=np.zeros((count, 2), np.int64),
+        file_bytes=np.full(count, 1000),
     )
 
 

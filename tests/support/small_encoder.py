@@ -25,25 +25,27 @@ class InDouble(Encoder):
         return projections
 
 
-def small_encoder() -> Encoder:
-    """Return the first half of a ResNet-18, with the same weights for every caller."""
-    return deepcopy(_small_encoder())
+def small_encoder(backbone: str = "") -> Encoder:
+    """Return the first half of a ResNet-18, or another backbone, with the same weights for every caller."""
+    return deepcopy(_small_encoder(backbone))
 
 
 @cache
-def _small_encoder() -> Encoder:
+def _small_encoder(backbone: str) -> Encoder:
+    if backbone:
+        return build_encoder(ModelConfig(backbone, 64, 16), seed=0, size_px=SIZE_PX)
     model = build_encoder(ModelConfig("resnet18"), seed=0)
-    model.backbone.resnet.layer3, model.backbone.resnet.layer4 = nn.Identity(), nn.Identity()
+    model.backbone.network.module.layer3, model.backbone.network.module.layer4 = nn.Identity(), nn.Identity()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model.head = ProjectionHead(128, 64, 16)
     return model
 
 
-def small_encoder_in_double() -> InDouble:
-    small = small_encoder()
+def small_encoder_in_double(backbone: str = "") -> InDouble:
+    small = small_encoder(backbone)
     model = InDouble(small.backbone, small.head)
-    synchronized = synchronize_batch_norm(model, torch.device("cpu")).double()
+    synchronized = synchronize_batch_norm(model).double()
     assert isinstance(synchronized, InDouble)
     for parameter in synchronized.parameters():
         parameter.data = parameter.data.float()

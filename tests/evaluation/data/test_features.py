@@ -8,10 +8,12 @@ import torch
 from safetensors.numpy import save
 from torch import nn
 
+from evaluation.data.extractor import maker_of_inputs
 from evaluation.data.features import Preprocessing, RawPixels, extract, fingerprint, load_stored, require_finite, store
 from infra.errors import UserError
+from ssl_core.views import ViewTask
 
-INPUT = Preprocessing(size_px=32, mean=0.5, std=0.25, executor="TorchvisionExecutor")
+INPUT = Preprocessing(32, mean=0.5, std=0.25, executor="TorchvisionExecutor", fit="pad", mirrored=False)
 
 
 def test_features_are_those_of_evaluation_mode_whatever_the_batches() -> None:
@@ -20,11 +22,15 @@ def test_features_are_those_of_evaluation_mode_whatever_the_batches() -> None:
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     images = torch.randn(10, 1, 8, 8)
-    whole = extract(backbone.train(), [images], torch.device("cpu"))
-    parts = extract(backbone.train(), torch.split(images, 3), torch.device("cpu"))
+    whole = extract(backbone.train(), [[images]], torch.device("cpu"))
+    parts = extract(backbone.train(), [[part] for part in torch.split(images, 3)], torch.device("cpu"))
     assert whole.shape == (10, 3)
     assert whole.dtype == np.float32
     np.testing.assert_allclose(parts, whole, atol=1e-6)
+    mirrored = extract(backbone, [[images.flip(3)]], torch.device("cpu"))
+    averaged = extract(backbone, [[images, images.flip(3)]], torch.device("cpu"))
+    np.testing.assert_allclose(averaged, (whole + mirrored) / 2, atol=1e-6)
+    assert np.abs(mirrored - whole).max() > 1e-3
 
 
 def test_raw_pixels_are_means_of_squares_of_the_image() -> None:
@@ -48,6 +54,8 @@ def test_fingerprint_changes_with_all_that_features_depend_on_and_with_nothing_e
         fingerprint(first, "data", replace(INPUT, size_px=64)),
         fingerprint(first, "data", replace(INPUT, mean=0.4)),
         fingerprint(first, "data", replace(INPUT, executor="DaliExecutor")),
+        fingerprint(first, "data", replace(INPUT, fit="square")),
+        fingerprint(first, "data", replace(INPUT, mirrored=True)),
     ]
     assert len({same, *changed}) == len(changed) + 1
 
@@ -96,3 +104,12 @@ def test_stored_features_that_somebody_else_put_there_are_made_again(
     assert f"warning: {path} cannot be read (" in capsys.readouterr().err
     store(path, np.zeros((4, 2), np.float32), ids)
     assert load_stored(path, ids, dimensions=2) is not None
+
+
+def test_features_made_on_a_gpu_have_files_of_their_own() -> None:
+    """NVJPEG and cuDNN round otherwise than the CPU's libraries, so a table must not mix both."""
+    task = ViewTask(64, 1, 0.5, 0.25, 1)
+    on_gpu = replace(task, device=torch.device("cuda", 3))
+    assert maker_of_inputs("torchvision", task) == "TorchvisionExecutor"  # as stored before there were GPUs
+    made = {maker_of_inputs("torchvision", one) for one in (task, on_gpu, replace(on_gpu, device=torch.device("cuda")))}
+    assert made == {"TorchvisionExecutor", "TorchvisionExecutor on cuda"}

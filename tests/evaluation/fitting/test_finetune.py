@@ -23,7 +23,7 @@ from ssl_core.views.batches import WholeImage, image_batches
 from ssl_core.views.spec import ViewSpec
 
 EXECUTOR = "torchvision"
-INPUT = Preprocessing(size_px=32, mean=0.5, std=0.25, executor="TorchvisionExecutor")
+INPUT = Preprocessing(32, mean=0.5, std=0.25, executor="TorchvisionExecutor", fit="pad", mirrored=False)
 CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-3, local_batch=8)
 SPEC = ViewSpec(size_px=32)
 UNCHANGED = ViewSpec(
@@ -39,7 +39,7 @@ UNCHANGED = ViewSpec(
 
 
 class Case(NamedTuple):
-    """The images of conftest's Cell: the official test part, and three folds of the others."""
+    """The images of conftest's Cell: the official test part, and six folds of the others, of which four train."""
 
     shards: ShardSet
     ids: NDArray[np.uint64]
@@ -64,7 +64,7 @@ def case(shards: Path) -> Case:
     fold = np.full(len(ids), -1)
     for code in (0, 1):
         inside = np.flatnonzero((classes == code) & ~in_test)
-        fold[inside] = np.arange(len(inside)) % 3
+        fold[inside] = np.arange(len(inside)) % 6
     return Case(opened, ids, classes, fold)
 
 
@@ -105,9 +105,9 @@ def test_network_finds_the_patch_in_new_images_when_it_was_trained_on_labels(cas
     result = finetuned(untrained, case, replace(CONFIG, epochs=1))
     assert result.probabilities.shape == (32,)
     assert roc_auc_score(case.classes[case.in_test], result.probabilities) > 0.9
-    assert np.array_equal(result.validation_rows, np.flatnonzero(case.fold == 0))
-    assert result.validation_auc == roc_auc_score(case.classes[result.validation_rows], result.validation)
-    assert result.validation_auc > 0.9
+    assert np.array_equal(result.validation_rows, np.flatnonzero(case.fold == 1))
+    assert roc_auc_score(case.classes[result.validation_rows], result.validation) > 0.9
+    assert result.epoch_auc > 0.9
 
 
 def test_result_is_the_same_for_a_seed_and_another_for_another_and_the_backbone_stays_as_it_was(
@@ -117,7 +117,7 @@ def test_result_is_the_same_for_a_seed_and_another_for_another_and_the_backbone_
     again, other = (finetuned(backbone, case, seed=seed) for seed in (0, 1))
     assert np.array_equal(again.probabilities, result.probabilities)
     assert np.array_equal(again.validation, result.validation)
-    assert (again.epoch, again.validation_auc) == (result.epoch, result.validation_auc)
+    assert (again.epoch, again.epoch_auc) == (result.epoch, result.epoch_auc)
     assert not np.array_equal(other.probabilities, result.probabilities)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert not backbone.training
@@ -129,7 +129,7 @@ def test_test_labels_play_no_role_when_they_are_flipped(
     flipped = case._replace(classes=np.where(case.in_test, 1 - case.classes, case.classes))
     same = finetuned(backbone, flipped)
     assert np.array_equal(same.probabilities, result.probabilities)
-    assert (same.epoch, same.validation_auc) == (result.epoch, result.validation_auc)
+    assert (same.epoch, same.epoch_auc) == (result.epoch, result.epoch_auc)
 
 
 def test_images_of_the_test_part_play_no_role_when_most_of_them_are_left_out(
@@ -150,28 +150,35 @@ def test_predictions_are_in_the_order_of_the_rows(backbone: nn.Module, case: Cas
     assert np.array_equal(turned[back.validation_rows][::-1], result.validation_rows)
 
 
-def test_labels_of_the_validation_part_teach_nothing(backbone: nn.Module, case: Case) -> None:
+def test_labels_that_choose_the_epoch_teach_nothing_and_those_for_the_threshold_choose_nothing(
+    backbone: nn.Module, case: Case, result: FinetunedNetwork
+) -> None:
     flipped = case._replace(classes=np.where(case.fold == 0, 1 - case.classes, case.classes))
     honest, misled = (finetuned(backbone, labeled, replace(CONFIG, epochs=1)) for labeled in (case, flipped))
     assert np.array_equal(honest.probabilities, misled.probabilities)
-    assert honest.validation_auc == pytest.approx(1 - misled.validation_auc, abs=1e-12)
+    assert honest.epoch_auc == pytest.approx(1 - misled.epoch_auc, abs=1e-12)
+    flipped = case._replace(classes=np.where(case.fold == 1, 1 - case.classes, case.classes))
+    same = finetuned(backbone, flipped)
+    assert (same.epoch, same.epoch_auc) == (result.epoch, result.epoch_auc)
+    assert np.array_equal(same.validation, result.validation)
+    assert np.array_equal(same.probabilities, result.probabilities)
 
 
-def test_epoch_of_the_best_validation_auc_is_the_one_whose_network_scores(backbone: nn.Module, case: Case) -> None:
-    held_out = np.flatnonzero(case.fold == 0)
-    twice = np.concatenate([np.flatnonzero(~case.in_test), held_out])  # the validation images are the test part too
+def test_epoch_of_the_best_auc_is_the_one_whose_network_scores(backbone: nn.Module, case: Case) -> None:
+    choosing = np.flatnonzero(case.fold == 0)
+    twice = np.concatenate([np.flatnonzero(~case.in_test), choosing])  # these images are the test part too
     classes = case.classes.copy()
-    classes[held_out] = np.random.default_rng(0).permutation(classes[held_out])  # so that the AUC goes up and down
+    classes[choosing] = np.random.default_rng(0).permutation(classes[choosing])  # so that the AUC goes up and down
     opposite = np.where(case.fold == 0, 1 - classes, classes)
-    fold = np.concatenate([case.fold[~case.in_test], np.full(len(held_out), -1)])
+    fold = np.concatenate([case.fold[~case.in_test], np.full(len(choosing), -1)])
     best, worst = (
         finetuned(backbone, Case(case.shards, case.ids[twice], labels[twice], fold), replace(CONFIG, epochs=4))
         for labels in (classes, opposite)
     )
     assert best.epoch != worst.epoch
-    assert best.validation_auc > 1 - worst.validation_auc
-    for item in (best, worst):
-        assert np.array_equal(item.probabilities, item.validation)
+    assert best.epoch_auc > 1 - worst.epoch_auc
+    assert best.epoch_auc == roc_auc_score(classes[choosing], best.probabilities)
+    assert worst.epoch_auc == roc_auc_score(opposite[choosing], worst.probabilities)
 
 
 def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_seen_once_at_the_end(
@@ -192,7 +199,7 @@ def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_
     whole = torch.cat(
         [
             batch.views[0]
-            for batch in image_batches(case.shards, WholeImage(32), mean=0.5, std=0.25, view_executor=EXECUTOR)
+            for batch in image_batches(case.shards, WholeImage(32, "pad"), mean=0.5, std=0.25, view_executor=EXECUTOR)
         ]
     )
 
@@ -201,11 +208,14 @@ def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_
         assert distance.min(dim=1).values.max() < 0.1  # two images are more than 5 apart
         return distance.argmin(dim=1).numpy()
 
-    training, (validation, test) = np.flatnonzero(case.fold > 0), (np.flatnonzero(case.fold == n) for n in (0, -1))
+    training, (choosing, validation, test) = (
+        np.flatnonzero(case.fold > 1),
+        (np.flatnonzero(case.fold == number) for number in (0, 1, -1)),
+    )
     for epoch in np.split(rows_of(seen[True]), 2):
         assert np.array_equal(np.sort(epoch), training)
     # the first image in evaluation mode is a blank, which tells the number of features
-    assert np.array_equal(rows_of(seen[False][1:]), np.concatenate([validation, validation, test]))
+    assert np.array_equal(rows_of(seen[False][1:]), np.concatenate([choosing, choosing, test, validation]))
 
 
 def test_batch_larger_than_the_training_part_takes_it_whole(backbone: nn.Module, case: Case) -> None:

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.data.attributes import encode_attributes, image_attributes, metadata_attributes
 from evaluation.data.division import UNUSED
-from evaluation.data.feature_matrix import FeatureMatrix, attributes, border
+from evaluation.data.feature_matrix import FeatureMatrix, border
 from evaluation.fitting.control_cases import shuffled_within_parts
 from evaluation.fitting.probe_cases import few_labels_case
 from evaluation.results.presets import PRESETS
@@ -63,10 +64,28 @@ def test_border_is_the_outer_three_pixels() -> None:
 
 def test_attributes_are_none_when_all_images_of_the_task_have_the_same() -> None:
     data = cell_samples(["a", "b", "c"], [True, False, True])
-    assert attributes(data, np.arange(3)) is None
+    assert encode_attributes(metadata_attributes(data), np.arange(3)) is None
     data.ages[2] = 40.0
     data.sexes[:] = ["F", "M", "F"]
-    result = attributes(data, np.arange(3))
+    result = encode_attributes(metadata_attributes(data), np.arange(3))
     assert result is not None
-    assert result.values.shape == (3, 4)  # two sexes, the age, whether it is known
-    assert attributes(data, np.array([0])) is None
+    assert result.values.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, np.float32(0.4), 1]]  # sexes, age, known
+    assert encode_attributes(metadata_attributes(data), np.array([0])) is None
+
+
+def test_attributes_of_the_image_are_its_source_its_file_and_its_gray_level() -> None:
+    data = cell_samples(["a", "b", "c"], [True, False, True])
+    data.source_sizes[:2] = [[2000, 1000], [1000, 1500]]
+    data.sizes[:] = [[64, 32], [64, 96], [64, 64]]
+    data.file_bytes[:] = [1024, 1536, 4096]
+    pixels = FeatureMatrix("pixels", np.array([[1, 3], [0, 0], [2, 2]], np.float32))
+    attributes = image_attributes(data, pixels)
+    assert np.stack(list(attributes.values())) == pytest.approx(
+        np.array([[2, 1, np.nan], [1, 1.5, np.nan], [0.5, 1.5, np.nan], [0.5, 0.25, 1], [2, 0, 2], [1, 0, 0]]),
+        nan_ok=True,
+    )
+    encoded = encode_attributes(attributes, np.arange(3))
+    assert encoded is not None
+    assert encoded.values[2].tolist() == [0, 0, 0, 1, 2, 0, 0]  # the last column: whether the source's size is known
+    sources = {name: values for name, values in attributes.items() if name.startswith("source")}
+    assert encode_attributes(sources, np.array([2])) is None

@@ -1,23 +1,19 @@
 from dataclasses import replace
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import pytest
 
-from evaluation.data.cohort import Cohort
 from evaluation.data.division import divide
 from evaluation.data.feature_matrix import FeatureMatrix
-from evaluation.data.labeled_sets import LabeledSet
-from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe, search_serially
 from evaluation.results.presets import PRESETS
 from evaluation.results.results import Comparison, ProbeKind
 from evaluation.results.scores import Difference
-from evaluation.results.tasks import BUILT_IN
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.probe_results import adjusted, compare_with_last, probe_result
-from tests.support.probe_results import made_dataset
+from tests.support.probe_cases import made_task
 
 SOURCES: Final[list[tuple[str, ProbeKind, int | None]]] = [
     ("pixels", "pixels", None),
@@ -38,17 +34,13 @@ def _fitted(rounds: int = 1, images: int = 1) -> Fitted:
         fold = np.where(divide(classes, patients, 5, 0, "test") == number, -1, 0)
         fold[fold == 0] = divide(classes[fold == 0], patients[fold == 0], 3, 0, "inner")
         folds.append(fold)
-    nothing = np.empty(0, np.int64)
-    [paper] = BUILT_IN["cell"]
-    cohort = Cohort("cell", paper, paper.questions[0], nothing, nothing, nothing, nothing[None], "official", {})
-    preset = replace(PRESETS["gazda2021"], c_grid=(0.1, 1.0))
-    task = ProbeTask(cast("LabeledSet", None), cohort, preset, made_dataset("gazda2021"), nothing)
+    task = made_task(replace(PRESETS["gazda2021"], c_grid=(0.1, 1.0)))
     fitted: Fitted = {}
     for name, kind, step in SOURCES:
         values = (random.normal(size=(len(patients), 4)) + 0.8 * classes[:, None]).astype(np.float32)
         case = ProbeCase(
             task, name, kind, None, step, FeatureMatrix(name, values), rows, patients,
-            np.tile(classes, (rounds, 1)), np.stack(folds), tests_every_c=False,
+            np.tile(classes, (rounds, 1)), np.stack(folds), False,
         )  # fmt: skip
         problems = {item.name: item.problem for item in case.rounds()}
         fitted[case] = list(search_serially({name: values}, problems).values())
@@ -70,8 +62,9 @@ def test_delong_stands_beside_the_bootstrap_only_where_each_patient_has_one_test
 
 @pytest.mark.parametrize("rounds", [1, 5])
 def test_validation_auc_has_an_interval_from_the_predictions_of_each_fold(rounds: int) -> None:
-    [*_, (case, probes)] = _fitted(rounds).items()
-    row = probe_result(case, probes, resamples=200, seed=0)
+    fitted = _fitted(rounds)
+    [*_, (case, probes)] = fitted.items()
+    row = probe_result([case], fitted, resamples=200, seed=0)
     assert row.validation is not None and row.validation.low is not None and row.validation.high is not None
     assert row.validation.value == row.validation_auc
     assert row.validation_auc == pytest.approx(np.mean([item.validation_auc for item in probes]))

@@ -14,6 +14,7 @@ from evaluation.selection.label_free import (
     goodness,
     has_collapsed,
     lidar,
+    lidar_bound,
     measures,
     rankme,
     uniformity,
@@ -103,6 +104,18 @@ def test_lidar_is_that_of_the_matrices_in_the_paper() -> None:
     assert lidar(views) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("images", "views", "dimensions", "sound"),
+    [(512, 10, 512, False), (513, 10, 512, True), (2560, 3, 2048, True), (512, 10, 2048, False), (100, 2, 64, True)],
+)
+def test_lidar_is_left_out_when_the_number_of_images_bounds_it(
+    images: int, views: int, dimensions: int, sound: bool
+) -> None:
+    bound = lidar_bound(images, views, dimensions)
+    assert (bound is None) is sound
+    assert bound is None or f"{images} images" in bound
+
+
 def test_alignment_is_zero_for_equal_views_and_four_for_opposite_ones() -> None:
     random = np.random.default_rng(0)
     row = random.normal(size=(20, 1, 8))
@@ -133,9 +146,9 @@ def test_measures_do_not_depend_on_scale_and_only_those_about_axes_on_rotation(
     plain = measures(features, views)
     turned = measures((features @ turn).astype(np.float32), (views @ turn).astype(np.float32))
     scaled = measures((features * scale).astype(np.float32), (views * scale).astype(np.float32))
-    assert set(plain) == set(MEASURES)
+    assert set(plain) == set(MEASURES) - ({"LiDAR"} if images <= dimensions else set())
     assert scaled == pytest.approx(plain, rel=1e-3, abs=1e-3)
-    for name in set(MEASURES) - ABOUT_AXES:
+    for name in set(plain) - ABOUT_AXES:
         assert turned[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-3), name
 
 
@@ -145,7 +158,7 @@ def test_features_of_one_value_have_the_worst_of_each_measure(value: float, imag
     features = np.full((images, dimensions), value, np.float32)
     values = measures(features, np.repeat(features[:, None], 4, axis=1))
     assert all(np.isfinite(list(values.values())))
-    assert (values["LiDAR"], values["RankMe"]) == pytest.approx((1, 1))
+    assert (values.get("LiDAR", 1), values["RankMe"]) == pytest.approx((1, 1))
     assert goodness("alpha-ReQ", values["alpha-ReQ"]) < -2
     assert values["uniformity"] == pytest.approx(0)
     assert values["spread"] == pytest.approx(0, abs=1e-9)

@@ -291,7 +291,7 @@ def test_a_compiled_backbone_computes_the_same() -> None:
 
 def test_lars_is_refused_where_zero_would_cut_its_layers() -> None:
     with pytest.raises(UserError, match=r"engine.zero_stage=1 splits layers.*optim.name=lars.*zero_stage=0"):
-        build(ENGINES["zero-1"], small_encoder(), OptimConfig(name="lars"))
+        build(ENGINES["zero-1"], small_encoder(), OptimConfig("lars", 0.3))
 
 
 def test_deepspeed_says_nothing_on_the_terminal() -> None:

@@ -4,9 +4,6 @@ Whether kernels are interpreted is decided when Triton is imported (TRITON_INTER
 separate process, the `interpreter`; this process compiles.
 """
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.kernels import KERNELS, SHARED_BYTES, TYPES, compile_kernel
 from infra.errors import UserError
 from ssl_core.loss import dense
+from ssl_core.loss.executor_choice import why_kernels_fail
 from ssl_core.loss.ntxent import LossConfig, dense_nt_xent, nt_xent
 from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 
@@ -263,55 +262,6 @@ def test_above_counts_the_rows_that_are_nearer_than_the_second_view(interpreter:
         assert torch.equal(actual, expected)
 
 
-KERNELS = ["forward", "backward"]
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-class Compiled(NamedTuple):
-    """The resources of an sm_90 processor that a kernel uses."""
-
-    shared_bytes: int
-    spilled_bytes: int
-    tensor_core_instructions: int
-
-
-def compiled_for_sm_90(kernel: str, width: int, operands: torch.dtype, keyed: bool, temperature: float) -> Compiled:
-    """Compile a kernel with the constants of its launch, which needs no GPU."""
-    import triton  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-    from triton.compiler import ASTSource  # noqa: PLC0415
-
-    from ssl_core.loss import kernels  # noqa: PLC0415
-
-    function = {"forward": kernels.forward_kernel, "backward": kernels.backward_kernel}[kernel]
-    blocks = {"forward": kernels.forward_blocks, "backward": kernels.backward_blocks}[kernel](width, operands)
-    z = torch.empty(0, width, dtype=operands)
-    constants = kernels.constants(z, blocks, Keys(z, z) if keyed else None, temperature)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
-    pointers = {"z": TYPES[operands], "partner": "i64", "group": "i32" if keyed else "i64"}
-    pointers |= {"positive": pointers["group"]} | dict.fromkeys(("partial", "levels", "shares", "lifts"), "fp32")
-    numbers = {"start": "i32", "count": "i32", "total": "i32", "stretch": "i32", "sharpness": "fp32"}
-    types = {name: f"*{kind}" for name, kind in pointers.items()} | numbers | dict.fromkeys(constants, "constexpr")
-    aligned = {(k,): [["tt.divisibility", 16]] for k, name in enumerate(function.arg_names) if name in pointers}
-    source = ASTSource(function, {name: types[name] for name in function.arg_names}, constants, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return Compiled(made.metadata.shared, spilled_bytes(made.asm["cubin"]), made.asm["ptx"].count("wgmma.mma_async"))
-
-
-def spilled_bytes(cubin: bytes) -> int:
-    """Return the stack and local memory of a kernel, according to Triton's cuobjdump."""
-    import triton  # noqa: PLC0415
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    actual = re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout)
-    assert len(actual) == 2, usage.stdout
-    return sum(map(int, actual))
-
-
 @pytest.fixture
 def compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -329,8 +279,8 @@ def compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiles_for_sm_90(kernel: str, operands: torch.dtype) -> None:
-    compiled = compiled_for_sm_90(kernel, 128, operands, keyed=True, temperature=0.5)
-    assert compiled.shared_bytes <= 227 * 1024
+    compiled = compile_kernel(kernel, 128, operands, keyed=True, temperature=0.5, capability=90)
+    assert compiled.shared_bytes <= SHARED_BYTES[90]
     assert compiled.tensor_core_instructions > 0
     # With fp32 operands, which are for tests, a few registers spill.
     assert operands == torch.float32 or compiled.spilled_bytes == 0
@@ -346,8 +296,8 @@ def test_compiles_for_sm_90(kernel: str, operands: torch.dtype) -> None:
 def test_compiles_for_sm_90_at_every_width(
     kernel: str, operands: torch.dtype, width: int, keyed: bool, temperature: float
 ) -> None:
-    compiled = compiled_for_sm_90(kernel, width, operands, keyed, temperature)
-    assert compiled.shared_bytes <= 227 * 1024
+    compiled = compile_kernel(kernel, width, operands, keyed, temperature, capability=90)
+    assert compiled.shared_bytes <= SHARED_BYTES[90]
     assert compiled.tensor_core_instructions > 0
     assert compiled.spilled_bytes == 0
 
@@ -388,6 +338,11 @@ def test_the_loss_by_this_executor_equals_equation_4(interpreter: ProcessPoolExe
     actual, expected, gradient, expected_gradient = interpreter.submit(loss_and_gradients).result()
     assert torch.isclose(actual.double(), expected, rtol=1e-3)
     assert (gradient - expected_gradient).norm() < 1e-3 * expected_gradient.norm()
+
+
+def test_kernels_that_run_are_found_to_run(interpreter: ProcessPoolExecutor) -> None:
+    for keyed in (False, True):
+        assert interpreter.submit(why_kernels_fail, torch.device("cpu"), 24, keyed, 0.1).result() is None
 
 
 def test_wider_rows_than_a_processor_holds_are_refused() -> None:

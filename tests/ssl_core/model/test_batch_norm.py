@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_core.model.batch_norm import GlobalBatchNorm, running_statistics_kept, synchronize_batch_norm
+from tests.support.collective_checker import UnequalCollectives
 from tests.support.process_group import on_ranks
 
 SHARES = [[1, 5, 2], [3, 0, 5]]  # rows of the global batch that each rank holds
@@ -36,7 +38,7 @@ def results(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
 
 
 def synchronized(norm: nn.Module) -> nn.Module:
-    model = synchronize_batch_norm(nn.Sequential(norm), torch.device("cpu"))
+    model = synchronize_batch_norm(nn.Sequential(norm))
     return model.get_submodule("0")
 
 
@@ -75,6 +77,36 @@ def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
             assert (rank[name] - expected[name]).abs().max() < tolerance
 
 
+def old_layer_sends(x: Tensor) -> None:
+    """Send what torch's SyncBatchNorm sends: statistics in fp32, but zeros in the type of x if it has no rows."""
+    statistics = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float32 if len(x) else x.dtype)
+    dist.all_gather([torch.empty_like(statistics) for _ in range(dist.get_world_size())], statistics)
+
+
+def empty_rank_sends(rank: int, world: int, old: bool) -> dict[torch.dtype, str]:
+    messages = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, dy = (values[: 8 * (rank > 0)] for values in batch(dtype))
+        try:
+            if old:
+                old_layer_sends(x)
+            else:
+                results(synchronized(layer(torch.float32)), x, dy)
+            messages[dtype] = ""
+        except UnequalCollectives as error:
+            messages[dtype] = str(error)
+    return messages
+
+
+def test_a_rank_without_rows_sends_what_the_others_send_unlike_in_torchs_layer() -> None:
+    for messages in on_ranks(2, empty_rank_sends, False):
+        assert messages == {torch.float32: "", torch.bfloat16: ""}
+    for messages in on_ranks(2, empty_rank_sends, True):
+        assert not messages[torch.float32]
+        assert messages[torch.bfloat16].startswith("rank 0: all_gather  bfloat16x13 ")
+        assert "; rank 1: all_gather  float32x13 " in messages[torch.bfloat16]
+
+
 def test_is_plain_batch_norm_in_one_process() -> None:
     x, dy = batch(torch.float32)
     expected = results(layer(torch.float32), x, dy)
@@ -85,7 +117,7 @@ def test_is_plain_batch_norm_in_one_process() -> None:
 def test_keeps_parameters_buffers_and_their_names() -> None:
     model = nn.Sequential(nn.Conv2d(1, 6, 3), layer(torch.float32), nn.Sequential(nn.BatchNorm1d(4)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    converted = synchronize_batch_norm(model, torch.device("cpu"))
+    converted = synchronize_batch_norm(model)
     assert sum(isinstance(module, GlobalBatchNorm) for module in converted.modules()) == 2
     assert converted.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in converted.state_dict().items())

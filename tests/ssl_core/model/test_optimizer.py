@@ -109,6 +109,18 @@ def test_a_value_out_of_range_is_named(name: str, value: Any) -> None:
         OptimConfig(**{name: value})
 
 
+def test_lars_with_the_rate_of_adam_is_refused_because_it_would_learn_nothing() -> None:
+    with pytest.raises(UserError, match=r"optim\.learning_rate=0\.0005 is a rate for adam") as caught:
+        OptimConfig("lars")
+    assert "optim.batch_scaling=linear" in str(caught.value)
+    weight = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
+    optimizer = build_optimizer(OptimConfig("lars", 0.01), nn.ParameterList([weight]))
+    for _ in range(100):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert 0.985 < float(weight.detach().mean()) < 0.995  # the rule's 0.01 % in a step, after the first few
+
+
 def test_lars_equals_its_formula_in_float64() -> None:
     model, rates, decay = small_model(), [0.5, 1.0, 0.7, 0.1], 0.01
     start = {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
@@ -118,7 +130,7 @@ def test_lars_equals_its_formula_in_float64() -> None:
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
             gradients[name].append(parameter.grad.numpy().copy())
-    result = train(model, build_optimizer(OptimConfig("lars", weight_decay=decay), model), rates)
+    result = train(model, build_optimizer(OptimConfig("lars", 0.3, weight_decay=decay), model), rates)
     for name, weight in start.items():
         spared = weight.ndim == 1  # biases and norms
         expected = lars_by_hand(weight, gradients[name], rates, 0.0 if spared else decay, not spared)
@@ -159,7 +171,7 @@ def test_adam_of_the_paper_is_torchs_over_all_parameters() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lars"])
 def test_state_is_tensors_by_parameter_from_which_a_copy_continues_equally(name: str) -> None:
-    config = OptimConfig(name, weight_decay=0.01)  # type: ignore[arg-type]
+    config = OptimConfig(name, 0.3, weight_decay=0.01)  # type: ignore[arg-type]
     model = small_model()
     optimizer = build_optimizer(config, model)
     train(model, optimizer, [0.1, 0.1])

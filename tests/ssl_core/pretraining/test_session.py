@@ -84,3 +84,22 @@ def test_a_run_ends_when_its_folder_is_replaced_and_writes_nothing_into_the_new_
         pretrain(config, Ranks(), learning_step=replace_folder)
     assert list(config.run_folder.iterdir()) == []
     assert "ALARM: the run is failed at step 6, but status.json could not be written" in capsys.readouterr().err
+
+
+def test_a_gpu_without_memory_ends_in_a_line_that_names_the_setting(tmp_path: Path, simulated_shards: Path) -> None:
+    config = small_config(tmp_path / "run", simulated_shards, micro_batches=2)
+
+    def run_out_of_memory(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+        if batch.step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+        return learn(engine, batch, rate)
+
+    with pytest.raises(RunFailed) as raised:
+        pretrain(config, Ranks(), learning_step=run_out_of_memory)
+    assert str(raised.value) == (
+        "the GPU of rank 0 has no memory left at step 1 with train.micro_batches=2 and 16 samples a rank (Tried to "
+        "allocate 2.00 GiB); use train.micro_batches=4 in a new run folder, or more GPUs"
+    )
+    status = read_status(config.run_folder)
+    assert status is not None
+    assert (status.state, status.message) == ("failed", str(raised.value))

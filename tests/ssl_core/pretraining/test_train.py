@@ -22,6 +22,7 @@ from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining import train
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.failures import Diverged
 from ssl_core.pretraining.resume import fixed_settings
 from ssl_core.pretraining.session import Session
 from ssl_core.pretraining.train import pretrain
@@ -193,7 +194,7 @@ def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
 
     def diverge(config: PretrainConfig, run: Session, *_: object) -> None:
         run.step = next(failures)
-        raise train.Diverged(f"step {run.step} diverged")
+        raise Diverged(f"step {run.step} diverged")
 
     monkeypatch.setattr(train, "_train", diverge)
     with pytest.raises(RunFailed, match=r"step 19 diverged, even after train\.rollbacks=2"):

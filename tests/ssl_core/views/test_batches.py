@@ -91,19 +91,23 @@ def test_views_are_normalized_by_the_shards_statistics(shards: ShardSet, order: 
 
 @pytest.mark.parametrize("executor", ["dali", "torchvision"])
 def test_image_batches_give_every_sample_once_in_packed_order(shards: ShardSet, executor: str) -> None:
-    batches = list(image_batches(shards, WholeImage(48), local_batch=20, view_executor=executor))
+    views = WholeImage(48, "pad")
+    batches = list(image_batches(shards, views, local_batch=20, view_executor=executor))
     assert [len(batch.views[0]) for batch in batches] == [20, 20, 12]
     packed = np.concatenate([batch.rows["sample"] for batch in packed_batches(shards, 7)])
     assert np.concatenate([batch.rows["sample"] for batch in batches]).tolist() == packed.tolist()
     again = torch.cat(
-        [batch.views[0] for batch in image_batches(shards, WholeImage(48), local_batch=9, view_executor=executor)]
+        [
+            batch.views[0]
+            for batch in image_batches(shards, WholeImage(48, "pad"), local_batch=9, view_executor=executor)
+        ]
     )
     assert torch.equal(torch.cat([batch.views[0] for batch in batches]), again)
 
 
 def test_image_batches_use_the_backbones_statistics_when_given(shards: ShardSet) -> None:
-    ours = next(image_batches(shards, WholeImage(48))).views[0]
-    theirs = next(image_batches(shards, WholeImage(48), mean=0.0, std=1.0)).views[0]
+    ours = next(image_batches(shards, WholeImage(48, "pad"))).views[0]
+    theirs = next(image_batches(shards, WholeImage(48, "pad"), mean=0.0, std=1.0)).views[0]
     assert torch.allclose(ours * shards.pixel_std + shards.pixel_mean, theirs, atol=1e-5)
 
 
@@ -259,7 +263,7 @@ def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
     others = [other for other in range(0, shards.samples, 9) if other != number]
     assert len(augmented(copy, others, views_count=2, executor=executor)) == 1
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
-        list(image_batches(copy, WholeImage(48), local_batch=5, view_executor=executor))
+        list(image_batches(copy, WholeImage(48, "pad"), local_batch=5, view_executor=executor))
     with pytest.raises(RunFailed, match=rf"^{name} does not decode: .*; pack the dataset again"):
         augmented(copy, [*others, number], views_count=2, local_batch=3, executor=executor)
 

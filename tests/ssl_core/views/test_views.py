@@ -3,7 +3,7 @@ import struct
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from infra.errors import RunFailed, UserError
 from sharding.format.manifest import INDEX_ROW
 from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.header_check import header_problem
-from ssl_core.views.spec import ViewParameters, ViewSpec, draw, draw_views, whole_image
+from ssl_core.views.spec import Fit, ViewParameters, ViewSpec, draw, draw_views, whole_image
 
 EXECUTORS = ["dali", "torchvision"]
 
@@ -131,19 +131,52 @@ def test_outside_the_image_its_border_is_repeated(executor: str) -> None:
         assert torch.allclose(image[0, :, :40], decoded(number)[:96, :1].expand(96, 40), atol=0.01)
 
 
+FITS: tuple[Fit, ...] = get_args(Fit)
+
+
+def as_square(source: torch.Tensor, fit: Fit) -> torch.Tensor:
+    """The pixels that a square view shows: with the border repeated (pad), all (squash), or the center (square)."""
+    height, width = source.shape
+    if fit == "pad":
+        side = max(height, width)
+        beside = [(side - width) // 2] * 2 + [(side - height) // 2] * 2
+        return F.pad(source[None, None], beside, mode="replicate")
+    if fit == "square":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return source[None, None, top : top + side, left : left + side]
+    return source[None, None]
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_whole_image_is_the_center_square_resized(executor: str) -> None:
-    view = whole_image(224, ROWS["height"], ROWS["width"])
-    pixels = make(executor, [view], size_px=224)[0]
+@pytest.mark.parametrize("fit", FITS)
+def test_whole_image_is_made_square_by_its_fit(executor: str, fit: Fit) -> None:
+    views = [whole_image(224, ROWS["height"], ROWS["width"], fit, mirrored=mirrored) for mirrored in (False, True)]
+    pixels, mirrored = make(executor, views, size_px=224)
+    assert torch.allclose(mirrored, pixels.flip(3), atol=0.05)
     for number, image in enumerate(pixels):
         source = decoded(number)
-        side = min(source.shape)
-        top, left = (source.shape[0] - side) / 2, (source.shape[1] - side) / 2
-        if top % 1 or left % 1:
-            continue
-        square = source[int(top) : int(top) + side, int(left) : int(left) + side]
-        expected = F.interpolate(square[None, None], (224, 224), mode="bilinear", align_corners=False)
+        if (source.shape[0] - source.shape[1]) % 2:
+            continue  # a center between two pixels
+        expected = F.interpolate(as_square(source, fit), (224, 224), mode="bilinear", align_corners=False)
         assert torch.allclose(image[0, 2:-2, 2:-2], expected[0, 0, 2:-2, 2:-2], atol=0.1)
+
+
+def test_dali_and_torchvision_show_whole_images_alike_within_a_gray_level() -> None:
+    views = [
+        whole_image(96, ROWS["height"], ROWS["width"], fit, mirrored=mirrored)
+        for fit in FITS
+        for mirrored in (False, True)
+    ]
+    for ours, theirs in zip(make("dali", views), make("torchvision", views), strict=True):
+        assert (ours - theirs).abs().max() <= PIXEL_TOLERANCE["max"] == 1.0
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_square_image_is_the_same_in_every_fit(mirrored: bool) -> None:
+    pad, squash, square = (whole_image(96, [70, 201], [70, 201], fit, mirrored=mirrored).matrix for fit in FITS)
+    assert np.array_equal(pad, squash)
+    assert np.array_equal(pad, square)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -312,6 +345,27 @@ def test_every_batch_survives_images_that_only_their_decoder_refuses(executor: s
     for view_batch in got:
         for view, other in zip(view_batch.views, whole(executor), strict=True):
             assert torch.allclose(view[view_batch.decoded], other[view_batch.decoded], atol=1e-3)
+
+
+@pytest.mark.parametrize(("bad_images", "most"), [(1, 5), (6, 14)])
+def test_few_pipelines_are_built_for_images_that_do_not_decode(
+    monkeypatch: pytest.MonkeyPatch, bad_images: int, most: int
+) -> None:
+    """With a GPU, a pipeline takes as long as hundreds of images; other ranks wait meanwhile."""
+    dali = pytest.importorskip("ssl_core.views.dali")
+    built, pipeline = [], dali.Pipeline
+
+    def build(*values: Any, **options: Any) -> Any:
+        built.append(1)
+        return pipeline(*values, **options)
+
+    monkeypatch.setattr(dali, "Pipeline", build)
+    images = [BAD_IMAGES["no table"][0]] * bad_images + IMAGES[bad_images:]
+    damaged = batch_of(images, SIZES)
+    damaged.rows["height"][:bad_images], damaged.rows["width"][:bad_images] = SIZES[0]
+    batches = list(run("dali", [batch_of(IMAGES), damaged, batch_of(IMAGES)]))
+    assert [int((~batch.decoded).sum()) for batch in batches] == [0, bad_images, 0]
+    assert len(built) <= most
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

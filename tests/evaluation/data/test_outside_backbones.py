@@ -1,0 +1,145 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from evaluation.data.labeled_sets import ProbeData
+from evaluation.data.outside_backbones import ComparedBackbone, InputOptions, compared_backbones
+from evaluation.probe import probe
+from evaluation.probe_config import ProbeConfig
+from infra import config as configuration
+from infra.errors import UserError
+from infra.files import sha256_file
+from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
+from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
+from ssl_core.pretraining.config import PretrainConfig
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def compared(text: str, options: InputOptions | None = None) -> ComparedBackbone:
+    return ComparedBackbone(text, "compare", options or InputOptions())
+
+
+def check_features(model: nn.Module, classifier: str, network: str, path: Path, prefix: str) -> None:
+    """A saved state dict has the features of its own library for the gray image in three normalized channels."""
+    torch.save({f"{prefix}{name}": value for name, value in model.state_dict().items()}, path)
+    backbone = compared(f"other={path}@{network}", InputOptions(size_px=64)).source.backbone()
+    model.set_submodule(classifier, nn.Identity())
+    image = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        color = (image.expand(-1, 3, -1, -1) - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1)
+        torch.testing.assert_close(backbone(image), model.eval()(color), rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_dict_has_the_features_of_its_own_library(tmp_path: Path) -> None:
+    model = torchvision.models.resnet18(weights=None)
+    check_features(model, "fc", "resnet18", tmp_path / "weights.pth", "backbone.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+@pytest.mark.parametrize(
+    ("network", "builder"),
+    [
+        ("resnet50", lambda: torchvision.models.resnet50(weights=None)),
+        ("timm/resnet50", lambda: timm.create_model("resnet50")),
+        ("timm/efficientnet_b0", lambda: timm.create_model("efficientnet_b0")),
+    ],
+)
+def test_state_dicts_have_the_features_of_their_own_library(
+    network: str, builder: Callable[[], nn.Module], prefix: str, tmp_path: Path
+) -> None:
+    model = builder()
+    check_features(model, "classifier" if "efficient" in network else "fc", network, tmp_path / "weights.pth", prefix)
+
+
+def test_a_checkpoint_is_compared_with_the_input_of_its_own_run(run: Path) -> None:
+    last = find_checkpoints(run)[-1]
+    for folder in (run, last.path):
+        other = compared(f"other={folder}", InputOptions(size_px=32))
+        image = torch.rand(2, 1, 32, 32)
+        with torch.no_grad():
+            expected = load_backbone(last)((image - 0.5) / 0.25)
+            torch.testing.assert_close(other.source.backbone()(image), expected)
+        assert (other.record.network, other.record.mean, other.record.std) == ("resnet18", [0.5], [0.25])
+        assert other.record.sha256 == sha256_file(last.path / MODEL)
+
+
+def begun_from(run: Path, weights: Path) -> None:
+    """Say in a run's configuration and checkpoints that it began from these weights."""
+    config = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain")
+    configuration.save(replace(config, model=replace(config.model, init=str(weights))), run / "config.yaml")
+    for checkpoint in find_checkpoints(run):
+        model, optimizer = load_state(checkpoint)
+        state = replace(checkpoint.state, config={"model.init": sha256_file(weights)})
+        save_checkpoint(run, state, model, optimizer)
+
+
+def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
+    run: Path, shards: Path, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    other, weights = make_run(tmp_path / "other", shards, steps=(5,)), tmp_path / "weights.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
+    begun_from(run, weights)
+    config = ProbeConfig(
+        run,
+        ProbeData([str(shards)]),
+        ["gazda2021"],
+        checkpoints="last",
+        executor="torchvision",
+        search="serial",
+        few_labels=False,
+        folds=2,
+        bootstrap_resamples=100,
+        compare=[f"file={weights}@resnet18", f"other run={other}"],
+        compare_size_px=32,
+    )
+    results = probe(config)
+    rows = {row.features: row for row in results.rows}
+    assert [rows[name].kind for name in ("initial weights", "file", "other run")] == ["initial", "compared", "compared"]
+    assert {item.other for item in results.comparisons} >= {"initial weights", "file", "other run"}
+    file, run_record = results.outside
+    assert (file.name, file.sha256, file.size_px, file.mean[0]) == ("file", sha256_file(weights), 32, 0.485)
+    assert (run_record.network, run_record.mean) == ("resnet18", [0.5])
+    torch.save({}, weights)
+    with pytest.raises(UserError, match=r"model\.init=\S+ of \S+ has the SHA-256 \w+, but the run began with \w+; put"):
+        probe(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weights.pth", r"compare: 'weights\.pth' must be NAME=WEIGHTS, such as imagenet=torchvision/resnet50"),
+        ("a=nothing.pth@resnet50", r"compare: a=nothing\.pth@resnet50 does not exist; name a file"),
+        ("a=weights.pth", r"needs its network: NAME=FILE@NETWORK"),
+        ("a=weights.pth@resnet19", r"compare: a=weights\.pth@resnet19 must be one of "),
+        ("a=folder", r"compare: a=folder is a folder without checkpoints; name a run"),
+        ("a=torchvision/resnet18.IMAGENET1K_V1", r"is not in torch's cache, and Sternum downloads no weights"),
+    ],
+)
+def test_weights_that_cannot_be_compared_are_named(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    Path("weights.pth").touch()
+    Path("folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        compared(text)
+
+
+def test_weights_that_lack_a_part_of_the_network_are_not_compared(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    for name in ("bn1.running_mean", "layer1.0.bn1.weight"):
+        path = tmp_path / f"{name}.pth"
+        torch.save({key: value for key, value in state.items() if key != name}, path)
+        with pytest.raises(UserError, match=rf"{name}"):
+            compared(f"other={path}@resnet18").source.backbone()
+    with pytest.raises(UserError, match="has the name a twice; give each backbone its own"):
+        compared_backbones([f"a={path}@resnet18"] * 2, "compare", InputOptions())
