@@ -14,6 +14,7 @@ from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
 from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
 from evaluation.fitting.draws import grouped_by_row
@@ -39,6 +40,7 @@ from evaluation.scoring.probe_results import (
     probe_result,
 )
 from evaluation.scoring.shift import shift_result
+from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
 from evaluation.selection.unseen_images import UnseenImages, unseen_images
 from infra import config as configuration
@@ -104,8 +106,9 @@ class Prober:
         self.labeled_sets = open_labeled_sets(config.data)
         pretraining = pretraining_shards(self.pretraining.data, self.data_identity, config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
-        self.tasks = open_probe_tasks(
+        self.divided = open_probe_tasks(
             self.labeled_sets,
+            choose_tasks(self.labeled_sets, config.tasks, config.positive),
             config.presets,
             self.seen,
             folder=self.folder,
@@ -118,6 +121,7 @@ class Prober:
             repeats=config.repeats,
             allow_overlap=config.allow_overlap,
         )
+        self.tasks = [question for task in self.divided for question in task.questions]
         self.extractor = build_extractor(
             self.run,
             self.pretraining,
@@ -212,6 +216,7 @@ class Prober:
         fitted: FittedCases,
     ) -> Results:
         presets = self.config.presets
+        tasks, means = task_scores(self.divided, cases, fitted, **self._bootstrap)
         results = Results(
             version=VERSION,
             sternum=version("sternum"),
@@ -221,10 +226,11 @@ class Prober:
             protocol={name: {**asdict(PRESETS[name]), "c_grid": list(PRESETS[name].c_grid)} for name in presets},
             datasets=[task.record for task in self.tasks],
             rows=rows,
-            comparisons=compare_with_last(cases, fitted, **self._bootstrap),
+            comparisons=[*compare_with_last(cases, fitted, **self._bootstrap), *means],
             few_labels=[few_labels_result(few, fitted) for few in few_labels],
             timing={},
             notes=[],
+            tasks=tasks,
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
             outside=[other.record for other in self._others],
             attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
@@ -253,8 +259,10 @@ class Prober:
         for case in cases:
             if case.kind != "checkpoint" or case is not last_case(cases, case):
                 continue
-            if len(case.folds) > 1:
-                say(f"{case.key.dataset}, {case.key.preset}: not fine-tuned, because it is cross-validated")
+            several = case.task.record.question
+            if several or len(case.folds) > 1:
+                reason = "is one of several labels" if several else "is cross-validated"
+                say(f"{case.key.dataset}, {case.key.preset}: not fine-tuned, because it {reason}")
                 continue
             networks[case] = cached_finetune(
                 self.folder / "probes",

@@ -20,6 +20,9 @@ class ProbeConfig:
     Args:
         run_folder: run whose checkpoints to probe; results.json is written there
         data: labeled shards to probe on
+        tasks: what to tell apart, by built-in names such as chexpert5, or by YAML files such as ./mine.yaml; by default
+            the task of each dataset, or for images of your own the one that their labels imply
+        positive: the positive class of such images if they have two
         presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
@@ -41,7 +44,7 @@ class ProbeConfig:
         folds: folds of the cross-validation that chooses C, at least 2; 8 (gazda2021) and 5 (rigorous) by default
         repeats: repetitions of rigorous's cross-validation, each with other parts
         bootstrap_resamples: resamples of the patients for confidence intervals, at least 100; 0 for no intervals
-        uncertain: meaning of a positive label of -1: ignore (leave the image out), zeros or ones
+        uncertain: meaning of a positive label of -1: ignore (leave the image out), zeros or ones; overrides the tasks
         balance: equally many images of each class in development (that part only), by class (in both parts) or by view
             (the same within each view), or none; overrides the default of the task
         split: official, or ignore (divide a dataset with an official split a second time, as if it had none, for rows
@@ -59,6 +62,8 @@ class ProbeConfig:
 
     run_folder: Path
     data: ProbeData
+    tasks: list[str] = field(default_factory=list)
+    positive: str | None = None
     presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
@@ -77,7 +82,7 @@ class ProbeConfig:
     folds: int | None = None
     repeats: int = 1
     bootstrap_resamples: int = 1000
-    uncertain: Uncertain = "ignore"
+    uncertain: Uncertain | None = None
     balance: Balance | None = None
     split: Split = "official"
     exclude: Path | None = None

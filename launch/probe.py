@@ -10,6 +10,7 @@ from evaluation.report.detail_tables import detail_tables
 from evaluation.report.score_table import score_rows, score_tables
 from evaluation.report.selection_tables import selection_tables
 from evaluation.report.tables import Table, markdown
+from evaluation.report.task_tables import detail_tables_of, parts_table, score_tables_of
 from evaluation.results.notes import describe
 from evaluation.results.results import Results
 from evaluation.results.selection import read_selection
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     with sigterm_interrupts():
         results = watch(config, command, each=_print_scores) if config.watch else probe(config, command)
     _print_scores(results)
-    _print_tables([table for dataset in results.datasets for table in detail_tables(results, dataset)])
+    _print_tables([table for dataset in results.single for table in detail_tables(results, dataset)])
+    _print_tables([table for task in results.tasks for table in detail_tables_of(results, task)])
     selection = read_selection(config.run_folder) if config.select else None
     if selection:
         _print_tables(selection_tables(selection))
@@ -55,8 +57,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_scores(results: Results) -> None:
-    for dataset in results.datasets:
+    for dataset in results.single:
         _print_tables(score_tables(describe(dataset), score_rows(results, dataset, results.rows_of(dataset))))
+    for task in results.tasks:
+        _print_tables([parts_table(results, task), *score_tables_of(results, task)])
     sys.stdout.flush()
 
 

@@ -1,12 +1,14 @@
 """`sternum table`: compares probed runs with the paper's Table III."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.report.table_iii import table_iii
-from evaluation.report.tables import csv_text, latex, markdown
+from evaluation.report.tables import Table, csv_text, latex, markdown
+from evaluation.report.task_runs_table import task_runs_tables
 from evaluation.results.presets import PresetName
 from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import Results, read_results
@@ -24,7 +26,8 @@ class TableConfig:
         run_folders: probed runs, pretrained on one fraction of the images or several; runs of one fraction, which may
             differ only in their seed, become one row
         preset: protocol of the scores: gazda2021 (the paper's) or rigorous
-        out: folder for table3.md, table3.csv and table3.tex; the first run's folder by default
+        out: folder for table3.md, table3.csv and table3.tex, and for table-TASK.* of each task with several labels; the
+            first run's folder by default
     """
 
     run_folders: list[Path]
@@ -50,16 +53,24 @@ def main(arguments: Sequence[str]) -> int:
         ),
         subject="run_folders",
     )
-    table = table_iii(_read(config.run_folders, config.preset), config.preset)
+    results = _read(config.run_folders, config.preset)
+    out = config.out or config.run_folders[0]
+    if any(dataset.preset == config.preset for of_run in results for dataset in of_run.single):
+        _write(table_iii(results, config.preset), out, "table3")
+    for label, table in task_runs_tables(results, config.preset).items():
+        _write(table, out, f"table-{re.sub('[^A-Za-z0-9.-]+', '-', label).strip('-')}")
+    return 0
+
+
+def _write(table: Table, out: Path, name: str) -> None:
+    """Print a table, and write it as Markdown, CSV and LaTeX."""
     notes = [f"- {note}" for note in table.notes]
     text = "\n".join([markdown(table), "", table.caption, "", *notes]) + "\n"
-    out = config.out or config.run_folders[0]
-    write_atomic(out / "table3.md", text)
-    write_atomic(out / "table3.csv", csv_text(table))
-    write_atomic(out / "table3.tex", latex(table))
+    write_atomic(out / f"{name}.md", text)
+    write_atomic(out / f"{name}.csv", csv_text(table))
+    write_atomic(out / f"{name}.tex", latex(table))
     sys.stdout.write(text)
-    say(f"wrote {out / 'table3.md'}, table3.csv and table3.tex")
-    return 0
+    say(f"wrote {out / name}.md, {name}.csv and {name}.tex")
 
 
 def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:

@@ -1,33 +1,36 @@
 """The images of a task, and their parts and folds, which never divide a patient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
+from evaluation.data.answers import REASONS, answers_of
+from evaluation.data.division import UNUSED, Division
 from evaluation.data.samples import Samples
-from evaluation.results.presets import Balance, Preset, Split, Task, Uncertain
+from evaluation.results.presets import Balance, Preset, Split
+from evaluation.results.tasks import Question, Task
 from infra.arrays import Bool, Int64
-from infra.errors import UserError, require
-from infra.rng import permutation, uniform
+from infra.errors import require
+from infra.rng import uniform
 from sharding.format.copies import COPY
 
-UNUSED: Final = -2  # fold of an image that takes no part in a round
-_TEST_PARTS: Final = 5  # the test part is one fifth of the patients
 _OFFICIAL: Final = "official"
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The n images of a dataset that belong to its task, and the part of each image in every round.
+    """The n images of a dataset that answer a question of a task, and the part of each image in every round.
 
     Attributes:
         dataset: name of the dataset
-        task: its classification task
+        task: the task
+        question: the question
         rows: (n,) positions among the dataset's samples
         classes: (n,) 1 positive, 0 negative
-        patients: (n,) one code for each patient, or for each group of patients that share an image
+        patients: (n,) one code for each patient, or for each group of patients that share an image; the same codes
+            for all questions of a task
         folds: (rounds, n) fold of a development image, -1 in the test part, UNUSED in neither
         split: origin of the parts
         excluded: reason -> images left out
@@ -35,6 +38,7 @@ class Cohort:
 
     dataset: str
     task: Task
+    question: Question
     rows: Int64
     classes: Int64
     patients: Int64
@@ -58,7 +62,20 @@ class Cohort:
         return self.split == _OFFICIAL
 
 
-def build_cohort(
+@dataclass(frozen=True)
+class TaskCohorts:
+    """A task of a dataset, divided once for all of its questions.
+
+    Attributes:
+        questions: the cohort of each question
+        left_out: positive label of each question that cannot be probed -> the reason
+    """
+
+    questions: list[Cohort]
+    left_out: dict[str, str]
+
+
+def build_cohorts(
     dataset: str,
     task: Task,
     samples: Samples,
@@ -66,17 +83,17 @@ def build_cohort(
     *,
     seed: int,
     split: Split = "official",
-    uncertain: Uncertain = "ignore",
     groups: Int64 | None = None,
     left_out: Bool | None = None,
     folds: int | None = None,
     repeats: int = 1,
-) -> Cohort:
+) -> TaskCohorts:
     """Choose the images of a task and divide them.
 
     A dataset with an official test part keeps it: train and val form the development part, without images of tested
     patients. Otherwise the preset decides: the test part is a stratified fifth of the patients, or each fifth in turn,
-    `repeats` times over. Folds are stratified and never divide a patient or a group.
+    `repeats` times over. Folds are stratified and never divide a patient or a group. All questions have the same parts
+    and folds; an image that does not answer a question is left out of that question only.
 
     Args:
         dataset: name of the dataset
@@ -85,95 +102,74 @@ def build_cohort(
         preset: the protocol
         seed: determines parts, folds and the balance
         split: whether an official test part is kept, or ignored as if there were none
-        uncertain: meaning of an uncertain (-1) positive label: "ignore" leaves the image out, "zeros" makes it
-            negative, "ones" positive (U-Ignore, U-Zeros and U-Ones of Irvin et al. 2019)
         groups: (N,) codes that replace the patients
         left_out: (N,) whether an image is left out as a copy of another
         folds: replaces the preset's number of folds
         repeats: repetitions of the preset's cross-validation
 
     Raises:
-        UserError: if a class is missing or has too few patients.
+        UserError: if a class is missing or has too few patients; of several questions, if that is so for all.
     """
-    all_classes = _classes(task, samples, uncertain)
-    excluded = {reason: int(np.sum(all_classes == code)) for code, reason in _REASONS.items()}
-    rows = np.flatnonzero(np.isin(all_classes, (0, 1)))
+    answers = answers_of(task, samples.labels)
+    rows = np.flatnonzero((answers >= 0).any(axis=0))
     patients = np.unique(np.asarray(samples.patients, np.str_), return_inverse=True)[1] if groups is None else groups
-    in_test = _official_test(dataset, [samples.splits[row] for row in rows]) if split == "official" else None
+    official = _official_test(dataset, task, [samples.splits[row] for row in rows]) if split == "official" else None
+    in_test = official
+    removed: dict[str, Int64] = {}  # reason -> rows
 
     def keep(inside: Bool, reason: str) -> None:
         nonlocal rows, in_test
-        excluded[reason] = int((~inside).sum())
+        removed[reason] = rows[~inside]
         rows, in_test = rows[inside], None if in_test is None else in_test[inside]
 
     if left_out is not None:
         keep(~left_out[rows], COPY)
     if in_test is not None:
         keep(in_test | ~np.isin(patients[rows], patients[rows][in_test]), "development image of a tested patient")
-    draw = _Draw(all_classes, samples, seed)
+    draw = _Draw(answers[0], samples, seed)
     if task.balance in ("class", "view"):
         parts = np.zeros(len(rows), np.bool_) if in_test is None else in_test
         keep(draw.balanced(rows, parts, task.balance), f"left out to balance by {task.balance}")
 
-    classes, codes = all_classes[rows], np.unique(patients[rows], return_inverse=True)[1]
-    check = _Check(dataset, task, classes, codes, excluded.get(COPY, 0))
-    if in_test is not None:
-        tested, name = [in_test], _OFFICIAL
-    else:
-        tested, name = _test_parts(check, preset, repeats, seed)
+    codes = np.unique(patients[rows], return_inverse=True)[1]
+    division = Division(dataset, task, answers[:, rows], codes, len(removed.get(COPY, ())))
+    tested, name = ([in_test], _OFFICIAL) if in_test is not None else division.test_parts(preset, repeats, seed)
     rounds = []
     for inside in tested:
         develops = ~inside
         if task.balance == "development":
             develops &= draw.balanced(rows, inside, task.balance)
-        rounds.append(check.fold(inside, develops, folds or preset.folds, seed))
+        rounds.append(division.fold(inside, develops, folds or preset.folds, seed))
     assigned = np.stack(rounds)
+    division.require_tested((assigned == -1).any(axis=0))
     if task.balance == "development":
-        excluded["development image left out to balance the classes"] = int((assigned == UNUSED).all(axis=0).sum())
-    return Cohort(dataset, task, rows, classes, codes, assigned, name, excluded)
+        removed["development image left out to balance the classes"] = rows[(assigned == UNUSED).all(axis=0)]
+
+    def cohort(number: int, question: Question) -> Cohort:
+        known = answers[number, rows] >= 0
+        excluded = {reason: int((answers[number] == code).sum()) for code, reason in REASONS[task.kind].items()}
+        excluded |= {reason: int((answers[number, of_reason] >= 0).sum()) for reason, of_reason in removed.items()}
+        classes, folds = answers[number, rows][known], assigned[:, known]
+        return Cohort(dataset, task, question, rows[known], classes, codes[known], folds, name, excluded)
+
+    questions = dict(enumerate(task.questions))
+    return TaskCohorts(
+        [cohort(number, question) for number, question in questions.items() if number not in division.left_out],
+        {questions[number].positive: reason for number, reason in sorted(division.left_out.items())},
+    )
 
 
-def _test_parts(check: "_Check", preset: Preset, repeats: int, seed: int) -> tuple[list[Bool], str]:
-    """Return which images (n,) each round tests, without an official split, and the name of such parts."""
-    check.require_patients("images", np.ones(len(check.codes), np.bool_), _TEST_PARTS)
-    repetitions = range(repeats if preset.crosses else 1)
-    outer = [divide(check.classes, check.codes, _TEST_PARTS, seed, f"probe-test-{number}") for number in repetitions]
-    tested = [part == number for part in outer for number in range(_TEST_PARTS if preset.crosses else 1)]
-    if not preset.crosses:
-        return tested, "80/20 by patient"
-    return tested, f"{_TEST_PARTS}-fold by patient" + (f", {repeats} times" if repeats > 1 else "")
-
-
-_OPPOSITE: Final = {1: 0, 0: 1, -1: -1, None: None}
-_REASONS: Final = {-1: "label uncertain", -2: "neither label", -3: "both labels"}
-
-
-def _classes(task: Task, samples: Samples, uncertain: Uncertain) -> Int64:
-    """Return (N,) 1 positive, 0 negative, or one of the negative codes of `_REASONS`."""
-    classes = np.empty(len(samples.labels), np.int64)
-    for row, labels in enumerate(samples.labels):
-        positive = labels.get(task.positive)
-        negative = labels.get(task.negative) if task.negative else _OPPOSITE[positive]
-        if positive == -1 and uncertain != "ignore":
-            positive, negative = (1, negative) if uncertain == "ones" else (0, 1)
-        if positive == 1 or negative == 1:
-            # A certain label next to an uncertain one makes no certain case of either class.
-            classes[row] = -3 if positive == negative else -1 if -1 in (positive, negative) else int(positive == 1)
-        else:
-            classes[row] = -1 if -1 in (positive, negative) else -2
-    return classes
-
-
-def _official_test(dataset: str, splits: list[str | None]) -> Bool | None:
+def _official_test(dataset: str, task: Task, splits: Sequence[str | None]) -> Bool | None:
     """Return (n,) whether an image is in the official test part; None if the dataset has none."""
-    if "test" not in splits:
+    tested = next((name for name in task.test_splits if name in splits), None)
+    if tested is None:
         return None
     missing = splits.count(None)
     require(
         missing == 0,
         f"dataset {dataset!r}: {missing} images have no official split, others have one; pack the dataset again",
     )
-    return np.array([split == "test" for split in splits])
+    return np.array([split == tested for split in splits])
 
 
 @dataclass(frozen=True)
@@ -196,72 +192,3 @@ class _Draw:
                 for of_class in inside:
                     kept[of_class[np.argsort(draws[of_class])][: min(map(len, inside))]] = True
         return kept
-
-
-def divide(classes: Int64, patients: Int64, folds: int, seed: int, stream: str) -> Int64:
-    """Divide images into stratified folds that never divide a patient.
-
-    Args:
-        classes: (n,) 0 or 1
-        patients: (n,) codes
-        folds: how many folds
-        seed: breaks ties
-        stream: name of the random stream
-
-    Returns:
-        (n,) the fold of each image.
-    """
-    codes, patient = np.unique(patients, return_inverse=True)
-    groups = permutation(len(codes), seed, stream)[patient]  # instead of scikit-learn's own shuffle
-    fold = np.empty(len(classes), np.int64)
-    parts = StratifiedGroupKFold(folds).split(np.zeros(len(classes)), classes, groups)
-    for number, (_, inside) in enumerate(parts):
-        fold[inside] = number
-    return fold
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Divides a dataset; its errors name the dataset and how many images were left out as copies."""
-
-    dataset: str
-    task: Task
-    classes: Int64
-    codes: Int64
-    copies: int
-
-    def fold(self, in_test: Bool, develops: Bool, folds: int, seed: int) -> Int64:
-        """Return (n,) the fold of a development image, -1 in the test part, UNUSED in neither."""
-        self.require_patients("test part", in_test, 1)
-        self.require_patients("development part", develops, folds)
-        fold_of = np.where(in_test, -1, UNUSED)
-        fold_of[develops] = divide(self.classes[develops], self.codes[develops], folds, seed, "probe-folds")
-        for number in range(folds):
-            require(
-                len(np.unique(self.classes[fold_of == number])) == 2,
-                f"dataset {self.dataset!r}: fold {number} of folds={folds} has only one class, because few patients "
-                "have most images of the other; use fewer folds",
-            )
-        return fold_of
-
-    def require_patients(self, part: str, inside: Bool, least: int) -> None:
-        """Raise UserError if a part lacks a class, has one patient only, or fewer than `least` patients of a class."""
-        classes, codes = self.classes[inside], self.codes[inside]
-        names = {self.task.positive: 1, self.task.negative_name: 0}
-        counts = {name: len(np.unique(codes[classes == code])) for name, code in names.items()}
-        summary = " and ".join(f"{count} patients with {name}" for name, count in counts.items())
-        where = "" if part == "images" else f" in its {part}"
-        if min(counts.values()) == 0:
-            left_out = f" after {self.copies} x {COPY}" if self.copies else ""
-            raise UserError(f"dataset {self.dataset!r} has {summary}{where}{left_out}; a probe needs both classes")
-        if part != "test part" and len(np.unique(codes)) == 1:
-            raise UserError(
-                f"dataset {self.dataset!r}: all {len(codes)} images of the task{where} show one patient; a probe "
-                "needs more, because it is tested on other patients than it is fitted to"
-            )
-        if min(counts.values()) < least:
-            parts, hint = ("test parts", "") if part == "images" else ("folds", "use fewer folds, or ")
-            raise UserError(
-                f"dataset {self.dataset!r} has {summary}{where}, fewer than the {least} {parts} to divide them into; "
-                f"{hint}add patients of that class"
-            )

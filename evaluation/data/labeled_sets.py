@@ -9,7 +9,6 @@ from typing import cast
 import numpy as np
 
 from evaluation.data.samples import Samples
-from evaluation.results.presets import tasks_of
 from infra.errors import UserError, require
 from infra.log import progress
 from infra.options import key, setting
@@ -94,8 +93,7 @@ def open_labeled_sets(data: ProbeData) -> list[LabeledSet]:
     """
     manifests = [read_manifest(location, data.fetch) for location in data.shards]
     labels = [display_name(manifest) for manifest in manifests]
-    for manifest, label in zip(manifests, labels, strict=True):
-        tasks_of(manifest.dataset)
+    for label in labels:
         if labels.count(label) > 1:
             raise UserError(
                 f"two folders of {key(data, 'shards')} hold the dataset {label!r}; name one of them, or pack one again "

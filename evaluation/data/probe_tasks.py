@@ -10,15 +10,16 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from evaluation.data.cohort import Cohort, build_cohort
+from evaluation.data.cohort import Cohort, build_cohorts
 from evaluation.data.features import load_stored, store
 from evaluation.data.labeled_sets import LabeledSet, is_simulated
 from evaluation.data.overlap import Seen
 from evaluation.results.notes import describe_overlap
-from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Split, Task, Uncertain, tasks_of
+from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Split, Uncertain
 from evaluation.results.results import Dataset, PartSize, SeenPart, TaskKey
+from evaluation.results.tasks import Task
 from infra.arrays import Bool, Int64
-from infra.errors import UserError
+from infra.errors import UserError, require
 from infra.log import say
 from infra.urls import shown
 from sharding.auditing.duplicates import near_duplicate_groups
@@ -28,13 +29,13 @@ from sharding.format.writer import sample_identity
 
 @dataclass(frozen=True, eq=False)
 class ProbeTask:
-    """The classification task of a labeled dataset as one preset divides it; compared by identity.
+    """A question of a labeled dataset's task as one preset divides it; compared by identity.
 
     Attributes:
         labeled_set: the dataset
-        cohort: its images that belong to the task, and their parts
+        cohort: its images that answer the question, and their parts
         preset: the protocol
-        record: the task's record in the results
+        record: the question's record in the results
         groups: (N,) one code for all samples of the dataset that are connected by a patient or a picture
     """
 
@@ -46,35 +47,54 @@ class ProbeTask:
 
     @property
     def key(self) -> TaskKey:
-        """Key of the rows that score this task."""
+        """Key of the rows that score this question."""
         return self.record.key
+
+
+@dataclass(frozen=True, eq=False)
+class DividedTask:
+    """A labeled dataset's task as one preset divides it; compared by identity.
+
+    Attributes:
+        key: label of the task in the tables, and the name of the preset
+        task: the task
+        questions: its questions
+        left_out: positive label of each question that cannot be probed -> the reason
+    """
+
+    key: TaskKey
+    task: Task
+    questions: list[ProbeTask]
+    left_out: dict[str, str]
 
 
 def open_probe_tasks(
     labeled_sets: Sequence[LabeledSet],
+    tasks: Sequence[Sequence[Task]],
     presets: Sequence[PresetName],
     seen: Mapping[str, Seen],
     *,
     folder: Path,
     exclude: Path | None,
     seed: int,
-    uncertain: Uncertain,
+    uncertain: Uncertain | None,
     balance: Balance | None,
     split: Split,
     folds: int | None,
     repeats: int,
     allow_overlap: bool,
-) -> list[ProbeTask]:
+) -> list[DividedTask]:
     """Divide every dataset by every preset.
 
     Args:
         labeled_sets: the datasets
+        tasks: the tasks of each dataset
         presets: names of the presets
         seen: what pretraining saw of each dataset, by its label; none if unknown
         folder: folder of the stored groups of near-identical images
         exclude: the `audit.json` whose copies are left out
         seed: determines parts and folds
-        uncertain: meaning of an uncertain positive label
+        uncertain: replaces the meaning of uncertain labels in the tasks
         balance: replaces the balances of the tasks
         split: official, or ignore: divide a dataset with an official split a second time, as if it had none
         folds: replaces the folds of the presets
@@ -85,29 +105,32 @@ def open_probe_tasks(
         UserError: if a dataset cannot be divided, or if pretraining saw its test part and `allow_overlap` is false.
     """
     opened = []
-    for labeled_set in labeled_sets:
+    for labeled_set, of_set in zip(labeled_sets, tasks, strict=True):
         left_out = None if exclude is None else _copies(labeled_set, exclude)
         groups = _groups(labeled_set, folder)
-        for variant in _variants(labeled_set, balance, split):
+        certain = [task.with_uncertain(uncertain) for task in of_set]
+        for variant in _variants(labeled_set, certain, balance, split):
             for name in presets:
-                preset = PRESETS[name]
-                cohort = build_cohort(
-                    labeled_set.manifest.dataset,
+                cohorts = build_cohorts(
+                    labeled_set.label,
                     variant.task,
                     labeled_set.samples,
-                    preset,
+                    PRESETS[name],
                     seed=seed,
                     split=variant.split,
-                    uncertain=uncertain,
-                    groups=groups if preset.groups_duplicates else None,
+                    groups=groups if PRESETS[name].groups_duplicates else None,
                     left_out=left_out,
                     folds=folds,
                     repeats=repeats,
                 )
-                key = TaskKey(variant.label, name)
-                record = _record(labeled_set, cohort, preset, key, seen.get(labeled_set.label))
-                _require_unseen(record, allow_overlap)
-                opened.append(ProbeTask(labeled_set, cohort, preset, record, groups))
+                questions = [
+                    _probe_task(labeled_set, variant, cohort, name, seen, groups) for cohort in cohorts.questions
+                ]
+                for question in questions:
+                    _require_unseen(question.record, allow_overlap)
+                for label, reason in cohorts.left_out.items():
+                    say(f"{variant.label}, {name}: {label} is left out; the dataset {reason}")
+                opened.append(DividedTask(TaskKey(variant.label, name), variant.task, questions, cohorts.left_out))
     return opened
 
 
@@ -119,25 +142,50 @@ class _Variant(NamedTuple):
     split: Split
 
 
-def _variants(labeled_set: LabeledSet, balance: Balance | None, split: Split) -> Iterator[_Variant]:
+def _variants(
+    labeled_set: LabeledSet, tasks: Sequence[Task], balance: Balance | None, split: Split
+) -> Iterator[_Variant]:
     """Yield the tasks of a labeled set, first by its official split, then, if asked for, without it."""
-    tasks = tasks_of(labeled_set.manifest.dataset)
     if balance is not None:
-        tasks = tuple(dict.fromkeys(replace(task, balance=balance) for task in tasks))
-    labels = {task: labeled_set.label + _difference(task, tasks[0]) for task in tasks}
+        several = next((task for task in tasks if task.kind != "binary"), None)
+        require(
+            several is None or balance == "none",
+            f"balance={balance} needs binary tasks, but {several.name if several else ''!r} has several labels; "
+            "leave it out",
+        )
+        tasks = list(dict.fromkeys(replace(task, balance=balance) for task in tasks))
+    labels = {task: _label(labeled_set, task, tasks) for task in tasks}
     for task, label in labels.items():
         yield _Variant(label, task, "official")
-    if split == "ignore" and "test" not in labeled_set.samples.splits:
-        say(f"{labeled_set.label}: has no official split to ignore")
-    elif split == "ignore":
-        for task, label in labels.items():
+    for task, label in labels.items() if split == "ignore" else ():
+        if {*task.test_splits} & {*labeled_set.samples.splits}:
             yield _Variant(f"{label}, split ignored", task, "ignore")
+        else:
+            say(f"{label}: has no official split to ignore")
 
 
-def _difference(task: Task, first: Task) -> str:
-    """Return what distinguishes a task of a dataset from its first one; empty for the first itself."""
-    against = "" if task.negative == first.negative else f", against {task.negative_name}"
-    return against + ("" if task.balance == first.balance else f", balanced by {task.balance}")
+def _label(labeled_set: LabeledSet, task: Task, tasks: Sequence[Task]) -> str:
+    """Return the set's label, the task's name unless the set has it, and what distinguishes tasks of one name."""
+    own = task.name in (labeled_set.manifest.dataset, labeled_set.label)
+    first = next(other for other in tasks if other.name == task.name)
+    against = "" if task.labels == first.labels else f", against {task.questions[0].negative_name}"
+    balanced = "" if task.balance == first.balance else f", balanced by {task.balance}"
+    return labeled_set.label + ("" if own else f", {task.name}") + against + balanced
+
+
+def _probe_task(
+    labeled_set: LabeledSet,
+    variant: _Variant,
+    cohort: Cohort,
+    preset: PresetName,
+    seen: Mapping[str, Seen],
+    groups: Int64,
+) -> ProbeTask:
+    """Return a question of a task; one of several is named behind the task."""
+    question = "" if variant.task.kind == "binary" else cohort.question.positive
+    key = TaskKey(variant.label + (f": {question}" if question else ""), preset)
+    record = _record(labeled_set, cohort, PRESETS[preset], key, question, seen.get(labeled_set.label))
+    return ProbeTask(labeled_set, cohort, PRESETS[preset], record, groups)
 
 
 def _copies(labeled_set: LabeledSet, exclude: Path) -> Bool:
@@ -167,7 +215,9 @@ def _groups(labeled_set: LabeledSet, folder: Path) -> Int64:
     return components
 
 
-def _record(labeled_set: LabeledSet, cohort: Cohort, preset: Preset, key: TaskKey, seen: Seen | None) -> Dataset:
+def _record(
+    labeled_set: LabeledSet, cohort: Cohort, preset: Preset, key: TaskKey, question: str, seen: Seen | None
+) -> Dataset:
     in_test = cohort.in_test.any(axis=0)
     tested = cohort.rows[in_test]
     patients = labeled_set.samples.patient_ids[tested]
@@ -178,8 +228,12 @@ def _record(labeled_set: LabeledSet, cohort: Cohort, preset: Preset, key: TaskKe
         folder=shown(labeled_set.location),
         identity=labeled_set.manifest.identity,
         simulated=is_simulated(labeled_set.manifest),
-        positive=cohort.task.positive,
-        negative=cohort.task.negative_name,
+        task=cohort.task.name,
+        question=question,
+        uncertain=cohort.question.uncertain,
+        unmentioned=cohort.question.unmentioned,
+        positive=cohort.question.positive,
+        negative=cohort.question.negative_name if cohort.task.kind != "multiclass" else "other classes",
         balance=cohort.task.balance,
         split=cohort.split,
         rounds=len(cohort.folds),

@@ -110,12 +110,15 @@ def list_few_labels(cases: Sequence[ProbeCase], seed: int) -> list[FewLabelsCase
 def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
     """Return the cases that tell the parts of an official split apart: by the pixels and by the last checkpoint.
 
-    A dataset is asked once, as the last preset divides it for its first task.
+    A dataset is asked once, as the last preset divides it for its first question.
     """
+    firsts: dict[str, str] = {}
+    for case in cases:
+        firsts.setdefault(case.task.labeled_set.label, case.key.dataset)
     tasks = {
         case.task.labeled_set.label: case.task
         for case in cases
-        if case.task.cohort.is_official and case.key.dataset == case.task.labeled_set.label
+        if case.task.cohort.is_official and case.key.dataset == firsts[case.task.labeled_set.label]
     }
     shifts = []
     for label, task in tasks.items():

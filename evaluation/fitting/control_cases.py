@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from evaluation.data.cohort import UNUSED, divide
+from evaluation.data.division import UNUSED, divide
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.probe_cases import ProbeCase, derived_case
@@ -162,8 +162,8 @@ def shift_case(whole: ProbeCase, code: int, seed: int) -> ShiftCase | None:
     at_random = np.empty_like(in_test)
     for of_patient, drawn in zip(members, is_tested[permutation(len(members), seed, "probe-shift-null")], strict=True):
         at_random[of_patient] = drawn
-    cohort_task = whole.task.cohort.task
-    group = cohort_task.positive if code == 1 else cohort_task.negative_name
+    question = whole.task.cohort.question
+    group = question.positive if code == 1 else question.negative_name
     cases = [
         _parts_case(whole, f"{whole.name}, {what} among {group}", inside, part, seed)
         for what, part in (("official test part", in_test), ("random part", at_random))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from evaluation.data.cohort import UNUSED
+from evaluation.data.division import UNUSED
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune

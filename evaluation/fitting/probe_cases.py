@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import sklearn
 
-from evaluation.data.cohort import UNUSED, divide
+from evaluation.data.division import UNUSED, divide
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.probe_tasks import ProbeTask

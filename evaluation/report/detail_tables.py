@@ -19,6 +19,7 @@ from evaluation.report.tables import (
 )
 from evaluation.results.notes import OLD_NOTE
 from evaluation.results.results import VERSION, Comparison, Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.task_scores import TaskScores
 
 
 def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
@@ -35,12 +36,13 @@ def detail_tables(results: Results, dataset: Dataset) -> list[Table]:
     return [table for table in tables if table.cells]
 
 
-def comparison_table(results: Results, dataset: Dataset) -> Table:
-    """Return the AUC of the last checkpoint minus that of each other feature set, in points."""
+def comparison_table(results: Results, dataset: Dataset | TaskScores) -> Table:
+    """Return the AUC, of a task the mean AUC, of the last checkpoint minus that of other features, in points."""
+    auc = "mean AUC" if isinstance(dataset, TaskScores) else "AUC"
     comparisons = results.comparisons_of(dataset)
     crosschecked = any(item.delong for item in comparisons)
     return Table(
-        f"{marked_label(dataset)}, {dataset.preset}: AUC of the last checkpoint minus that of others, in points",
+        f"{marked_label(dataset)}, {dataset.preset}: {auc} of the last checkpoint minus that of others, in points",
         (
             *("features", "minus", "difference", "95 %", "p"),
             *(("DeLong 95 %", "DeLong p") if crosschecked else ()),

@@ -24,12 +24,15 @@ from evaluation.report.pictures import (
 from evaluation.report.score_table import score_rows, score_tables
 from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, interval, marked_label, p_value, percent, point_interval, verdict
+from evaluation.report.task_tables import detail_tables_of, score_tables_of
 from evaluation.results import paper
 from evaluation.results.presets import PRESETS, PresetName
-from evaluation.results.results import Dataset, ProbeKind, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import Dataset, Results, last_checkpoint
+from evaluation.results.scores import Estimate
+from evaluation.results.task_scores import TaskScores
 
 _STRICTEST: Final[PresetName] = "rigorous"
-_RIVALS: Final[tuple[ProbeKind, ...]] = (
+_RIVALS: Final[tuple[str, ...]] = (
     "finetuned",
     "initial",
     "compared",
@@ -77,7 +80,8 @@ def preset_sections(results: Results) -> list[PresetSection]:
 
 
 def _preset_section(results: Results, preset: str) -> PresetSection:
-    datasets = [dataset for dataset in results.datasets if dataset.preset == preset]
+    datasets = [dataset for dataset in results.single if dataset.preset == preset]
+    tasks = [task for task in results.tasks if task.preset == preset]
     threshold = "chosen on validation" if _chooses_threshold(preset) else "0.5"
     headline, everything = (
         [row for dataset in datasets for row in score_rows(results, dataset, listed(results, dataset))]
@@ -85,7 +89,7 @@ def _preset_section(results: Results, preset: str) -> PresetSection:
     )
     return PresetSection(
         f"{preset}: {_TITLES.get(preset, 'as configured')}",
-        [_finding(results, dataset) for dataset in datasets],
+        [*(_finding(results, dataset) for dataset in datasets), *(_task_finding(results, task) for task in tasks)],
         score_tables(
             "Scores on the test part in percent, disease positive: the last checkpoint and its controls. C is "
             "chosen by the validation AUC, in the development part; AP: average precision, whose chance level is the "
@@ -114,18 +118,35 @@ def _finding(results: Results, dataset: Dataset) -> str:
     )
     for row in rows:
         if row.kind in _RIVALS:
-            text += f"; {_compare(results, dataset, last, row)}"
+            text += f"; {_compare(results, dataset, (last.features, last.scores.auc), (row.features, row.scores.auc))}"
     return text + "."
 
 
-def _compare(results: Results, dataset: Dataset, last: ProbeResult, other: ProbeResult) -> str:
-    """Return how far the last checkpoint is above another row, and whether a comparison confirms that."""
-    difference = 100 * (last.scores.auc.value - other.scores.auc.value)
-    text = f"{abs(difference):.1f} points {'above' if difference > 0 else 'BELOW'} the {other.features}"
-    facts = [f"{percent(other.scores.auc.value)} %"]
+def _task_finding(results: Results, task: TaskScores) -> str:
+    """Return one sentence that compares the last checkpoint's mean AUC with those of its controls."""
+    title, last = f"{marked_label(task)}, {task.preset}", task.last
+    if last is None:
+        return f"{title}: no checkpoint was probed."
+    auc, bounds = percent(last.auc.value), interval(last.auc)
+    text = (
+        f"{title}: mean AUC of {len(task.labels)} labels {auc} %{f' ({bounds})' if bounds else ''} at {last.features}"
+    )
+    for row in task.rows:
+        if row.kind in _RIVALS:
+            text += f"; {_compare(results, task, (last.features, last.auc), (row.features, row.auc))}"
+    return text + "."
+
+
+def _compare(
+    results: Results, dataset: Dataset | TaskScores, last: tuple[str, Estimate], other: tuple[str, Estimate]
+) -> str:
+    """Return how far the last checkpoint's AUC is above another one, and whether a comparison confirms that."""
+    difference = 100 * (last[1].value - other[1].value)
+    text = f"{abs(difference):.1f} points {'above' if difference > 0 else 'BELOW'} the {other[0]}"
+    facts = [f"{percent(other[1].value)} %"]
     for item in results.comparisons_of(dataset):
         bounds = point_interval(item.difference)
-        if (item.features, item.other) == (last.features, other.features) and bounds:
+        if (item.features, item.other) == (last[0], other[0]) and bounds:
             shown = verdict(item)
             doubt = f", {shown}: p {p_value(item.p_holm)}, Holm" if shown.startswith("not") else ""
             facts.append(f"difference {bounds}{doubt}")
@@ -134,7 +155,10 @@ def _compare(results: Results, dataset: Dataset, last: ProbeResult, other: Probe
 
 def dataset_sections(results: Results) -> list[DatasetSection]:
     """Return one section for each dataset, in the order of the results."""
-    return [_dataset_section(results, name) for name in dict.fromkeys(dataset.label for dataset in results.datasets)]
+    return [
+        *(_dataset_section(results, name) for name in dict.fromkeys(dataset.label for dataset in results.single)),
+        *(_task_section(results, name) for name in dict.fromkeys(task.label for task in results.tasks)),
+    ]
 
 
 def _dataset_section(results: Results, name: str) -> DatasetSection:
@@ -152,6 +176,15 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
         blocks += [attribute_table(results, dataset), *subgroup_tables(results, dataset)]
         blocks += [few_labels_picture(results, dataset), few_labels_table(results, dataset)]
     return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _without_empty(blocks))
+
+
+def _task_section(results: Results, name: str) -> DatasetSection:
+    tasks = [task for task in results.tasks if task.label == name]
+    blocks: list[Table | Picture | None] = []
+    for task in tasks:
+        blocks += [*score_tables_of(results, task), *detail_tables_of(results, task)]
+    labels = "classes" if tasks[0].kind == "multiclass" else "labels"
+    return DatasetSection(f"{marked_label(tasks[0])}: {len(tasks[0].labels)} {labels}", _without_empty(blocks))
 
 
 def _without_empty(blocks: Sequence[Table | Picture | None]) -> list[Table | Picture]:

@@ -11,6 +11,7 @@ from evaluation.data.labeled_sets import display_name
 from evaluation.report.findings import dataset_sections, preset_sections
 from evaluation.report.pictures import loss_picture
 from evaluation.report.selection_tables import selection_tables
+from evaluation.report.task_tables import parts_table
 from evaluation.results import paper
 from evaluation.results.notes import describe_overlap
 from evaluation.results.results import read_results
@@ -83,6 +84,7 @@ def report(run: Path) -> Path:
         results=results,
         presets=preset_sections(results) if results else [],
         datasets=dataset_sections(results) if results else [],
+        task_parts=[parts_table(results, task) for task in results.tasks] if results else [],
         describe_overlap=describe_overlap,
         paper=paper.PAPER if results and any(paper.in_paper(dataset) for dataset in results.datasets) else None,
         selection=selection,

@@ -31,7 +31,7 @@ def table_iii(results: Sequence[Results], preset: str) -> Table:
     by_fraction = {
         fraction: [item for item in results if item.run.fraction_percent == fraction] for fraction in FRACTIONS_PERCENT
     }
-    datasets = {dataset.label: dataset for item in results for dataset in item.datasets if dataset.preset == preset}
+    datasets = {dataset.label: dataset for item in results for dataset in item.single if dataset.preset == preset}
     cells = [row for dataset in datasets.values() for row in _rows(by_fraction, dataset)]
     return Table(_caption(preset), HEADER, cells, text_columns=3, notes=list(_notes(by_fraction, preset)))
 
@@ -103,7 +103,7 @@ def _notes(by_fraction: Mapping[int, Sequence[Results]], preset: str) -> Iterato
         item
         for results in by_fraction.values()
         for of_run in results
-        for item in of_run.datasets
+        for item in of_run.single
         if item.preset == preset
     ]
     for fraction, [run, *others] in sorted(runs.items()):

@@ -11,6 +11,7 @@ import tabulate
 
 from evaluation.results.results import OVERLAP_MARK, Comparison, Dataset
 from evaluation.results.scores import Estimate
+from evaluation.results.task_scores import TaskScores
 
 tabulate.MIN_PADDING = 0  # otherwise each column is two characters wider than its header
 
@@ -190,6 +191,6 @@ def p_value(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def marked_label(dataset: Dataset) -> str:
-    """Return a dataset's label, with a mark if pretraining saw any of the test part."""
+def marked_label(dataset: Dataset | TaskScores) -> str:
+    """Return the label of a dataset or task, with a mark if pretraining saw any of the test part."""
     return f"{dataset.label} {OVERLAP_MARK}" if dataset.overlaps else dataset.label

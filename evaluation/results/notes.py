@@ -1,6 +1,7 @@
 """Notes that a reader needs before believing a probe's table; they are stored with the results."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from evaluation.results import paper
@@ -14,6 +15,7 @@ from evaluation.results.results import (
     last_checkpoint,
 )
 from evaluation.results.scores import Estimate
+from evaluation.results.task_scores import TaskScores
 
 SIMULATED_NOTE: Final = (
     "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "
@@ -64,12 +66,35 @@ def notes_on(results: Results) -> list[str]:
     }
     notes = [note for note, applies in general.items() if applies]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
-    notes += dict.fromkeys(note for dataset in results.datasets for note in overlap_notes(dataset))
+    notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
     notes += dict.fromkeys(note for dataset in results.datasets for note in _fit_notes(dataset, results.config))
-    for dataset in results.datasets:
+    for dataset in results.single:
         rows = results.rows_of(dataset)
         notes += [*_validation_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
+    notes += dict.fromkeys(note for task in results.tasks for note in _task_notes(results, task))
     return [*notes, *_shift_notes(results)]
+
+
+def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
+    """Yield the notes on a task with several labels: one of each kind for all of them."""
+    questions = results.questions_of(task)
+    most_seen = max(questions, key=lambda dataset: dataset.pretrained_images or 0)
+    yield from overlap_notes(replace(most_seen, label=task.label))
+    for policy, meaning in (("ones", "present"), ("zeros", "absent")):
+        names = [dataset.question for dataset in questions if dataset.uncertain == policy]
+        if names:
+            yield (
+                f"{task.label}: uncertain labels count as {meaning}, in the test part too: {', '.join(names)}; an "
+                "official test part that people labeled has none."
+            )
+    for label, reason in task.left_out.items():
+        yield f"{task.label}, {task.preset}: {label} is not scored and not in the means; the dataset {reason}."
+    for row in task.rows:
+        if row.kind in _LEAKS:
+            yield (
+                f"{task.label}, {task.preset}, {row.features}: mean AUC {row.auc.value:.3f}"
+                f"{_compare_with_chance(row.auc, _LEAKS[row.kind])}."
+            )
 
 
 _FITS: Final = {

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from evaluation.results.presets import TASKS, PresetName
+from evaluation.results.presets import PresetName
 from evaluation.results.results import Dataset
+from evaluation.results.tasks import BUILT_IN
 
 PAPER: Final = (
     "Gazda, Gazda, Plavka, Drotar 2021: Self-supervised deep convolutional neural network for chest X-ray "
@@ -82,12 +83,13 @@ PUBLISHED: Final = {
 
 def in_paper(dataset: Dataset) -> bool:
     """Return whether Table III covers this task: real images, the same classes and balance, the same kind of split."""
-    if dataset.simulated or dataset.name not in TABLE_III:
+    if dataset.simulated or dataset.name not in TABLE_III or dataset.task not in ("", dataset.name):
         return False
-    task = TASKS[dataset.name][0]
+    task = BUILT_IN[dataset.name][0]
+    [question] = task.questions
     return (dataset.positive, dataset.negative, dataset.balance) == (
-        task.positive,
-        task.negative_name,
+        question.positive,
+        question.negative_name,
         task.balance,
     ) and (dataset.split == "official" or dataset.name not in _OFFICIAL_SPLITS)
 

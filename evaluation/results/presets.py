@@ -1,9 +1,7 @@
-"""The two presets, and the classification tasks of each built-in dataset."""
+"""The two presets, and the words of the options that change a task."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
-
-from infra.errors import UserError
 
 PresetName = Literal["gazda2021", "rigorous"]
 Balance = Literal["none", "development", "class", "view"]
@@ -66,56 +64,3 @@ PRESETS: Final[dict[PresetName, Preset]] = {
         tests_every_c=True,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """A binary classification of the images of a dataset.
-
-    Attributes:
-        positive: label that makes an image positive when present
-        negative: label that makes an image negative when present; None if the absence of `positive` does
-        balance: which parts hold equally many images of each class: none, "development" (the test part stays as it
-            is), "class" (both parts), or "view" (both parts, within each view)
-    """
-
-    positive: str
-    negative: str | None = None
-    balance: Balance = "none"
-
-    @property
-    def negative_name(self) -> str:
-        """Name of the negative class."""
-        return self.negative or f"no {self.positive}"
-
-
-# The first task of a dataset is the paper's; further ones are rows of their own. Pneumonia against healthy; COVID-19
-# against healthy or against other pneumonia; never across datasets (Gazda et al. 2021, section V).
-#
-# ChestX-ray14: the paper names "only patients with pneumonia and a matched number of healthy controls" (section IV),
-# but SEN, SPE, ACC and F1 of its Table III fix the share of pneumonia in its test part at 2.1 to 2.5 %
-# (`evaluation/results/paper.py`), which is that of all images. So only the development part was matched. Two further
-# tasks have healthy controls alone, matched in both parts; the last one also within each view, because the view alone
-# separates the classes.
-TASKS: Final = {
-    "cell": (Task("PNEUMONIA", "NORMAL"),),
-    "chestxray14": (
-        Task("Pneumonia", balance="development"),
-        Task("Pneumonia", "No Finding", "class"),
-        Task("Pneumonia", "No Finding", "view"),
-    ),
-    "chexpert": (Task("Pneumonia", "No Finding"),),
-    "c19-cohen": (Task("COVID-19", "other pneumonia"),),
-    "covidgr": (Task("COVID-19"),),
-}
-
-
-def tasks_of(dataset: str) -> tuple[Task, ...]:
-    """Return the tasks of a dataset, the paper's first.
-
-    Raises:
-        UserError: if the dataset has none.
-    """
-    if dataset not in TASKS:
-        raise UserError(f"dataset {dataset!r} has no task to probe; datasets with a task: {', '.join(sorted(TASKS))}")
-    return TASKS[dataset]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from evaluation.results.scores import Calibration, Difference, Estimate, Gap, Scores, Subgroup
+from evaluation.results.task_scores import TaskScores
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.json_files import BadJson, encode_json, read_json
@@ -129,7 +130,7 @@ class SeenPart:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as one preset divides it.
+    """A dataset as one preset divides it for a question of a task.
 
     Attributes:
         label: name in the tables; with the preset it identifies the rows
@@ -155,6 +156,10 @@ class Dataset:
         pictures_compared: whether pictures were compared; None if unavailable, or in results of older versions, which
             compared only names
         not_square: images whose packed height and width differ, so that `probe_fit` matters; None in older results
+        task: name of the task; empty in results of older versions
+        question: the label that is asked for, one of several of the task; empty if the task has only this question
+        uncertain: meaning of an uncertain positive label: ignore, zeros or ones
+        unmentioned: meaning of a blank positive label: ignore or absent
     """
 
     label: str
@@ -176,6 +181,10 @@ class Dataset:
     pretrained_parts: list[SeenPart] = field(default_factory=list)
     pictures_compared: bool | None = None
     not_square: int | None = None
+    task: str = ""
+    question: str = ""
+    uncertain: str = "ignore"
+    unmentioned: str = "ignore"
 
     @property
     def key(self) -> TaskKey:
@@ -417,18 +426,29 @@ class Results:
     few_labels: list[FewLabels]
     timing: dict[str, float]
     notes: list[str]
+    tasks: list[TaskScores] = field(default_factory=list)
     shifts: list[Shift] = field(default_factory=list)
     predictions: PredictionsFile | None = None
     outside: list[OutsideBackbone] = field(default_factory=list)
     attribute_aucs: list[AttributeAuc] = field(default_factory=list)
 
+    @property
+    def single(self) -> list[Dataset]:
+        """The datasets of tasks with one question; the others are parts of `tasks`."""
+        return [dataset for dataset in self.datasets if not dataset.question]
+
+    def questions_of(self, task: TaskScores) -> list[Dataset]:
+        """Return the dataset of each label of a task."""
+        by_key = {dataset.key: dataset for dataset in self.datasets}
+        return [by_key[TaskKey(label, task.preset)] for label in task.datasets]
+
     def rows_of(self, dataset: Dataset) -> list[ProbeResult]:
         """Return the rows of one dataset and preset."""
         return [row for row in self.rows if row.key == dataset.key]
 
-    def comparisons_of(self, dataset: Dataset) -> list[Comparison]:
-        """Return the comparisons on one dataset and preset."""
-        return [item for item in self.comparisons if item.key == dataset.key]
+    def comparisons_of(self, dataset: Dataset | TaskScores) -> list[Comparison]:
+        """Return the comparisons on one dataset and preset, or of the mean AUCs of a task."""
+        return [item for item in self.comparisons if item.key == (dataset.label, dataset.preset)]
 
     def few_labels_of(self, dataset: Dataset) -> list[FewLabels]:
         """Return the results with few labels on one dataset and preset."""

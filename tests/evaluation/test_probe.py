@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
@@ -27,12 +28,10 @@ from infra.errors import UserError
 from infra.options import registered
 from launch.cli import main as sternum
 from sharding.packing.pack import PackConfig, pack
-from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
-from tests.support.manifests import write_manifest
 
 MakeRun = Callable[..., Path]
 
@@ -223,12 +222,14 @@ def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, 
 def test_labels_of_tasks_say_how_they_differ(
     nih: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], balance: Balance | None, labels: list[str]
 ) -> None:
+    sets = open_labeled_sets(ProbeData([str(nih)]))
     tasks = open_probe_tasks(
-        open_labeled_sets(ProbeData([str(nih)])), ["rigorous"], {}, folder=tmp_path, exclude=None, seed=0,
-        uncertain="ignore", balance=balance, split="ignore", folds=3, repeats=1, allow_overlap=False,
+        sets, choose_tasks(sets, []), ["rigorous"], {}, folder=tmp_path, exclude=None, seed=0,
+        uncertain=None, balance=balance, split="ignore", folds=3, repeats=1, allow_overlap=False,
     )  # fmt: skip
     assert [task.key.dataset for task in tasks] == [f"chestxray14{label}" for label in labels]
-    assert [task.record.balance for task in tasks] == ([balance] * 2 if balance else ["development", "class", "view"])
+    balances = [question.record.balance for task in tasks for question in task.questions]
+    assert balances == ([balance] * 2 if balance else ["development", "class", "view"])
     assert "chestxray14: has no official split to ignore" in capsys.readouterr().err
 
 
@@ -417,13 +418,10 @@ def test_checkpoint_whose_weights_are_not_finite_is_named_and_nothing_is_written
     assert not list((run / "features").glob("*.safetensors"))
 
 
-def test_dataset_without_a_task_or_named_twice_is_refused(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_dataset_named_twice_is_refused(run: Path, shards: Path) -> None:
     doubled = pytest.raises(UserError, match=r"two folders of data\.shards hold the dataset 'cell'")
     with registered(ProbeConfig), doubled:
         probe(config_of(run, shards, data=ProbeData([str(shards), str(shards)])))
-    write_manifest(tmp_path, replace(read_manifest(shards), dataset="folder"))
-    with pytest.raises(UserError, match="dataset 'folder' has no task"):
-        probe(config_of(run, tmp_path))
 
 
 def test_probe_without_shards_is_refused() -> None:

@@ -4,12 +4,14 @@ from typing import cast
 
 import numpy as np
 
-from evaluation.data.cohort import Cohort, divide
+from evaluation.data.cohort import Cohort
+from evaluation.data.division import divide
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.labeled_sets import LabeledSet
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.probe_cases import ProbeCase
-from evaluation.results.presets import PRESETS, TASKS, Preset
+from evaluation.results.presets import PRESETS, Preset
+from evaluation.results.tasks import BUILT_IN
 from infra.arrays import Int64
 from infra.rng import permutation
 from tests.support.probe_results import made_dataset
@@ -18,7 +20,8 @@ from tests.support.probe_results import made_dataset
 def made_task(preset: Preset = PRESETS["rigorous"], groups: Int64 | None = None) -> ProbeTask:
     """A task whose images and parts are given in the cases; groups of images that share a patient or picture."""
     nothing = np.empty(0, np.int64)
-    cohort = Cohort("cell", TASKS["cell"][0], nothing, nothing, nothing, nothing[None], "official", {})
+    [task] = BUILT_IN["cell"]
+    cohort = Cohort("cell", task, task.questions[0], nothing, nothing, nothing, nothing[None], "official", {})
     labeled_set = cast("LabeledSet", None)
     return ProbeTask(labeled_set, cohort, preset, made_dataset("rigorous"), nothing if groups is None else groups)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from evaluation.results.notes import notes_on
 from evaluation.results.paper import DISEASED
-from evaluation.results.presets import TASKS
 from evaluation.results.results import (
     VERSION,
     Comparison,
@@ -21,6 +20,7 @@ from evaluation.results.results import (
 )
 from evaluation.results.scores import Bin, Calibration, DecisionCurve, Difference, Estimate, Gap, Scores, Subgroup
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
+from evaluation.results.tasks import BUILT_IN
 from evaluation.selection.label_free import MEASURES
 
 EPOCHS = (4, 8, 12, 16, 20, 24)
@@ -50,14 +50,15 @@ def made_dataset(preset: str, **changes: object) -> Dataset:
 
 def in_paper_dataset(name: str) -> Dataset:
     """A dataset whose task, split and share of diseased test images are those of the paper."""
-    task = TASKS[name][0]
+    task = BUILT_IN[name][0]
+    [question] = task.questions
     positive = round(1000 * sum(DISEASED[name]) / 2)
     return made_dataset(
         "gazda2021",
         label=name,
         name=name,
-        positive=task.positive,
-        negative=task.negative_name,
+        positive=question.positive,
+        negative=question.negative_name,
         balance=task.balance,
         test=PartSize(1000, 900, positive, 1000 - positive),
     )

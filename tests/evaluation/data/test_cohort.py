@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.data.cohort import UNUSED, Cohort, build_cohort
+from evaluation.data.cohort import Cohort, build_cohorts
+from evaluation.data.division import UNUSED
 from evaluation.data.samples import Samples
-from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain, tasks_of
+from evaluation.results.presets import PRESETS, Balance, PresetName, Uncertain
+from evaluation.results.tasks import BUILT_IN
 from infra.errors import UserError
 from sharding.format.copies import COPY
 from tests.support.sample_records import Label, cell_samples, make_samples
@@ -19,11 +21,15 @@ def divided(
     dataset: str = "cell",
     preset: PresetName = "gazda2021",
     balance: Balance | None = None,
+    uncertain: Uncertain | None = None,
     **options: Any,
 ) -> Cohort:
-    task = tasks_of(dataset)[0]
+    task = BUILT_IN[dataset][0].with_uncertain(uncertain)
     task = replace(task, balance=balance or task.balance)
-    return build_cohort(dataset, task, data, PRESETS[preset], **{"seed": 0, "folds": 5} | options)
+    cohorts = build_cohorts(dataset, task, data, PRESETS[preset], **{"seed": 0, "folds": 5} | options)
+    assert not cohorts.left_out
+    [cohort] = cohorts.questions
+    return cohort
 
 
 @settings(deadline=None, max_examples=50)
@@ -198,7 +204,7 @@ def test_a_task_without_a_negative_label_takes_the_images_without_the_positive_o
     labels.append({"COVID-19": None})
     cohort = divided(make_samples([f"p{n}" for n in range(41)], labels), "covidgr")
     assert cohort.classes.tolist() == [1, 0] * 20
-    assert cohort.task.negative_name == "no COVID-19"
+    assert cohort.question.negative_name == "no COVID-19"
 
 
 @pytest.mark.parametrize(
@@ -232,11 +238,6 @@ def test_cohort_is_refused_in_one_line_when_it_cannot_be_probed(data: Samples, w
         divided(data)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_dataset_without_a_task_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"'folder' has no task.*cell, chestxray14, chexpert"):
-        divided(cell_samples(["p"], [True]), "folder")
 
 
 def test_a_part_that_lost_a_class_to_left_out_copies_is_refused_with_their_number() -> None:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.data.cohort import UNUSED
+from evaluation.data.division import UNUSED
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.fitting.control_cases import shift_case, shuffled_over_all, shuffled_within_parts
 from evaluation.fitting.fit_cases import FittedCases

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.data.attributes import encode_attributes, image_attributes, metadata_attributes
-from evaluation.data.cohort import UNUSED
+from evaluation.data.division import UNUSED
 from evaluation.data.feature_matrix import FeatureMatrix, border
 from evaluation.fitting.control_cases import shuffled_within_parts
 from evaluation.fitting.probe_cases import few_labels_case

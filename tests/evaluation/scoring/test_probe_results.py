@@ -4,7 +4,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from evaluation.data.cohort import divide
+from evaluation.data.division import divide
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe, search_serially

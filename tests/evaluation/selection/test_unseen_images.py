@@ -15,6 +15,7 @@ from evaluation.data.features import Preprocessing
 from evaluation.data.labeled_sets import LabeledSet, ProbeData, open_labeled_sets
 from evaluation.data.overlap import Seen
 from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.task_choice import choose_tasks
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.selection import SELECTION_NAME, CheckpointSelection
@@ -52,14 +53,15 @@ def chosen(
 ) -> tuple[UnseenImages, LabeledSet]:
     """The images to measure for a probe on these shards, after a pretraining on some of their splits."""
     [labeled_set] = open_labeled_sets(ProbeData([str(shards)]))
-    tasks = open_probe_tasks(
+    [divided] = open_probe_tasks(
         [labeled_set],
+        choose_tasks([labeled_set], []),
         ["gazda2021"],
         {},
         folder=folder,
         exclude=None,
         seed=0,
-        uncertain="ignore",
+        uncertain=None,
         balance=None,
         split="official",
         folds=None,
@@ -67,7 +69,9 @@ def chosen(
         allow_overlap=False,
     )
     pretraining = DataConfig([str(shards)], splits)
-    return unseen_images([labeled_set], tasks, seen(labeled_set), pretraining, FetchConfig(), seed=0), labeled_set
+    return unseen_images(
+        [labeled_set], divided.questions, seen(labeled_set), pretraining, FetchConfig(), seed=0
+    ), labeled_set
 
 
 def test_measured_images_are_of_patients_neither_pretrained_on_nor_tested(larger: Path, tmp_path: Path) -> None:
