@@ -62,8 +62,6 @@ class ProbeConfig:
 
     run_folder: Path
     data: ProbeData
-    tasks: list[str] = field(default_factory=list)
-    positive: str | None = None
     presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
@@ -82,6 +80,8 @@ class ProbeConfig:
     folds: int | None = None
     repeats: int = 1
     bootstrap_resamples: int = 1000
+    tasks: list[str] = field(default_factory=list)
+    positive: str | None = None
     uncertain: Uncertain | None = None
     balance: Balance | None = None
     split: Split = "official"
