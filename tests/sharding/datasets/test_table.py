@@ -62,7 +62,7 @@ def test_longer_rows_are_read_when_only_unneeded_columns_can_have_shifted(tmp_pa
         (b"\xff\xfep\0a", r"is not UTF-16"),
         (b"\xff\xfepath", "lacks the column"),
         (b'path,label\n"1.png,well\n', r"line 1 or later is not CSV"),
-        (b"image;class\n1.png;well\n", r"lacks the column\(s\) 'path', 'label'; it has 'image', 'class'; use"),
+        (b"image;class\n1.png;well\n", r"lacks the column\(s\) 'path', 'label'; it has 'image', 'class'; rename"),
         (b"", r"lacks the column\(s\) 'path', 'label'; it has none"),
         (b"\n\n", r"lacks the column\(s\) 'path', 'label'; it has none"),
         (b"path\0,label\n", r"lacks the column\(s\) 'path'; it has"),
