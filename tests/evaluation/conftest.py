@@ -22,10 +22,16 @@ from ssl_core.views.spec import ViewSpec
 from tests.support.manifests import write_manifest
 
 
-@pytest.fixture(autouse=True)
-def short_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three values of C for `rigorous`: most of a small probe's time goes into a longer grid."""
-    monkeypatch.setitem(PRESETS, "rigorous", replace(PRESETS["rigorous"], c_grid=(0.001, 0.1, 10.0)))
+@pytest.fixture(autouse=True, scope="module")
+def short_grid() -> Iterator[None]:
+    """Three values of C for each preset: most of a small probe's time goes into a longer grid.
+
+    Of a module, so that the fixtures of a module that probe have it too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "gazda2021", replace(PRESETS["gazda2021"], c_grid=(0.01, 0.1, 1.0)))
+        patch.setitem(PRESETS, "rigorous", replace(PRESETS["rigorous"], c_grid=(0.001, 0.1, 10.0)))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import describe
-from evaluation.results.presets import Balance
+from evaluation.results.presets import PRESETS, Balance
 from evaluation.results.results import ProbeResult, Results, read_results
 from evaluation.scoring.multiplicity import holm
 from infra.errors import UserError
@@ -42,9 +42,9 @@ def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
         ProbeData([str(folder)]),
         executor="torchvision",
         search="serial",
-        untrained_seeds=2,
+        untrained_seeds=1,
         few_labels=False,
-        folds=3,
+        folds=2,
         bootstrap_resamples=100,
     )
     return replace(small, **changes)
@@ -80,6 +80,14 @@ def nih(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+@pytest.fixture(scope="module")
+def strips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("strips")
+    write_strips(folder / "raw")
+    pack(PackConfig("cell", folder / "raw", folder / "shards", shorter_side_px=40, workers=1, allow_missing=True))
+    return folder / "shards"
+
+
 def write_strips(root: Path) -> None:
     """The Cell layout with noise twice as wide as high; a bright patch near the left side tells the class."""
     random = np.random.default_rng(2)
@@ -94,8 +102,15 @@ def write_strips(root: Path) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{stem}.jpeg")
 
 
+@pytest.fixture
+def one_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value of C, for a test that is not about its choice."""
+    for name in PRESETS:
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], c_grid=(0.1,)))
+
+
 def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shards: Path) -> None:
-    results = probe(config_of(run, shards), command="sternum probe ...")
+    results = probe(config_of(run, shards, untrained_seeds=2, folds=3), command="sternum probe ...")
     assert results == read_results(run)
     for preset in ("gazda2021", "rigorous"):
         assert [(row.features, row.kind, row.step) for row in results.rows if row.preset == preset] == [
@@ -114,7 +129,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
         for labels in ("shuffled within each part", "shuffled over all patients"):
             assert rows[f"epoch 2, labels {labels}"].scores.auc.value < 0.9  # of 32 images; see test_control_cases.py
     pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"]
-    assert (pixels.size, pixels.fits, pixels.threshold, pixels.calibration) == (1024, 3 * 6 + 1, [0.5], None)
+    assert (pixels.size, pixels.fits, pixels.threshold, pixels.calibration) == (1024, 3 * 3 + 1, [0.5], None)
     pixels = rows_of(results, "rigorous")["32 x 32 raw pixels"]
     assert (pixels.fits, len(pixels.c)) == (3 * 3 + 1, 1)
     assert pixels.calibration is not None
@@ -186,6 +201,7 @@ def require_draws_and_predictions(results: Results, run: Path, shards: Path) -> 
     assert set(first).isdisjoint(second)
 
 
+@pytest.mark.usefixtures("one_c")
 def test_two_datasets_are_balanced_matched_by_view_and_distinguished(run: Path, shards: Path, nih: Path) -> None:
     config = config_of(run, shards, data=ProbeData([str(shards), str(nih)]), checkpoints="last")
     results = probe(replace(config, presets=["rigorous"]))
@@ -233,8 +249,9 @@ def test_labels_of_tasks_say_how_they_differ(
     assert "chestxray14: has no official split to ignore" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_c")
 def test_few_labels_are_probed_for_the_last_checkpoint_and_the_controls_with_features(run: Path, shards: Path) -> None:
-    results = probe(config_of(run, shards, presets=["rigorous"], few_labels=True))
+    results = probe(config_of(run, shards, presets=["rigorous"], checkpoints="last", few_labels=True))
     named = list(dict.fromkeys(item.features for item in results.few_labels))
     assert named == ["32 x 32 raw pixels", "untrained backbone", "epoch 2"]
     for features in named:
@@ -245,9 +262,10 @@ def test_few_labels_are_probed_for_the_last_checkpoint_and_the_controls_with_fea
 
 
 def test_nothing_is_extracted_or_fitted_twice(run: Path, shards: Path) -> None:
-    serial = probe(config_of(run, shards))
+    config = config_of(run, shards, checkpoints="last")
+    serial = probe(config)
     written = {path: path.stat().st_mtime_ns for path in (run / "features").rglob("*.*s*") if path.is_file()}
-    again = probe(config_of(run, shards))
+    again = probe(config)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert again.rows == serial.rows
 
@@ -349,7 +367,10 @@ def test_near_identical_images_of_two_patients_stay_on_one_side_by_the_rigorous_
 
 def test_finetuned_network_is_compared_with_the_frozen_one_on_the_same_patients(run: Path, shards: Path) -> None:
     finetune = FinetuneConfig(epochs=1, learning_rate=1e-3, local_batch=16)
-    results = probe(config_of(run, shards, presets=["rigorous"], checkpoints="last", controls=False, finetune=finetune))
+    config = config_of(
+        run, shards, presets=["rigorous"], checkpoints="last", controls=False, finetune=finetune, folds=3
+    )
+    results = probe(config)
     frozen, finetuned = results.rows
     assert (finetuned.features, finetuned.kind) == ("epoch 2, fine-tuned", "finetuned")
     [comparison] = results.comparisons
@@ -359,13 +380,12 @@ def test_finetuned_network_is_compared_with_the_frozen_one_on_the_same_patients(
     assert comparison.difference.low is not None
 
 
+@pytest.mark.usefixtures("one_c")
 @pytest.mark.parametrize("fit", ["pad", "squash", "square"])
 def test_images_that_are_not_square_are_counted_and_probed_as_the_option_says(
-    tmp_path: Path, run: Path, fit: str
+    run: Path, strips: Path, fit: str
 ) -> None:
-    write_strips(tmp_path / "raw")
-    pack(PackConfig("cell", tmp_path / "raw", tmp_path / "shards", shorter_side_px=40, workers=1, allow_missing=True))
-    results = probe(config_of(run, tmp_path / "shards", presets=["gazda2021"], checkpoints=[], probe_fit=fit, folds=2))
+    results = probe(config_of(run, strips, presets=["gazda2021"], checkpoints=[], probe_fit=fit))
     pixels = rows_of(results, "gazda2021")["32 x 32 raw pixels"].scores.auc.value
     assert pixels < 0.8 if fit == "square" else pixels > 0.95  # the sign of disease lies beside the center square
     assert results.datasets[0].not_square == 80

@@ -48,6 +48,7 @@ def config_of(run: Path, shards: Path, **changes: Any) -> ProbeConfig:
         checkpoints="last",
         executor="torchvision",
         search="serial",
+        untrained_seeds=1,
         folds=2,
         bootstrap_resamples=100,
     )

@@ -81,7 +81,7 @@ def test_probing_again_shows_each_step_once_and_every_c_as_hyperparameters(run: 
     for _ in range(2):
         results = probe(replace(config_of(run, shards), controls=False))
     assert list(curve(run, "probe/cell/gazda2021/acc")) == [5, 10]
-    assert len(list((run / "events" / "probe").glob("[0-9]*"))) == 6 * len(results.rows)
+    assert len(list((run / "events" / "probe").glob("[0-9]*"))) == 3 * len(results.rows)
 
 
 @pytest.mark.parametrize("left", ["failed", "running"])

@@ -25,6 +25,7 @@ SMALL = [
     "--optim.warmup_steps=1",
 ]
 SHORT = ["--executor=torchvision", "--search=serial", "--folds=3", "--few_labels=false", "--bootstrap_resamples=0"]
+SHORT += ["--untrained_seeds=1"]
 PRETRAIN = ["pretrain", "run", "--data.shards=[shards]", "--data.splits=[val]", "--config=cpu"]
 PRETRAIN += [*SMALL, "--optim.warmup_steps=1"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from evaluation.fitting.fit_log import FitLog
+from evaluation.fitting.fit_log import FitLog, to_text
 from evaluation.fitting.ray_search import search_with_ray
-from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
+from evaluation.fitting.search import FinalFit, FittedProbe, FoldFit, SearchProblem, search_serially
 from infra.arrays import Float32
 from infra.errors import RunFailed
 
@@ -68,18 +68,19 @@ def finished(folder: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
 
 
-def test_ray_and_the_serial_search_agree_to_the_last_bit_and_no_folder_remains(ray: None, tmp_path: Path) -> None:
+def test_ray_and_the_serial_search_agree_to_the_last_bit_and_ray_leaves_no_folder_and_is_quiet(
+    ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     features, problems = case(4)
-    require_same(search(features, problems, tmp_path), search_serially(features, problems))
+    capfd.readouterr()
+    found = search(features, problems, tmp_path)
+    output = capfd.readouterr()
+    assert (output.out, output.err) == ("", "")
+    require_same(found, search_serially(features, problems))
     assert not list(tmp_path.iterdir())
 
 
-def test_ray_is_quiet_and_listens_on_the_loopback_address_only(
-    ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    search(*case(), tmp_path)
-    output = capfd.readouterr()
-    assert (output.out, output.err) == ("", "")
+def test_ray_listens_on_the_loopback_address_only(ray: None) -> None:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     children = {process.pid for process in psutil.Process().children(recursive=True)}
     listening = [
@@ -102,20 +103,21 @@ def test_failure_names_problem_fold_and_reason_after_all_others_have_ended(ray: 
 
 
 def test_only_the_fits_that_are_not_logged_run(ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    features, problems = case()
-    log = log_of(tmp_path, problems)
-    search_with_ray(features, problems, log)
+    features, problems = case(3)
+    log, expected = log_of(tmp_path, problems), search_serially(features, problems)
+    for name, problem in problems.items():
+        fits: list[FoldFit | FinalFit] = [FoldFit(name, fold) for fold in range(FOLDS)]
+        for fit in (*fits, FinalFit(name, expected[name].c)):
+            log.add(name, to_text(fit, fit(features[problem.features], problem)))
     lines = {path: path.read_text().splitlines() for path in tmp_path.iterdir()}
-    assert sorted(map(len, lines.values())) == [FOLDS + 1] * 2
-    one, other = lines
+    one, other, whole = lines
     one.write_text(f"{lines[one][0]}\n{lines[one][1][:-5]}")  # a fold and a half; the killed search knew no best C
-    expected = search_serially(features, problems)
+    other.write_text("\n".join(lines[other][1:]) + "\n")  # the best C is known, but not the scores of a fold
+    times = whole.stat().st_mtime_ns
     require_same(search_with_ray(features, problems, log), expected)
     assert sorted(one.read_text().splitlines()) == sorted(lines[one])
-    assert other.read_text().splitlines() == lines[other]
-    other.write_text("\n".join(lines[other][1:]) + "\n")  # the best C is known, but not the scores of a fold
-    require_same(search_with_ray(features, problems, log), expected)
-    assert len(other.read_text().splitlines()) == FOLDS + 1
+    assert other.read_text().splitlines() == [*lines[other][1:], lines[other][0]]
+    assert whole.stat().st_mtime_ns == times
     assert "1 of 2 lines" in capfd.readouterr().err
 
 
