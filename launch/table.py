@@ -87,8 +87,9 @@ def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
         presets = {row.preset: None for row in results.rows if row.kind == "checkpoint"}
         if preset not in presets:
             known = ", ".join(presets) or "no preset"
+            hint = f"name --preset={next(iter(presets))}, or " if presets else ""
             raise UserError(
-                f"preset={preset}: {run} was probed by {known}; run sternum probe with --presets=[{preset}]"
+                f"preset={preset}: {run} was probed by {known}; {hint}run sternum probe with --presets=[{preset}]"
             )
         by_fraction.setdefault(results.run.fraction_percent, []).append((run, results))
     for of_fraction in by_fraction.values():

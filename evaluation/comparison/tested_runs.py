@@ -83,10 +83,11 @@ def read_run(path: Path, preset: str) -> TestedRun:
         if dataset.preset == preset and last is not None:
             wanted[FeaturesKey(dataset.key, last.features, 1)] = dataset.key
     if not wanted:
-        known = ", ".join(dict.fromkeys(row.preset for row in results.rows if row.kind == "checkpoint")) or "no preset"
+        presets = list(dict.fromkeys(row.preset for row in results.rows if row.kind == "checkpoint"))
+        hint = f"name --preset={presets[0]}, or " if presets else ""
         raise UserError(
-            f"preset={preset}: checkpoints of {path} were probed by {known}; run sternum probe with "
-            f"--presets=[{preset}]"
+            f"preset={preset}: checkpoints of {path} were probed by {', '.join(presets) or 'no preset'}; {hint}run "
+            f"sternum probe with --presets=[{preset}]"
         )
     found = read_predictions(path, results.predictions, set(wanted))
     for key in wanted:

@@ -1,7 +1,6 @@
 """Notes that a reader needs before believing a probe's table; they are stored with the results."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from evaluation.results import paper
@@ -79,7 +78,7 @@ def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
     """Yield the notes on a task with several labels: one of each kind for all of them."""
     questions = results.questions_of(task)
     most_seen = max(questions, key=lambda dataset: dataset.pretrained_images or 0)
-    yield from overlap_notes(replace(most_seen, label=task.label))
+    yield from overlap_notes(most_seen)  # under its own name: images without this label are not in its test part
     for policy, meaning in (("ones", "present"), ("zeros", "absent")):
         names = [dataset.question for dataset in questions if dataset.uncertain == policy]
         if names:

@@ -112,4 +112,4 @@ def test_preset_that_was_not_probed_by_is_refused_with_those_that_were(
     probed: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(capsys, probed("run", presets=("rigorous",)))
-    assert "was probed by rigorous; run sternum probe with --presets=[gazda2021]" in message
+    assert "was probed by rigorous; name --preset=rigorous, or run sternum probe with --presets=[gazda2021]" in message
