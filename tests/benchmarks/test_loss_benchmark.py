@@ -38,6 +38,7 @@ def test_a_measurement_runs_in_a_separate_process_whose_failure_is_one_line() ->
         apart(fail)
 
 
+@pytest.mark.slow
 def test_loss_benchmark_finds_our_gradient_right_in_two_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

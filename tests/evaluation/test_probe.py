@@ -381,7 +381,7 @@ def test_finetuned_network_is_compared_with_the_frozen_one_on_the_same_patients(
 
 
 @pytest.mark.usefixtures("one_c")
-@pytest.mark.parametrize("fit", ["pad", "squash", "square"])
+@pytest.mark.parametrize("fit", ["pad", *(pytest.param(fit, marks=pytest.mark.slow) for fit in ("squash", "square"))])
 def test_images_that_are_not_square_are_counted_and_probed_as_the_option_says(
     run: Path, strips: Path, fit: str
 ) -> None:
