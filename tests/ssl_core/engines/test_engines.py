@@ -294,6 +294,7 @@ def test_lars_is_refused_where_zero_would_cut_its_layers() -> None:
         build(ENGINES["zero-1"], small_encoder(), OptimConfig("lars", 0.3))
 
 
+@pytest.mark.slow
 def test_deepspeed_says_nothing_on_the_terminal() -> None:
     script = (
         "import torch; from tests.support.small_encoder import small_encoder, two_views\n"
