@@ -22,7 +22,7 @@ class ProbeConfig:
         data: labeled shards to probe on
         tasks: what to tell apart, by built-in names such as chexpert5, or by YAML files such as ./mine.yaml; by default
             the task of each dataset, or for images of your own the one that their labels imply
-        positive: the positive class of such images if they have two
+        positive: the positive class of images of your own that have two classes
         presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
@@ -47,15 +47,16 @@ class ProbeConfig:
         uncertain: meaning of a positive label of -1: ignore (leave the image out), zeros or ones; overrides the tasks
         balance: equally many images of each class in development (that part only), by class (in both parts) or by view
             (the same within each view), or none; overrides the default of the task
-        split: official, or ignore (divide a dataset with an official split a second time, as if it had none, for rows
-            of their own: rigorous then cross-validates it)
+        split: official, or ignore (a dataset with an official split is divided a second time, as if it had none, and
+            gets rows of its own, which rigorous cross-validates)
         exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
             audit lets stay is probed
         compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, published weights in the
             local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, or FILE@NETWORK
-        compare_size_px: sides of the images for these, in place of those that they were published for
-        compare_mean: mean of each channel for these on the scale 0 to 1, likewise
-        compare_std: standard deviation, likewise
+        compare_size_px: width and height of the images that the weights of --compare see; by default what they were
+            published for
+        compare_mean: mean of each of their channels, on the scale 0 to 1; by default what they were published for
+        compare_std: standard deviation of each of their channels, likewise
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
