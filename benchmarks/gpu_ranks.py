@@ -133,12 +133,12 @@ def _gradients(
 
 def _engine(config: EngineConfig, precision: Precision, device: torch.device, parts: int = 1) -> Engine:
     encoder = build_encoder(ModelConfig("resnet18", projection_width=64, projection_size=32), 0)
-    _smooth(encoder)
+    smooth(encoder)
     setup = EngineSetup(config, OptimConfig(), LossConfig(), precision, device, micro_batches=parts)
     return build_engine(setup, encoder)
 
 
-def _smooth(module: nn.Module) -> None:
+def smooth(module: nn.Module) -> None:
     """Replace layers with kinks, over which rounding takes gradients to other values."""
     for name, child in module.named_children():
         if isinstance(child, nn.ReLU):
@@ -146,7 +146,7 @@ def _smooth(module: nn.Module) -> None:
         elif isinstance(child, nn.MaxPool2d):
             setattr(module, name, nn.AvgPool2d(3, 2, 1))
         else:
-            _smooth(child)
+            smooth(child)
 
 
 def _two_views(samples: int, size_px: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetune import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Uncertain
 from infra.errors import require
-from infra.options import key, require_at_least, require_seed, setting
+from infra.options import key, require_at_least, require_resamples, require_seed, setting
 from infra.urls import require_no_credentials
 from ssl_core.views.spec import Fit
 
@@ -126,10 +126,7 @@ class ProbeConfig:
             f"another one the threshold; use {key(self, 'folds')}=3 or more",
         )
         require_at_least(self, "repeats", 1, "try 3")
-        require(
-            self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,
-            f"{setting(self, 'bootstrap_resamples')} must be 0 or at least 100; try 1000",
-        )
+        require_resamples(self)
         require_seed(self)
         require(
             not self.select or (self.checkpoints not in ("last", []) and len(self.checkpoints) > 1),

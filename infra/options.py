@@ -87,6 +87,29 @@ def require_seed(config: Any, name: str = "seed") -> None:
     require(0 <= value < SEEDS, f"{setting(config, name)} must be between 0 and 2^63 - 1; use 0")
 
 
+def require_resamples(config: Any, name: str = "bootstrap_resamples") -> None:
+    """Raise UserError if the field is not a number of resamples, where 0 means no intervals."""
+    value = getattr(config, name)
+    require(value == 0 or value >= 100, f"{setting(config, name)} must be 0 or at least 100; try 1000")
+
+
+def require_described(config: Any, name: str, what: str) -> None:
+    """Raise UserError if the field is None and another field, which describes it, is not at its default.
+
+    Args:
+        config: an options object whose fields all have defaults
+        name: the field that the others describe
+        what: what it names, for the message, such as "table"
+    """
+    if getattr(config, name) is None:
+        for field in fields(config):
+            is_default = getattr(config, field.name) == field.default
+            require(
+                is_default,
+                f"{setting(config, field.name)} describes a {what}; name the {what} too: {key(config, name)}",
+            )
+
+
 def require_workers(config: Any, name: str = "workers") -> None:
     """Raise UserError if the field is not a number of processes, where 0 means one for each CPU."""
     value = getattr(config, name)

@@ -16,7 +16,7 @@ from infra.errors import UserError, require
 from infra.files import write_atomic
 from infra.json_files import encode_json
 from infra.log import say
-from infra.options import require_seed, setting
+from infra.options import require_resamples, require_seed, setting
 from infra.values import Unfit, from_text
 
 
@@ -44,10 +44,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         require(len(self.recipes) > 1, f"{setting(self, 'recipes')} must be at least two; nothing else can be compared")
-        require(
-            self.bootstrap_resamples == 0 or self.bootstrap_resamples >= 100,
-            f"{setting(self, 'bootstrap_resamples')} must be 0 or at least 100; try 1000",
-        )
+        require_resamples(self)
         require_seed(self)
 
 

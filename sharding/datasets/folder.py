@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from infra.errors import UserError, require
 from infra.files import real_path
 from infra.log import say
-from infra.options import key, setting
+from infra.options import key, require_described, setting
 from sharding.datasets.files import (
     LINK_OUT,
     LINK_TO_FOLDER,
@@ -65,10 +65,7 @@ class FolderOptions:
         Raises:
             UserError: if they do not
         """
-        if self.csv is None:
-            for field in fields(self):
-                is_default = getattr(self, field.name) == field.default
-                require(is_default, f"{setting(self, field.name)} is a column; name the table too: {key(self, 'csv')}")
+        require_described(self, "csv", "table")
         require(
             self.label_separator is None or (self.label_separator.strip() != "" and self.label is not None),
             f"{setting(self, 'label_separator')} is between classes; name their column too: {key(self, 'label')}",

@@ -1,7 +1,7 @@
 """Labels from a table of their own, joined to the images of a set when it is packed or when it is probed."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os.path import normpath
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from infra.errors import UserError, require
 from infra.log import say
-from infra.options import key, setting
+from infra.options import key, require_described, setting
 from sharding.datasets.labels import LabelParser, Labels
 from sharding.datasets.pseudonyms import Pseudonyms, read_key
 from sharding.datasets.table import read_table
@@ -53,12 +53,8 @@ class LabelOptions:
         Raises:
             UserError: if they do not
         """
+        require_described(self, "csv", "table")
         if self.csv is None:
-            for field in fields(self):
-                is_default = getattr(self, field.name) == field.default
-                require(
-                    is_default, f"{setting(self, field.name)} describes a table; name the table too: {key(self, 'csv')}"
-                )
             return
         require(
             bool(self.columns or self.classes),

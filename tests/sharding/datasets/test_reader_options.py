@@ -38,7 +38,7 @@ def test_folder_options_reach_the_reader_from_the_command_line(
     ("arguments", "message"),
     [
         (["chexpert", "--cell.patients=by_number"], r"cell\.\* are options of dataset cell, not of chexpert"),
-        (["folder", "--folder.label=class"], r"folder\.label=class is a column; name the table too: folder\.csv"),
+        (["folder", "--folder.label=class"], r"folder\.label=class describes a table; name the table too: folder\.csv"),
         (["cell", "--cell.patients=strict"], r"cell\.patients.*by_name.*by_number"),
         (["dicom", "--dicom.allow=true"], r"unknown key 'dicom\.allow'.*did you mean 'dicom\.allow_identifiers'"),
     ],

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.gpu_ranks import smooth
 from ssl_core.engines import EngineConfig, EngineSetup, build_engine
 from ssl_core.loss.config import SamePatient
 from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent
@@ -63,16 +64,6 @@ def encoder(backbone: str, arithmetic: str, dtype: torch.dtype | None = None) ->
     if arithmetic == "fp32":
         smooth(model)
     return model.to(dtype or (torch.float64 if arithmetic == "fp64" else torch.float32))
-
-
-def smooth(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.ReLU):
-            setattr(module, name, nn.SiLU())
-        elif isinstance(child, nn.MaxPool2d):
-            setattr(module, name, nn.AvgPool2d(3, 2, 1))
-        else:
-            smooth(child)
 
 
 @lru_cache(4)
