@@ -23,10 +23,12 @@ from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.probe_config import ProbeConfig
+from evaluation.results.backbones import Run
 from evaluation.results.notes import notes_on
 from evaluation.results.predictions import write_predictions
 from evaluation.results.presets import PRESETS
-from evaluation.results.results import VERSION, ProbeResult, Results, Run, write_results
+from evaluation.results.results import VERSION, Results, write_results
+from evaluation.results.rows import ProbeResult
 from evaluation.results.selection import write_selection
 from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint

@@ -11,8 +11,8 @@ import numpy as np
 from evaluation.comparison.alignment import aligned
 from evaluation.comparison.records import VERSION, RecipeComparison, RecipeDifference, RecipeScore, Subject
 from evaluation.comparison.tested_runs import NO_TASK, TestedImages, TestedRun
+from evaluation.results.datasets import TaskKey
 from evaluation.results.recipes import require_one_recipe
-from evaluation.results.results import TaskKey
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
 from evaluation.scoring.scores import Predictions, auc

@@ -7,8 +7,10 @@ from typing import Final
 
 import numpy as np
 
+from evaluation.results.datasets import TaskKey
 from evaluation.results.predictions import PLAIN, FeaturesKey, ImagePredictions, read_predictions
-from evaluation.results.results import RESULTS_NAME, Results, TaskKey, last_checkpoint, read_results
+from evaluation.results.results import RESULTS_NAME, Results, read_results
+from evaluation.results.rows import last_checkpoint
 from infra.arrays import Float64, Int64
 from infra.errors import UserError, require
 from sharding.datasets.table import read_table

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from torch import nn
 
 from evaluation.data.features import RawPixels
-from evaluation.results.results import ProbeKind
+from evaluation.results.rows import ProbeKind
 from infra.errors import UserError
 from infra.options import SEEDS
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.data.feature_sources import FeatureSource
-from evaluation.results.results import OutsideBackbone
+from evaluation.results.backbones import OutsideBackbone
 from infra.errors import UserError, require
 from infra.files import sha256_file
 from ssl_core.checkpoints.checkpoint import MODEL, Checkpoint, find_checkpoints

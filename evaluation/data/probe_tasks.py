@@ -14,9 +14,9 @@ from evaluation.data.cohort import Cohort, build_cohorts
 from evaluation.data.features import load_stored, store
 from evaluation.data.labeled_sets import LabeledSet, is_simulated
 from evaluation.data.overlap import Seen
+from evaluation.results.datasets import Dataset, PartSize, SeenPart, TaskKey
 from evaluation.results.notes import describe_overlap
 from evaluation.results.presets import PRESETS, Balance, Preset, PresetName, Split, Uncertain
-from evaluation.results.results import Dataset, PartSize, SeenPart, TaskKey
 from evaluation.results.tasks import Task
 from infra.arrays import Bool, Int64
 from infra.errors import UserError, require

@@ -13,8 +13,9 @@ from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.search import SearchProblem
+from evaluation.results.datasets import TaskKey
 from evaluation.results.presets import Preset
-from evaluation.results.results import ProbeKind, TaskKey
+from evaluation.results.rows import ProbeKind
 from infra.arrays import Bool, Int64
 from infra.rng import permutation
 

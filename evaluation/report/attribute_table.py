@@ -1,7 +1,8 @@
 """The table of single attributes: what is known of an image without looking at it, and how far that alone leads."""
 
 from evaluation.report.tables import Table, interval, marked_label, percent
-from evaluation.results.results import Dataset, Results
+from evaluation.results.datasets import Dataset
+from evaluation.results.results import Results
 
 
 def attribute_table(results: Results, dataset: Dataset) -> Table:

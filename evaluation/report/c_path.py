@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from evaluation.report.tables import Table, marked_label, percent
-from evaluation.results.results import Dataset, ProbeResult
+from evaluation.results.datasets import Dataset
+from evaluation.results.rows import ProbeResult
 
 
 def c_path_table(dataset: Dataset, rows: Sequence[ProbeResult]) -> Table:

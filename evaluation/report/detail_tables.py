@@ -17,8 +17,10 @@ from evaluation.report.tables import (
     points,
     verdict,
 )
+from evaluation.results.datasets import Dataset
 from evaluation.results.notes import OLD_NOTE
-from evaluation.results.results import VERSION, Comparison, Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import VERSION, Results
+from evaluation.results.rows import Comparison, ProbeResult, last_checkpoint
 from evaluation.results.task_scores import TaskScores
 
 

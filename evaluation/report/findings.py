@@ -26,8 +26,10 @@ from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, interval, marked_label, p_value, percent, point_interval, verdict
 from evaluation.report.task_tables import detail_tables_of, score_tables_of
 from evaluation.results import paper
+from evaluation.results.datasets import Dataset
 from evaluation.results.presets import PRESETS, PresetName
-from evaluation.results.results import Dataset, Results, last_checkpoint
+from evaluation.results.results import Results
+from evaluation.results.rows import last_checkpoint
 from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskScores
 

@@ -15,7 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.report.tables import marked_label, percent
 from evaluation.results import paper
-from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.datasets import Dataset
+from evaluation.results.results import Results
+from evaluation.results.rows import ProbeResult, last_checkpoint
 from evaluation.results.scores import Bin, Estimate
 
 # Dark enough on white for text and lines (at least 4.5 : 1); dashes and labels distinguish them without color.

@@ -6,7 +6,9 @@ from typing import Final, NamedTuple
 
 from evaluation.report.tables import RowStyle, Table, interval, marked_label, percent
 from evaluation.results import paper
-from evaluation.results.results import AT_EDGE_MARK, Dataset, ProbeResult, Results
+from evaluation.results.datasets import Dataset
+from evaluation.results.results import Results
+from evaluation.results.rows import AT_EDGE_MARK, ProbeResult
 from evaluation.results.scores import Estimate
 
 RANKING_HEADER: Final = (

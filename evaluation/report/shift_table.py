@@ -1,7 +1,8 @@
 """The table of how well the parts of an official split are told apart."""
 
 from evaluation.report.tables import Table, interval, marked_label, percent
-from evaluation.results.results import Dataset, Results
+from evaluation.results.datasets import Dataset
+from evaluation.results.results import Results
 
 
 def shift_table(results: Results, dataset: Dataset) -> Table:

@@ -6,8 +6,10 @@ from typing import Final
 
 from evaluation.report.tables import Table, interval, marked_label, percent
 from evaluation.results import paper
+from evaluation.results.datasets import Dataset
 from evaluation.results.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
-from evaluation.results.results import Dataset, ProbeResult, Results, last_checkpoint
+from evaluation.results.results import Results
+from evaluation.results.rows import ProbeResult, last_checkpoint
 from evaluation.results.scores import Estimate
 from sharding.format.fractions import FRACTIONS_PERCENT
 

@@ -9,7 +9,8 @@ from typing import Final, Literal
 
 import tabulate
 
-from evaluation.results.results import OVERLAP_MARK, Comparison, Dataset
+from evaluation.results.datasets import OVERLAP_MARK, Dataset
+from evaluation.results.rows import Comparison
 from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskScores
 

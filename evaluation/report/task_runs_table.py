@@ -5,7 +5,8 @@ from typing import Final, NamedTuple
 
 from evaluation.report.score_table import with_interval
 from evaluation.report.tables import Table, marked_label, percent
-from evaluation.results.results import Results, last_checkpoint
+from evaluation.results.results import Results
+from evaluation.results.rows import last_checkpoint
 from evaluation.results.task_scores import TaskScores
 
 HEADER: Final = (

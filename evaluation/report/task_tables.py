@@ -8,7 +8,9 @@ from evaluation.report.detail_tables import calibration_table, comparison_table,
 from evaluation.report.score_table import with_interval
 from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, marked_label, percent
-from evaluation.results.results import Dataset, Results, last_checkpoint
+from evaluation.results.datasets import Dataset
+from evaluation.results.results import Results
+from evaluation.results.rows import last_checkpoint
 from evaluation.results.task_scores import MeanRow, TaskScores
 
 _BESIDE: Final = ("untrained", "pixels", "border", "attributes")  # controls in the table of the labels

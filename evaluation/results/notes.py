@@ -4,15 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from evaluation.results import paper
-from evaluation.results.results import (
-    AT_EDGE_MARK,
-    OVERLAP_MARK,
-    Dataset,
-    PartSize,
-    ProbeResult,
-    Results,
-    last_checkpoint,
-)
+from evaluation.results.datasets import OVERLAP_MARK, Dataset, PartSize
+from evaluation.results.results import Results
+from evaluation.results.rows import AT_EDGE_MARK, ProbeResult, last_checkpoint
 from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskScores
 

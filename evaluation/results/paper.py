@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from evaluation.results.datasets import Dataset
 from evaluation.results.presets import PresetName
-from evaluation.results.results import Dataset
 from evaluation.results.tasks import BUILT_IN
 
 PAPER: Final = (

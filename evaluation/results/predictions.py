@@ -16,7 +16,8 @@ from typing import BinaryIO, Final, NamedTuple, TextIO
 
 import numpy as np
 
-from evaluation.results.results import PredictionsFile, TaskKey
+from evaluation.results.datasets import TaskKey
+from evaluation.results.results import PredictionsFile
 from infra.arrays import Float64, Int64, UInt64
 from infra.errors import UserError, require
 from infra.files import atomic_file, regular_size, sha256_file

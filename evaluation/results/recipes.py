@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.results.results import Results, Run
+from evaluation.results.backbones import Run
+from evaluation.results.results import Results
 from infra.errors import UserError
 from infra.schema import value_in_words
 

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from evaluation.data.attributes import image_attributes, metadata_attributes
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.fitting.probe_cases import ProbeCase
-from evaluation.results.results import AttributeAuc
+from evaluation.results.rows import AttributeAuc
 from evaluation.scoring.scores import Predictions, auc, score
 from infra.arrays import Float64
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import TriedC
+from evaluation.results.rows import TriedC
 
 
 def c_path(probes: Sequence[FittedProbe]) -> list[TriedC]:

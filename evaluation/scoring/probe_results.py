@@ -14,7 +14,8 @@ from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import Comparison, Draw, FewLabels, ProbeResult, TaskKey
+from evaluation.results.datasets import TaskKey
+from evaluation.results.rows import Comparison, Draw, FewLabels, ProbeResult
 from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
 from evaluation.scoring.c_path import c_path
 from evaluation.scoring.calibration import calibration, platt, recalibrate

@@ -2,7 +2,7 @@
 
 from evaluation.fitting.control_cases import ShiftCase
 from evaluation.fitting.fit_cases import FittedCases
-from evaluation.results.results import Shift
+from evaluation.results.rows import Shift
 from evaluation.scoring.probe_results import predict
 from evaluation.scoring.scores import score
 

@@ -9,7 +9,7 @@ from evaluation.data.probe_tasks import DividedTask
 from evaluation.fitting.draws import grouped_by_row, pooled, row_name
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
-from evaluation.results.results import Comparison
+from evaluation.results.rows import Comparison
 from evaluation.results.scores import Difference
 from evaluation.results.task_scores import MeanRow, TaskScores
 from evaluation.scoring.intervals import estimate, estimate_difference

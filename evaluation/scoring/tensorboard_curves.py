@@ -9,7 +9,8 @@ from typing import Final
 from torch.utils.tensorboard import SummaryWriter
 
 from evaluation.fitting.search import FittedProbe
-from evaluation.results.results import ProbeResult, TaskKey
+from evaluation.results.datasets import TaskKey
+from evaluation.results.rows import ProbeResult
 
 _FOLDER: Final = "probe"  # inside the run's events
 

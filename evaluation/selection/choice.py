@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.results.results import TaskKey
+from evaluation.results.datasets import TaskKey
 from evaluation.results.scores import Estimate
 from evaluation.results.selection import MeasureVerdict
 from evaluation.selection.label_free import MEASURES, goodness, has_collapsed

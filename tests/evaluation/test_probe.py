@@ -22,7 +22,8 @@ from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import describe
 from evaluation.results.presets import PRESETS, Balance
-from evaluation.results.results import ProbeResult, Results, read_results
+from evaluation.results.results import Results, read_results
+from evaluation.results.rows import ProbeResult
 from evaluation.scoring.multiplicity import holm
 from infra.errors import UserError
 from infra.options import registered

@@ -10,8 +10,9 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from evaluation.results.datasets import TaskKey
 from evaluation.results.predictions import FeaturesKey, ImagePredictions, write_predictions
-from evaluation.results.results import TaskKey, write_results
+from evaluation.results.results import write_results
 from launch.cli import main as sternum
 from tests.support.probe_results import made_dataset, made_results
 

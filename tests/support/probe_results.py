@@ -3,21 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from evaluation.results.backbones import Run
+from evaluation.results.datasets import Dataset, PartSize
 from evaluation.results.notes import notes_on
 from evaluation.results.paper import DISEASED
-from evaluation.results.results import (
-    VERSION,
-    Comparison,
-    Dataset,
-    FewLabels,
-    PartSize,
-    ProbeKind,
-    ProbeResult,
-    Results,
-    Run,
-    Shift,
-    TriedC,
-)
+from evaluation.results.results import VERSION, Results
+from evaluation.results.rows import Comparison, FewLabels, ProbeKind, ProbeResult, Shift, TriedC
 from evaluation.results.scores import Bin, Calibration, DecisionCurve, Difference, Estimate, Gap, Scores, Subgroup
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
 from evaluation.results.tasks import BUILT_IN

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.results.results import Results, SeenPart, read_results
+from evaluation.results.datasets import SeenPart
+from evaluation.results.results import Results, read_results
 from launch.cli import main as sternum
 from tests.support.manifests import without_fingerprints
 from tests.support.pictures import center_square, picture

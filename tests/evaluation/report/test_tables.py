@@ -12,9 +12,11 @@ from evaluation.report.detail_tables import comparison_table, detail_tables, hea
 from evaluation.report.score_table import DECISION_HEADER, RANKING_HEADER, score_rows, score_tables
 from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import Table, csv_text, latex, markdown, verdict
+from evaluation.results.datasets import Dataset, PartSize
 from evaluation.results.notes import F1_NOTE, OLD_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
 from evaluation.results.paper import PUBLISHED, TABLE_III
-from evaluation.results.results import Comparison, Dataset, PartSize, ProbeKind, Results
+from evaluation.results.results import Results
+from evaluation.results.rows import Comparison, ProbeKind
 from evaluation.results.scores import Difference, Estimate
 from tests.support.probe_results import in_paper_dataset, made_dataset, made_results, made_row
 

@@ -3,8 +3,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from evaluation.results.datasets import PartSize
 from evaluation.results.paper import DISEASED, TABLE_III, has_papers_share, in_paper
-from evaluation.results.results import PartSize
 from infra.arrays import Bool, Float64
 from tests.support.probe_results import in_paper_dataset, made_dataset
 

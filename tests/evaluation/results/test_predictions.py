@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from evaluation.results import predictions as module
+from evaluation.results.datasets import TaskKey
 from evaluation.results.predictions import FeaturesKey, ImagePredictions, read_predictions, write_predictions
-from evaluation.results.results import PredictionsFile, TaskKey
+from evaluation.results.results import PredictionsFile
 from infra.errors import UserError
 from infra.files import sha256_file
 

@@ -9,7 +9,7 @@ from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe, search_serially
 from evaluation.results.presets import PRESETS
-from evaluation.results.results import Comparison, ProbeKind
+from evaluation.results.rows import Comparison, ProbeKind
 from evaluation.results.scores import Difference
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.probe_results import adjusted, compare_with_last, probe_result

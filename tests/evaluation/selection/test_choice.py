@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from evaluation.results.results import TaskKey
+from evaluation.results.datasets import TaskKey
 from evaluation.results.scores import Estimate
 from evaluation.results.selection import CheckpointSelection, MeasureVerdict
 from evaluation.selection.choice import LAST, LOSS, RANDOM, choose_checkpoint, goodness_of, judge

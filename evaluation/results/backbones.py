@@ -1,0 +1,51 @@
+"""Records in `results.json` of the backbones that were probed: those of a run, and those that it did not train."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """The pretraining run that was probed.
+
+    Attributes:
+        backbone: name of the architecture
+        size_px: side of the training images
+        global_batch: images per step over all ranks
+        fraction_percent: share of the pretraining set
+        epochs: epochs done at the last checkpoint probed
+        seed: seed of the pretraining
+        recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
+            empty in results of older versions
+    """
+
+    backbone: str
+    size_px: int
+    global_batch: int
+    fraction_percent: int
+    epochs: float
+    seed: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutsideBackbone:
+    """A backbone that the run did not train.
+
+    Attributes:
+        name: name of its rows
+        file: the file with the weights
+        network: name of the architecture
+        sha256: hash of the file
+        size_px: sides of its images
+        mean: of each channel, on the scale 0 to 1
+        std: likewise
+    """
+
+    name: str
+    file: str
+    network: str
+    sha256: str
+    size_px: int
+    mean: list[float]
+    std: list[float]
