@@ -26,11 +26,11 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.model.encoder import build_encoder
 from ssl_core.model.optimizer import learning_rate_at
+from ssl_core.pretraining.checks import aliasing_warning, require_equal_parts
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.initial_weights import start_from
 from ssl_core.pretraining.memory import StepMemory, checkpoint_bytes, step_memory
 from ssl_core.pretraining.resume import checkpoint_to_resume
-from ssl_core.pretraining.train import aliasing_warning, require_equal_parts
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.spec import VIEWS, draw
 

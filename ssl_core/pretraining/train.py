@@ -1,46 +1,43 @@
-"""The pretraining loop: from shards to a run folder (Gazda et al. 2021, section III B)."""
+"""A pretraining run: its starts, from shards to a run folder (Gazda et al. 2021, section III B)."""
 
-import math
-import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from typing import Final
 
-import numpy as np
 import torch
 
 from infra import config as configuration
 from infra.devices import device_of
-from infra.errors import RunFailed, require
+from infra.errors import RunFailed
 from infra.log import progress, say
 from infra.options import key, registered, setting
-from infra.processes import Ranks, decoding_threads, on_first_rank, require_same, sum_over_ranks
+from infra.processes import Ranks, decoding_threads, on_first_rank, require_same
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
-from sharding.reading.order import Positions, SampleOrder
+from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
-from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineSetup, build_engine
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.model.optimizer import learning_rate_at
-from ssl_core.pretraining.config import PretrainConfig, TrainConfig
+from ssl_core.pretraining.checks import aliasing_warning, require_equal_parts
+from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.failures import Diverged, out_of_memory, remedy
 from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_start, start_from
 from ssl_core.pretraining.learning_step import LearningStep, learn
+from ssl_core.pretraining.loop import Loop
 from ssl_core.pretraining.outputs import RunOutputs
 from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
-from ssl_core.pretraining.running_means import GpuWait, RunningMeans
+from ssl_core.pretraining.run import Run
 from ssl_core.pretraining.sample_log import truncate_sample_log
-from ssl_core.pretraining.session import Session, open_session
+from ssl_core.pretraining.session import open_session
 from ssl_core.views.batches import Batch, training_batches
 from ssl_core.views.sheet import view_sheet
-from ssl_core.views.spec import ViewSpec
 
 _SHEET_SAMPLES: Final = 6  # on TensorBoard's sheet of views
 
@@ -70,180 +67,67 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
         require_same(first_weights, f"the content of {key(ModelConfig, 'init')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
         mirror = open_mirror(config, shards.identity, ranks)
-        failed_at, rollbacks = -1, 0
-        while True:
-            try:
-                _train(config, session, shards, order, mirror, device, learning_step)
-                break
-            except torch.OutOfMemoryError as error:
-                raise out_of_memory(config, ranks, session.step, error) from error
-            except Diverged as error:
-                # Training again from the checkpoint undoes a transient fault; a lasting one comes back.
-                rollbacks = rollbacks + 1 if session.step <= failed_at else 1
-                failed_at = max(failed_at, session.step)
-                if rollbacks > config.train.rollbacks:
-                    raise RunFailed(f"{error}, even after {setting(config.train, 'rollbacks')}; {remedy()}") from error
-                if ranks.is_first:
-                    say(f"warning: {error}; returning to the last checkpoint")
+        _train_with_rollbacks(Run(config, session, shards, order, mirror, device), learning_step)
     if session.state == "preempted" and session.stop.name == "SIGINT":
         raise KeyboardInterrupt  # so that a shell does not go on to the next command
 
 
-def _train(
-    config: PretrainConfig,
-    session: Session,
-    shards: ShardSet,
-    order: SampleOrder,
-    mirror: Mirror | None,
-    device: torch.device,
-    learning_step: LearningStep,
-) -> None:
-    """Train from the newest checkpoint to the end of the run, to train.max_steps, or to a stop signal."""
-    ranks, train = session.ranks, config.train
-    total_steps = order.first_step_after_epoch(train.epochs - 1)
-    last_step = min(total_steps, train.max_steps or total_steps)
-    learning_rate_at(config.optim, 0, total_steps, config.data.global_batch)  # rejects a warm-up longer than the run
-    engine, start = _build_engine(config, ranks, device)
-    state = _resume(config, engine, shards, ranks, mirror)
-    session.step = first_step = state.step
-    require(
-        first_step <= last_step,
-        f"the run in {config.run_folder} is already at step {first_step}, beyond step {last_step} where "
-        f"{key(train, 'epochs')} and {key(train, 'max_steps')} end it; raise them, or choose another run folder",
-    )
-    on_first_rank(ranks, lambda: _start_writing(config, session, start))
+def _train_with_rollbacks(run: Run, learning_step: LearningStep) -> None:
+    """Train; return to the last checkpoint after too many skipped steps, which undoes a fault that has passed.
 
-    with ExitStack() as stack:
-        outputs = stack.enter_context(_open_outputs(config, first_step, ranks, engine, mirror))
+    Raises:
+        RunFailed: if the fault comes back, or the GPU has no memory left
+    """
+    session, allowed = run.session, run.config.train.rollbacks
+    failed_at, rollbacks = -1, 0
+    while True:
+        try:
+            return _train(run, learning_step)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(run.config, run.ranks, session.step, error) from error
+        except Diverged as error:
+            rollbacks = rollbacks + 1 if session.step <= failed_at else 1
+            failed_at = max(failed_at, session.step)
+            if rollbacks > allowed:
+                raise RunFailed(f"{error}, even after {setting(run.config.train, 'rollbacks')}; {remedy()}") from error
+            if run.ranks.is_first:
+                say(f"warning: {error}; returning to the last checkpoint")
+
+
+def _train(run: Run, learning_step: LearningStep) -> None:
+    """Train from the newest checkpoint to the last step of this start, or to a stop signal."""
+    config, session = run.config, run.session
+    learning_rate_at(config.optim, 0, run.total_steps, config.data.global_batch)  # rejects a warm-up beyond the run
+    engine, start = _build_engine(run)
+    state = _resume(run, engine)
+    session.step = state.step
+    run.require_steps_left(state.step)
+    on_first_rank(run.ranks, lambda: _start_writing(run, start))
+    with _open_outputs(run, engine) as outputs:
         outputs.say(
-            f"pretraining {config.model.backbone} on {shards.samples} samples, {train.epochs} epochs, "
-            f"{ranks.world} x {device.type}: steps {first_step} to {last_step} in {config.run_folder}"
+            f"pretraining {config.model.backbone} on {run.shards.samples} samples, {config.train.epochs} epochs, "
+            f"{run.ranks.world} x {run.device.type}: steps {state.step} to {run.last_step} in {config.run_folder}"
         )
-        on_first_rank(ranks, lambda: _show_views(config, shards, order.batch(first_step), outputs))
-        batches = training_batches(
-            shards,
-            order,
-            config.views,
-            seed=config.seed,
-            first_step=first_step,
-            rank=ranks.rank,
-            world=ranks.world,
-            local_world=ranks.local_world,
-            view_executor=config.executor,
-            device=device,
-            threads=decoding_threads(ranks),
-        )
-        stack.enter_context(closing(batches))
-        steps: Iterable[Batch] = islice(batches, last_step - first_step)
-        if ranks.is_first:
-            steps = progress(steps, "pretraining", total=last_step - first_step, unit="step")
-        _Loop(config, session, shards, order, engine, outputs, learning_step).run(steps, state, last_step)
-
-    if session.step < last_step:
-        signal = session.stop.name or "a signal to another rank"
-        session.finish("preempted", f"{signal} at step {session.step}; the same command resumes the run")
-    else:
-        done = session.step == total_steps
-        session.finish("finished" if done else "paused", f"step {session.step} of {total_steps}")
-    outputs.say(f"pretraining is at step {session.step} of {total_steps} in {config.run_folder}")
+        on_first_rank(run.ranks, lambda: _show_views(run, outputs))
+        with closing(_batches(run)) as batches:
+            left = run.last_step - state.step
+            steps = islice(batches, left)
+            shown = progress(steps, "pretraining", total=left, unit="step") if run.ranks.is_first else steps
+            Loop(run, engine, outputs, learning_step).learn(shown, state)
+    _finish(run)
+    outputs.say(f"pretraining is at step {session.step} of {run.total_steps} in {config.run_folder}")
 
 
-class _Loop:
-    """The steps of one start: learn, agree with the other ranks, log and save."""
-
-    def __init__(
-        self,
-        config: PretrainConfig,
-        session: Session,
-        shards: ShardSet,
-        order: SampleOrder,
-        engine: Engine,
-        outputs: RunOutputs,
-        learning_step: LearningStep,
-    ) -> None:
-        self._config, self._session, self._shards, self._order = config, session, shards, order
-        self._engine, self._outputs, self._learning_step = engine, outputs, learning_step
-        self._gpu_wait = GpuWait(engine.device)
-        self._means = RunningMeans(config.data.global_batch, shards.stats())
-        self._total_steps = order.first_step_after_epoch(config.train.epochs - 1)
-
-    def run(self, batches: Iterable[Batch], state: CheckpointState, last_step: int) -> None:
-        """Learn from `batches`, from `state` up to `last_step` or until any rank gets a stop signal.
-
-        Raises:
-            Diverged: after more than train.skips skipped steps in a row
-            RunFailed: if too many samples are masked
-        """
-        train, session = self._config.train, self._session
-        skipped_in_a_row = 0
-        checkpoint_due = False
-        for batch in self._gpu_wait.watch(batches):
-            learning_rate, learned = self._learn(batch)
-
-            # Synchronize before the next step.
-            stops, masked = sum_over_ranks(session.stop.name is not None, int((~batch.valid).sum()))
-            before, state = state, _advance(state, self._order, batch.step + 1, masked)
-            session.step = state.step
-            _require_few_masked(self._config.data, state, self._shards)
-            skipped_in_a_row = 0 if learned else skipped_in_a_row + 1
-            if skipped_in_a_row > train.skips:
-                raise Diverged(
-                    f"{skipped_in_a_row} steps in a row up to step {state.step} had no finite loss and gradient"
-                )
-
-            last = stops > 0 or state.step == last_step
-            # A rollback may follow skipped steps, and must not find a checkpoint that lacks them.
-            checkpoint_due = checkpoint_due or _checkpoint_due(train, before, state)
-            save = last or (checkpoint_due and not skipped_in_a_row)
-            if save or state.step % train.log_every_steps == 0:
-                self._write_metrics(state, learning_rate, skipped_in_a_row)
-            if save:
-                checkpoint_due = False
-                self._save(state, last=last)
-            if stops:
-                break
-
-    def _learn(self, batch: Batch) -> tuple[float, bool]:
-        """Make one step; return its learning rate, and whether anything was learned."""
-        began_s = time.perf_counter()
-        global_batch = self._config.data.global_batch
-        learning_rate = learning_rate_at(self._config.optim, batch.step, self._total_steps, global_batch)
-        report = self._learning_step(self._engine, batch, learning_rate)
-        self._means.add(report, batch.wait_s, time.perf_counter() - began_s)
-        self._outputs.log_samples(batch)
-        return learning_rate, report is not None
-
-    def _write_metrics(self, state: CheckpointState, learning_rate: float, skipped: int) -> None:
-        values = self._means.means(self._shards.stats(), self._gpu_wait.seconds())
-        values |= {"data/samples_masked": state.samples_masked, "train/steps_skipped": skipped}
-        self._outputs.write_metrics(state.step, {"epoch": state.epoch, "optim/learning_rate": learning_rate, **values})
-
-    def _save(self, state: CheckpointState, *, last: bool) -> None:
-        self._session.require_folder()
-        save = self._outputs.save_last if last else self._outputs.save
-        save(state, self._engine.model_state(), self._engine.optimizer_state())
-        self._outputs.say(f"epoch {state.epoch:6.2f}  step {state.step:6d}  {self._means.summary}  checkpoint")
-
-
-def require_equal_parts(config: PretrainConfig, world: int) -> None:
-    """Raise UserError unless train.micro_batches cuts the share of each of `world` ranks into equal parts."""
-    share, parts = config.data.global_batch // world, config.train.micro_batches
-    require(
-        share % parts == 0,
-        f"{setting(config.train, 'micro_batches')} must divide a rank's share of {share} samples, so that batch norm "
-        f"sees parts of equal size at every world size; try {math.gcd(share, parts)}, or another number of processes",
-    )
-
-
-def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) -> tuple[Engine, Start | None]:
+def _build_engine(run: Run) -> tuple[Engine, Start | None]:
     """Build the engine with the first weights; return where these come from, too, unless they are random."""
-    require_equal_parts(config, ranks.world)
+    config = run.config
+    require_equal_parts(config, run.ranks.world)
     setup = EngineSetup(
         config.engine,
         config.optim,
         config.loss,
         config.train.precision,
-        device,
+        run.device,
         micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
     )
@@ -252,38 +136,20 @@ def _build_engine(config: PretrainConfig, ranks: Ranks, device: torch.device) ->
     return build_engine(setup, encoder), start
 
 
-def _open_outputs(
-    config: PretrainConfig, first_step: int, ranks: Ranks, engine: Engine, mirror: Mirror | None
-) -> RunOutputs:
-    model_bytes = sum(tensor.nbytes for tensor in engine.model_state().values())
-    return RunOutputs(
-        config.run_folder,
-        first_step,
-        ranks,
-        engine.device,
-        config.checkpoints,
-        mirror,
-        checkpoint_bytes=3 * model_bytes,  # the optimizers keep up to two numbers for each weight
-        log_samples=config.train.log_samples,
-    )
-
-
-def _resume(
-    config: PretrainConfig, engine: Engine, shards: ShardSet, ranks: Ranks, mirror: Mirror | None
-) -> CheckpointState:
+def _resume(run: Run, engine: Engine) -> CheckpointState:
     """Load the newest whole checkpoint of the run, if any; return the position of the run."""
-    checkpoint = checkpoint_to_resume(config, shards.identity, ranks, mirror)
+    checkpoint = checkpoint_to_resume(run.config, run.shards.identity, run.ranks, run.mirror)
     initial = CheckpointState(
         step=0,
         epoch=0.0,
-        backbone=config.model.backbone,
-        data_identity=shards.identity,
-        pixel_mean=shards.pixel_mean,
-        pixel_std=shards.pixel_std,
-        world_size=ranks.world,
+        backbone=run.config.model.backbone,
+        data_identity=run.shards.identity,
+        pixel_mean=run.shards.pixel_mean,
+        pixel_std=run.shards.pixel_std,
+        world_size=run.ranks.world,
         sternum_version=version("sternum"),
         torch_version=torch.__version__,
-        config=fixed_settings(config),
+        config=fixed_settings(run.config),
     )
     if checkpoint is None:
         return initial
@@ -298,59 +164,63 @@ def _resume(
     )
 
 
-def _advance(state: CheckpointState, order: SampleOrder, step: int, masked: int) -> CheckpointState:
-    """Return the position after `step` steps, the last of which masked `masked` samples."""
-    same_epoch = order.epoch_of(step - 1) == order.epoch_of(state.step - 1) if state.step else True
-    return replace(
-        state,
-        step=step,
-        epoch=round(step * order.global_batch / order.samples, 6),
-        samples_masked=state.samples_masked + masked,
-        masked_in_epoch=state.masked_in_epoch * same_epoch + masked,
+def _start_writing(run: Run, start: Start | None) -> None:
+    """Write the configuration, and drop the logs of steps after the checkpoint, which will be made again."""
+    folder, step = run.config.run_folder, run.session.step
+    if start and step == 0:
+        record_start(folder, start)
+    configuration.save(run.config, folder / "config.yaml")
+    truncate_sample_log(folder, step)
+    run.session.write_status()  # replaces the state of an earlier start, such as `failed`
+
+
+def _open_outputs(run: Run, engine: Engine) -> RunOutputs:
+    model_bytes = sum(tensor.nbytes for tensor in engine.model_state().values())
+    return RunOutputs(
+        run.config.run_folder,
+        run.session.step,
+        run.ranks,
+        engine.device,
+        run.config.checkpoints,
+        run.mirror,
+        checkpoint_bytes=3 * model_bytes,  # the optimizers keep up to two numbers for each weight
+        log_samples=run.config.train.log_samples,
     )
 
 
-def _require_few_masked(data: DataConfig, state: CheckpointState, shards: ShardSet) -> None:
-    allowed = int(data.max_masked_percent / 100 * shards.samples)
-    if state.masked_in_epoch > allowed:
-        raise RunFailed(
-            f"{state.masked_in_epoch} samples of this epoch are damaged (up to step {state.step}), more than the "
-            f"{allowed} that {setting(data, 'max_masked_percent')} allows; find them with sternum verify"
-        )
-
-
-def _checkpoint_due(train: TrainConfig, before: CheckpointState, now: CheckpointState) -> bool:
-    every = train.checkpoint_every_epochs
-    if int(now.epoch) // every > int(before.epoch) // every:
-        return True
-    return train.checkpoint_every_steps is not None and now.step % train.checkpoint_every_steps == 0
-
-
-def _start_writing(config: PretrainConfig, session: Session, start: Start | None) -> None:
-    """Write the configuration, and drop the logs of steps after the checkpoint, which will be made again."""
-    if start and session.step == 0:
-        record_start(config.run_folder, start)
-    configuration.save(config, config.run_folder / "config.yaml")
-    truncate_sample_log(config.run_folder, session.step)
-    session.write_status()  # replaces the state of an earlier start, such as `failed`
-
-
-def _show_views(config: PretrainConfig, shards: ShardSet, first: Positions, outputs: RunOutputs) -> None:
+def _show_views(run: Run, outputs: RunOutputs) -> None:
     """Show a few samples and their views in TensorBoard; warn if views will alias."""
+    config, first = run.config, run.order.batch(run.session.step)
     shown = Positions(*(values[:: max(1, len(values) // _SHEET_SAMPLES)][:_SHEET_SAMPLES] for values in first))
-    batch = read_batch(shards, 0, shown, mask=True)
+    batch = read_batch(run.shards, 0, shown, mask=True)
     outputs.show_image("views", view_sheet(batch, config.views, seed=config.seed, view_executor=config.executor))
-    if warning := aliasing_warning(shards, config.views):
+    if warning := aliasing_warning(run.shards, config.views):
         say(warning)
 
 
-def aliasing_warning(shards: ShardSet, spec: ViewSpec) -> str | None:
-    """Return a warning if views, which are not antialiased, will alias; None if not."""
-    rows = shards.index(0)
-    shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
-    if shorter_side_px <= 2 * spec.size_px:
-        return None
-    return (
-        f"warning: the images' shorter side is {shorter_side_px} px, more than twice {setting(spec, 'size_px')}, so "
-        f"views show aliasing; pack with --shorter_side_px={spec.size_px * 3 // 2}"
+def _batches(run: Run) -> Generator[Batch, None, None]:
+    """Yield this rank's views of every step from the position of the run on."""
+    return training_batches(
+        run.shards,
+        run.order,
+        run.config.views,
+        seed=run.config.seed,
+        first_step=run.session.step,
+        rank=run.ranks.rank,
+        world=run.ranks.world,
+        local_world=run.ranks.local_world,
+        view_executor=run.config.executor,
+        device=run.device,
+        threads=decoding_threads(run.ranks),
     )
+
+
+def _finish(run: Run) -> None:
+    """Note how this start ended, for `status.json`."""
+    session = run.session
+    if session.step < run.last_step:
+        signal = session.stop.name or "a signal to another rank"
+        session.finish("preempted", f"{signal} at step {session.step}; the same command resumes the run")
+    else:
+        done = session.step == run.total_steps
+        session.finish("finished" if done else "paused", f"step {session.step} of {run.total_steps}")

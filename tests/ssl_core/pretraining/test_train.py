@@ -24,7 +24,7 @@ from ssl_core.pretraining import train
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.failures import Diverged
 from ssl_core.pretraining.resume import fixed_settings
-from ssl_core.pretraining.session import Session
+from ssl_core.pretraining.run import Run
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
 from tests.support.faulty_training import start_ranks, wait_for_ranks
@@ -192,9 +192,9 @@ def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
     """Even if it fails earlier the second time: GPUs do not repeat a step to the bit."""
     failures = iter([20, 18, 19, 18, 19])
 
-    def diverge(config: PretrainConfig, run: Session, *_: object) -> None:
-        run.step = next(failures)
-        raise Diverged(f"step {run.step} diverged")
+    def diverge(run: Run, _: object) -> None:
+        run.session.step = next(failures)
+        raise Diverged(f"step {run.session.step} diverged")
 
     monkeypatch.setattr(train, "_train", diverge)
     with pytest.raises(RunFailed, match=r"step 19 diverged, even after train\.rollbacks=2"):
