@@ -3,24 +3,24 @@
 import re
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import IncompleteRead
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from typing_extensions import override
 
 from infra.background import call_within
 from infra.errors import require
 from infra.object_store import NOT_FOUND, SCHEMES, ObjectStore, StoreFailed, file_path
 from infra.urls import Location, require_no_credentials, scheme_of, shown
+from sharding.reading.web_session import WebSession
 
 __all__ = ["FetchFailed", "LocalFolder", "Location", "RemoteBody", "RemoteFolder", "ShardFolder", "StoreFolder"]
 __all__ += ["WebFolder", "open_location"]
@@ -127,17 +127,9 @@ class WebFolder:
     def _session(self) -> requests.Session:
         """Return this thread's connections."""
         if not hasattr(self._local, "session"):
-            self._local.session = _Session()
+            self._local.session = WebSession()
         session: requests.Session = self._local.session
         return session
-
-
-class _Session(requests.Session):
-    """Connections that follow no redirection by themselves; requests would read the body of each one, however long."""
-
-    @override
-    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        return iter(())
 
 
 class StoreFolder:

@@ -1,5 +1,6 @@
 """Reading from web servers that mean harm: each attack ends in one line, in bounded time and memory."""
 
+import gc
 import gzip
 import socket
 import threading
@@ -126,3 +127,11 @@ def test_compressed_answer_is_not_unpacked(tmp_path: Path) -> None:
     header = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     with attacking(lambda: iter([header, bomb])) as url, pytest.raises(UserError, match="cannot be read"):
         read_manifest(url, FetchConfig(cache_folder=tmp_path))
+
+
+def test_answer_of_contradictory_lengths_is_refused_and_leaves_nothing_open(tmp_path: Path) -> None:
+    answer = OK + b"Content-Length: 7, 8\r\n\r\n{}"
+    with attacking(lambda: iter([answer])) as url:
+        with pytest.raises(UserError, match=r"/manifest\.json cannot be downloaded: InvalidHeader"):
+            read_manifest(url, FetchConfig(cache_folder=tmp_path))
+        gc.collect()  # would warn of a socket that nobody closed, which pytest makes an error
