@@ -10,6 +10,7 @@ import yaml
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, control_sources
+from evaluation.data.kept_backbones import kept_backbone
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
@@ -21,9 +22,10 @@ from evaluation.fitting.draws import grouped_by_row
 from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cache import cached_finetune
-from evaluation.fitting.probe_cases import ProbeCase
+from evaluation.fitting.probe_cases import KEPT_KINDS, ProbeCase
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.backbones import Run
+from evaluation.results.kept_probes import KeptBackbone, write_kept_probes
 from evaluation.results.notes import notes_on
 from evaluation.results.predictions import write_predictions
 from evaluation.results.presets import PRESETS
@@ -33,6 +35,7 @@ from evaluation.results.selection import write_selection
 from evaluation.scoring.attribute_aucs import attribute_aucs
 from evaluation.scoring.checkpoint_selection import select_checkpoint
 from evaluation.scoring.image_predictions import image_predictions
+from evaluation.scoring.kept_probes import kept_probes
 from evaluation.scoring.probe_results import (
     adjusted,
     compare_with_finetuned,
@@ -141,6 +144,7 @@ class Prober:
         self._extracted: dict[
             tuple[str, str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]
         ] = {}
+        self._backbones: dict[str, KeptBackbone] = {}  # by the names of their features
 
     def probe(self, *, final: bool = True) -> Results:
         """Probe the present checkpoints and write `results.json`.
@@ -182,6 +186,7 @@ class Prober:
             },
             predictions=write_predictions(self.run, image_predictions(cases, fitted, list(finetuned.items()))),
         )
+        write_kept_probes(self.run, kept_probes(cases, fitted, self._backbones))
         write_results(self.run, results)
         if final and self.unseen is not None:
             self._select(self.unseen, features, cases, fitted)
@@ -206,7 +211,13 @@ class Prober:
             identity = source.kind, name, source.step, source.seed
             if identity not in self._extracted:
                 self._extracted[identity] = source, self.extractor.fitting(source).features(source, self.labeled_sets)
+                if source.kind in KEPT_KINDS:
+                    self._backbones[source.name] = self._kept_backbone(source)
         return dict(self._extracted.values())
+
+    def _kept_backbone(self, source: FeatureSource) -> KeptBackbone:
+        records = [other.record for other in self._others]
+        return kept_backbone(self.run, source, self.extractor.fitting(source).preprocessing, records)
 
     def _results(
         self,

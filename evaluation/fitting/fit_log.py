@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from evaluation.fitting.search import FinalFit, FinalResult, Fit, FitResult, FoldFit, FoldResult, SearchProblem
+from evaluation.results.classifier import Classifier
 from infra.append_file import AppendFile
 from infra.arrays import Float64
 from infra.files import disk_errors, read_regular, write_atomic
@@ -96,6 +97,7 @@ def from_text(text: str | bytes, name: str, problem: SearchProblem) -> tuple[Fit
             probabilities=unit_array(values["probabilities"], int(np.sum(problem.fold == -1))),
             converged=bool(values["converged"]),
             aucs=unit_array(values["aucs"], grid if problem.tests_every_c else 0),
+            classifier=classifier_of(values["classifier"]) if problem.keeps_classifier else None,
         )
         return FinalFit(name, float(values["c"])), final
     fold = int(values["fold"])
@@ -105,6 +107,15 @@ def from_text(text: str | bytes, name: str, problem: SearchProblem) -> tuple[Fit
         probabilities=unit_array(values["probabilities"], grid, int(np.sum(problem.fold == fold))),
         converged=unit_array(values["converged"], grid).astype(np.bool_),
     )
+
+
+def classifier_of(values: Any) -> Classifier:
+    """Return a classifier from JSON; raise one of `DAMAGED` if these are not finite numbers of one length."""
+    mean, scale, coefficients = (np.array(values[name], np.float64) for name in ("mean", "scale", "coefficients"))
+    numbers, intercept = np.stack([mean, scale, coefficients]), float(values["intercept"])
+    if not (numbers.ndim == 2 and np.isfinite(numbers).all() and np.isfinite(intercept) and (scale > 0).all()):
+        raise ValueError("not the numbers of a classifier")
+    return Classifier(mean, scale, coefficients, intercept)
 
 
 def unit_array(values: Any, *shape: int) -> Float64:

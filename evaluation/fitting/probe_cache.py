@@ -15,7 +15,7 @@ from evaluation.data.division import UNUSED
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
-from evaluation.fitting.fit_log import DAMAGED, FitLog, unit_array
+from evaluation.fitting.fit_log import DAMAGED, FitLog, classifier_of, unit_array
 from evaluation.fitting.probe_cases import ProbeCase, Round
 from evaluation.fitting.search import FittedProbe, SearchProblem
 from infra.arrays import Float32, Int64
@@ -118,6 +118,7 @@ def _fitted_probe(problem: SearchProblem, values: dict[str, Any]) -> FittedProbe
         errors=_by_c(values["errors"]),
         test_aucs=_by_c(values["test_aucs"]),
         at_edge=bool(values["at_edge"]),
+        classifier=classifier_of(values["classifier"]) if problem.keeps_classifier else None,
     )
 
 

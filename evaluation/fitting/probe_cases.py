@@ -20,6 +20,8 @@ from infra.arrays import Bool, Int64
 from infra.rng import permutation
 
 FEW_PERCENT: Final = (1, 5, 10, 25)
+# Features whose classifiers serve new images. The controls of a task show what a score is worth, and predict nothing.
+KEPT_KINDS: Final[tuple[ProbeKind, ...]] = ("checkpoint", "compared")
 _FEW_DRAWS: Final = 5
 _FEW_FOLDS: Final = 3
 _VERSION: Final = 2  # of how classifiers are fitted; raise it when that changes, so that cached ones are fitted again
@@ -56,6 +58,7 @@ class ProbeCase:
         folds: (rounds, n) from 0 in the development part, -1 in the test part, UNUSED elsewhere
         tests_every_c: also test every C, for the report
         seed: seed of the weights of an untrained backbone
+        keeps_classifier: also return the classifiers, for use on new images
     """
 
     task: ProbeTask
@@ -70,6 +73,7 @@ class ProbeCase:
     folds: Int64
     tests_every_c: bool
     seed: int | None = None
+    keeps_classifier: bool = False
 
     @property
     def key(self) -> TaskKey:
@@ -96,6 +100,7 @@ class ProbeCase:
                 max_iterations=self.preset.max_iterations,
                 one_standard_error=self.preset.one_standard_error,
                 tests_every_c=self.tests_every_c,
+                keeps_classifier=self.keeps_classifier,
             )
             yield Round(f"{case}, round {number} of {len(self.folds)}", _identity(problem), problem)
 
@@ -107,6 +112,7 @@ def _identity(problem: SearchProblem) -> str:
         problem.max_iterations,
         problem.one_standard_error,
         problem.tests_every_c,
+        *(["classifier"] if problem.keeps_classifier else []),
     )
     digest = hashlib.sha256(f"{_VERSION} {sklearn.__version__} {problem.features} {options}".encode())
     for values in (problem.rows, problem.classes, problem.fold):
@@ -130,12 +136,22 @@ def probe_case(task: ProbeTask, source: FeatureSource, matrix: FeatureMatrix) ->
         folds=cohort.folds,
         tests_every_c=task.preset.tests_every_c,
         seed=source.seed,
+        keeps_classifier=source.kind in KEPT_KINDS,
     )
 
 
 def derived_case(case: ProbeCase, name: str, kind: ProbeKind, matrix: FeatureMatrix | None = None) -> ProbeCase:
     """Return a control on the same classes and parts, with other features if given."""
-    return replace(case, name=name, kind=kind, epoch=None, step=None, seed=None, matrix=matrix or case.matrix)
+    return replace(
+        case,
+        name=name,
+        kind=kind,
+        epoch=None,
+        step=None,
+        seed=None,
+        matrix=matrix or case.matrix,
+        keeps_classifier=False,
+    )
 
 
 def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | None:
@@ -159,6 +175,7 @@ def few_labels_case(case: ProbeCase, percent: int, seed: int) -> ProbeCase | Non
         case,
         name=f"{case.name}, {percent} % of the labels",
         tests_every_c=False,
+        keeps_classifier=False,
         classes=np.stack([classes for classes, _, _ in rounds]),
         folds=np.stack([fold for fold in folds if fold is not None]),
     )

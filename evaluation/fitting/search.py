@@ -4,19 +4,14 @@ A fold fit holds out one fold of one problem and fits every C of the grid. A fin
 the whole development part. Both searches call the same functions, so their results agree to the last bit.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-import sklearn
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
+from evaluation.fitting.logistic_regression import GridFit, fit_grid
+from evaluation.results.classifier import Classifier
 from infra.arrays import Bool, Float32, Float64, Int64
 from infra.log import progress
 
@@ -35,6 +30,7 @@ class SearchProblem:
         max_iterations: most iterations of one logistic regression
         one_standard_error: choose the smallest C whose validation AUC is within one standard error of the best
         tests_every_c: also test every C, fitted to the whole development part; for reports, never for a choice
+        keeps_classifier: also return the classifier with the chosen C, for use on new images
     """
 
     features: str
@@ -46,6 +42,7 @@ class SearchProblem:
     max_iterations: int
     one_standard_error: bool = False
     tests_every_c: bool = False
+    keeps_classifier: bool = False
 
     @property
     def folds(self) -> int:
@@ -81,11 +78,13 @@ class FinalResult:
         probabilities: (test,) of the positive class
         converged: whether the fit converged
         aucs: (C,) test AUC of every C; empty unless the problem asks for it
+        classifier: the classifier; None unless the problem asks for it
     """
 
     probabilities: Float64
     converged: bool
     aucs: Float64
+    classifier: Classifier | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ class FittedProbe:
         errors: C -> standard error of that mean, over the folds
         test_aucs: C -> test AUC; empty unless the problem asks for it
         at_edge: whether C is an end of a grid of more than one value, so that a better C may lie outside
+        classifier: the classifier; None unless the problem asks for it
     """
 
     c: float
@@ -117,6 +117,7 @@ class FittedProbe:
     errors: dict[float, float]
     test_aucs: dict[float, float]
     at_edge: bool
+    classifier: Classifier | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,10 @@ class FoldFit:
         """Run the fit on the problem and its feature matrix (N, D)."""
         classes = problem.classes[problem.fold == self.fold]
         assert len(np.unique(classes)) == 2, f"{self} has one class only: cohorts rule that out"
-        probabilities, converged = _fit_and_predict(values, problem, self.fold, problem.c_grid)
-        aucs = np.array([roc_auc_score(classes, of_c) for of_c in probabilities])
-        return FoldResult(aucs, probabilities, converged)
+        fits = _fit_and_predict(values, problem, self.fold, problem.c_grid)
+        aucs = np.array([roc_auc_score(classes, fit.probabilities) for fit in fits])
+        probabilities = np.stack([fit.probabilities for fit in fits])
+        return FoldResult(aucs, probabilities, np.array([fit.converged for fit in fits]))
 
     def __str__(self) -> str:
         return f"{self.problem}, fold {self.fold}"
@@ -148,11 +150,12 @@ class FinalFit:
     def __call__(self, values: Float32, problem: SearchProblem) -> FinalResult:
         """Run the fit on the problem and its feature matrix (N, D)."""
         grid = _grid(problem) if problem.tests_every_c else [self.c]
-        probabilities, converged = _fit_and_predict(values, problem, -1, grid)
+        fits = _fit_and_predict(values, problem, -1, grid)
         classes = problem.classes[problem.fold == -1]
-        aucs = [roc_auc_score(classes, of_c) for of_c in probabilities] if problem.tests_every_c else []
-        chosen = grid.index(self.c)
-        return FinalResult(probabilities[chosen], bool(converged[chosen]), np.array(aucs, np.float64))
+        aucs = [roc_auc_score(classes, fit.probabilities) for fit in fits] if problem.tests_every_c else []
+        chosen = fits[grid.index(self.c)]
+        classifier = chosen.classifier if problem.keeps_classifier else None
+        return FinalResult(chosen.probabilities, chosen.converged, np.array(aucs, np.float64), classifier)
 
     def __str__(self) -> str:
         return f"{self.problem}, all folds"
@@ -238,64 +241,18 @@ def fitted_probe(problem: SearchProblem, fold_results: Sequence[FoldResult], fin
         errors=errors,
         test_aucs=dict(zip(aucs, final.aucs.tolist(), strict=True)) if problem.tests_every_c else {},
         at_edge=len(aucs) > 1 and c in (min(aucs), max(aucs)),
+        classifier=final.classifier,
     )
 
 
-def fit_classifier(
-    values: Float32 | Float64, classes: Int64, c: float, max_iterations: int
-) -> tuple[LogisticRegression, bool]:
-    """Fit the paper's probe.
-
-    It is scikit-learn's LogisticRegression (lbfgs, L2) in float64 with balanced class weights (Gazda et al. 2021,
-    section V B). It runs on one thread, so that the order of sums does not depend on the number of cores.
-
-    Args:
-        values: (n, D)
-        classes: (n,) 0 or 1
-        c: inverse strength of the regularization
-        max_iterations: most iterations of the solver
-
-    Returns:
-        The classifier, and whether it converged.
-    """
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=max_iterations)
-    with _thread_pools().limit(limits=1), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(values.astype(np.float64, copy=False), classes)
-    converged = True
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            converged = False
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return model, converged
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """Return the thread limiter. Cached, because finding all libraries takes as long as a small fit."""
-    return ThreadpoolController()
-
-
-def _fit_and_predict(
-    values: Float32, problem: SearchProblem, held_out: int, grid: Sequence[float]
-) -> tuple[Float64, Bool]:
-    """Fit each C to all development folds but one; fold -1 is the test part.
-
-    Returns:
-        Probabilities (C, held out) of the fold that was held out, and whether each fit converged (C,).
-    """
-    training = (problem.fold >= 0) & (problem.fold != held_out)
-    inside = values[problem.rows[training]].astype(np.float64)  # once for all C
-    outside = values[problem.rows[problem.fold == held_out]].astype(np.float64)
-    probabilities, converged = np.empty((len(grid), len(outside))), np.empty(len(grid), np.bool_)
-    # Features are finite and the parameters are ours, so scikit-learn need not check them again for each small fit.
-    unchecked = sklearn.config_context(assume_finite=True, skip_parameter_validation=True)
-    with _thread_pools().limit(limits=1), unchecked:
-        if problem.standardize:
-            scaler = StandardScaler(copy=False).fit(inside)
-            inside, outside = scaler.transform(inside), scaler.transform(outside)
-        for position, c in enumerate(grid):
-            model, converged[position] = fit_classifier(inside, problem.classes[training], c, problem.max_iterations)
-            probabilities[position] = model.predict_proba(outside)[:, 1]
-    return probabilities, converged
+def _fit_and_predict(values: Float32, problem: SearchProblem, held_out: int, grid: Sequence[float]) -> list[GridFit]:
+    """Fit each C to all development folds but one; fold -1 is the test part."""
+    training, testing = (problem.fold >= 0) & (problem.fold != held_out), problem.fold == held_out
+    return fit_grid(
+        values[problem.rows[training]].astype(np.float64),  # once for all C
+        problem.classes[training],
+        values[problem.rows[testing]].astype(np.float64),
+        grid,
+        standardize=problem.standardize,
+        max_iterations=problem.max_iterations,
+    )

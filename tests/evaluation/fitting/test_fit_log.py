@@ -1,6 +1,7 @@
 """Tests of the log of finished fits."""
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from evaluation.fitting.fit_log import FitLog, from_text, to_text
 from evaluation.fitting.search import FinalFit, FinalResult, Fit, FitResult, FoldFit, FoldResult, SearchProblem
+from evaluation.results.classifier import Classifier
 from infra.errors import UserError
 
 # Two folds of three images, two tested images, two values of C.
@@ -44,6 +46,39 @@ def test_finished_fits_are_read_back_to_the_last_bit_until_they_are_removed(tmp_
     again.remove("a")
     again.remove("b")
     assert not list((tmp_path / "probes").iterdir())
+
+
+KEPT = replace(PROBLEM, keeps_classifier=True)
+
+
+def test_classifier_of_a_final_fit_is_read_back_to_the_last_bit() -> None:
+    fit, classifier = (
+        FinalFit("a", 0.1),
+        Classifier(random.normal(size=3), random.random(3), random.normal(size=3), 1 / 3),
+    )
+    text = to_text(fit, FinalResult(random.random(2), True, random.random(2), classifier))
+    _, result = from_text(text, "a", KEPT)
+    assert isinstance(result, FinalResult) and result.classifier is not None
+    for name, value in vars(classifier).items():
+        assert np.asarray(getattr(result.classifier, name)).tobytes() == np.asarray(value).tobytes()
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        None,
+        {"mean": [0, 0], "scale": [1, 1], "coefficients": [1], "intercept": 0},
+        {"mean": [0, 0], "scale": [1, 0], "coefficients": [1, 2], "intercept": 0},
+        {"mean": [0, 0], "scale": [1, 1], "coefficients": [1, float("nan")], "intercept": 0},
+        {"mean": 0, "scale": 1, "coefficients": 1, "intercept": 0},
+        {"mean": [0], "scale": [1], "coefficients": [1], "intercept": float("inf")},
+    ],
+)
+def test_line_without_the_classifier_that_its_problem_keeps_is_left_out(tmp_path: Path, classifier: object) -> None:
+    line = {"c": 0.1, "probabilities": [0.5, 1], "converged": True, "aucs": [0.5, 0.5], "classifier": classifier}
+    log = log_in(tmp_path)
+    log.add("a", json.dumps(line))
+    assert log.read({"a": KEPT}) == {}
 
 
 def test_line_that_a_crash_cut_off_is_named_and_the_next_one_is_whole(

@@ -13,7 +13,8 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.fitting.search import SearchProblem, choose_c, fit_classifier, search_serially
+from evaluation.fitting.logistic_regression import fit_classifier
+from evaluation.fitting.search import SearchProblem, choose_c, search_serially
 from infra.arrays import Float32
 
 GRID = (0.01, 0.1, 1.0)
@@ -50,6 +51,19 @@ def test_search_equals_scikit_learns_grid_search(standardize: bool) -> None:
     assert result.validation_auc == pytest.approx(peer.best_score_, abs=1e-9)
     tested = values[~inside].astype(np.float64)
     assert result.probabilities == pytest.approx(peer.predict_proba(tested)[:, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_kept_classifier_gives_the_probabilities_of_the_fit(standardize: bool) -> None:
+    values = 30 * features(0) + 7
+    task = problem(standardize=standardize, tests_every_c=True, keeps_classifier=True)
+    kept = search_serially({"x": values}, {"probe": task})["probe"]
+    assert kept.classifier is not None
+    np.testing.assert_allclose(kept.classifier.probabilities(values[task.fold == -1]), kept.probabilities, atol=1e-12)
+    assert (kept.classifier.scale == 1).all() != standardize
+    plain = search_serially({"x": values}, {"probe": replace(task, keeps_classifier=False)})["probe"]
+    assert plain.classifier is None
+    assert plain.probabilities.tobytes() == kept.probabilities.tobytes()
 
 
 def test_out_of_fold_probabilities_are_in_the_order_of_the_development_rows() -> None:
