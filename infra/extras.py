@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from infra.errors import UserError
 
-Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "timm"]
+Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "timm", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ _PACKAGES: Final[dict[Extra, _Package]] = {
     "gcs": _Package("gcsfs", ("gcsfs",)),
     "dicom": _Package("pydicom with imagecodecs", ("pydicom", "imagecodecs")),
     "timm": _Package("timm", ("timm",)),
+    "onnx": _Package("ONNX with onnxscript and onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
 }
 
 

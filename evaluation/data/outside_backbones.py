@@ -15,6 +15,7 @@ from infra.errors import UserError, require
 from infra.files import sha256_file
 from ssl_core.checkpoints.checkpoint import MODEL, Checkpoint, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone
+from ssl_core.export.folder import is_export, open_export
 from ssl_core.model.architectures import USUAL_SIZE_PX, build_network, require_backbone
 from ssl_core.model.encoder import Backbone, build_encoder
 from ssl_core.model.published import Input, is_published_name, published_input, published_weights
@@ -89,8 +90,8 @@ class ComparedBackbone:
         """Find the weights, without reading them.
 
         Args:
-            text: the words of the user. WEIGHTS is a run, a checkpoint, a file, or published weights in the cache;
-                NETWORK is needed for a file
+            text: the words of the user. WEIGHTS is a run, a checkpoint, an export, a file, or published weights in the
+                cache; NETWORK is needed for a file
             what: the option, for messages
             options: what the user says of the input
 
@@ -112,7 +113,10 @@ class ComparedBackbone:
         else:
             self._path = Path(self._weights).expanduser()
             require(self._path.exists(), f"{self._what} does not exist; name a file with weights, or a run")
-            if self._path.is_dir():
+            if is_export(self._path):
+                export = open_export(self._path, self._what)
+                self._path, self._network, images = export.weights, export.network, export.input
+            elif self._path.is_dir():
                 self._checkpoint = _checkpoint_in(self._path, self._what)
                 state = self._checkpoint.state
                 self._path, self._network = self._checkpoint.path / MODEL, state.backbone
@@ -180,5 +184,5 @@ def _checkpoint_in(folder: Path, what: str) -> Checkpoint:
         each for each in find_checkpoints(folder.absolute().parent.parent) if each.path.name == folder.absolute().name
     ]
     if not checkpoints:
-        raise UserError(f"{what} is a folder without checkpoints; name a run, a checkpoint, or a file")
+        raise UserError(f"{what} is a folder without checkpoints; name a run, a checkpoint, an export, or a file")
     return checkpoints[-1]

@@ -21,6 +21,7 @@ from ssl_core.checkpoints.checkpoint import (
     other_version,
     step_of,
 )
+from ssl_core.export.folder import is_export, open_export
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.published import is_published_name, published_weights
 from ssl_core.model.weights import Fit, fit, load, read_weights
@@ -106,6 +107,8 @@ def _file(config: PretrainConfig) -> Path:
     require(path.exists(), f"{what} does not exist; name a file with weights, a run, or a checkpoint")
     if not path.is_dir():
         return path
+    if is_export(path):
+        return open_export(path, what).weights
     if (path / MODEL).is_file():  # a checkpoint, or a folder in the style of Hugging Face
         return path / MODEL
     checkpoints = find_checkpoints(path)

@@ -18,6 +18,7 @@ from infra.files import sha256_file
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
 from ssl_core.pretraining.config import PretrainConfig
+from tests.support.exports import write_export
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -69,6 +70,18 @@ def test_a_checkpoint_is_compared_with_the_input_of_its_own_run(run: Path) -> No
             torch.testing.assert_close(other.source.backbone()(image), expected)
         assert (other.record.network, other.record.mean, other.record.std) == ("resnet18", [0.5], [0.25])
         assert other.record.sha256 == sha256_file(last.path / MODEL)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_export_is_compared_with_the_input_that_it_names(channels: int, tmp_path: Path) -> None:
+    network = write_export(tmp_path / "export", channels=channels)
+    other = compared(f"other={tmp_path / 'export'}")
+    image = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        expected = network.module((image - 0.5) / 0.25)
+        torch.testing.assert_close(other.source.backbone()(image), expected, rtol=1e-5, atol=1e-5)
+    assert (other.record.network, other.record.size_px) == ("timm/test_vit", 32)
+    assert other.record.sha256 == sha256_file(tmp_path / "export" / "model.safetensors")
 
 
 def begun_from(run: Path, weights: Path) -> None:

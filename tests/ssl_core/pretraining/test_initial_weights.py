@@ -21,6 +21,7 @@ from ssl_core.pretraining.initial_weights import RECORD, initial_sha256, start_f
 from ssl_core.pretraining.plan import check_plan
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
+from tests.support.exports import write_export
 from tests.support.faulty_training import Fault, small_config, train_through
 from tests.support.tiny_resnet import TINY_RESNET
 
@@ -132,6 +133,19 @@ def test_a_run_and_its_checkpoints_are_starts_with_the_projection_head(config: P
     pretrain(stopped_after(second, 2), Ranks())
     fresh = replace(second, run_folder=tmp_path / "third")
     assert initial_sha256(fresh) != initial_sha256(second)
+
+
+def test_an_export_is_a_start_with_either_number_of_channels(config: PretrainConfig, tmp_path: Path) -> None:
+    for channels in (1, 3):
+        export = tmp_path / f"export{channels}"
+        weights = write_export(export, TINY_RESNET, channels).module.state_dict()
+        state = initialized(config, export)
+        for name, value in weights.items():
+            torch.testing.assert_close(state[f"backbone.resnet.{name}"], value, rtol=1e-6, atol=1e-8)
+        target = export / MODEL
+        target.write_bytes(target.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"model\.init=\S+: the export \S+ is damaged: model\.safetensors has"):
+            initialized(config, export)
 
 
 def test_a_start_that_cannot_be_is_one_line(config: PretrainConfig, tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Exports of random networks, without a model card."""
+
+from pathlib import Path
+from typing import Final
+
+from ssl_core.export.folder import VERSION, Contents, Packing, Preparation
+from ssl_core.export.write import write_contents, write_forms
+from ssl_core.model.architectures import Network, build_network
+
+SIZE_PX: Final = 32
+
+
+def write_export(folder: Path, name: str = "timm/test_vit", channels: int = 1) -> Network:
+    """Write an export of a random network; return the network, for one channel."""
+    network = build_network(name, SIZE_PX)
+    network.module.eval()
+    preparation = Preparation(
+        SIZE_PX,
+        channels,
+        mean=0.5,
+        std=0.25,
+        fit="pad",
+        mirrored=False,
+        packing=[Packing("cell", 320, "jpeg", 90, False)],
+    )
+    folder.mkdir()
+    write_forms(folder, network, preparation, onnx=False, what=f"channels={channels}")
+    write_contents(folder, Contents(VERSION, "-", name, channels, network.feature_size, "run", 7, 0.5, "0" * 64))
+    return network
