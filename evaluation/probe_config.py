@@ -10,7 +10,7 @@ from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Unce
 from infra.errors import require
 from infra.options import key, require_at_least, require_resamples, require_seed, setting
 from infra.urls import require_no_credentials
-from ssl_core.views.spec import Fit
+from ssl_core.views.parameters import Fit
 
 
 @dataclass(frozen=True)

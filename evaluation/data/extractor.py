@@ -21,7 +21,7 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views import ViewTask, build_view_executor
 from ssl_core.views.batches import Batch, ImageViews, image_batches
-from ssl_core.views.spec import Fit
+from ssl_core.views.parameters import Fit
 
 Features = Mapping[FeatureSource, Mapping[str, FeatureMatrix]]  # source -> label of a dataset -> features
 
@@ -122,11 +122,11 @@ def build_extractor(
     """
     device = device_of(Ranks())
     trained = find_checkpoints(run)[-1].state
-    size_px = pretraining.views.size_px
+    size_px, antialias = pretraining.views.size_px, pretraining.views.antialias
     task = ViewTask(size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
     use_ieee_fp32()
     maker = maker_of_inputs(view_executor, task)
-    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, maker, fit, mirrored)
+    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, maker, fit, mirrored, antialias)
     return Extractor(run / "features", preprocessing, local_batch, view_executor, device)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from infra.errors import UserError, require
 from infra.files import read_regular, write_atomic
 from infra.log import say
 from ssl_core.views.batches import WholeImage
-from ssl_core.views.spec import Fit
+from ssl_core.views.parameters import Fit
 
 RAW_PIXELS_PX: Final = 32
 _VERSION: Final = 1  # of the hash and the files; raise it when extraction computes something else
@@ -37,6 +37,7 @@ class Preprocessing:
         executor: name of the view executor
         fit: how an image that is not square becomes a square
         mirrored: whether features are the means of those of the image and of its mirror image
+        antialias: as in the views of the pretraining; not in the text, which has no such field in older hashes
     """
 
     size_px: int
@@ -45,11 +46,12 @@ class Preprocessing:
     executor: str
     fit: Fit
     mirrored: bool
+    antialias: bool = field(default=False, repr=False)
 
     @property
     def views(self) -> WholeImage:
         """The views whose features are averaged."""
-        return WholeImage(self.size_px, self.fit, self.mirrored)
+        return WholeImage(self.size_px, self.fit, self.mirrored, self.antialias)
 
 
 class RawPixels(nn.Module):
@@ -82,7 +84,8 @@ def extract(backbone: nn.Module, batches: Iterable[Sequence[Tensor]], device: to
 
 def fingerprint(backbone: nn.Module, data_identity: str, preprocessing: Preprocessing) -> str:
     """Hash everything that features depend on: architecture, weights, packed images, preprocessing."""
-    digest = hashlib.sha256(f"{_VERSION}\n{backbone}\n{data_identity}\n{preprocessing}".encode())
+    antialiased = " antialiased" * preprocessing.antialias
+    digest = hashlib.sha256(f"{_VERSION}\n{backbone}\n{data_identity}\n{preprocessing}{antialiased}".encode())
     for name, value in backbone.state_dict().items():
         tensor = value.detach().cpu().contiguous()
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

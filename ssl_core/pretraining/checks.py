@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from infra.errors import require
-from infra.options import setting
+from infra.options import key, setting
 from sharding.reading.shard_set import ShardSet
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.spec import ViewSpec
@@ -22,12 +22,13 @@ def require_equal_parts(config: PretrainConfig, world: int) -> None:
 
 
 def aliasing_warning(shards: ShardSet, spec: ViewSpec) -> str | None:
-    """Return a warning if views, which are not antialiased, will alias; None if not."""
+    """Return a warning if views will alias; None if not."""
     rows = shards.index(0)
     shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
-    if shorter_side_px <= 2 * spec.size_px:
+    if spec.antialias or shorter_side_px <= 2 * spec.size_px:
         return None
     return (
         f"warning: the images' shorter side is {shorter_side_px} px, more than twice {setting(spec, 'size_px')}, so "
-        f"views show aliasing; pack with --shorter_side_px={spec.size_px * 3 // 2}"
+        f"views show aliasing; use {key(spec, 'antialias')}=true, or pack with "
+        f"--shorter_side_px={spec.size_px * 3 // 2}"
     )

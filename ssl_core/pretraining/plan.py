@@ -112,8 +112,10 @@ def _views(config: PretrainConfig, shards: ShardSet, order: SampleOrder) -> str:
     shown = Positions(*(values[:_DRAWN] for values in first))
     batch = read_batch(shards, 0, shown, mask=False)
     spec = config.views
-    views = [view.parameters(spec.size_px) for view in draw(spec, config.seed, batch.rows, batch.epochs)]
-    task = ViewTask(spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=len(batch.encoded), threads=1)
+    views = [view.parameters(spec) for view in draw(spec, config.seed, batch.rows, batch.epochs)]
+    task = ViewTask(
+        spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=len(batch.encoded), steps=spec.steps, threads=1
+    )
     [made] = build_view_executor(config.executor, task).run(iter([ViewInputs(list(batch.encoded), batch.rows, views)]))
     for position, reason in made.reasons.items():
         raise RunFailed(f"sample {position} of the first step does not decode: {reason}; run sternum verify")

@@ -17,7 +17,8 @@ from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import EncodedBatch, packed_batches, sample_batches
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, build_view_executor
-from ssl_core.views.spec import VIEWS, Fit, ViewParameters, ViewSpec, draw_views, whole_image
+from ssl_core.views.parameters import Fit, Steps, ViewParameters, whole_image
+from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
 
 Draw = Callable[[EncodedBatch], Sequence[ViewParameters]]
 Reject = Callable[[EncodedBatch, int, str], None]  # handles an image that does not decode: its position, the reason
@@ -55,6 +56,10 @@ class ImageViews(Protocol):
     def count(self) -> int:
         """Views of each image."""
 
+    @property
+    def steps(self) -> Steps:
+        """The optional steps of the views."""
+
     def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
         """Return the parameters of each view of the batch."""
 
@@ -66,6 +71,12 @@ class WholeImage:
     size_px: int
     fit: Fit
     mirrored: bool = False
+    antialias: bool = False
+
+    @property
+    def steps(self) -> Steps:
+        """The optional steps of the views."""
+        return Steps(antialias=self.antialias)
 
     @property
     def count(self) -> int:
@@ -76,7 +87,8 @@ class WholeImage:
         """Return the parameters of each view."""
         heights, widths = batch.rows["height"], batch.rows["width"]
         return [
-            whole_image(self.size_px, heights, widths, self.fit, mirrored=bool(number)) for number in range(self.count)
+            whole_image(self.size_px, heights, widths, self.fit, mirrored=bool(number), antialias=self.antialias)
+            for number in range(self.count)
         ]
 
 
@@ -92,6 +104,11 @@ class RandomViews:
     def size_px(self) -> int:
         """Width and height of a view."""
         return self.spec.size_px
+
+    @property
+    def steps(self) -> Steps:
+        """The optional steps of the views."""
+        return self.spec.steps
 
     def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
         """Return the parameters of each view."""
@@ -135,7 +152,7 @@ def training_batches(
         RunFailed: if a shard is unavailable
     """
     order.require_world(world)
-    task = _task(shards, spec.size_px, VIEWS, order.global_batch // world, device, threads)
+    task = _task(shards, spec.size_px, VIEWS, spec.steps, order.global_batch // world, device, threads)
 
     def mask(batch: EncodedBatch, position: int, reason: str) -> None:
         name = _sample_name(shards, order.batch(batch.step, rank, world), position)
@@ -178,7 +195,7 @@ def image_batches(
     require(local_batch >= 1, f"local_batch={local_batch} must be at least 1; try 64")
     numbers = np.arange(shards.samples) if numbers is None else numbers
     assert np.all((numbers >= 0) & (numbers < shards.samples)), f"numbers {numbers} of {shards.samples} samples"
-    task = _task(shards, views.size_px, views.count, local_batch, device, threads)
+    task = _task(shards, views.size_px, views.count, views.steps, local_batch, device, threads)
     task = replace(task, mean=task.mean if mean is None else mean, std=task.std if std is None else std)
 
     def stop(batch: EncodedBatch, position: int, reason: str) -> None:
@@ -196,11 +213,13 @@ def _task(
     shards: ShardSet,
     size_px: int,
     views_count: int,
+    steps: Steps,
     max_batch: int,
     device: torch.device | str,
     threads: int | None,
 ) -> ViewTask:
-    task = ViewTask(size_px, views_count, shards.pixel_mean, shards.pixel_std, max_batch, torch.device(device))
+    mean, std = shards.pixel_mean, shards.pixel_std
+    task = ViewTask(size_px, views_count, mean, std, max_batch, torch.device(device), steps=steps)
     return replace(task, threads=threads) if threads else task
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, math, types
 from torch.utils.dlpack import from_dlpack
 from typing_extensions import override
 
@@ -24,12 +24,14 @@ from infra.arrays import Bool, Float32, UInt8
 from infra.errors import RunFailed
 from sharding.reading.stream import BLANK
 from ssl_core.views.header_check import header_problem
+from ssl_core.views.parameters import GRAY, Steps, ViewParameters
 from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 3  # the batch in use and two more
 # A Gaussian this narrow is exactly the identity (its outer taps underflow to 0). Blurring all samples takes no longer
 # than blurring a part of them (conditional execution), and gives the same bits.
 _NO_BLUR_PX: Final = 1e-3
+_DIMENSIONS: Final = {"matrix": 2, "reduced": 1, "anchor": 1, "shape": 1}  # of other parameters: 0
 
 
 @dataclass
@@ -38,7 +40,7 @@ class _Prepared:
 
     Attributes:
         encoded: the files
-        parameters: matrix, sigma, gain and offset of each view, one after the other
+        parameters: those of each view, one view after the other, in the order of `_names`
         decoded: (N,), False for blanks
         reasons: why an image is not decoded, by its position
         has_failed: whether it was in flight when a pipeline failed
@@ -90,9 +92,8 @@ class DaliExecutor(ViewExecutor):
     def _prepare(self, batch: ViewInputs) -> _Prepared:
         parameters: list[Float32] = []
         for view in batch.views:
-            sigma = np.maximum(view.blur_sigma_px, np.float32(_NO_BLUR_PX))
-            gain, offset = view.gain_and_offset(self.task.mean, self.task.std)
-            parameters += [np.ascontiguousarray(values) for values in (view.matrix, sigma, gain, offset)]
+            values = self._values(view)
+            parameters += [np.ascontiguousarray(values[name]) for name in _names(self.task.steps)]
         encoded = [BLANK if image is None else image for image in batch.encoded]
         prepared = _Prepared(encoded, parameters, np.ones(len(encoded), np.bool_), {})
         sizes = zip(batch.rows["height"].tolist(), batch.rows["width"].tolist(), strict=True)
@@ -101,6 +102,22 @@ class DaliExecutor(ViewExecutor):
             if image is None or reason is not None:
                 prepared.leave_out(position, reason)
         return prepared
+
+    def _values(self, view: ViewParameters) -> dict[str, Float32]:
+        """Return the parameters of a view by the names that `_view` takes."""
+        gain, offset = view.gain_and_offset(self.task.mean, self.task.std)
+        return {
+            "matrix": view.matrix,
+            "sigma": np.maximum(view.blur_sigma_px, np.float32(_NO_BLUR_PX)),
+            "gain": gain,
+            "offset": offset,
+            "reduced": view.reduced_px,
+            "gamma": view.gamma,
+            "contrast": view.contrast,
+            "brightness": view.brightness,
+            "anchor": view.erased_px[:, :2],
+            "shape": view.erased_px[:, 2:],
+        }
 
     def _leave_out_undecodable(self, batches: Sequence[_Prepared], error: RuntimeError) -> None:
         """Leave out images of these batches that do not decode; RunFailed if all do.
@@ -151,18 +168,20 @@ class DaliExecutor(ViewExecutor):
         return reasons
 
     def _build(self, source: Iterator[tuple[Any, ...]]) -> Any:
-        views_count = self.task.views_count
+        views_count, names = self.task.views_count, _names(self.task.steps)
         pipeline = self._pipeline(self.task.max_batch, self.task.threads, _IN_FLIGHT)
         with pipeline:
             encoded, *parameters = fn.external_source(
                 source=source,
-                num_outputs=1 + 4 * views_count,
+                num_outputs=1 + len(names) * views_count,
                 batch=True,
-                dtype=[types.UINT8] + [types.FLOAT] * (4 * views_count),
-                ndim=[1] + [2, 0, 0, 0] * views_count,
+                dtype=[types.UINT8] + [types.FLOAT] * (len(names) * views_count),
+                ndim=[1] + [_DIMENSIONS.get(name, 0) for name in names] * views_count,
             )
             images = self._decoded(encoded)
-            pipeline.set_outputs(*(self._view(images, *parameters[4 * i : 4 * i + 4]) for i in range(views_count)))
+            starts = range(0, len(parameters), len(names))
+            of_views = [dict(zip(names, parameters[start:], strict=False)) for start in starts]
+            pipeline.set_outputs(*(self._view(images, **of_view) for of_view in of_views))
         pipeline.build()
         return pipeline
 
@@ -184,7 +203,12 @@ class DaliExecutor(ViewExecutor):
             adjust_orientation=False,
         )
 
-    def _view(self, images: Any, matrix: Any, sigma: Any, gain: Any, offset: Any) -> Any:
+    def _view(self, images: Any, *, matrix: Any, sigma: Any, **more: Any) -> Any:
+        steps = self.task.steps
+        if steps.antialias:
+            images = fn.resize(
+                images, size=more["reduced"], interp_type=types.INTERP_LINEAR, antialias=True, dtype=types.FLOAT
+            )
         warped = fn.warp_affine(
             images,
             matrix=matrix,
@@ -193,8 +217,32 @@ class DaliExecutor(ViewExecutor):
             interp_type=types.INTERP_LINEAR,
             dtype=types.FLOAT,  # faster than UINT8 here, and nothing is rounded
         )
-        blurred = fn.gaussian_blur(warped, sigma=sigma)
-        return fn.brightness_contrast(blurred, brightness=gain, brightness_shift=offset, dtype=types.FLOAT)
+        view = fn.gaussian_blur(warped, sigma=sigma)
+        if steps.are_linear:
+            gain, offset = more["gain"], more["offset"]
+            view = fn.brightness_contrast(view, brightness=gain, brightness_shift=offset, dtype=types.FLOAT)
+        else:
+            view = (_toned(view / 255, steps, **more) - self.task.mean) / self.task.std
+        return fn.erase(view, anchor=more["anchor"], shape=more["shape"], axis_names="WH") if steps.erase else view
+
+
+def _names(steps: Steps) -> list[str]:
+    """Name the parameters that each view takes."""
+    names = ["matrix", "sigma"]
+    names += ["gain", "offset"] if steps.are_linear else ["contrast", "brightness"]
+    names += ["reduced"] * steps.antialias + ["gamma"] * steps.gamma
+    return names + ["anchor", "shape"] * steps.erase
+
+
+def _toned(values: Any, steps: Steps, *, contrast: Any, brightness: Any, gamma: Any = None, **_: Any) -> Any:
+    """Change values from 0 to 1 by gamma, contrast and brightness."""
+    if steps.gamma:
+        values = math.pow(values, gamma)
+    pivot = fn.reductions.mean(values) if steps.contrast_about_mean else GRAY
+    values = pivot + contrast * (values - pivot)
+    values = math.clamp(values, 0.0, 1.0) if steps.clip else values
+    values = brightness * values
+    return math.clamp(values, 0.0, 1.0) if steps.clip else values
 
 
 def _feed(prepared: Iterable[_Prepared], in_flight: deque[_Prepared]) -> Iterator[tuple[Any, ...]]:

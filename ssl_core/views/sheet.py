@@ -1,6 +1,7 @@
 """A contact sheet of samples, their two views and the drawn parameters, to see what the model learns from.
 
-An executor makes the views, as in training. On the original, each view's crop is outlined in the view's color.
+An executor makes the views, as in training; what it erases is mid-gray here. On the original, each view's crop is
+outlined in the view's color.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from infra.arrays import UInt8
 from sharding.images.encode import ImageRejected, decode
 from sharding.reading.stream import EncodedBatch
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
-from ssl_core.views.spec import VIEWS, DrawnView, ViewParameters, ViewSpec, draw
+from ssl_core.views.parameters import GRAY, Steps, ViewParameters
+from ssl_core.views.spec import VIEWS, DrawnView, ViewSpec, draw
 
 _DPI: Final = 100
 _CELL_PX: Final = 256  # an image's share of the sheet
@@ -44,9 +46,9 @@ def view_sheet(
         The pixels (H, W, 3).
     """
     drawn = draw(spec, seed, batch.rows, batch.epochs)
-    views = [view.parameters(spec.size_px) for view in drawn]
+    views = [view.parameters(spec) for view in drawn]
     whole = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
-    task = ViewTask(spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=len(whole), threads=1)
+    task = ViewTask(spec.size_px, VIEWS, mean=GRAY, std=1 / 255, max_batch=len(whole), steps=spec.steps, threads=1)
     (view_batch,) = build_view_executor(view_executor, task).run(iter([ViewInputs(whole, batch.rows, views)]))
 
     figure, axes = _grid(len(whole))
@@ -63,8 +65,8 @@ def view_sheet(
             continue
         _show_original(row[0], batch.encoded[position], name)
         for view, color in enumerate(_COLORS):
-            _outline(row[0], views[view], position, spec.size_px, color)
-            text = caption(drawn[view], batch.rows[position], position)
+            _outline(row[0], drawn[view], views[view], position, spec.size_px, color)
+            text = caption(drawn[view], spec.steps, position)
             _show_view(row[1 + view], view_batch.views[view][position, 0], text, color)
     return _pixels(figure)
 
@@ -119,15 +121,17 @@ def _show_original(cell: Axes, encoded: UInt8, name: str) -> None:
     _write_below(cell, [name, f"{width} x {height} px"])
 
 
-def _outline(cell: Axes, view: ViewParameters, position: int, size_px: int, color: str) -> None:
+def _outline(cell: Axes, drawn: DrawnView, view: ViewParameters, position: int, size_px: int, color: str) -> None:
     """Outline a view's crop on the original."""
     corners = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]) * size_px
-    x, y = view.matrix[position, :, :2] @ corners + view.matrix[position, :, 2:]
+    x, y = view.matrix[position, :, :2] @ corners + view.matrix[position, :, 2:]  # in the reduced image
+    reduced_h, reduced_w = view.reduced_px[position]
+    x, y = x * (drawn.image_w[position] / reduced_w), y * (drawn.image_h[position] / reduced_h)
     cell.plot(x, y, color=color, linewidth=1.5)
 
 
 def _show_view(cell: Axes, pixels: torch.Tensor, caption: list[str], color: str) -> None:
-    cell.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255)
+    cell.imshow(pixels.numpy(), cmap="gray", vmin=-255 * GRAY, vmax=255 * GRAY)
     size_px = len(pixels)
     cell.plot([0, size_px - 1], [-0.5, -0.5], color=color, linewidth=4, solid_capstyle="butt")
     _write_below(cell, caption)
@@ -143,16 +147,18 @@ def _write_below(cell: Axes, lines: Sequence[str]) -> None:
     cell.text(0, -0.02, text, transform=cell.transAxes, va="top", fontsize=8.5, linespacing=1.3, color=_INK)
 
 
-def caption(drawn: DrawnView, row: np.void, position: int) -> list[str]:
-    """Describe the drawn parameters of one view of one image, in three lines."""
+def caption(drawn: DrawnView, steps: Steps, position: int) -> list[str]:
+    """Describe the drawn parameters of one view of one image, in three lines, or four if there are more steps."""
     view = DrawnView(*(field[position] for field in drawn))
-    height, width = int(row["height"]), int(row["width"])
-    area = 100 * view.crop_w * view.crop_h / (height * width)
+    area = 100 * view.crop_w * view.crop_h / (view.image_w * view.image_h)
     turn = f"{'flipped, ' if view.mirrored else ''}rotated {view.degrees:+.1f}°"
     blur = f"blur {view.blur_sigma_px:.2f} px" if view.blur_sigma_px > 0 else "no blur"
+    erased = f"erased {view.erased_w:.0f} x {view.erased_h:.0f} px" if view.erased_w > 0 else "nothing erased"
+    more = [f"gamma {view.gamma:.2f}"] * steps.gamma + [erased] * steps.erase
     return [
-        f"crop {area:.0f} % at ({view.center_x / width:.2f}, {view.center_y / height:.2f}), "
+        f"crop {area:.0f} % at ({view.center_x / view.image_w:.2f}, {view.center_y / view.image_h:.2f}), "
         f"{view.crop_w:.0f} x {view.crop_h:.0f}",
         f"{turn}, {blur}",
         f"brightness {view.brightness:.2f}, contrast {view.contrast:.2f}",
+        *([", ".join(more)] if more else []),
     ]

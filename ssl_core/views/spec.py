@@ -1,35 +1,26 @@
-"""Random views of an image: the ranges, the draw, and the parameters that executors apply.
-
-Coordinates are continuous: pixel (column, row) covers [column, column + 1) x [row, row + 1), so its center is at
-(column + 0.5, row + 0.5). Crop, resize, flip and rotation form one affine map, so a pixel is interpolated only once
-(bilinear; outside the image, its border is repeated). Views are not antialiased: the shorter side of packed images
-should be at most about twice `size_px`.
-"""
+"""Random views of an image: the ranges, the draw, and the parameters that executors apply (`parameters`)."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from infra import rng
-from infra.arrays import Bool, Float32, Float64, Int64, Records
+from infra.arrays import Bool, Float64, Int64, Records
 from infra.errors import UserError
 from infra.options import key, require_between
-
-# How an image that is not square becomes a square view: its longer side fits and the border is repeated beside it
-# (pad), each side is scaled alone (squash), or the longer side is cut about the center (square).
-Fit = Literal["pad", "squash", "square"]
+from ssl_core.views.parameters import Crop, Steps, ViewParameters, matrix_and_size
 
 VIEWS: Final = 2
-GRAY: Final = 0.5  # contrast pivots on this value of the scale 0 to 1, the same for every image
 _TRIES: Final = 10  # to draw a crop that fits, as in torchvision's RandomResizedCrop
-_DRAWS: Final = 8 + 2 * _TRIES
+_CROP_DRAWS: Final = slice(8, 8 + 2 * _TRIES)
+_DRAWS: Final = _CROP_DRAWS.stop + 9
+_ERASED_ASPECT: Final = (0.3, 3.3)  # width / height, as in torchvision's RandomErasing
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """Ranges of the five augmentations.
+    """Ranges of the five augmentations, and options beyond them that are off by default.
 
     Gazda et al. 2021 name resized crop, horizontal flip, rotation, Gaussian blur and brightness/contrast jitter
     without their ranges. These defaults are SimCLR's (Chen et al. 2020), milder where radiographs need it, as in
@@ -45,7 +36,19 @@ class ViewSpec:
         blur_probability: probability of a Gaussian blur
         blur_sigma_px: smallest and largest standard deviation of the blur, in pixels of the view
         brightness: largest change of brightness; the factor is between 1 - this and 1 + this
-        contrast: largest change of contrast; the factor about mid-gray is between 1 - this and 1 + this
+        contrast: largest change of contrast; the factor is between 1 - this and 1 + this
+        antialias: whether to reduce an image without aliasing before a crop of it is shrunk more than 1.5 times, so
+            that datasets can be packed once, at the size of their files
+        rotation_probability: probability of a rotation
+        jitter_probability: probability of a change of brightness and contrast, both or none
+        contrast_about: gray level that contrast leaves as it is: mid-gray (gray), or the mean of the view as in
+            torchvision (mean)
+        clip: whether to clip values to black and white after each change of contrast and brightness, as torchvision
+            does
+        gamma_probability: probability of a gamma curve, which precedes contrast and brightness
+        gamma: smallest and largest exponent, drawn evenly on the log scale; below 1 brightens
+        erase_probability: probability that a rectangle is erased, which then shows the mean gray level
+        erase_area: smallest and largest area of the rectangle, as shares of the view's area, from 0.01 to 0.3
     """
 
     size_px: int = 224
@@ -57,21 +60,47 @@ class ViewSpec:
     blur_sigma_px: tuple[float, float] = (0.1, 2.0)
     brightness: float = 0.3
     contrast: float = 0.3
+    antialias: bool = False
+    rotation_probability: float = 1.0
+    jitter_probability: float = 1.0
+    contrast_about: Literal["gray", "mean"] = "gray"
+    clip: bool = False
+    gamma_probability: float = 0.0
+    gamma: tuple[float, float] = (0.7, 1.4)
+    erase_probability: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.2)
 
     def __post_init__(self) -> None:
         require_between(self, "size_px", 16, 4096, "try 224")
         _require_range(self, "crop_area", 0.01, 1.0, "[0.3, 1.0]")
         _require_range(self, "crop_aspect", 0.1, 10.0, "[0.75, 1.333]")
         _require_range(self, "blur_sigma_px", 0.01, self.size_px / 8, "[0.1, 2.0]")
+        _require_range(self, "gamma", 0.1, 10.0, "[0.7, 1.4]")
+        _require_range(self, "erase_area", 0.01, 0.3, "[0.02, 0.2]")
         most = {
             "flip_probability": 1,
             "rotation_degrees": 180,
             "blur_probability": 1,
             "brightness": 0.99,
             "contrast": 0.99,
+            "rotation_probability": 1,
+            "jitter_probability": 1,
+            "gamma_probability": 1,
+            "erase_probability": 1,
         }
         for name, largest in most.items():
             require_between(self, name, 0, largest, f"try {getattr(type(self), name)}")
+
+    @property
+    def steps(self) -> Steps:
+        """The optional steps of the views."""
+        return Steps(
+            antialias=self.antialias,
+            contrast_about_mean=self.contrast_about == "mean",
+            clip=self.clip,
+            gamma=self.gamma_probability > 0,
+            erase=self.erase_probability > 0,
+        )
 
 
 def _require_range(spec: ViewSpec, name: str, least: float, most: float, example: str) -> None:
@@ -79,28 +108,6 @@ def _require_range(spec: ViewSpec, name: str, least: float, most: float, example
     if len(pair) != 2 or not least <= pair[0] <= pair[1] <= most:
         rule = f"must be two numbers from {least:g} to {most:g}, the smaller first"
         raise UserError(f"{key(spec, name)}={list(pair)} {rule}; try {example}")
-
-
-class ViewParameters(NamedTuple):
-    """One view of each of N images, as executors apply it.
-
-    Attributes:
-        matrix: (N, 2, 3), maps a point (x, y, 1) of the view to the point of the image that it shows
-        blur_sigma_px: (N,), 0 for no blur; the kernel ends at ceil(3 sigma), the border is mirrored about its pixels
-        brightness: (N,); a value v from 0 to 1 becomes brightness * (0.5 + contrast * (v - 0.5)), not clipped
-        contrast: (N,)
-    """
-
-    matrix: Float32
-    blur_sigma_px: Float32
-    brightness: Float32
-    contrast: Float32
-
-    def gain_and_offset(self, mean: float, std: float) -> tuple[Float32, Float32]:
-        """Combine jitter and normalization: a gray level g from 0 to 255 becomes gain * g + offset, (N,) each."""
-        gain = self.brightness * self.contrast / (255 * std)
-        offset = (self.brightness * (1 - self.contrast) * GRAY - mean) / std
-        return gain.astype(np.float32), offset.astype(np.float32)
 
 
 class DrawnView(NamedTuple):
@@ -115,7 +122,14 @@ class DrawnView(NamedTuple):
         degrees: counter-clockwise rotation of the image after the flip
         blur_sigma_px: in pixels of the view, 0 for no blur
         brightness: factor
-        contrast: factor about mid-gray
+        contrast: factor
+        gamma: exponent, 1 for none
+        erased_x: left side of the erased rectangle, in whole pixels of the view
+        erased_y: its upper side
+        erased_w: its width, 0 for none
+        erased_h: its height
+        image_w: width of the image
+        image_h: height of the image
     """
 
     center_x: Float64
@@ -127,15 +141,28 @@ class DrawnView(NamedTuple):
     blur_sigma_px: Float64
     brightness: Float64
     contrast: Float64
+    gamma: Float64
+    erased_x: Float64
+    erased_y: Float64
+    erased_w: Float64
+    erased_h: Float64
+    image_w: Float64
+    image_h: Float64
 
-    def parameters(self, size_px: int) -> ViewParameters:
-        """Return the parameters that executors apply."""
+    def parameters(self, spec: ViewSpec) -> ViewParameters:
+        """Return the parameters that executors apply to make views by this `spec`."""
         mirror = np.where(self.mirrored, -1.0, 1.0)
+        crop = Crop(self.center_x, self.center_y, self.crop_w, self.crop_h, mirror, self.degrees)
+        matrix, reduced_px = matrix_and_size(spec.size_px, crop, self.image_h, self.image_w, antialias=spec.antialias)
+        erased = np.stack([self.erased_x, self.erased_y, self.erased_w, self.erased_h], axis=1)
         return ViewParameters(
-            _matrix(size_px, self.center_x, self.center_y, self.crop_w, self.crop_h, mirror, self.degrees),
+            matrix,
             self.blur_sigma_px.astype(np.float32),
             self.brightness.astype(np.float32),
             self.contrast.astype(np.float32),
+            reduced_px,
+            self.gamma.astype(np.float32),
+            erased.astype(np.float32),
         )
 
 
@@ -157,29 +184,56 @@ def draw(spec: ViewSpec, seed: int, rows: Records, epochs: Int64) -> tuple[Drawn
 
 def draw_views(spec: ViewSpec, seed: int, rows: Records, epochs: Int64) -> tuple[ViewParameters, ViewParameters]:
     """Draw as `draw` does; return the parameters that executors apply."""
-    first, second = (view.parameters(spec.size_px) for view in draw(spec, seed, rows, epochs))
+    first, second = (view.parameters(spec) for view in draw(spec, seed, rows, epochs))
     return first, second
 
 
 def _draw_view(spec: ViewSpec, seed: int, view: int, rows: Records, epochs: Int64) -> DrawnView:
-    u = rng.uniform(seed, f"view-{view}", rows["sample"], epochs, _DRAWS).T  # (draws, N)
+    u = rng.uniform(seed, f"view-{view}", rows["sample"], epochs, _DRAWS).T  # (draws, N); more may only be appended
+    turn, jitter, *gamma_and_rectangle = u[_CROP_DRAWS.stop :]
     heights, widths = rows["height"].astype(np.float64), rows["width"].astype(np.float64)
-    crop_h, crop_w = _crop_sizes(spec, u[8:].reshape(_TRIES, 2, -1), heights, widths)
+    crop_h, crop_w = _crop_sizes(spec, u[_CROP_DRAWS].reshape(_TRIES, 2, -1), heights, widths)
+    is_turned, is_jittered = turn < spec.rotation_probability, jitter < spec.jitter_probability
+    is_curved = gamma_and_rectangle[0] < spec.gamma_probability
     return DrawnView(
         center_x=crop_w / 2 + u[0] * (widths - crop_w),
         center_y=crop_h / 2 + u[1] * (heights - crop_h),
         crop_w=crop_w,
         crop_h=crop_h,
         mirrored=u[2] < spec.flip_probability,
-        degrees=_between(-spec.rotation_degrees, spec.rotation_degrees, u[3]),
+        degrees=np.where(is_turned, _between(-spec.rotation_degrees, spec.rotation_degrees, u[3]), 0.0),
         blur_sigma_px=np.where(u[4] < spec.blur_probability, _between(*spec.blur_sigma_px, u[5]), 0.0),
-        brightness=_between(1 - spec.brightness, 1 + spec.brightness, u[6]),
-        contrast=_between(1 - spec.contrast, 1 + spec.contrast, u[7]),
+        brightness=np.where(is_jittered, _between(1 - spec.brightness, 1 + spec.brightness, u[6]), 1.0),
+        contrast=np.where(is_jittered, _between(1 - spec.contrast, 1 + spec.contrast, u[7]), 1.0),
+        gamma=np.where(is_curved, _log_between(*spec.gamma, gamma_and_rectangle[1]), 1.0),
+        **_rectangle(spec, *gamma_and_rectangle[2:]),
+        image_w=widths,
+        image_h=heights,
     )
+
+
+def _rectangle(
+    spec: ViewSpec, chance: Float64, area: Float64, aspect: Float64, x: Float64, y: Float64
+) -> dict[str, Float64]:
+    """Return the erased rectangle of each of N views, whole pixels within the view; all arguments are (N,) draws."""
+    side = np.sqrt(_between(*spec.erase_area, area)) * spec.size_px
+    root = np.sqrt(_log_between(*_ERASED_ASPECT, aspect))
+    is_erased = chance < spec.erase_probability
+    width, height = (np.where(is_erased, np.maximum(1, np.rint(length)), 0) for length in (side * root, side / root))
+    return {
+        "erased_x": np.floor(x * (spec.size_px - width + 1)),
+        "erased_y": np.floor(y * (spec.size_px - height + 1)),
+        "erased_w": width,
+        "erased_h": height,
+    }
 
 
 def _between(low: float, high: float, u: Float64) -> Float64:
     return low + (high - low) * u
+
+
+def _log_between(low: float, high: float, u: Float64) -> Float64:
+    return np.exp(_between(np.log(low), np.log(high), u))
 
 
 def _crop_sizes(spec: ViewSpec, u: Float64, heights: Float64, widths: Float64) -> tuple[Float64, Float64]:
@@ -195,7 +249,7 @@ def _crop_sizes(spec: ViewSpec, u: Float64, heights: Float64, widths: Float64) -
         Heights and widths (N,) of the crops, in pixels of the image, not rounded.
     """
     area = _between(*spec.crop_area, u[:, 0]) * heights * widths  # (tries, N)
-    aspect = np.exp(_between(np.log(spec.crop_aspect[0]), np.log(spec.crop_aspect[1]), u[:, 1]))
+    aspect = _log_between(*spec.crop_aspect, u[:, 1])
     crop_h, crop_w = np.sqrt(area / aspect), np.sqrt(area * aspect)
     fits = (crop_h <= heights) & (crop_w <= widths)
     last_aspect = np.clip(widths / heights, *spec.crop_aspect)
@@ -205,47 +259,4 @@ def _crop_sizes(spec: ViewSpec, u: Float64, heights: Float64, widths: Float64) -
     return (
         np.where(has_fit, np.take_along_axis(crop_h, chosen, 0)[0], last_h),
         np.where(has_fit, np.take_along_axis(crop_w, chosen, 0)[0], last_h * last_aspect),
-    )
-
-
-def _matrix(
-    size_px: int,
-    center_x: Float64,
-    center_y: Float64,
-    crop_w: Float64,
-    crop_h: Float64,
-    mirror: Float64,
-    degrees: Float64,
-) -> Float32:
-    """Compose the map from a view back to its image: undo rotation, flip, resize and crop."""
-    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    scale_x, scale_y = mirror * crop_w / size_px, crop_h / size_px
-    linear = np.stack([np.stack([scale_x * cos, -scale_x * sin], -1), np.stack([scale_y * sin, scale_y * cos], -1)], 1)
-    center = np.stack([center_x, center_y], -1)  # the view's center shows the crop's center
-    shift = center - linear.sum(axis=2) * size_px / 2
-    return np.concatenate([linear, shift[:, :, None]], axis=2).astype(np.float32)
-
-
-def whole_image(
-    size_px: int, heights: npt.ArrayLike, widths: npt.ArrayLike, fit: Fit, *, mirrored: bool = False
-) -> ViewParameters:
-    """Return the view that probing uses, without augmentation; all fits show a square image alike.
-
-    Args:
-        size_px: width and height of the view
-        heights: (N,) of the images
-        widths: (N,) of the images
-        fit: how an image that is not square becomes a square
-        mirrored: whether the image is flipped horizontally
-    """
-    height, width = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
-    crop_h, crop_w = height, width
-    if fit != "squash":
-        crop_h = crop_w = np.maximum(height, width) if fit == "pad" else np.minimum(height, width)
-    ones = np.ones(len(height))
-    return ViewParameters(
-        _matrix(size_px, width / 2, height / 2, crop_w, crop_h, -ones if mirrored else ones, 0 * ones),
-        np.zeros(len(height), np.float32),
-        ones.astype(np.float32),
-        ones.astype(np.float32),
     )

@@ -10,7 +10,7 @@ import torch
 
 from infra.arrays import Bool, Records, UInt8
 from infra.processes import MOST_DECODING_THREADS
-from ssl_core.views.spec import ViewParameters
+from ssl_core.views.parameters import Steps, ViewParameters
 
 
 def _threads() -> int:
@@ -29,6 +29,7 @@ class ViewTask:
         max_batch: most images in a batch
         device: device of the resulting tensors
         threads: CPU threads for decoding and views; by default one for each CPU that this process may use, up to 16
+        steps: the optional steps of the views
     """
 
     size_px: int
@@ -38,6 +39,7 @@ class ViewTask:
     max_batch: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = field(default_factory=_threads)
+    steps: Steps = field(default_factory=Steps)
 
 
 class ViewInputs(NamedTuple):
@@ -58,7 +60,7 @@ class ViewBatch(NamedTuple):
     """The views of one batch of N images.
 
     Attributes:
-        views: for each view, float32 (N, 1, size, size): (gray level / 255 - mean) / std after the jitter
+        views: for each view, float32 (N, 1, size, size): (value - mean) / std of values on the scale 0 to 1
         decoded: (N,), False where the views are blank: zeros, the mean gray level
         reasons: why an image did not decode, by its position in the batch; blanks on request have none
     """

@@ -15,7 +15,7 @@ from typing_extensions import override
 from infra.arrays import Float32, UInt8
 from sharding.images.encode import DECODER_ERRORS, FORMATS
 from ssl_core.views.header_check import header_problem
-from ssl_core.views.spec import ViewParameters
+from ssl_core.views.parameters import GRAY, ViewParameters, reduction
 from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 2
@@ -45,7 +45,8 @@ class TorchvisionExecutor(ViewExecutor):
 
     def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> ViewBatch:
         matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
-        outcomes = list(images.map(self._warp, batch.encoded, batch.rows, matrices))
+        sizes = np.stack([view.reduced_px for view in batch.views], axis=1)  # (n, views, 2)
+        outcomes = list(images.map(self._warp, batch.encoded, batch.rows, matrices, sizes))
         decoded = np.array([isinstance(image, torch.Tensor) for image in outcomes], np.bool_)
         reasons = {position: image for position, image in enumerate(outcomes) if isinstance(image, str)}
         task = self.task
@@ -54,19 +55,46 @@ class TorchvisionExecutor(ViewExecutor):
         views = [self._finish(pixels, view) for pixels, view in zip(warped, batch.views, strict=True)]
         return ViewBatch(blank_out(views, decoded), decoded, reasons)
 
-    def _warp(self, encoded: UInt8 | None, row: np.void, matrices: Float32) -> torch.Tensor | str | None:
+    def _warp(
+        self, encoded: UInt8 | None, row: np.void, matrices: Float32, sizes: Float32
+    ) -> torch.Tensor | str | None:
         """Warp an image by its matrices: (views, 1, size, size), or why it does not decode; None for a blank."""
         if encoded is None:
             return None
-        image = _decode(encoded, int(row["height"]), int(row["width"]))
-        return image if isinstance(image, str) else warp(image.to(self.task.device), matrices, self.task.size_px)
+        decoded = _decode(encoded, int(row["height"]), int(row["width"]))
+        if isinstance(decoded, str):
+            return decoded
+        image = decoded.to(self.task.device)
+        if not self.task.steps.antialias:
+            return warp(image, matrices, self.task.size_px)
+        pairs = zip(sizes.astype(int).tolist(), matrices, strict=True)
+        return torch.cat([warp(reduce(image, *size), matrix[None], self.task.size_px) for size, matrix in pairs])
 
     def _finish(self, pixels: torch.Tensor, view: ViewParameters) -> torch.Tensor:
-        gain, offset = (
-            torch.from_numpy(values).to(self.task.device).view(-1, 1, 1, 1)
-            for values in view.gain_and_offset(self.task.mean, self.task.std)
-        )
-        return blur(pixels, view.blur_sigma_px) * gain + offset
+        task = self.task
+        pixels = blur(pixels, view.blur_sigma_px)
+        if task.steps.are_linear:
+            gain, offset = (_for_images(values, task.device) for values in view.gain_and_offset(task.mean, task.std))
+            pixels = pixels * gain + offset
+        else:
+            pixels = (self._tone(pixels / 255, view) - task.mean) / task.std
+        return erase(pixels, view.erased_px) if task.steps.erase else pixels
+
+    def _tone(self, values: torch.Tensor, view: ViewParameters) -> torch.Tensor:
+        """Change the values (N, 1, S, S), from 0 to 1, by gamma, contrast and brightness."""
+        steps, device = self.task.steps, self.task.device
+        if steps.gamma:
+            values = values ** _for_images(view.gamma, device)
+        pivot = values.mean(dim=(1, 2, 3), keepdim=True) if steps.contrast_about_mean else GRAY
+        values = pivot + _for_images(view.contrast, device) * (values - pivot)
+        values = values.clamp(0, 1) if steps.clip else values
+        values = _for_images(view.brightness, device) * values
+        return values.clamp(0, 1) if steps.clip else values
+
+
+def _for_images(values: Float32, device: torch.device) -> torch.Tensor:
+    """Return one value for each image (N,) so that it broadcasts over images (N, 1, S, S)."""
+    return torch.from_numpy(values).to(device).view(-1, 1, 1, 1)
 
 
 def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
@@ -84,6 +112,15 @@ def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
             return torch.from_numpy(np.array(image.convert("L"), np.float32))[None]
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         return first_line(error)
+
+
+def reduce(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Reduce one image (1, H, W) without aliasing to (1, height, width), by `parameters.reduction`."""
+    by_rows, by_columns = (
+        torch.from_numpy(reduction(length, reduced)).to(image.device)
+        for length, reduced in zip(image.shape[1:], (height, width), strict=True)
+    )
+    return by_rows @ image @ by_columns.T
 
 
 def warp(image: torch.Tensor, matrices: Float32, size_px: int) -> torch.Tensor:
@@ -122,3 +159,12 @@ def blur(pixels: torch.Tensor, sigma_px: Float32) -> torch.Tensor:
     x = F.conv2d(x, weights.view(n, 1, 1, -1), groups=n)
     x = F.conv2d(x, weights.view(n, 1, -1, 1), groups=n)
     return pixels.index_copy(0, rows, x.transpose(0, 1))
+
+
+def erase(pixels: torch.Tensor, rectangles: Float32) -> torch.Tensor:
+    """Set a rectangle of each of N images (N, 1, S, S) to 0; rectangles: (N, 4) left, top, width and height."""
+    left, top, width, height = torch.from_numpy(rectangles).to(pixels.device).T.view(4, -1, 1)
+    places = torch.arange(pixels.shape[-1], device=pixels.device)  # (S,)
+    in_columns = (places >= left) & (places < left + width)  # (N, S)
+    in_rows = (places >= top) & (places < top + height)
+    return pixels.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)

@@ -56,6 +56,7 @@ def test_fingerprint_changes_with_all_that_features_depend_on_and_with_nothing_e
         fingerprint(first, "data", replace(INPUT, executor="DaliExecutor")),
         fingerprint(first, "data", replace(INPUT, fit="square")),
         fingerprint(first, "data", replace(INPUT, mirrored=True)),
+        fingerprint(first, "data", replace(INPUT, antialias=True)),
     ]
     assert len({same, *changed}) == len(changed) + 1
 

@@ -21,6 +21,7 @@ from ssl_core.engines import EngineConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining import train
+from ssl_core.pretraining.checks import aliasing_warning
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.failures import Diverged
 from ssl_core.pretraining.resume import fixed_settings
@@ -211,7 +212,14 @@ def test_images_far_larger_than_the_views_cause_a_warning(
 ) -> None:
     tiny = replace(small, views=ViewSpec(size_px=24), train=replace(small.train, max_steps=1))
     pretrain(tiny, Ranks())
-    assert "views show aliasing; pack with --shorter_side_px=36" in capsys.readouterr().err
+    warning = "views show aliasing; use views.antialias=true, or pack with --shorter_side_px=36"
+    assert warning in capsys.readouterr().err
+
+
+def test_antialiased_views_cause_no_warning(small: PretrainConfig) -> None:
+    shards = ShardSet(small.data.shards)
+    assert aliasing_warning(shards, ViewSpec(size_px=24)) is not None
+    assert aliasing_warning(shards, ViewSpec(size_px=24, antialias=True)) is None
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharding.format.manifest import INDEX_ROW
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import EncodedBatch, packed_batches
+from ssl_core.views.parameters import Steps
 from ssl_core.views.sheet import caption, to_png, view_sheet
 from ssl_core.views.spec import DrawnView, ViewSpec
 
@@ -54,8 +54,6 @@ def test_samples_that_do_not_decode_leave_the_others_as_they_are(batch: EncodedB
 
 
 def test_caption_says_what_was_drawn() -> None:
-    row = np.zeros(1, INDEX_ROW)
-    row["height"], row["width"] = 200, 400
     drawn = DrawnView(
         center_x=np.array([0.0, 100.0]),
         center_y=np.array([0.0, 150.0]),
@@ -66,10 +64,30 @@ def test_caption_says_what_was_drawn() -> None:
         blur_sigma_px=np.array([0.0, 1.25]),
         brightness=np.array([1.0, 0.8]),
         contrast=np.array([1.0, 1.234]),
+        gamma=np.array([1.0, 0.7]),
+        erased_x=np.array([0.0, 3.0]),
+        erased_y=np.array([0.0, 4.0]),
+        erased_w=np.array([0.0, 5.0]),
+        erased_h=np.array([0.0, 6.0]),
+        image_w=np.array([400.0, 400.0]),
+        image_h=np.array([200.0, 200.0]),
     )
-    assert caption(drawn, row[0], 1) == [
+    lines = [
         "crop 25 % at (0.25, 0.75), 200 x 100",
         "flipped, rotated -3.1°, blur 1.25 px",
         "brightness 0.80, contrast 1.23",
     ]
-    assert caption(drawn, row[0], 0)[1] == "rotated +0.0°, no blur"
+    assert caption(drawn, Steps(), 1) == lines
+    assert caption(drawn, Steps(gamma=True, erase=True), 1) == [*lines, "gamma 0.70, erased 5 x 6 px"]
+    assert caption(drawn, Steps(erase=True), 0)[1::2] == ["rotated +0.0°, no blur", "nothing erased"]
+
+
+def test_crops_of_reduced_images_are_outlined_where_they_were_drawn(batch: EncodedBatch) -> None:
+    """A view of 16 px shrinks these crops, so their images are reduced; the originals in the left column are not."""
+    plain, reduced = (
+        view_sheet(batch, ViewSpec(size_px=16, antialias=antialias), seed=0, view_executor="torchvision")
+        for antialias in (False, True)
+    )
+    left = slice(0, 290)
+    assert np.array_equal(plain[:, left], reduced[:, left])
+    assert not np.array_equal(plain, reduced)
