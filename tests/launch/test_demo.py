@@ -43,7 +43,7 @@ def test_the_demo_runs_the_whole_chain_on_two_processes_and_listens_on_loopback_
     assert (run / "report.html").is_file()
     assert str(run / "report.html") in output
     results = json.loads((run / "results.json").read_text())
-    controls = {"untrained", "pixels", "border", "shuffled", "shuffled_over_all"}
+    controls = {"untrained", "pixels", "border", "attributes", "shuffled", "shuffled_over_all"}
     assert {row["kind"] for row in results["rows"]} == {"checkpoint", *controls}
     assert "simulated" in output
 

@@ -42,8 +42,9 @@ def by_hand(first: Sequence[Scored], second: Sequence[Scored], resamples: int) -
     within_first = np.mean([covariance[i, j] for i, j in pairs if i < k and j < k and i != j])
     within_second = np.mean([covariance[i, j] for i, j in pairs if i >= k and j >= k and i != j])
     across = np.mean([covariance[i, j] for i, j in pairs if i < k <= j])
+    of_patients = max(0.0, within_first + within_second - 2 * across)  # an estimate of a variance may be negative
     parts = [
-        (within_first + within_second - 2 * across, len(np.unique(first[0].patients[first[0].classes == 1])) - 1),
+        (of_patients, len(np.unique(first[0].patients[first[0].classes == 1])) - 1),
         (whole[:k].var(ddof=1) / k, k - 1),
         (whole[k:].var(ddof=1) / (len(runs) - k), len(runs) - k - 1),
     ]
