@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_args, get_type_hints
 
 from infra.errors import require
+from infra.schema import value_in_words
 
 _prefixes: dict[type, str] = {}
 
@@ -59,7 +60,8 @@ def key(config: Any, name: str) -> str:
 
 def setting(config: Any, name: str) -> str:
     """Return the key of a field with its value, such as `data.fetch.limit_gb=0`."""
-    return f"{key(config, name)}={getattr(config, name)}"
+    value = getattr(config, name)
+    return f"{key(config, name)}={value_in_words(value) if isinstance(value, list) else value}"
 
 
 def require_at_least(config: Any, name: str, least: float, hint: str) -> None:

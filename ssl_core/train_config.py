@@ -1,12 +1,28 @@
 """The settings of the training loop, below all layers so that each of them can name these options in its errors."""
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
 
 from infra.devices import DeviceName
-from infra.options import require_at_least, require_positive
+from infra.errors import require
+from infra.options import require_at_least, require_positive, setting
 
 Precision = Literal["bf16", "fp16", "fp32"]
+
+_EARLY_STAGE: Final = re.compile(r"([1-9][0-9]{0,5})@([1-9][0-9]{0,5})")
+
+
+class EarlyStage(NamedTuple):
+    """Epochs whose views have a size of their own, as in `64@4`.
+
+    Attributes:
+        size_px: width and height of these views
+        epochs: number of these epochs
+    """
+
+    size_px: int
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -15,6 +31,8 @@ class TrainConfig:
 
     Args:
         epochs: passes over the selected samples; 100 in the paper
+        stages: sizes of the views in the first epochs, before that of views.size_px, as SIZE@EPOCHS: [64@4] means views
+            of 64 px for four epochs
         device: cuda, cpu, or auto (the GPU; the CPU only if the machine has no GPU or CUDA_VISIBLE_DEVICES hides it)
         precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32), or fp32
         micro_batches: parts into which each rank cuts its share of the global batch, to save memory; must divide the
@@ -33,6 +51,7 @@ class TrainConfig:
     """
 
     epochs: int = 100
+    stages: list[str] = field(default_factory=list)
     device: DeviceName = "auto"
     precision: Precision = "bf16"
     micro_batches: int = 1
@@ -53,3 +72,15 @@ class TrainConfig:
         for name in ("skips", "rollbacks"):
             require_at_least(self, name, 0, "try 2")
         require_positive(self, "timeout_s", "try 600")
+        for text in self.stages:
+            require(
+                _EARLY_STAGE.fullmatch(text) is not None,
+                f"{setting(self, 'stages')}: {text!r} must be SIZE@EPOCHS with whole numbers; try [64@4] for views of "
+                "64 px in the first four epochs",
+            )
+
+    @property
+    def early_stages(self) -> list[EarlyStage]:
+        """The stages before the last one."""
+        found = (_EARLY_STAGE.fullmatch(text) for text in self.stages)
+        return [EarlyStage(int(stage[1]), int(stage[2])) for stage in found if stage]

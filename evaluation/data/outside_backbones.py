@@ -120,7 +120,7 @@ class ComparedBackbone:
                 self._checkpoint = _checkpoint_in(self._path, self._what)
                 state = self._checkpoint.state
                 self._path, self._network = self._checkpoint.path / MODEL, state.backbone
-                size_px = int(state.config.get("views.size_px", USUAL_SIZE_PX))
+                size_px = state.size_px or int(state.config.get("views.size_px", USUAL_SIZE_PX))
                 images = Input(size_px, (state.pixel_mean,), (state.pixel_std,))
             else:
                 require(bool(self._network), f"{self._what} needs its network: NAME=FILE@NETWORK, such as @resnet50")

@@ -58,6 +58,7 @@ def notes_on(results: Results) -> list[str]:
         CROSS_NOTE: any(dataset.rounds > 1 for dataset in results.datasets),
     }
     notes = [note for note, applies in general.items() if applies]
+    notes += _stage_notes(results)
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
     notes += dict.fromkeys(note for dataset in results.datasets for note in _fit_notes(dataset, results.config))
@@ -66,6 +67,18 @@ def notes_on(results: Results) -> list[str]:
         notes += [*_validation_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
     notes += dict.fromkeys(note for task in results.tasks for note in _task_notes(results, task))
     return [*notes, *_shift_notes(results)]
+
+
+def _stage_notes(results: Results) -> Iterator[str]:
+    """Yield a note if a checkpoint is shown that was trained before the views had their last size."""
+    stages = results.run.recipe.get("train.stages") or []
+    epochs = sum(int(stage.partition("@")[2]) for stage in stages)
+    if any(row.kind == "checkpoint" and (row.epoch or 0.0) <= epochs for row in results.rows) and stages:
+        yield (
+            f"The views had another size in the first {epochs} epochs (train.stages=[{','.join(stages)}]) than "
+            f"afterwards ({results.run.size_px} px). All checkpoints are probed at {results.run.size_px} px, those of "
+            "these epochs too, so their scores show what is missing as well as what was learned."
+        )
 
 
 def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:

@@ -48,6 +48,8 @@ class CheckpointState:
         samples_masked: damaged samples left out so far
         masked_in_epoch: damaged samples left out in the current epoch
         config: settings that determine the result (`pretraining.resume.fixed_settings`)
+        size_px: width and height of the views of the last step; None in checkpoints of versions without stages, all of
+            whose views had the size in `config`
     """
 
     step: int
@@ -62,6 +64,7 @@ class CheckpointState:
     samples_masked: int = 0
     masked_in_epoch: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    size_px: int | None = None
 
     @property
     def computation(self) -> Computation:

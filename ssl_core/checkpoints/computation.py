@@ -6,6 +6,8 @@ from typing import Any, Final, NamedTuple
 from infra.options import key
 
 INIT: Final = "model.init"
+# Options that older versions lacked, with what these versions did.
+_ADDED: Final[dict[str, Any]] = {"train.stages": []}
 
 
 class Difference(NamedTuple):
@@ -34,7 +36,7 @@ class Computation:
             remedy = f"use those with SHA-256 {started}" if started else f"leave {INIT} out"
             return Difference(f"the weights of {INIT} (SHA-256 {starts}) are not the first ones", remedy)
         for name, value in self.config.items():
-            earlier = before.config.get(name, value)
+            earlier = before.config.get(name, _ADDED.get(name, value))
             if value != earlier:
                 return Difference(f"{name}={value} differs from {earlier}", f"use {name}={earlier}")
         if self.data_identity != before.data_identity:

@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import torch
 
-from infra.errors import require
+from infra.errors import UserError, require
 from infra.options import key, setting
 from sharding.reading.shard_set import ShardSet
+from ssl_core.model.encoder import Encoder
 from ssl_core.pretraining.config import PretrainConfig
-from ssl_core.views.spec import ViewSpec
 
 
 def require_equal_parts(config: PretrainConfig, world: int) -> None:
@@ -21,14 +22,33 @@ def require_equal_parts(config: PretrainConfig, world: int) -> None:
     )
 
 
-def aliasing_warning(shards: ShardSet, spec: ViewSpec) -> str | None:
-    """Return a warning if views will alias; None if not."""
+@torch.no_grad()
+def require_all_sizes(config: PretrainConfig, encoder: Encoder) -> None:
+    """Raise UserError unless the network takes the views of every stage; a ViT is bound to one size."""
+    network = encoder.backbone.network
+    for views in config.views_of_stages()[:-1]:
+        try:
+            network.module.eval()(torch.zeros(1, 1, views.size_px, views.size_px))
+        except Exception as error:  # each network has its own way to fail
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(
+                f"{setting(config.train, 'stages')} needs a network that takes views of {views.size_px} px and of "
+                f"{config.views.size_px} px, but {setting(config.model, 'backbone')} does not ({reason}); leave "
+                f"{key(config.train, 'stages')} out, or take a network without positions, such as resnet50"
+            ) from error
+        finally:
+            network.module.train()
+
+
+def aliasing_warning(shards: ShardSet, config: PretrainConfig) -> str | None:
+    """Return a warning if the views of any stage will alias; None if not."""
+    spec, smallest_px = config.views, min(views.size_px for views in config.views_of_stages())
     rows = shards.index(0)
     shorter_side_px = int(np.median(np.minimum(rows["height"], rows["width"])))
-    if spec.antialias or shorter_side_px <= 2 * spec.size_px:
+    if spec.antialias or shorter_side_px <= 2 * smallest_px:
         return None
+    repack = "" if config.train.stages else f", or pack with --shorter_side_px={smallest_px * 3 // 2}"
     return (
-        f"warning: the images' shorter side is {shorter_side_px} px, more than twice {setting(spec, 'size_px')}, so "
-        f"views show aliasing; use {key(spec, 'antialias')}=true, or pack with "
-        f"--shorter_side_px={spec.size_px * 3 // 2}"
+        f"warning: the images' shorter side is {shorter_side_px} px, more than twice the {smallest_px} px of a view, so "
+        f"views show aliasing; use {key(spec, 'antialias')}=true{repack}"
     )

@@ -1,10 +1,11 @@
 """The configuration of a pretraining run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from infra.options import require_seed
+from infra.errors import UserError, require
+from infra.options import require_seed, setting
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
@@ -49,3 +50,23 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require_seed(self)
+        stages, train = setting(self.train, "stages"), self.train
+        epochs = sum(stage.epochs for stage in train.early_stages)
+        require(
+            epochs < train.epochs or not epochs,
+            f"{stages} takes {epochs} epochs, which leaves none of {setting(train, 'epochs')} for the last stage, that "
+            f"of {setting(self.views, 'size_px')}; name only the stages before it, or train longer",
+        )
+        try:
+            self.views_of_stages()
+        except UserError as error:
+            raise UserError(f"{stages}: {error}") from error
+
+    def views_of_stages(self) -> list[ViewSpec]:
+        """Return the views of each stage; those of the last one are `views`."""
+        return [*(replace(self.views, size_px=stage.size_px) for stage in self.train.early_stages), self.views]
+
+    @property
+    def largest_px(self) -> int:
+        """Width and height of the largest views of any stage."""
+        return max(views.size_px for views in self.views_of_stages())

@@ -8,7 +8,6 @@ from infra.errors import RunFailed
 from infra.options import setting
 from infra.processes import sum_over_ranks
 from sharding.reading.data_config import DataConfig
-from sharding.reading.order import SampleOrder
 from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.engines import Engine
@@ -45,8 +44,10 @@ class Loop:
 
             # Synchronize before the next step.
             stops, masked = sum_over_ranks(session.stop.name is not None, int((~batch.valid).sum()))
-            before, state = state, _advance(state, self._run.order, batch.step + 1, masked)
+            before, state = state, _advance(state, self._run, batch.step + 1, masked)
             session.step = state.step
+            if before.size_px not in (None, state.size_px):
+                self._outputs.say(f"step {before.step}: views have {state.size_px} px from here on")
             _require_few_masked(self._run.config.data, state, self._run.shards)
             skipped_in_a_row = 0 if learned else skipped_in_a_row + 1
             if skipped_in_a_row > train.skips:
@@ -79,6 +80,8 @@ class Loop:
     def _write_metrics(self, state: CheckpointState, learning_rate: float, skipped: int) -> None:
         values = self._means.means(self._run.shards.stats(), self._gpu_wait.seconds())
         values |= {"data/samples_masked": state.samples_masked, "train/steps_skipped": skipped}
+        if self._run.early_stages:
+            values["views/size_px"] = self._run.views_at(state.step - 1).size_px
         self._outputs.write_metrics(state.step, {"epoch": state.epoch, "optim/learning_rate": learning_rate, **values})
 
     def _save(self, state: CheckpointState, *, last: bool) -> None:
@@ -88,8 +91,9 @@ class Loop:
         self._outputs.say(f"epoch {state.epoch:6.2f}  step {state.step:6d}  {self._means.summary}  checkpoint")
 
 
-def _advance(state: CheckpointState, order: SampleOrder, step: int, masked: int) -> CheckpointState:
+def _advance(state: CheckpointState, run: Run, step: int, masked: int) -> CheckpointState:
     """Return the position after `step` steps, the last of which masked `masked` samples."""
+    order = run.order
     same_epoch = order.epoch_of(step - 1) == order.epoch_of(state.step - 1) if state.step else True
     return replace(
         state,
@@ -97,6 +101,7 @@ def _advance(state: CheckpointState, order: SampleOrder, step: int, masked: int)
         epoch=round(step * order.global_batch / order.samples, 6),
         samples_masked=state.samples_masked + masked,
         masked_in_epoch=state.masked_in_epoch * same_epoch + masked,
+        size_px=run.views_at(step - 1).size_px,
     )
 
 

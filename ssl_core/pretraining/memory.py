@@ -40,7 +40,7 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> StepMemory:
-    """Return the memory of one rank's step, without temporary buffers and without the loss.
+    """Return the memory of one rank's step with the largest views, without temporary buffers and without the loss.
 
     The forward pass runs on torch's fake tensors, which have shapes but no content, so it takes neither memory nor
     time. The network is built with content, because timm reads numbers while it builds one. Measured at two sizes of a
@@ -52,12 +52,12 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
         zero_stage: what DeepSpeed splits among them
     """
     images = VIEWS * -(-config.data.global_batch // (world * config.train.micro_batches))
-    encoder = build_encoder(config.model, config.seed, config.views.size_px).train()
+    encoder = build_encoder(config.model, config.seed, config.views.size_px).train()  # bound to the last size if to any
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _drop_content(encoder, mode)
         module = AutocastEncoder(encoder, config.train.precision)
         state = list(encoder.state_dict(keep_vars=True).values())
-        two, four = (_saved_bytes(module, state, count, config.views.size_px) for count in (2, 4))
+        two, four = (_saved_bytes(module, state, count, config.largest_px) for count in (2, 4))
     weights = sum(parameter.nbytes for parameter in encoder.parameters())
     optimizer = _STATES[config.optim.name] * weights
     return StepMemory(

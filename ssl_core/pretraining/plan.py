@@ -26,12 +26,14 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.model.encoder import build_encoder
 from ssl_core.model.optimizer import learning_rate_at
-from ssl_core.pretraining.checks import aliasing_warning, require_equal_parts
+from ssl_core.pretraining.checks import aliasing_warning, require_all_sizes, require_equal_parts
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.initial_weights import start_from
 from ssl_core.pretraining.memory import StepMemory, checkpoint_bytes, step_memory
 from ssl_core.pretraining.resume import checkpoint_to_resume
+from ssl_core.pretraining.run import early_stages
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
+from ssl_core.views.batches import Stage
 from ssl_core.views.spec import VIEWS, draw
 
 _DRAWN: Final = 4  # images whose views are made
@@ -65,15 +67,19 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     for location in config.data.shards:
         yield _labels(read_manifest(location, config.data.fetch), shards)
     yield _views(config, shards, order)
-    if warning := aliasing_warning(shards, config.views):
+    if warning := aliasing_warning(shards, config):
         yield warning
     total = order.first_step_after_epoch(config.train.epochs - 1)
     first = _first_step(config, shards)
     yield _steps(config, order, world, first, total)
+    if config.train.stages:
+        yield _stages(config, order, total)
     memory = step_memory(config, world, _zero_stage(config))
     yield f"model: {config.model.backbone}, {memory.parameters:,} weights"
-    if config.model.init:  # built a second time, now with content
-        yield str(start_from(config, build_encoder(config.model, config.seed, config.views.size_px)))
+    encoder = build_encoder(config.model, config.seed, config.views.size_px)
+    require_all_sizes(config, encoder)
+    if start := start_from(config, encoder):
+        yield str(start)
     yield _memory(config, memory, device, ranks)
     yield _disk(config, memory, order, range(first, min(total, config.train.max_steps or total)))
 
@@ -145,6 +151,13 @@ def _steps(config: PretrainConfig, order: SampleOrder, world: int, first: int, t
     return (
         f"steps: {total:,} in {train.epochs} epochs of {order.samples / order.global_batch:,.1f} steps, "
         f"{config.data.global_batch} images a step on {world} processes ({each} each); {start}{stop}"
+    )
+
+
+def _stages(config: PretrainConfig, order: SampleOrder, total: int) -> str:
+    stages = [*early_stages(config, order), Stage(config.views, total)]
+    return "stages: views of " + ", then of ".join(
+        f"{stage.spec.size_px} px until step {stage.end_step:,}" for stage in stages
     )
 
 

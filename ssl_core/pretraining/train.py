@@ -25,7 +25,7 @@ from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineSetup, build_engine
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.model.optimizer import learning_rate_at
-from ssl_core.pretraining.checks import aliasing_warning, require_equal_parts
+from ssl_core.pretraining.checks import aliasing_warning, require_all_sizes, require_equal_parts
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.failures import Diverged, out_of_memory, remedy
 from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_start, start_from
@@ -132,6 +132,7 @@ def _build_engine(run: Run) -> tuple[Engine, Start | None]:
         global_batch=config.data.global_batch,
     )
     encoder = build_encoder(config.model, config.seed, config.views.size_px)
+    require_all_sizes(config, encoder)
     start = start_from(config, encoder)
     return build_engine(setup, encoder), start
 
@@ -190,11 +191,12 @@ def _open_outputs(run: Run, engine: Engine) -> RunOutputs:
 
 def _show_views(run: Run, outputs: RunOutputs) -> None:
     """Show a few samples and their views in TensorBoard; warn if views will alias."""
-    config, first = run.config, run.order.batch(run.session.step)
+    config, step = run.config, run.session.step
+    first, spec = run.order.batch(step), run.views_at(step)
     shown = Positions(*(values[:: max(1, len(values) // _SHEET_SAMPLES)][:_SHEET_SAMPLES] for values in first))
     batch = read_batch(run.shards, 0, shown, mask=True)
-    outputs.show_image("views", view_sheet(batch, config.views, seed=config.seed, view_executor=config.executor))
-    if warning := aliasing_warning(run.shards, config.views):
+    outputs.show_image("views", view_sheet(batch, spec, seed=config.seed, view_executor=config.executor))
+    if warning := aliasing_warning(run.shards, config):
         say(warning)
 
 
@@ -205,6 +207,7 @@ def _batches(run: Run) -> Generator[Batch, None, None]:
         run.order,
         run.config.views,
         seed=run.config.seed,
+        stages=run.early_stages,
         first_step=run.session.step,
         rank=run.ranks.rank,
         world=run.ranks.world,

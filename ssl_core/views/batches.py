@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -116,12 +117,20 @@ class RandomViews:
         return [view for epoch in epochs for view in draw_views(self.spec, self.seed, batch.rows, epoch)][: self.count]
 
 
+class Stage(NamedTuple):
+    """The steps before `end_step` and after an earlier stage, whose views have ranges and a size of their own."""
+
+    spec: ViewSpec
+    end_step: int
+
+
 def training_batches(
     shards: ShardSet,
     order: SampleOrder,
     spec: ViewSpec,
     *,
     seed: int,
+    stages: Sequence[Stage] = (),
     first_step: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -132,13 +141,15 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Yield this rank's two views of every step from `first_step` on, without end; close it when done.
 
+    Encoded images are read ahead across the end of a stage; views are not made ahead of it, so each has its own size.
     A sample that is damaged or does not decode affects only itself: a warning names it, and `Batch.valid` masks it.
 
     Args:
         shards: the samples
         order: order of the samples
-        spec: ranges of the views
+        spec: ranges of the views, after all `stages`
         seed: seed of the views
+        stages: the stages before that, in order
         first_step: step of the first batch
         rank: this rank
         world: number of ranks
@@ -152,15 +163,23 @@ def training_batches(
         RunFailed: if a shard is unavailable
     """
     order.require_world(world)
-    task = _task(shards, spec.size_px, VIEWS, spec.steps, order.global_batch // world, device, threads)
+
+    def maker(of_stage: ViewSpec, batches: int | None) -> _Maker:
+        task = _task(shards, of_stage.size_px, VIEWS, of_stage.steps, order.global_batch // world, device, threads)
+        executor = build_view_executor(view_executor, task)
+        return _Maker(executor, lambda batch: draw_views(of_stage, seed, batch.rows, batch.epochs), batches)
 
     def mask(batch: EncodedBatch, position: int, reason: str) -> None:
         name = _sample_name(shards, order.batch(batch.step, rank, world), position)
         say(f"warning: {name} does not decode: {reason}; it is masked in step {batch.step}")
 
     encoded = sample_batches(shards, order, first_step=first_step, rank=rank, world=world, local_world=local_world)
-    executor = build_view_executor(view_executor, task)
-    return _batches(encoded, lambda batch: draw_views(spec, seed, batch.rows, batch.epochs), executor, mask)
+    makers, step = [], first_step
+    for stage in stages:
+        if stage.end_step > step:
+            makers.append(maker(stage.spec, stage.end_step - step))
+            step = stage.end_step
+    return _batches(encoded, [*makers, maker(spec, None)], mask)
 
 
 def image_batches(
@@ -205,8 +224,8 @@ def image_batches(
             f"{_sample_name(shards, positions, position)} does not decode: {reason}; pack the dataset again"
         )
 
-    executor = build_view_executor(view_executor, task)
-    return _batches(packed_batches(shards, local_batch, numbers), views.draw, executor, stop)
+    maker = _Maker(build_view_executor(view_executor, task), views.draw)
+    return _batches(packed_batches(shards, local_batch, numbers), [maker], stop)
 
 
 def _task(
@@ -229,18 +248,33 @@ def _sample_name(shards: ShardSet, positions: Positions, position: int) -> str:
     return f"sample {row} of {shards.name(shard)}"
 
 
+class _Maker(NamedTuple):
+    """Draws and makes the views of consecutive batches: of `batches` of them, or of all that remain."""
+
+    executor: ViewExecutor
+    draw: Draw
+    batches: int | None = None
+
+
 def _batches(
-    encoded: Generator[EncodedBatch, None, None], draw: Draw, executor: ViewExecutor, reject: Reject
+    encoded: Generator[EncodedBatch, None, None], makers: Sequence[_Maker], reject: Reject
 ) -> Generator[Batch, None, None]:
+    """Yield the views of all batches; each maker begins when the one before it has made its last batch."""
+    with closing(encoded):
+        for maker in makers:
+            yield from _made(islice(encoded, maker.batches), maker, reject)
+
+
+def _made(encoded: Iterator[EncodedBatch], maker: _Maker, reject: Reject) -> Generator[Batch, None, None]:
     in_flight: deque[EncodedBatch] = deque()  # batches inside the executor, in order
 
     def inputs() -> Iterator[ViewInputs]:
         for batch in encoded:
             in_flight.append(batch)
             images = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
-            yield ViewInputs(images, batch.rows, draw(batch))
+            yield ViewInputs(images, batch.rows, maker.draw(batch))
 
-    with closing(encoded), closing(executor.run(inputs())) as view_batches:
+    with closing(maker.executor.run(inputs())) as view_batches:
         while True:
             began_s = time.perf_counter()
             view_batch = next(view_batches, None)

@@ -1,5 +1,6 @@
 """Pretraining in real processes, with faults injected at chosen steps, and the outcomes of such runs."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +86,24 @@ def small_config(run: Path, shards: Path, backbone: str = TINY_RESNET, **changes
     )
 
 
-def start_ranks(config: PretrainConfig, world: int, faults: Sequence[Fault] = ()) -> list[Any]:
-    """Start one process for each rank of a run and return the processes."""
+def start_ranks(
+    config: PretrainConfig, world: int, faults: Sequence[Fault] = (), *, log_views: bool = False
+) -> list[Any]:
+    """Start one process for each rank of a run and return the processes.
+
+    Args:
+        config: the run
+        world: number of ranks
+        faults: what strikes them
+        log_views: whether they note the views that they learn from, for `read_view_digests`
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        fork_context().Process(target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults)))
+        fork_context().Process(
+            target=_take_part, args=(config, Ranks(rank, world, rank, world), port, tuple(faults), log_views)
+        )
         for rank in range(world)
     ]
     for process in ranks:
@@ -111,10 +124,12 @@ def wait_for_ranks(processes: Sequence[Any], timeout_s: float = 120.0) -> list[i
     return [process.exitcode for process in processes]
 
 
-def train_through(config: PretrainConfig, world: int, faults: Sequence[Fault] = (), starts: int = 10) -> int:
+def train_through(
+    config: PretrainConfig, world: int, faults: Sequence[Fault] = (), starts: int = 10, *, log_views: bool = False
+) -> int:
     """Start the run again until it is finished, and return the number of starts."""
     for number in range(1, starts + 1):
-        exit_codes = wait_for_ranks(start_ranks(config, world, faults))
+        exit_codes = wait_for_ranks(start_ranks(config, world, faults, log_views=log_views))
         if exit_codes == [0] * world and steps_done(config.run_folder) == total_steps(config):
             return number
     raise AssertionError(f"{config.run_folder} was not finished after {starts} starts")
@@ -176,7 +191,27 @@ def assert_same_bits(actual: Outcome, expected: Outcome) -> None:
     assert not different, different
 
 
-def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence[Fault]) -> None:
+ViewDigests = dict[tuple[int, int, int], str]  # SHA-256 of both views, by (step, epoch, sample)
+
+
+def read_view_digests(run: Path) -> ViewDigests:
+    """Return the views that all ranks of all starts learned from; of a step that was made again, the later ones."""
+    lines = [line for log in run.parent.glob(f"{run.name}-views-*.jsonl") for line in log.read_text().splitlines()]
+    entries = sorted((json.loads(line) for line in lines), key=lambda entry: entry["time_s"])
+    return {(entry["step"], entry["epoch"], entry["sample"]): entry["digest"] for entry in entries}
+
+
+def _log_views(run: Path, rank: int, batch: Batch) -> None:
+    with run.with_name(f"{run.name}-views-{rank}.jsonl").open("a") as log:
+        for position, (epoch, sample) in enumerate(
+            zip(batch.epochs.tolist(), batch.rows["sample"].tolist(), strict=True)
+        ):
+            pixels = b"".join(view[position].numpy().tobytes() for view in batch.views)
+            entry = {"step": batch.step, "epoch": epoch, "sample": sample, "digest": sha256(pixels).hexdigest()}
+            log.write(json.dumps(entry | {"time_s": time.time()}) + "\n")
+
+
+def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence[Fault], log_views: bool) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(ranks.rank)}
     torch.set_num_threads(1)
     log = (config.run_folder.parent / f"{config.run_folder.name}-rank-{ranks.rank}.log").open("a")
@@ -187,7 +222,7 @@ def _take_part(config: PretrainConfig, ranks: Ranks, port: int, faults: Sequence
         if fault.kind == "save":
             on_disk_events(config.run_folder / "checkpoints", _KillInSave(fault, path))
     try:
-        pretrain(config, ranks, learning_step=_hurt(config.run_folder, mine))
+        pretrain(config, ranks, learning_step=_hurt(config.run_folder, mine, ranks.rank if log_views else None))
     except (UserError, RunFailed) as error:
         log.write(f"error: {error}\n")
         log.close()
@@ -203,8 +238,10 @@ def counter(run: Path, fault: Fault, number: int) -> Path:
     return run.with_name(f"{run.name}-fault-{fault.rank}-{number}")
 
 
-def _hurt(run: Path, faults: dict[Path, Fault]) -> LearningStep:
+def _hurt(run: Path, faults: dict[Path, Fault], logging_rank: int | None) -> LearningStep:
     def hurt(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+        if logging_rank is not None:
+            _log_views(run, logging_rank, batch)
         for path, fault in faults.items():
             if fault.kind != "save" and batch.step == fault.step and _once_more(path, fault.times):
                 _strike(fault.kind, batch, run)

@@ -159,6 +159,17 @@ def test_note_says_how_shuffled_labels_score_and_what_they_find(kind: ProbeKind,
     assert words in note
 
 
+@pytest.mark.parametrize(("stages", "says"), [(["64@4"], True), (["64@3"], False), ([], False)])
+def test_note_says_which_checkpoints_were_trained_at_another_size_than_they_are_probed_at(
+    stages: list[str], says: bool
+) -> None:
+    results = made_results()  # with a checkpoint of epoch 4
+    run = replace(results.run, recipe={"train.stages": stages}, size_px=96)
+    notes = [note for note in notes_on(replace(results, run=run)) if "(train.stages=[64@4])" in note]
+    assert bool(notes) == says
+    assert all("All checkpoints are probed at 96 px" in note for note in notes)
+
+
 def test_note_names_the_classes_in_which_the_official_parts_are_told_apart() -> None:
     [note] = [note for note in made_results().notes if "another distribution" in note]
     assert note.startswith("cell: the official test part is drawn from another distribution")
