@@ -12,8 +12,9 @@ from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, control_sources
 from evaluation.data.kept_backbones import kept_backbone
 from evaluation.data.labeled_sets import open_labeled_sets
+from evaluation.data.lineage import open_lineage
 from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
-from evaluation.data.overlap import pretraining_shards, seen_by_pretraining
+from evaluation.data.overlap import seen_by_pretraining
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
@@ -109,8 +110,8 @@ class Prober:
         newest = find_checkpoints(self.run)[-1]
         self.data_identity = newest.state.data_identity
         self.labeled_sets = open_labeled_sets(config.data)
-        pretraining = pretraining_shards(self.pretraining.data, self.data_identity, config.data.fetch)
-        self.seen = seen_by_pretraining(self.labeled_sets, pretraining, self.folder)
+        self.lineage = open_lineage(self.pretraining.data, newest.state, config.data.fetch)
+        self.seen = seen_by_pretraining(self.labeled_sets, self.lineage, self.folder)
         self.divided = open_probe_tasks(
             self.labeled_sets,
             choose_tasks(self.labeled_sets, config.tasks, config.positive),
@@ -259,6 +260,7 @@ class Prober:
             epochs=max(source.epoch or 0.0 for source in sources),
             seed=self.pretraining.seed,
             recipe=recipe_of(self.pretraining, self.data_identity),
+            before=self.lineage.records,
         )
 
     def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedNetwork]:
@@ -292,7 +294,7 @@ class Prober:
 
     def _unseen_images(self) -> UnseenImages:
         data, fetch = self.pretraining.data, self.config.data.fetch
-        return unseen_images(self.labeled_sets, self.tasks, self.seen, data, fetch, self.config.seed)
+        return unseen_images(self.labeled_sets, self.tasks, self.seen, self.lineage, data, fetch, self.config.seed)
 
     def _select(
         self, images: UnseenImages, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases

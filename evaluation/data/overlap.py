@@ -9,24 +9,23 @@ import numpy as np
 
 from evaluation.data.features import load_stored, store
 from evaluation.data.labeled_sets import LabeledSet
+from evaluation.data.lineage import Lineage
 from infra.arrays import Bool, Int64, Records
-from infra.errors import RunFailed, UserError
 from infra.log import say
 from sharding.auditing.duplicates import copies_of
 from sharding.auditing.set_names import require_one_set_per_name
-from sharding.reading.data_config import DataConfig
-from sharding.reading.fetch import FetchConfig
 from sharding.reading.shard_set import ShardSet
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a pretraining saw of a labeled set with N samples.
+    """What a pretraining, or a run that it descends from, saw of a labeled set with N samples.
 
     Attributes:
         images: (N,) whether it saw the image: the sample itself, or one that shows the same picture
         patients: (N,) whether it saw the image's patient by name
-        places: (N,) set and split in which it saw the image, such as "cell, test"; empty for others
+        places: (N,) set and split in which it saw the image, such as "cell, test", and the weights of an earlier run
+            that saw it there; empty for others
         pictures_compared: whether pictures were compared, not only identities
     """
 
@@ -35,50 +34,44 @@ class Seen:
     places: list[str]
     pictures_compared: bool
 
-
-def pretraining_shards(data: DataConfig, data_identity: str, fetch: FetchConfig) -> ShardSet | None:
-    """Return the shards that a run was pretrained on; None if these are unavailable or have changed.
-
-    Args:
-        data: the data of the run
-        data_identity: the identity of the run's shards
-        fetch: how to download; not as the run did, because its cache folder may be another machine's or a stranger's
-    """
-    try:
-        shards = ShardSet(data.shards, data.splits, data.fraction_percent, fetch)
-    except (UserError, RunFailed):
-        return None
-    return shards if shards.identity == data_identity else None
+    def joined(self, other: "Seen") -> "Seen":
+        """Return what either of two trainings saw."""
+        return Seen(
+            self.images | other.images,
+            self.patients | other.patients,
+            [place or other_place for place, other_place in zip(self.places, other.places, strict=True)],
+            self.pictures_compared and other.pictures_compared,
+        )
 
 
-def seen_by_pretraining(
-    labeled_sets: Sequence[LabeledSet], pretraining: ShardSet | None, folder: Path
-) -> dict[str, Seen]:
-    """Compare labeled sets with the shards of a pretraining.
+def seen_by_pretraining(labeled_sets: Sequence[LabeledSet], lineage: Lineage, folder: Path) -> dict[str, Seen]:
+    """Compare labeled sets with the shards of a pretraining, and with those of the runs that it descends from.
 
     Args:
         labeled_sets: the sets
-        pretraining: the shards that the run was pretrained on, if known
+        lineage: these shards
         folder: folder that keeps the copies that were found
 
     Returns:
-        What pretraining saw, by the label of the set; empty if the shards of the pretraining are unavailable.
+        What pretraining saw, by the label of the set; empty if the shards of the pretraining itself are unavailable.
 
     Raises:
         UserError: if a labeled set has the name of a pretraining set but other pictures
         RunFailed: if an image is damaged
     """
-    if pretraining is None:
+    if lineage.own is None:
         return {}
-    try:
-        index = pretraining.whole_index()
-    except (UserError, RunFailed):
-        return {}
-    require_one_set_per_name(pretraining, *(labeled_set.shards for labeled_set in labeled_sets))
-    return {labeled_set.label: _seen(labeled_set, pretraining, index, folder) for labeled_set in labeled_sets}
+    seen: dict[str, Seen] = {}
+    for weights, shards in lineage.available:
+        require_one_set_per_name(shards, *(labeled_set.shards for labeled_set in labeled_sets))
+        index = shards.whole_index()
+        for labeled_set in labeled_sets:
+            now = _seen(labeled_set, shards, index, folder, weights)
+            seen[labeled_set.label] = seen[labeled_set.label].joined(now) if labeled_set.label in seen else now
+    return seen
 
 
-def _seen(labeled_set: LabeledSet, pretraining: ShardSet, index: Records, folder: Path) -> Seen:
+def _seen(labeled_set: LabeledSet, pretraining: ShardSet, index: Records, folder: Path, weights: str) -> Seen:
     samples = labeled_set.samples
     by_identity = np.argsort(index["sample"], kind="stable")
     nearest = np.searchsorted(index["sample"], samples.ids, sorter=by_identity)
@@ -88,7 +81,7 @@ def _seen(labeled_set: LabeledSet, pretraining: ShardSet, index: Records, folder
     if pictures_compared:
         numbers = np.maximum(numbers, _copies(labeled_set, np.flatnonzero(numbers < 0), pretraining, folder))
     places = [
-        "" if number < 0 else _place(pretraining, shard)
+        "" if number < 0 else _place(pretraining, shard) + (f" (by {weights})" if weights else "")
         for number, shard in zip(numbers.tolist(), pretraining.locate(numbers)[0].tolist(), strict=True)
     ]
     return Seen(

@@ -5,6 +5,27 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class EarlierTraining:
+    """Weights that the run descends from.
+
+    Attributes:
+        weights: the file that the next run began with
+        sha256: its hash
+        epochs: epochs that these weights were trained for; None if Sternum did not train them
+        shards: folders or URLs of the shards that they were trained on, without credentials
+        data_identity: identity of these shards; None if Sternum did not train the weights
+        compared: whether test images were compared with these shards
+    """
+
+    weights: str
+    sha256: str
+    epochs: float | None
+    shards: list[str]
+    data_identity: str | None
+    compared: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """The pretraining run that was probed.
 
@@ -17,6 +38,7 @@ class Run:
         seed: seed of the pretraining
         recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
             empty in results of older versions
+        before: the weights that it descends from, the latest first; none if it began with random ones
     """
 
     backbone: str
@@ -26,6 +48,7 @@ class Run:
     epochs: float
     seed: int
     recipe: dict[str, Any] = field(default_factory=dict)
+    before: list[EarlierTraining] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

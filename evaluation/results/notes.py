@@ -58,7 +58,7 @@ def notes_on(results: Results) -> list[str]:
         CROSS_NOTE: any(dataset.rounds > 1 for dataset in results.datasets),
     }
     notes = [note for note, applies in general.items() if applies]
-    notes += _stage_notes(results)
+    notes += [*_stage_notes(results), *_ancestor_notes(results)]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
     notes += dict.fromkeys(note for dataset in results.datasets for note in _fit_notes(dataset, results.config))
@@ -79,6 +79,23 @@ def _stage_notes(results: Results) -> Iterator[str]:
             f"afterwards ({results.run.size_px} px). All checkpoints are probed at {results.run.size_px} px, those of "
             "these epochs too, so their scores show what is missing as well as what was learned."
         )
+
+
+def _ancestor_notes(results: Results) -> Iterator[str]:
+    """Yield a note on each of the weights that the run descends from: whether what they saw is known."""
+    for weights in results.run.before:
+        if weights.data_identity is None:
+            yield f"The run descends from {weights.weights}; Sternum cannot know which images these weights have seen."
+            continue
+        trained = f"The run descends from {weights.weights}, trained for {weights.epochs:g} epochs on "
+        shards = ", ".join(weights.shards)
+        if weights.compared:
+            yield f"{trained}{shards}; test images that it saw there count as seen by pretraining."
+        else:
+            yield (
+                f"{trained}{shards or 'shards'} that are no longer available; it is unknown whether it saw test images "
+                "there."
+            )
 
 
 def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:

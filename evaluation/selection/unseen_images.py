@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.data.extractor import Extractor, Features
 from evaluation.data.labeled_sets import LabeledSet
+from evaluation.data.lineage import Lineage
 from evaluation.data.overlap import Seen
 from evaluation.data.probe_tasks import ProbeTask
 from evaluation.selection.label_free import extract_views, lidar_bound, measures
@@ -77,6 +78,7 @@ def unseen_images(
     labeled_sets: Sequence[LabeledSet],
     tasks: Sequence[ProbeTask],
     seen: Mapping[str, Seen],
+    lineage: Lineage,
     pretraining: DataConfig,
     fetch: FetchConfig,
     seed: int,
@@ -91,6 +93,7 @@ def unseen_images(
         labeled_sets: the labeled sets
         tasks: all tasks of the probe
         seen: what pretraining saw of each labeled set, by its label; none if unknown
+        lineage: the shards of the run and of those that it descends from
         pretraining: the data of the run
         fetch: how to download
         seed: seed of the draw from the folders of the pretraining
@@ -102,12 +105,16 @@ def unseen_images(
     sets = [_development_images(item, tested, seen.get(item.label)) for item in labeled_sets]
     found = UnseenImages([images for images in sets if len(images.rows)], "")
     if found.count >= _LEAST_IMAGES:
-        unknown = "" if seen else " (it is unknown whether pretraining saw them, because its shards are not available)"
+        unknown = (
+            ""
+            if lineage.is_whole
+            else " (it is unknown whether pretraining saw them, because its shards are not available)"
+        )
         counts = ", ".join(f"{len(images.rows)} of {images.label}" for images in found.sets)
         return replace(
             found, description=f"images of patients that were neither pretrained on nor tested{unknown}: {counts}"
         )
-    left_out = _left_out_images(pretraining, fetch, tested) if seen else None
+    left_out = _left_out_images(pretraining, fetch, tested, lineage) if lineage.is_whole else None
     if left_out is None or len(left_out.rows) < _LEAST_IMAGES:
         raise UserError(
             f"--select needs {_LEAST_IMAGES} images of patients that were neither pretrained on nor tested, but there "
@@ -143,15 +150,17 @@ def _of_seen_patients(patients: UInt64, seen: Seen) -> Bool:
     return seen.patients | np.isin(patients, patients[seen.images])
 
 
-def _left_out_images(pretraining: DataConfig, fetch: FetchConfig, tested: UInt64) -> ImagesOfSet | None:
+def _left_out_images(
+    pretraining: DataConfig, fetch: FetchConfig, tested: UInt64, lineage: Lineage
+) -> ImagesOfSet | None:
     """Return the images of the pretraining's folders whose patients it left out; None if these are unavailable."""
     try:
-        used = ShardSet(pretraining.shards, pretraining.splits, pretraining.fraction_percent, fetch)
         whole = ShardSet(pretraining.shards, fetch=fetch)
-        seen, index = used.whole_index()["patient"], whole.whole_index()
+        index = whole.whole_index()
     except (UserError, RunFailed):
         return None
-    rows = np.flatnonzero(~np.isin(index["patient"], np.concatenate([seen, tested])))
+    seen = [shards.whole_index()["patient"] for _, shards in lineage.available]
+    rows = np.flatnonzero(~np.isin(index["patient"], np.concatenate([*seen, tested])))
     return ImagesOfSet(", ".join(dict.fromkeys(whole.names)), whole, rows, index["sample"][rows], labeled=False)
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from infra.errors import RunFailed
 from infra.files import sha256_file
 from infra.json_files import BadJson, read_json
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.computation import Computation
 
 MANIFEST: Final = "manifest.json"
@@ -50,6 +51,7 @@ class CheckpointState:
         config: settings that determine the result (`pretraining.resume.fixed_settings`)
         size_px: width and height of the views of the last step; None in checkpoints of versions without stages, all of
             whose views had the size in `config`
+        ancestors: the weights that the run descends from, the latest first; none if it began with random ones
     """
 
     step: int
@@ -65,6 +67,7 @@ class CheckpointState:
     masked_in_epoch: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     size_px: int | None = None
+    ancestors: list[Ancestor] = field(default_factory=list)
 
     @property
     def computation(self) -> Computation:

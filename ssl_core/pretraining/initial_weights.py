@@ -6,11 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from infra import config as configuration
 from infra.errors import RunFailed, UserError, require
 from infra.files import regular_size, sha256_file, write_atomic
 from infra.json_files import BadJson, encode_json, read_json
 from infra.log import say
 from infra.options import setting
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import (
     MANIFEST,
     MODEL,
@@ -41,6 +43,7 @@ class Start:
         sha256: hash of the file
         backbone: what the file gave to the backbone
         head: what became of the projection head: loaded or random
+        ancestors: these weights, and those that their own run descends from
     """
 
     init: str
@@ -48,10 +51,15 @@ class Start:
     sha256: str
     backbone: Fit
     head: str
+    ancestors: list[Ancestor]
 
     def __str__(self) -> str:
         """Describe the start in one line."""
-        return f"starting from {self.file} (SHA-256 {self.sha256[:_SHOWN_DIGITS]}...): {self.backbone}; {self.head}"
+        text = f"starting from {self.file} (SHA-256 {self.sha256[:_SHOWN_DIGITS]}...): {self.backbone}; {self.head}"
+        latest = self.ancestors[0]
+        if latest.epoch is None:
+            return text
+        return f"{text}; trained for {latest.epoch:g} epochs on {', '.join(latest.shards) or 'unknown shards'}"
 
 
 def initial_sha256(config: PretrainConfig) -> str | None:
@@ -87,7 +95,23 @@ def start_from(config: PretrainConfig, encoder: Encoder) -> Start | None:
     if same.keys() == head.keys():
         encoder.head.load_state_dict(same)
     is_loaded = "loaded too" if same.keys() == head.keys() else "random"
-    return Start(init, str(path), weights.sha256, found, f"projection head {is_loaded}")
+    ancestors = _ancestors(path, weights.sha256, checkpoint)
+    return Start(init, str(path), weights.sha256, found, f"projection head {is_loaded}", ancestors)
+
+
+def _ancestors(path: Path, sha256: str, checkpoint: Checkpoint | None) -> list[Ancestor]:
+    """Return the weights in a file and those that their run descends from; of a foreign file nothing more is known."""
+    if checkpoint is None:
+        return [Ancestor(str(path), sha256)]
+    state = checkpoint.state
+    run = checkpoint.path.absolute().parent.parent
+    shards: list[str] = []
+    with suppress(UserError):  # a copied checkpoint has no configuration beside it
+        data = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain").data
+        shards = [str(location) for location in data.shards]
+    splits, fraction_percent = state.config.get("data.splits", []), state.config.get("data.fraction_percent", 100)
+    latest = Ancestor(str(path), sha256, state.epoch, state.data_identity, shards, splits, fraction_percent)
+    return [latest, *state.ancestors]
 
 
 def record_start(run: Path, start: Start) -> None:

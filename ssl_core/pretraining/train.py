@@ -99,7 +99,7 @@ def _train(run: Run, learning_step: LearningStep) -> None:
     config, session = run.config, run.session
     learning_rate_at(config.optim, 0, run.total_steps, config.data.global_batch)  # rejects a warm-up beyond the run
     engine, start = _build_engine(run)
-    state = _resume(run, engine)
+    state = _resume(run, engine, start)
     session.step = state.step
     run.require_steps_left(state.step)
     on_first_rank(run.ranks, lambda: _start_writing(run, start))
@@ -137,7 +137,7 @@ def _build_engine(run: Run) -> tuple[Engine, Start | None]:
     return build_engine(setup, encoder), start
 
 
-def _resume(run: Run, engine: Engine) -> CheckpointState:
+def _resume(run: Run, engine: Engine, start: Start | None) -> CheckpointState:
     """Load the newest whole checkpoint of the run, if any; return the position of the run."""
     checkpoint = checkpoint_to_resume(run.config, run.shards.identity, run.ranks, run.mirror)
     initial = CheckpointState(
@@ -151,6 +151,7 @@ def _resume(run: Run, engine: Engine) -> CheckpointState:
         sternum_version=version("sternum"),
         torch_version=torch.__version__,
         config=fixed_settings(run.config),
+        ancestors=start.ancestors if start else [],
     )
     if checkpoint is None:
         return initial
@@ -162,6 +163,7 @@ def _resume(run: Run, engine: Engine) -> CheckpointState:
         epoch=saved.epoch,
         samples_masked=saved.samples_masked,
         masked_in_epoch=saved.masked_in_epoch,
+        ancestors=saved.ancestors or initial.ancestors,  # what they were when the run began
     )
 
 

@@ -14,6 +14,7 @@ from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest
 from sharding.reading.shard_set import ShardSet
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder
@@ -74,7 +75,13 @@ def simulated_cell(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def _make_run(run: Path, shards: Path, steps: tuple[int, ...] = (5, 10), splits: tuple[str, ...] = ("train",)) -> Path:
+def _make_run(
+    run: Path,
+    shards: Path,
+    steps: tuple[int, ...] = (5, 10),
+    splits: tuple[str, ...] = ("train",),
+    ancestors: tuple[Ancestor, ...] = (),
+) -> Path:
     """A run folder as pretraining leaves it: five steps an epoch, a checkpoint after each, no optimizer state."""
     data = DataConfig([str(shards)], list(splits), global_batch=16, lanes=4, shuffle_window=16)
     config = PretrainConfig(run, data, ViewSpec(size_px=32), ModelConfig("resnet18", 16, 8))
@@ -84,7 +91,7 @@ def _make_run(run: Path, shards: Path, steps: tuple[int, ...] = (5, 10), splits:
             metrics.write(step, {"epoch": step / 5, "loss": 3 - step / 10})
     identity = ShardSet([shards], splits).identity
     for step in steps:
-        state = CheckpointState(step, step / 5, "resnet18", identity, 0.5, 0.25, 1, "-", "-")
+        state = CheckpointState(step, step / 5, "resnet18", identity, 0.5, 0.25, 1, "-", "-", ancestors=[*ancestors])
         save_checkpoint(run, state, build_encoder(config.model, seed=step).state_dict(), {})
     return run
 
@@ -94,7 +101,10 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_run() -> MakeRun:
-    """Call it with the run folder and the shards pretrained on; `steps` of the checkpoints and `splits` may follow."""
+    """Call it with the run folder and the shards pretrained on.
+
+    `steps` of the checkpoints, `splits`, and the `ancestors` that they record may follow.
+    """
     return _make_run
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from evaluation.results.datasets import SeenPart
 from evaluation.results.results import Results, read_results
 from launch.cli import main as sternum
+from sharding.reading.shard_set import ShardSet
+from ssl_core.checkpoints.ancestor import Ancestor
 from tests.support.manifests import without_fingerprints
 from tests.support.pictures import center_square, picture
 
@@ -121,6 +124,48 @@ def test_overlap_that_is_allowed_is_recorded_by_class_and_place(
     assert dataset.pretrained_parts == [SeenPart("collection-a", positive=6, negative=0)]
     assert sternum(["report", str(run)]) == 0
     assert f"The {SIX_SEEN}, without labels" in (run / "report.html").read_text()
+
+
+def trained_on(shards: Path, weights: str) -> Ancestor:
+    return Ancestor(weights, "0" * 64, 23.0, ShardSet([shards]).identity, [str(shards)])
+
+
+def test_what_the_runs_before_it_saw_is_refused_and_counted_as_seen(
+    tmp_path: Path, cell_shards: Path, collection_shards: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (trained_on(cell_shards, "second"), trained_on(collection_shards, "first"))
+    run = make_run(tmp_path / "run", cell_shards, (5,), ("train",), ancestors=before[1:])
+    assert probe(run, cell_shards) == 2
+    assert f"dataset 'cell': {SIX_SEEN[:-1]} (by first))" in capsys.readouterr().err
+    run = make_run(tmp_path / "run", cell_shards, (5,), ("train",), ancestors=before)
+    assert probe(run, cell_shards) == 2
+    assert "pretraining saw 20 test images and 20 test patients" in capsys.readouterr().err
+    assert probe(run, cell_shards, "--allow_overlap=true") == 0
+    results = results_of(run)
+    assert [(training.weights, training.compared) for training in results.run.before] == [
+        ("second", True),
+        ("first", True),
+    ]
+    assert any("descends from first, trained for 23 epochs on" in note for note in results.notes)
+
+
+def test_a_probe_says_which_earlier_trainings_it_cannot_compare(
+    tmp_path: Path, cell_shards: Path, collection_shards: Path, make_run: MakeRun
+) -> None:
+    gone = shutil.copytree(collection_shards, tmp_path / "gone")
+    before = (Ancestor("moco.pth", "1" * 64), trained_on(gone, "first"), replace(trained_on(gone, "lost"), shards=[]))
+    shutil.rmtree(gone)
+    run = make_run(tmp_path / "run", cell_shards, (5,), ("train",), ancestors=before)
+    assert probe(run, cell_shards) == 0
+    results = results_of(run)
+    assert results.datasets[0].pretrained_images == 0
+    assert [training.compared for training in results.run.before] == [False] * 3
+    notes = [note for note in results.notes if "descends from" in note]
+    assert "moco.pth; Sternum cannot know which images these weights have seen" in notes[0]
+    assert f"first, trained for 23 epochs on {gone} that are no longer available; it is unknown" in notes[1]
+    assert "lost, trained for 23 epochs on shards that are no longer available" in notes[2]
+    assert sternum(["report", str(run)]) == 0
+    assert "Sternum cannot know which images" in (run / "report.html").read_text()
 
 
 def test_copies_that_an_audit_lists_are_left_out_and_counted(

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from evaluation.data.overlap import pretraining_shards
+from evaluation.data.lineage import pretraining_shards
 from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.shard_set import ShardSet

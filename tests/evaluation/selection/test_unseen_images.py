@@ -13,6 +13,7 @@ from evaluation.data.extractor import Extractor
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.data.labeled_sets import LabeledSet, ProbeData, open_labeled_sets
+from evaluation.data.lineage import Lineage
 from evaluation.data.overlap import Seen
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
@@ -25,6 +26,7 @@ from infra.errors import UserError
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
+from sharding.reading.shard_set import ShardSet
 from ssl_core.views.spec import ViewSpec
 from tests.evaluation.conftest import write_blobs
 
@@ -69,9 +71,10 @@ def chosen(
         allow_overlap=False,
     )
     pretraining = DataConfig([str(shards)], splits)
-    return unseen_images(
-        [labeled_set], divided.questions, seen(labeled_set), pretraining, FetchConfig(), seed=0
-    ), labeled_set
+    known = seen(labeled_set)
+    lineage = Lineage(ShardSet([str(shards)], splits) if known else None, [])
+    images = unseen_images([labeled_set], divided.questions, known, lineage, pretraining, FetchConfig(), seed=0)
+    return images, labeled_set
 
 
 def test_measured_images_are_of_patients_neither_pretrained_on_nor_tested(larger: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from infra.metrics import read_metrics
 from infra.processes import Ranks
 from infra.status import read_status
 from sharding.reading.data_config import DataConfig
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
@@ -79,6 +80,7 @@ def test_a_run_that_started_from_weights_and_was_stopped_ends_with_the_same_bits
         for name, value in load_file(first.path / MODEL).items()
     )
     assert first.state.config["model.init"] == initial_sha256(config)
+    assert second.state.ancestors == [Ancestor(str(config.model.init), str(initial_sha256(config)))]
     record = json.loads((config.run_folder / RECORD).read_text())
     assert (record["sha256"], record["backbone"]["missing"]) == (initial_sha256(config), [])
     assert "conv1.weight" in record["backbone"]["values"]
@@ -131,8 +133,20 @@ def test_a_run_and_its_checkpoints_are_starts_with_the_projection_head(config: P
     pretrain(stopped_after(first, 3), Ranks())
     assert len(find_checkpoints(first.run_folder)) == 3
     pretrain(stopped_after(second, 2), Ranks())
-    fresh = replace(second, run_folder=tmp_path / "third")
-    assert initial_sha256(fresh) != initial_sha256(second)
+    third = replace(second, run_folder=tmp_path / "third")
+    assert initial_sha256(third) != initial_sha256(second)
+    # A run knows all that it descends from, and the data of each.
+    third = replace(third, model=replace(config.model, init=str(second.run_folder)))
+    pretrain(stopped_after(third, 1), Ranks())
+    (first.run_folder / "config.yaml").unlink()
+    pretrain(stopped_after(third, 2), Ranks())
+    for of_third in find_checkpoints(third.run_folder):
+        of_second, of_first = of_third.state.ancestors
+        assert of_first == find_checkpoints(second.run_folder)[-1].state.ancestors[0]
+        assert (of_second.epoch, of_first.epoch) == (find_checkpoints(second.run_folder)[-1].epoch, late.epoch)
+        assert of_first.shards == of_second.shards == config.data.shards
+        assert {of_first.data_identity, of_second.data_identity} == {late.state.data_identity}
+    assert json.loads((third.run_folder / RECORD).read_text())["ancestors"][1]["weights"] == str(late.path / MODEL)
 
 
 def test_an_export_is_a_start_with_either_number_of_channels(config: PretrainConfig, tmp_path: Path) -> None:
