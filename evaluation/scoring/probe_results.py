@@ -14,6 +14,7 @@ from evaluation.fitting.finetune import FinetunedNetwork
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
+from evaluation.fitting.threshold import threshold_of
 from evaluation.results.datasets import TaskKey
 from evaluation.results.rows import Comparison, Draw, FewLabels, ProbeResult
 from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
@@ -28,7 +29,6 @@ from evaluation.scoring.scores import (
     auc_estimate,
     resampled_aucs,
     score,
-    youden_threshold,
 )
 from evaluation.scoring.subgroups import age_group, subgroups
 from infra.arrays import Float64, Int64
@@ -40,10 +40,8 @@ _OF_OTHER_CLASSES: Final = ("shuffled", "shuffled_over_all", "source")  # contro
 
 def thresholds(case: ProbeCase, probes: Sequence[FittedProbe]) -> list[float]:
     """Return the threshold of each round: 0.5, or Youden's from the out-of-fold probabilities."""
-    if not case.preset.chooses_threshold:
-        return [_HALF] * len(probes)
     return [
-        youden_threshold(classes[fold >= 0], probe.validation)
+        threshold_of(case.preset, classes[fold >= 0], probe.validation)
         for classes, fold, probe in zip(case.classes, case.folds, probes, strict=True)
     ]
 
@@ -175,11 +173,7 @@ def neighbors_auc(case: ProbeCase) -> float:
 def predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> tuple[Predictions, float]:
     """Return what a network that was fine-tuned on a case's only round predicts, and its threshold."""
     classes, test = case.classes[0], case.folds[0] == -1
-    threshold = (
-        youden_threshold(classes[network.validation_rows], network.validation)
-        if case.preset.chooses_threshold
-        else _HALF
-    )
+    threshold = threshold_of(case.preset, classes[network.validation_rows], network.validation)
     predictions = Predictions(
         classes[test],
         network.probabilities,

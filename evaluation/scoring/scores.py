@@ -200,31 +200,6 @@ def weighted_average_precisions(predictions: Predictions, weights: Float64) -> F
     return _ratio(total, count, count > 0)
 
 
-def youden_threshold(classes: Int64, probabilities: Float64) -> float:
-    """Return the threshold that maximizes sensitivity + specificity of `probabilities > threshold`.
-
-    It lies midway between neighboring probabilities, or between an outermost one and 0 or 1. Of equally good
-    thresholds, the one nearest 0.5 is taken. Youden 1950, "Index for rating diagnostic tests".
-
-    Args:
-        classes: (n,) of validation images, both classes present
-        probabilities: (n,) of the positive class
-    """
-    bounds = np.unique(np.concatenate([[0.0, 1.0], probabilities]))
-    lower, upper = bounds[:-1], bounds[1:]
-    middle = (lower + upper) / 2
-    between = np.where(middle < upper, middle, lower)  # there is no number between adjacent floats
-    candidates = np.append(between, 1.0)  # if a probability is 1, only this threshold calls no image positive
-    positive, negative = (np.sort(probabilities[classes == code]) for code in (1, 0))
-    assert len(positive) > 0 < len(negative), "a threshold needs both classes in validation"
-    true_positive = len(positive) - np.searchsorted(positive, candidates, side="right")
-    false_positive = len(negative) - np.searchsorted(negative, candidates, side="right")
-    # In whole numbers, so that equally good thresholds compare as equal.
-    index = true_positive * len(negative) - false_positive * len(positive)
-    best = candidates[index == index.max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
-
-
 def _ratio(part: Float64, whole: Float64, defined: Bool) -> Float64:
     """Divide where `defined`, with NaN elsewhere."""
     shares: Float64 = np.divide(part, whole, out=np.full(len(whole), np.nan), where=defined)

@@ -18,7 +18,6 @@ from evaluation.scoring.scores import (
     score,
     weighted_aucs,
     weighted_scores,
-    youden_threshold,
 )
 
 
@@ -218,39 +217,3 @@ def test_difference_is_refused_when_the_images_differ(name: str) -> None:
         auc_difference(
             predictions, replace(predictions, **{name: getattr(predictions, name)[::-1] + 1}), resamples=0, seed=0
         )
-
-
-@settings(deadline=None, max_examples=100)
-@given(**cases)
-def test_youden_threshold_is_the_best_of_all_and_the_nearest_to_a_half(seed: int, count: int, levels: int) -> None:
-    predictions = _random(seed, count, levels)
-
-    def index(threshold: float) -> float:
-        decisions = predictions.probabilities > threshold
-        positive = predictions.classes == 1
-        return decisions[positive].mean() + (~decisions)[~positive].mean()
-
-    threshold = youden_threshold(predictions.classes, predictions.probabilities)
-    assert 0 <= threshold <= 1
-    values = np.unique([0, 1, *predictions.probabilities])
-    middles = [*(values[1:] + values[:-1]) / 2, 1.0]
-    assert threshold in middles
-    assert index(threshold) == pytest.approx(max(map(index, middles)), abs=1e-12)
-    nearer = [middle for middle in middles if abs(middle - 0.5) < abs(threshold - 0.5)]
-    assert all(index(middle) < index(threshold) - 1e-12 for middle in nearer)
-
-
-@pytest.mark.parametrize(
-    ("negative", "positive", "threshold"),
-    [
-        ([0.1, 0.25], [0.5, 0.9], 0.375),
-        ([0.2], [np.nextafter(1.0, 0), 1.0], (0.2 + np.nextafter(1.0, 0)) / 2),
-        ([np.nextafter(1.0, 0)], [1.0], np.nextafter(1.0, 0)),  # no number lies between
-        ([0.0, 0.0], [0.0, 0.0], 0.5),
-        ([1.0], [0.0], 1.0),  # calling none positive
-        ([0.9], [0.2], 0.1),  # the wrong way round: calling all positive is no worse than anything
-    ],
-)
-def test_youden_threshold_of_a_case_by_hand(negative: list[float], positive: list[float], threshold: float) -> None:
-    classes = np.repeat([0, 1], [len(negative), len(positive)])
-    assert youden_threshold(classes, np.array(negative + positive)) == threshold
