@@ -1,7 +1,7 @@
 """A probe of a run: each checkpoint and control on each labeled dataset, by the paper's protocol and a stricter one."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -17,12 +17,13 @@ from evaluation.data.outside_backbones import InputOptions, compared_backbones, 
 from evaluation.data.overlap import seen_by_pretraining
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
-from evaluation.fitting.case_list import FewLabelsCase, last_case, list_cases, list_few_labels, list_shifts
+from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
 from evaluation.fitting.draws import grouped_by_row
-from evaluation.fitting.finetune import FinetunedNetwork
+from evaluation.fitting.finetuning.images import Inputs
+from evaluation.fitting.finetuning.rates import require_blocks
+from evaluation.fitting.finetuning.tasks import FinetunedLabel, Finetuner
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
-from evaluation.fitting.probe_cache import cached_finetune
 from evaluation.fitting.probe_cases import KEPT_KINDS, ProbeCase
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.backbones import Run
@@ -38,8 +39,6 @@ from evaluation.scoring.checkpoint_selection import select_checkpoint
 from evaluation.scoring.image_predictions import image_predictions
 from evaluation.scoring.kept_probes import kept_probes
 from evaluation.scoring.probe_results import (
-    adjusted,
-    compare_with_finetuned,
     compare_with_last,
     few_labels_result,
     finetuned_result,
@@ -53,7 +52,6 @@ from infra import config as configuration
 from infra.extras import require_extra
 from infra.files import remove_remains
 from infra.locks import locked
-from infra.log import say
 from infra.options import key, setting
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
@@ -101,6 +99,7 @@ class Prober:
             remove_remains(folder)
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
+        require_blocks(config.finetune, self.pretraining.model.backbone, self.pretraining.views.size_px)
         self._others = compared_backbones(
             config.compare,
             key(config, "compare"),
@@ -172,20 +171,15 @@ class Prober:
         grouped = grouped_by_row(cases)
         rows = [probe_result(row, fitted, **self._bootstrap) for row in grouped]
         finetuned = self._finetune(list(features)[-1], cases) if final else {}
-        rows_finetuned = [finetuned_result(case, network, **self._bootstrap) for case, network in finetuned.items()]
-        results = self._results(features, [*rows, *rows_finetuned], cases, few_labels, shifts, fitted)
-        compared = [
-            compare_with_finetuned(case, fitted[case], network, **self._bootstrap)
-            for case, network in finetuned.items()
-        ]
+        rows_finetuned = [finetuned_result(case, label, **self._bootstrap) for case, label in finetuned.items()]
+        results = self._results(features, [*rows, *rows_finetuned], cases, few_labels, shifts, fitted, finetuned)
         results = replace(
             results,
-            comparisons=adjusted([*results.comparisons, *compared]),
             timing={
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
             },
-            predictions=write_predictions(self.run, image_predictions(cases, fitted, list(finetuned.items()))),
+            predictions=write_predictions(self.run, image_predictions(cases, fitted, finetuned)),
         )
         write_kept_probes(self.run, kept_probes(cases, fitted, self._backbones))
         write_results(self.run, results)
@@ -228,9 +222,10 @@ class Prober:
         few_labels: Sequence[FewLabelsCase],
         shifts: Sequence[ShiftCase],
         fitted: FittedCases,
+        finetuned: Mapping[ProbeCase, FinetunedLabel],
     ) -> Results:
         presets = self.config.presets
-        tasks, means = task_scores(self.divided, cases, fitted, **self._bootstrap)
+        tasks, means = task_scores(self.divided, cases, fitted, finetuned, **self._bootstrap)
         results = Results(
             version=VERSION,
             sternum=version("sternum"),
@@ -240,7 +235,7 @@ class Prober:
             protocol={name: {**asdict(PRESETS[name]), "c_grid": list(PRESETS[name].c_grid)} for name in presets},
             datasets=[task.record for task in self.tasks],
             rows=rows,
-            comparisons=[*compare_with_last(cases, fitted, **self._bootstrap), *means],
+            comparisons=[*compare_with_last(cases, fitted, finetuned, **self._bootstrap), *means],
             few_labels=[few_labels_result(few, fitted) for few in few_labels],
             timing={},
             notes=[],
@@ -263,34 +258,14 @@ class Prober:
             before=self.lineage.records,
         )
 
-    def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedNetwork]:
-        """Fine-tune the last checkpoint on each task with one test part, or read the cached outcomes.
-
-        Cross-validation would train a network for each part.
-        """
+    def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedLabel]:
+        """Fine-tune the last checkpoint on each task, or read the networks that an earlier probe has kept."""
         if self.config.finetune.epochs == 0 or source.kind != "checkpoint":
             return {}
-        networks = {}
-        for case in cases:
-            if case.kind != "checkpoint" or case is not last_case(cases, case):
-                continue
-            several = case.task.record.question
-            if several or len(case.folds) > 1:
-                reason = "is one of several labels" if several else "is cross-validated"
-                say(f"{case.key.dataset}, {case.key.preset}: not fine-tuned, because it {reason}")
-                continue
-            networks[case] = cached_finetune(
-                self.folder / "probes",
-                case,
-                source,
-                spec=self.pretraining.views,
-                preprocessing=self.extractor.preprocessing,
-                config=self.config.finetune,
-                view_executor=self.config.executor,
-                device=self.extractor.device,
-                seed=self.config.seed,
-            )
-        return networks
+        given = self.extractor
+        inputs = Inputs(self.pretraining.views, given.preprocessing, self.config.executor, given.device)
+        finetuner = Finetuner(self.run / "finetuned", inputs, self.config.finetune, self.config.seed)
+        return finetuner.finetune(self.divided, cases, source)
 
     def _unseen_images(self) -> UnseenImages:
         data, fetch = self.pretraining.data, self.config.data.fetch

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.data.labeled_sets import ProbeData
-from evaluation.fitting.finetune import FinetuneConfig
+from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Uncertain
 from infra.errors import require
 from infra.options import key, require_at_least, require_resamples, require_seed, setting

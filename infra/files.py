@@ -5,6 +5,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -80,6 +81,11 @@ def require_space(path: Path, needed_bytes: int) -> None:
 def real_path(path: Path) -> Path:
     """Return an absolute path without links; unlike `Path.resolve`, also for a link that leads to itself."""
     return Path(os.path.realpath(path))
+
+
+def file_name_of(label: str) -> str:
+    """Return a label as a part of a file's name: whatever is no letter, digit, dot or hyphen becomes one hyphen."""
+    return re.sub("[^A-Za-z0-9.-]+", "-", label).strip("-")
 
 
 def fsync_path(path: Path) -> None:

@@ -1,6 +1,5 @@
 """`sternum table`: compares probed runs with the paper's Table III."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import Results, read_results
 from infra.config import parse
 from infra.errors import UserError
-from infra.files import write_atomic
+from infra.files import file_name_of, write_atomic
 from infra.log import say
 
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(dataset.preset == config.preset for of_run in results for dataset in of_run.single):
         _write(table_iii(results, config.preset), out, "table3")
     for label, table in task_runs_tables(results, config.preset).items():
-        _write(table, out, f"table-{re.sub('[^A-Za-z0-9.-]+', '-', label).strip('-')}")
+        _write(table, out, f"table-{file_name_of(label)}")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Fits probes: the search for C, serially or by Ray Tune, the cache of fitted probes, and fine-tuning."""
+"""Fits probes: the search for C, serially or by Ray Tune, and its cache; `finetuning` trains whole networks."""

@@ -1,28 +1,21 @@
-"""On-disk cache of fitted probes and fine-tuned networks, keyed by a hash of their inputs."""
+"""On-disk cache of fitted probes, keyed by a hash of their inputs."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from evaluation.data.division import UNUSED
-from evaluation.data.feature_sources import FeatureSource
-from evaluation.data.features import Preprocessing
-from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
 from evaluation.fitting.fit_log import DAMAGED, FitLog, classifier_of, unit_array
-from evaluation.fitting.probe_cases import ProbeCase, Round
+from evaluation.fitting.probe_cases import Round
 from evaluation.fitting.search import FittedProbe, SearchProblem
-from infra.arrays import Float32, Int64
+from infra.arrays import Float32
 from infra.errors import UserError
 from infra.files import read_regular, write_atomic
 from infra.log import say
-from ssl_core.views.spec import ViewSpec
 
 T = TypeVar("T")
 
@@ -55,56 +48,6 @@ def cached_probes(
     return {name: fitted[name] if probe is None else probe for name, probe in cached.items()}
 
 
-def cached_finetune(
-    folder: Path,
-    case: ProbeCase,
-    source: FeatureSource,
-    *,
-    spec: ViewSpec,
-    preprocessing: Preprocessing,
-    config: FinetuneConfig,
-    view_executor: str,
-    device: torch.device,
-    seed: int,
-) -> FinetunedNetwork:
-    """Read a fine-tuned network's predictions from a folder, or fine-tune and store them.
-
-    Args:
-        folder: folder of the cache
-        case: a case with one round
-        source: the backbone that training starts from
-        spec: views of the pretraining
-        preprocessing: input of the backbone
-        config: options of the fine-tuning
-        view_executor: image decoder: auto, dali or torchvision
-        device: device on which the network is trained
-        seed: seed of order and views
-    """
-    [(_, identity, _)] = case.rounds()
-    digest = hashlib.sha256(f"finetune {identity} {spec} {config} {seed}".encode()).hexdigest()
-    path = folder / f"{digest[:32]}.json"
-    network = _read(path, partial(_finetuned_network, case.folds[0]))
-    if network is None:
-        labeled_set = case.task.labeled_set
-        used = np.flatnonzero(case.folds[0] != UNUSED)
-        network = finetune(
-            source.backbone(),
-            labeled_set.shards,
-            ids=labeled_set.samples.ids[case.rows[used]],
-            classes=case.classes[0][used],
-            fold=case.folds[0][used],
-            spec=spec,
-            preprocessing=preprocessing,
-            config=config,
-            view_executor=view_executor,
-            device=device,
-            seed=seed,
-        )
-        network = replace(network, validation_rows=used[network.validation_rows])
-        _write(path, network)
-    return network
-
-
 def _fitted_probe(problem: SearchProblem, values: dict[str, Any]) -> FittedProbe:
     return FittedProbe(
         c=float(values["c"]),
@@ -126,18 +69,7 @@ def _by_c(values: dict[str, Any]) -> dict[float, float]:
     return {float(c): float(value) for c, value in values.items()}
 
 
-def _finetuned_network(fold: Int64, values: dict[str, Any]) -> FinetunedNetwork:
-    validation_rows = np.flatnonzero(fold == 1)
-    return FinetunedNetwork(
-        probabilities=unit_array(values["probabilities"], int(np.sum(fold == -1))),
-        validation=unit_array(values["validation"], len(validation_rows)),
-        validation_rows=validation_rows,
-        epoch=int(values["epoch"]),
-        epoch_auc=float(values["epoch_auc"]),
-    )
-
-
-def _write(path: Path, record: FittedProbe | FinetunedNetwork) -> None:
+def _write(path: Path, record: FittedProbe) -> None:
     write_atomic(path, json.dumps(asdict(record), default=np.ndarray.tolist))
 
 

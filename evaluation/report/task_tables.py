@@ -13,7 +13,7 @@ from evaluation.results.results import Results
 from evaluation.results.rows import last_checkpoint
 from evaluation.results.task_scores import MeanRow, TaskScores
 
-_BESIDE: Final = ("untrained", "pixels", "border", "attributes")  # controls in the table of the labels
+_BESIDE: Final = ("finetuned", "untrained", "pixels", "border", "attributes")  # in the table of the labels
 
 
 def score_tables_of(results: Results, task: TaskScores) -> list[Table]:
@@ -34,32 +34,30 @@ def detail_tables_of(results: Results, task: TaskScores) -> list[Table]:
 
 
 def label_table(results: Results, task: TaskScores) -> Table:
-    """Return the scores of the last checkpoint for each label, beside the AUCs of its controls, and the means."""
-    controls = [row.features for row in task.rows if row.kind in _BESIDE]
-    cells = [_label_cells(results, dataset, name, controls) for name, dataset in _named_questions(results, task)]
+    """Return the scores of the last checkpoint for each label, beside the AUCs of other features, and the means."""
+    others = [row.features for kind in _BESIDE for row in task.rows if row.kind == kind]
+    cells = [_label_cells(results, dataset, name, others) for name, dataset in _named_questions(results, task)]
     means = {row.features: row for row in task.rows}
     if task.last:
         count = len(task.labels)
-        cells.append(
-            (f"mean of {count}", "", *_pair(task.last), *(percent(means[name].auc.value) for name in controls))
-        )
+        cells.append((f"mean of {count}", "", *_pair(task.last), *(percent(means[name].auc.value) for name in others)))
     features = task.last.features if task.last else "no checkpoint"
     return Table(
         f"{marked_label(task)}, {task.preset}: scores of each label on the test part in percent, {features}; the last "
-        "columns are AUCs of controls. AP: average precision, whose chance level is the share of positives.",
-        ("label", "positive", "AUC", "95 %", "AP", "95 %", *controls),
+        "columns are AUCs of other features. AP: average precision, whose chance level is the share of positives.",
+        ("label", "positive", "AUC", "95 %", "AP", "95 %", *others),
         cells,
         text_columns=1,
         notes=[f"{name} is not scored: the dataset {reason}." for name, reason in task.left_out.items()],
     )
 
 
-def _label_cells(results: Results, dataset: Dataset, name: str, controls: Sequence[str]) -> tuple[str, ...]:
+def _label_cells(results: Results, dataset: Dataset, name: str, others: Sequence[str]) -> tuple[str, ...]:
     rows = {row.features: row for row in results.rows_of(dataset)}
     last = last_checkpoint(list(rows.values()))
     scores = (*with_interval(last.scores.auc), *with_interval(last.scores.ap)) if last else ("",) * 4
     positive = f"{dataset.test.positive} of {dataset.test.images}"
-    return (name, positive, *scores, *(percent(rows[control].scores.auc.value) for control in controls))
+    return (name, positive, *scores, *(percent(rows[other].scores.auc.value) for other in others))
 
 
 def _pair(row: MeanRow) -> tuple[str, ...]:

@@ -1,20 +1,20 @@
 """Predictions for single images from fitted probes, as `predictions.csv` lists them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from evaluation.fitting.draws import grouped_by_row, row_name
-from evaluation.fitting.finetune import FinetunedNetwork
+from evaluation.fitting.finetuning.tasks import FinetunedLabel
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.results.predictions import FeaturesKey, ImagePredictions
-from evaluation.scoring.probe_results import finetuned_name, predict, predict_finetuned, thresholds
+from evaluation.scoring.probe_results import finetuned_name, predict, thresholds
 from infra.arrays import Float64, UInt64
 
 
 def image_predictions(
-    cases: Sequence[ProbeCase], fitted: FittedCases, finetuned: Sequence[tuple[ProbeCase, FinetunedNetwork]]
+    cases: Sequence[ProbeCase], fitted: FittedCases, finetuned: Mapping[ProbeCase, FinetunedLabel]
 ) -> Iterator[tuple[FeaturesKey, ImagePredictions]]:
     """Yield the predictions of each row that scores the classes of its task.
 
@@ -23,17 +23,18 @@ def image_predictions(
     Args:
         cases: the probe cases, in the order of the rows
         fitted: the fitted probes of each case
-        finetuned: the fine-tuned networks, each with the case of the backbone that it started from
+        finetuned: what fine-tuned networks say, by the case of the backbone that they started from
     """
     for row in grouped_by_row([case for case in cases if _scores_its_task(case)]):
         for draw, case in enumerate(row, start=1):
             predictions = predict(case, fitted[case])
             chosen = np.array(thresholds(case, fitted[case]))[predictions.parts]
             yield FeaturesKey(case.key, row_name(case), draw), _of_images(case, predictions.probabilities, chosen)
-    for case, network in finetuned:
-        predictions, threshold = predict_finetuned(case, network)
-        chosen = np.full(len(predictions.probabilities), threshold)
-        yield FeaturesKey(case.key, finetuned_name(case), 1), _of_images(case, predictions.probabilities, chosen)
+    for case, label in finetuned.items():
+        yield (
+            FeaturesKey(case.key, finetuned_name(case), 1),
+            _of_images(case, label.test, np.full(len(label.test), label.threshold)),
+        )
 
 
 def _scores_its_task(case: ProbeCase) -> bool:

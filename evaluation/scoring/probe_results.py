@@ -1,6 +1,6 @@
 """Rows of the results from fitted probes: scores with intervals, neighbors, calibration, subgroups, comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from evaluation.fitting.case_list import FewLabelsCase, last_case
 from evaluation.fitting.draws import grouped_by_row, pooled, row_name
-from evaluation.fitting.finetune import FinetunedNetwork
+from evaluation.fitting.finetuning.tasks import FinetunedLabel
 from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
@@ -170,31 +170,25 @@ def neighbors_auc(case: ProbeCase) -> float:
     return float(np.mean(aucs))
 
 
-def predict_finetuned(case: ProbeCase, network: FinetunedNetwork) -> tuple[Predictions, float]:
-    """Return what a network that was fine-tuned on a case's only round predicts, and its threshold."""
-    classes, test = case.classes[0], case.folds[0] == -1
-    threshold = threshold_of(case.preset, classes[network.validation_rows], network.validation)
-    predictions = Predictions(
-        classes[test],
-        network.probabilities,
-        network.probabilities > threshold,
-        case.patients[test],
-        np.zeros(int(test.sum()), np.int64),
-    )
-    return predictions, threshold
+def predict_finetuned(case: ProbeCase, label: FinetunedLabel) -> Predictions:
+    """Return what a network that was fine-tuned on a case's only round predicts for the test images."""
+    return _predictions(case, label.test_rows, label.test, label.threshold)
 
 
-def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: int, seed: int) -> ProbeResult:
-    """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
-    predictions, threshold = predict_finetuned(case, network)
-    rows = network.validation_rows
-    validation = Predictions(
+def _predictions(case: ProbeCase, rows: Int64, probabilities: Float64, threshold: float) -> Predictions:
+    """Return predictions (m,) for these images (m,) of a case's only round."""
+    return Predictions(
         case.classes[0][rows],
-        network.validation,
-        network.validation > threshold,
+        probabilities,
+        probabilities > threshold,
         case.patients[rows],
-        np.zeros(len(rows), np.int64),
+        np.zeros(len(probabilities), np.int64),
     )
+
+
+def finetuned_result(case: ProbeCase, label: FinetunedLabel, *, resamples: int, seed: int) -> ProbeResult:
+    """Score a network that was fine-tuned on a case's only round; its threshold is chosen like a probe's."""
+    validation = _predictions(case, label.validation_rows, label.validation, label.threshold)
     return ProbeResult(
         dataset=case.key.dataset,
         preset=case.key.preset,
@@ -205,9 +199,9 @@ def finetuned_result(case: ProbeCase, network: FinetunedNetwork, *, resamples: i
         size=case.matrix.values.shape[1],
         c=[],
         at_edge=0,
-        threshold=[threshold],
+        threshold=[label.threshold],
         validation_auc=auc(validation),
-        scores=score(predictions, resamples=resamples, seed=seed),
+        scores=score(predict_finetuned(case, label), resamples=resamples, seed=seed),
         knn_auc=None,
         fits=0,
         unconverged=0,
@@ -221,9 +215,16 @@ def finetuned_name(case: ProbeCase) -> str:
 
 
 def compare_with_last(
-    cases: Sequence[ProbeCase], fitted: FittedCases, *, resamples: int, seed: int
+    cases: Sequence[ProbeCase],
+    fitted: FittedCases,
+    finetuned: Mapping[ProbeCase, FinetunedLabel],
+    *,
+    resamples: int,
+    seed: int,
 ) -> list[Comparison]:
     """Compare the last checkpoint of each task with all other features on the same classes and test images.
+
+    The networks that were fine-tuned from it come last.
 
     Against the untrained backbone, the interval is over patients and over the draws of its weights. The p-values are
     adjusted for all comparisons of a task, because readers look at these together.
@@ -235,6 +236,9 @@ def compare_with_last(
             continue
         ours, theirs = predict(last, fitted[last]), [predict(draw, fitted[draw]) for draw in row]
         comparisons.append(_compare(last, ours, row_name(other), theirs, resamples, seed))
+    for last, label in finetuned.items():
+        ours, theirs = predict(last, fitted[last]), [predict_finetuned(last, label)]
+        comparisons.append(_compare(last, ours, finetuned_name(last), theirs, resamples, seed))
     return adjusted(comparisons)
 
 
@@ -248,14 +252,6 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [
         item if item.difference.p is None else replace(item, p_holm=next(p_values[item.key])) for item in comparisons
     ]
-
-
-def compare_with_finetuned(
-    last: ProbeCase, probes: Sequence[FittedProbe], network: FinetunedNetwork, *, resamples: int, seed: int
-) -> Comparison:
-    """Compare the frozen last checkpoint with the network that was fine-tuned from it, on the same test images."""
-    tuned, _ = predict_finetuned(last, network)
-    return _compare(last, predict(last, probes), finetuned_name(last), [tuned], resamples, seed)
 
 
 def _compare(

@@ -19,7 +19,7 @@ from ssl_core.checkpoints.checkpoint import FileRecord
 from ssl_core.model.architectures import Network, build_network, require_backbone
 from ssl_core.model.published import Input
 from ssl_core.model.weights import fit, load, read_weights
-from ssl_core.views.spec import Fit
+from ssl_core.views.parameters import Fit
 
 CONTENTS: Final = "export.json"
 PREPARATION: Final = "preprocessing.json"

@@ -97,5 +97,16 @@ def resampled_positions(module: Any, name: str, values: Tensor) -> Tensor:
     return timm.layers.resample_abs_pos_embed(values, list(grid), num_prefix_tokens=first)
 
 
+def block_depths(network: Network, what: str) -> dict[str, int]:
+    """Return the depth of each parameter; arguments and errors are those of `depth.block_depths`."""
+    module: Any = network.module
+    require(
+        hasattr(module, "group_matcher"),
+        f"{what} needs to know the blocks of the network, but timm does not name those of {network.name}; leave it out",
+    )
+    depths: dict[str, int] = timm.models.group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+    return depths
+
+
 def _names(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())

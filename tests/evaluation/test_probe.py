@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
-from evaluation.fitting.finetune import FinetuneConfig
+from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import describe

@@ -50,13 +50,13 @@ def _fitted(rounds: int = 1, images: int = 1) -> Fitted:
 def test_delong_stands_beside_the_bootstrap_only_where_each_patient_has_one_test_image() -> None:
     for rounds, images, applies in ((1, 1, True), (1, 2, False), (5, 1, False)):
         fitted = _fitted(rounds, images)
-        comparisons = compare_with_last(list(fitted), fitted, resamples=200, seed=0)
+        comparisons = compare_with_last(list(fitted), fitted, {}, resamples=200, seed=0)
         assert [(item.features, item.other) for item in comparisons] == [("epoch 2", "pixels"), ("epoch 2", "epoch 1")]
         for item in comparisons:
             assert (item.delong is not None) == applies
             assert item.delong is None or item.delong.value == pytest.approx(item.difference.value)
         assert [item.p_holm for item in comparisons] == holm([item.difference.p or 0.0 for item in comparisons])
-        without = compare_with_last(list(fitted), fitted, resamples=0, seed=0)
+        without = compare_with_last(list(fitted), fitted, {}, resamples=0, seed=0)
         assert {(item.p_holm, item.delong, item.difference.low) for item in without} == {(None, None, None)}
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 import shutil
 from dataclasses import replace
@@ -8,18 +9,28 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from evaluation.data.features import Preprocessing
-from evaluation.fitting.finetune import FinetuneConfig, FinetunedNetwork, finetune
+from evaluation.fitting.finetuning.config import FinetuneConfig
+from evaluation.fitting.finetuning.images import Inputs, TaskImages, TrainingOrder
+from evaluation.fitting.finetuning.network import LinearHead
+from evaluation.fitting.finetuning.probe_head import probe_head
+from evaluation.fitting.finetuning.targets import Targets
+from evaluation.fitting.finetuning.training import Finetuned, finetune
 from evaluation.probe_config import ProbeConfig
+from evaluation.results.presets import PRESETS
 from infra.errors import RunFailed, UserError
 from infra.options import registered
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
 from ssl_core.model.encoder import ModelConfig, untrained_backbone
-from ssl_core.views.batches import WholeImage, image_batches
+from ssl_core.views.batches import WholeImage, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
 
 EXECUTOR = "torchvision"
@@ -45,6 +56,10 @@ class Case(NamedTuple):
     ids: NDArray[np.uint64]
     classes: NDArray[np.int64]
     fold: NDArray[np.int64]
+
+    @property
+    def images(self) -> TaskImages:
+        return TaskImages(self.shards, self.ids, Targets(self.classes[None], exclusive=False), self.fold)
 
     @property
     def in_test(self) -> NDArray[np.bool_]:
@@ -78,90 +93,80 @@ def backbone() -> nn.Module:
 
 
 def finetuned(
-    backbone: nn.Module, case: Case, config: FinetuneConfig = CONFIG, spec: ViewSpec = SPEC, seed: int = 0
-) -> FinetunedNetwork:
-    return finetune(
-        backbone,
-        case.shards,
-        ids=case.ids,
-        classes=case.classes,
-        fold=case.fold,
-        spec=spec,
-        preprocessing=INPUT,
-        config=config,
-        view_executor=EXECUTOR,
-        device=torch.device("cpu"),
-        seed=seed,
-    )
+    backbone: nn.Module,
+    case: Case,
+    config: FinetuneConfig = CONFIG,
+    spec: ViewSpec = SPEC,
+    seed: int = 0,
+    head: LinearHead | None = None,
+) -> Finetuned:
+    inputs = Inputs(spec, INPUT, EXECUTOR, torch.device("cpu"))
+    return finetune(backbone, case.images, inputs, config, seed=seed, head=head)
 
 
 @pytest.fixture(scope="module")
-def result(backbone: nn.Module, case: Case) -> FinetunedNetwork:
+def result(backbone: nn.Module, case: Case) -> Finetuned:
     return finetuned(backbone, case)
 
 
 def test_network_finds_the_patch_in_new_images_when_it_was_trained_on_labels(case: Case) -> None:
     untrained = untrained_backbone(ModelConfig("resnet18", 16, 8), seed=0)
     result = finetuned(untrained, case, replace(CONFIG, epochs=1))
-    assert result.probabilities.shape == (32,)
-    assert roc_auc_score(case.classes[case.in_test], result.probabilities) > 0.9
-    assert np.array_equal(result.validation_rows, np.flatnonzero(case.fold == 1))
-    assert roc_auc_score(case.classes[result.validation_rows], result.validation) > 0.9
+    assert result.test.shape == (1, 32)
+    assert roc_auc_score(case.classes[case.in_test], result.test[0]) > 0.9
+    assert roc_auc_score(case.classes[case.fold == 1], result.validation[0]) > 0.9
     assert result.epoch_auc > 0.9
 
 
 def test_result_is_the_same_for_a_seed_and_another_for_another_and_the_backbone_stays_as_it_was(
-    backbone: nn.Module, case: Case, result: FinetunedNetwork
+    backbone: nn.Module, case: Case, result: Finetuned
 ) -> None:
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     again, other = (finetuned(backbone, case, seed=seed) for seed in (0, 1))
-    assert np.array_equal(again.probabilities, result.probabilities)
+    assert np.array_equal(again.test[0], result.test[0])
     assert np.array_equal(again.validation, result.validation)
     assert (again.epoch, again.epoch_auc) == (result.epoch, result.epoch_auc)
-    assert not np.array_equal(other.probabilities, result.probabilities)
+    assert not np.array_equal(other.test[0], result.test[0])
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert not backbone.training
 
 
-def test_test_labels_play_no_role_when_they_are_flipped(
-    backbone: nn.Module, case: Case, result: FinetunedNetwork
-) -> None:
+def test_test_labels_play_no_role_when_they_are_flipped(backbone: nn.Module, case: Case, result: Finetuned) -> None:
     flipped = case._replace(classes=np.where(case.in_test, 1 - case.classes, case.classes))
     same = finetuned(backbone, flipped)
-    assert np.array_equal(same.probabilities, result.probabilities)
+    assert np.array_equal(same.test[0], result.test[0])
     assert (same.epoch, same.epoch_auc) == (result.epoch, result.epoch_auc)
 
 
 def test_images_of_the_test_part_play_no_role_when_most_of_them_are_left_out(
-    backbone: nn.Module, case: Case, result: FinetunedNetwork
+    backbone: nn.Module, case: Case, result: Finetuned
 ) -> None:
     few = np.flatnonzero(case.in_test)[::8]
     fewer = finetuned(backbone, case.of(~case.in_test | np.isin(np.arange(len(case.ids)), few)))
     assert np.array_equal(fewer.validation, result.validation)
     # The convolutions of a smaller batch may add up in another order.
-    np.testing.assert_allclose(fewer.probabilities, result.probabilities[::8], atol=1e-4)
+    np.testing.assert_allclose(fewer.test[0], result.test[0, ::8], atol=1e-4)
 
 
-def test_predictions_are_in_the_order_of_the_rows(backbone: nn.Module, case: Case, result: FinetunedNetwork) -> None:
+def test_predictions_are_in_the_order_of_the_rows(backbone: nn.Module, case: Case, result: Finetuned) -> None:
     turned = np.arange(len(case.ids))[::-1]
     back = finetuned(backbone, Case(case.shards, case.ids[turned], case.classes[turned], case.fold[turned]))
-    assert np.array_equal(back.probabilities[::-1], result.probabilities)
-    assert np.array_equal(back.validation[::-1], result.validation)
-    assert np.array_equal(turned[back.validation_rows][::-1], result.validation_rows)
+    assert np.array_equal(back.test[0, ::-1], result.test[0])
+    assert np.array_equal(back.validation[0, ::-1], result.validation[0])
 
 
 def test_labels_that_choose_the_epoch_teach_nothing_and_those_for_the_threshold_choose_nothing(
-    backbone: nn.Module, case: Case, result: FinetunedNetwork
+    backbone: nn.Module, case: Case, result: Finetuned
 ) -> None:
     flipped = case._replace(classes=np.where(case.fold == 0, 1 - case.classes, case.classes))
     honest, misled = (finetuned(backbone, labeled, replace(CONFIG, epochs=1)) for labeled in (case, flipped))
-    assert np.array_equal(honest.probabilities, misled.probabilities)
+    assert np.array_equal(honest.test[0], misled.test[0])
     assert honest.epoch_auc == pytest.approx(1 - misled.epoch_auc, abs=1e-12)
     flipped = case._replace(classes=np.where(case.fold == 1, 1 - case.classes, case.classes))
     same = finetuned(backbone, flipped)
     assert (same.epoch, same.epoch_auc) == (result.epoch, result.epoch_auc)
     assert np.array_equal(same.validation, result.validation)
-    assert np.array_equal(same.probabilities, result.probabilities)
+    assert np.array_equal(same.test[0], result.test[0])
 
 
 def test_epoch_of_the_best_auc_is_the_one_whose_network_scores(backbone: nn.Module, case: Case) -> None:
@@ -177,8 +182,8 @@ def test_epoch_of_the_best_auc_is_the_one_whose_network_scores(backbone: nn.Modu
     )
     assert best.epoch != worst.epoch
     assert best.epoch_auc > 1 - worst.epoch_auc
-    assert best.epoch_auc == roc_auc_score(classes[choosing], best.probabilities)
-    assert worst.epoch_auc == roc_auc_score(opposite[choosing], worst.probabilities)
+    assert best.epoch_auc == roc_auc_score(classes[choosing], best.test[0])
+    assert worst.epoch_auc == roc_auc_score(opposite[choosing], worst.test[0])
 
 
 def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_seen_once_at_the_end(
@@ -220,7 +225,7 @@ def test_epoch_trains_on_each_image_of_the_other_folds_once_and_test_images_are_
 
 def test_batch_larger_than_the_training_part_takes_it_whole(backbone: nn.Module, case: Case) -> None:
     result = finetuned(backbone, case, FinetuneConfig(epochs=1, local_batch=512))
-    assert np.isfinite(result.probabilities).all()
+    assert np.isfinite(result.test[0]).all()
     assert result.epoch == 1
 
 
@@ -247,6 +252,9 @@ def test_damaged_image_ends_it_by_name(backbone: nn.Module, case: Case, shards: 
         ("learning_rate", 0.0, "finetune.learning_rate=0.0 must be positive"),
         ("learning_rate", math.nan, "finetune.learning_rate=nan must be positive and finite"),
         ("weight_decay", -0.1, "finetune.weight_decay=-0.1 must be finite and not negative"),
+        ("patience", 0, "finetune.patience=0 must be at least 1; try 3"),
+        ("layer_decay", 0.0, "finetune.layer_decay=0.0 must be above 0 and at most 1"),
+        ("layer_decay", math.nan, "finetune.layer_decay=nan must be above 0 and at most 1"),
         ("local_batch", 1, "finetune.local_batch=1 must be at least 2"),
     ],
 )
@@ -255,3 +263,98 @@ def test_option_out_of_range_is_refused_by_name(key: str, value: Any, words: str
         replace(CONFIG, **{key: value})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def reference(backbone: nn.Module, case: Case, epochs: int, seed: int) -> NDArray[np.float64]:
+    """Binary fine-tuning with one rate and a head from zero, written as one loop; the test scores of its last epoch."""
+    head = nn.Linear(16, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model = nn.Sequential(copy.deepcopy(backbone), head).to(memory_format=torch.channels_last)
+    matrices, others = ([value for value in model.parameters() if (value.dim() > 1) == many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    class_of = dict(zip(case.ids.tolist(), case.classes.tolist(), strict=True))
+    training = case.classes[case.fold > 1]
+    weight = torch.tensor([len(training) / (2 * (training == code).sum()) for code in (0, 1)]).float()
+    order = TrainingOrder(case.images, 8, seed)
+    steps = order.first_step_after_epoch(epochs - 1)
+    cropped = replace(SPEC, crop_area=(0.5, 1.0))
+    model.train()
+    for batch in training_batches(case.shards, order, cropped, seed=seed, view_executor=EXECUTOR):
+        if batch.step == steps:
+            break
+        images = (batch.views[0] * case.shards.pixel_std + case.shards.pixel_mean - INPUT.mean) / INPUT.std
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model[0](images.contiguous(memory_format=torch.channels_last))
+        goals = torch.tensor([class_of[sample] for sample in batch.rows["sample"].tolist()])
+        logits = head(features.float()).squeeze(1)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, goals.float(), weight[goals])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * batch.step / steps))
+        optimizer.step()
+    chosen = np.flatnonzero(case.in_test)  # in packed order, as the images of the case are
+    whole = WholeImage(32, "pad")
+    batches = image_batches(
+        case.shards, whole, numbers=chosen, local_batch=8, mean=0.5, std=0.25, view_executor=EXECUTOR
+    )
+    model.eval()
+    with torch.inference_mode():
+        scores = [model(batch.views[0].contiguous(memory_format=torch.channels_last)).squeeze(1) for batch in batches]
+    return expit(torch.cat(scores).double().numpy())
+
+
+def test_without_new_options_a_network_is_that_of_a_plain_loop_bit_for_bit(backbone: nn.Module, case: Case) -> None:
+    plain = finetuned(backbone, case, replace(CONFIG, epochs=1))
+    assert np.array_equal(plain.test[0], reference(backbone, case, epochs=1, seed=0))
+    assert not np.array_equal(plain.test[0], reference(backbone, case, epochs=1, seed=1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_result_is_the_same_again_for_a_number_of_threads(backbone: nn.Module, case: Case, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first, second = (finetuned(backbone, case, replace(CONFIG, epochs=1)) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(first.test, second.test)
+    assert np.array_equal(first.validation, second.validation)
+
+
+def test_training_ends_when_patience_does_and_takes_the_best_epoch_so_far(
+    backbone: nn.Module, case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # What is learned makes the AUC on these worse from epoch to epoch.
+    misled = case._replace(classes=np.where(case.fold == 0, 1 - case.classes, case.classes))
+    whole, hasty = (finetuned(backbone, misled, replace(CONFIG, epochs=3, patience=patience)) for patience in (None, 1))
+    assert whole.trained_epochs == 3
+    assert hasty.trained_epochs == 2
+    assert hasty.epoch == whole.epoch == 1
+    assert np.array_equal(hasty.test, whole.test)
+    assert "fine-tuning ends after epoch 2: no better AUC since epoch 1, with patience=1" in capfd.readouterr().err
+
+
+def test_head_of_a_linear_probe_is_where_training_starts(case: Case) -> None:
+    pixels = nn.Sequential(nn.AvgPool2d(8), nn.Flatten()).eval()  # nothing to train but the head
+    whole = image_batches(case.shards, WholeImage(32, "pad"), mean=0.5, std=0.25, view_executor=EXECUTOR)
+    features = np.concatenate([pixels(batch.views[0]).numpy() for batch in whole])
+    preset = replace(PRESETS["rigorous"], c_grid=(1e-5, 0.1))
+    head = probe_head(features, case.images, preset)
+    unmoved = replace(CONFIG, epochs=1, learning_rate=1e-30)
+    started = finetuned(pixels, case, unmoved, head=head)
+    training = case.fold > 1
+    probes = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=1000)).fit(
+            features[training], case.classes[training]
+        )
+        for c in preset.c_grid
+    ]
+    choosing = case.fold == 0
+    aucs = [roc_auc_score(case.classes[choosing], probe.predict_proba(features[choosing])[:, 1]) for probe in probes]
+    expected = probes[int(np.argmax(aucs))].predict_proba(features[case.in_test])[:, 1]
+    np.testing.assert_allclose(started.test[0], expected, atol=1e-5)
+    flipped = case._replace(classes=np.where(np.isin(case.fold, (1, -1)), 1 - case.classes, case.classes))
+    assert np.array_equal(probe_head(features, flipped.images, preset).weight, head.weight)
