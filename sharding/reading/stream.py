@@ -20,6 +20,7 @@ from sharding.reading.open_shard import OpenShard, SampleDamaged
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.prefetch import Prefetcher, largest_bytes
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.siblings import NO_SIBLINGS, DrawnSiblings, Siblings
 
 _READ_AHEAD_BATCHES: Final = 4
 _PREFETCH_SAMPLES: Final = 1 << 20  # whose positions are held, 24 bytes each
@@ -35,6 +36,20 @@ def _blank() -> UInt8:
 BLANK: Final = _blank()  # a gray JPEG that replaces a damaged sample
 
 
+class EncodedSiblings(NamedTuple):
+    """The siblings that the second views of a batch show.
+
+    Attributes:
+        items: (m,) places in the batch of the samples whose second view shows a sibling
+        encoded: one encoded image (bytes,) per sibling; BLANK for a damaged one
+        rows: (m,) INDEX_ROW of the siblings, with the size of BLANK for a damaged one
+    """
+
+    items: Int64
+    encoded: list[UInt8]
+    rows: Records
+
+
 class EncodedBatch(NamedTuple):
     """One rank's part of a step.
 
@@ -43,7 +58,8 @@ class EncodedBatch(NamedTuple):
         encoded: one encoded image (bytes,) per sample; BLANK for a damaged one
         rows: (n,) INDEX_ROW; a damaged sample keeps its identities and has the size of BLANK
         epochs: (n,) the epoch that each sample belongs to
-        valid: (n,) False for a damaged sample
+        valid: (n,) False for a sample that is damaged, or whose sibling is
+        siblings: the images of those second views that do not show the sample itself
     """
 
     step: int
@@ -51,6 +67,20 @@ class EncodedBatch(NamedTuple):
     rows: Records
     epochs: Int64
     valid: Bool
+    siblings: EncodedSiblings = EncodedSiblings(NO_SIBLINGS.items, [], np.empty(0, INDEX_ROW))
+
+
+class _Step(NamedTuple):
+    """What a step reads."""
+
+    number: int
+    positions: Positions
+    siblings: DrawnSiblings = NO_SIBLINGS
+
+    @property
+    def shards(self) -> list[int]:
+        """The numbers of the shards that it needs."""
+        return [*self.positions.shard.tolist(), *self.siblings.positions.shard.tolist()]
 
 
 def sample_order(shards: ShardSet, data: DataConfig, seed: int) -> SampleOrder:
@@ -66,11 +96,12 @@ def sample_batches(
     rank: int = 0,
     world: int = 1,
     local_world: int = 1,
+    siblings: Siblings | None = None,
 ) -> Generator[EncodedBatch, None, None]:
     """Yield a rank's part of every step, endlessly; threads read and download ahead.
 
-    A damaged sample is masked, and a warning names it. Close the generator to end its
-    threads.
+    A damaged sample is masked, and a warning names it; so is one whose sibling is damaged. Close the generator to end
+    its threads.
 
     Args:
         shards: the shards to read
@@ -79,6 +110,7 @@ def sample_batches(
         rank: this rank
         world: the number of ranks
         local_world: the ranks on this machine; their shards must fit the cache together
+        siblings: draws other images for second views; they may lie in any shard, so all shards must fit the cache
 
     Raises:
         UserError: if `world` does not divide the lanes, or the cache is too small
@@ -86,14 +118,23 @@ def sample_batches(
     """
     order.require_world(world)
     lanes = order.lanes // world
+    shards_at_a_time = order.shards_at_a_time(lanes)
+    node_lanes = lanes * min(local_world, world)
+    node_shards = order.shards_at_a_time(node_lanes)
+    readers = f"{node_lanes} lanes of this machine read ({node_shards} shards, the present and next ones)"
+    if siblings is not None:
+        shards_at_a_time = node_shards = len(shards.shards)
+        readers = f"second views of siblings read (all {node_shards} shards)"
     if shards.cache is not None:
-        node_lanes = lanes * min(local_world, world)
-        node_shards = order.shards_at_a_time(node_lanes)
-        readers = f"{node_lanes} lanes of this machine read ({node_shards} shards, the present and next ones)"
         shards.cache.require_room(largest_bytes(shards, node_shards), readers)
-    steps = ((step, order.batch(step, rank, world)) for step in count(first_step))
-    budget_bytes = largest_bytes(shards, order.shards_at_a_time(lanes))
-    return _batches(shards, steps, budget_bytes, order.global_batch // world, mask=True)
+
+    def steps() -> Iterator[_Step]:
+        for number in count(first_step):
+            positions = order.batch(number, rank, world)
+            yield _Step(number, positions, NO_SIBLINGS if siblings is None else siblings.draw(positions))
+
+    budget_bytes = largest_bytes(shards, shards_at_a_time)
+    return _batches(shards, steps(), budget_bytes, order.global_batch // world, mask=True)
 
 
 def packed_batches(
@@ -111,7 +152,8 @@ def packed_batches(
         RunFailed: while iterating, if a sample is damaged or a shard cannot be opened or downloaded
     """
     budget_bytes = _require_two_shards(shards)
-    return _batches(shards, enumerate(_packed(shards, local_batch, numbers)), budget_bytes, local_batch, mask=False)
+    steps = (_Step(number, positions) for number, positions in enumerate(_packed(shards, local_batch, numbers)))
+    return _batches(shards, steps, budget_bytes, local_batch, mask=False)
 
 
 def packed_metadata(shards: ShardSet) -> Generator[SampleMetadata, None, None]:
@@ -147,31 +189,58 @@ def _packed(shards: ShardSet, local_batch: int, numbers: Int64 | None) -> Iterat
 
 
 def _batches(
-    shards: ShardSet, steps: Iterable[tuple[int, Positions]], budget_bytes: int, local_batch: int, *, mask: bool
+    shards: ShardSet, steps: Iterable[_Step], budget_bytes: int, local_batch: int, *, mask: bool
 ) -> Generator[EncodedBatch, None, None]:
     """Yield the batches of these steps while threads download shards and read samples of later ones."""
     prefetcher = Prefetcher(shards, budget_bytes, most_items=max(8, _PREFETCH_SAMPLES // local_batch))
-    walk = prefetcher.walk(steps, lambda step: step[1].shard.tolist())
+    walk = prefetcher.walk(steps, lambda step: step.shards)
 
     def read_batches() -> Iterator[EncodedBatch]:
         with closing(walk):
-            for step, positions in walk:
-                yield read_batch(prefetcher, step, positions, mask=mask)
+            for step in walk:
+                yield read_batch(prefetcher, step.number, step.positions, step.siblings, mask=mask)
 
     return read_ahead(read_batches(), _READ_AHEAD_BATCHES, prefetcher.close)
 
 
-def read_batch(shards: ShardSet | Prefetcher, step: int, positions: Positions, *, mask: bool) -> EncodedBatch:
+def read_batch(
+    shards: ShardSet | Prefetcher,
+    step: int,
+    positions: Positions,
+    siblings: DrawnSiblings = NO_SIBLINGS,
+    *,
+    mask: bool,
+) -> EncodedBatch:
     """Read the samples at these positions.
 
     Args:
         shards: the shards to read
         step: the number of the step, for messages
         positions: positions of the samples, each array (n,)
+        siblings: the images of second views that do not show the sample itself
         mask: whether to mask damaged samples and warn about them, instead of raising
 
     Raises:
         RunFailed: if a shard cannot be opened, or a sample is damaged and not masked
+    """
+    encoded, rows, valid = _read(shards, step, positions, "it is masked" if mask else None)
+    consequence = "the sample whose second view shows it is masked" if mask else None
+    others, other_rows, whole = _read(shards, step, siblings.positions, consequence)
+    valid[siblings.items[~whole]] = False
+    shown = EncodedSiblings(siblings.items, others, other_rows)
+    return EncodedBatch(step, encoded, rows, positions.epoch, valid, shown)
+
+
+def _read(
+    shards: ShardSet | Prefetcher, step: int, positions: Positions, consequence: str | None
+) -> tuple[list[UInt8], Records, Bool]:
+    """Read images; return them, their rows, and False for each that is damaged and thus BLANK.
+
+    Args:
+        shards: the shards to read
+        step: the number of the step, for messages
+        positions: positions of the images, each array (n,)
+        consequence: of a damaged image, for the warning; None raises instead
     """
     encoded: list[UInt8] = []
     rows = np.empty(len(positions.row), INDEX_ROW)
@@ -185,10 +254,10 @@ def read_batch(shards: ShardSet | Prefetcher, step: int, positions: Positions, *
         try:
             encoded.append(shard.read(row))
         except SampleDamaged as error:
-            if not mask:
+            if consequence is None:
                 raise
-            say(f"warning: {error}; it is masked in step {step}")
+            say(f"warning: {error}; {consequence} in step {step}")
             encoded.append(BLANK)
             valid[item] = False
     rows["height"][~valid] = rows["width"][~valid] = _BLANK_SIDE_PX
-    return EncodedBatch(step, encoded, rows, positions.epoch, valid)
+    return encoded, rows, valid
