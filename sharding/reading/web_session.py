@@ -58,5 +58,6 @@ class _Adapter(HTTPAdapter):
     @override
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
         pool = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _CONNECTIONS[pool.scheme]
+        assert isinstance(pool, HTTPConnectionPool), "requests has no others"
+        pool.ConnectionCls = _CONNECTIONS[str(pool.scheme)]
         return pool
