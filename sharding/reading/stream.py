@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from io import BytesIO
-from itertools import count
+from itertools import compress, count
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,6 +49,14 @@ class EncodedSiblings(NamedTuple):
     encoded: list[UInt8]
     rows: Records
 
+    def of(self, samples: Bool) -> "EncodedSiblings":
+        """Return the siblings of some samples: (n,) True."""
+        kept = samples[self.items]
+        return EncodedSiblings(self.items[kept], list(compress(self.encoded, kept)), self.rows[kept])
+
+
+NO_SIBLING_IMAGES: Final = EncodedSiblings(NO_SIBLINGS.items, [], np.empty(0, INDEX_ROW))
+
 
 class EncodedBatch(NamedTuple):
     """One rank's part of a step.
@@ -67,7 +75,14 @@ class EncodedBatch(NamedTuple):
     rows: Records
     epochs: Int64
     valid: Bool
-    siblings: EncodedSiblings = EncodedSiblings(NO_SIBLINGS.items, [], np.empty(0, INDEX_ROW))
+    siblings: EncodedSiblings = NO_SIBLING_IMAGES
+
+    @property
+    def second_rows(self) -> Records:
+        """(n,) INDEX_ROW of the images that the second views show."""
+        rows = self.rows.copy()
+        rows[self.siblings.items] = self.siblings.rows
+        return rows
 
 
 class _Step(NamedTuple):

@@ -11,11 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from infra.arrays import Bool, Int64, Records
+from infra.arrays import Bool, Int64, Records, UInt64
 from infra.errors import RunFailed, require
 from infra.log import say
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.siblings import Siblings
 from sharding.reading.stream import EncodedBatch, packed_batches, sample_batches
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.parameters import Fit, Steps, ViewParameters, whole_image
@@ -34,8 +35,10 @@ class Batch:
         views: for each view, float32 (local_batch, 1, size, size), normalized; image i of every view is the same sample
         rows: (local_batch,) INDEX_ROW, with the identities of sample, patient and study
         epochs: (local_batch,), the epoch of each sample
-        valid: (local_batch,), False for a sample that was damaged or did not decode; its views are blank
+        valid: (local_batch,), False for a sample that was damaged or did not decode, or whose sibling was or did not;
+            its views are blank
         wait_s: seconds that the consumer waited for this batch
+        second_samples: (local_batch,), identity of the image that the second view shows
     """
 
     step: int
@@ -44,6 +47,7 @@ class Batch:
     epochs: Int64
     valid: Bool
     wait_s: float
+    second_samples: UInt64
 
 
 class ImageViews(Protocol):
@@ -135,6 +139,7 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     local_world: int = 1,
+    siblings: Siblings | None = None,
     view_executor: str = "auto",
     device: torch.device | str = "cpu",
     threads: int | None = None,
@@ -154,6 +159,7 @@ def training_batches(
         rank: this rank
         world: number of ranks
         local_world: ranks on this machine, as in `sample_batches`
+        siblings: draws other images for second views; without them all views show the sample
         view_executor: auto, dali or torchvision
         device: device of the views
         threads: CPU threads of the executor; by default one for each usable CPU
@@ -166,14 +172,26 @@ def training_batches(
 
     def maker(of_stage: ViewSpec, batches: int | None) -> _Maker:
         task = _task(shards, of_stage.size_px, VIEWS, of_stage.steps, order.global_batch // world, device, threads)
-        executor = build_view_executor(view_executor, task)
-        return _Maker(executor, lambda batch: draw_views(of_stage, seed, batch.rows, batch.epochs), batches)
+        executor = build_view_executor(view_executor, replace(task, siblings=siblings is not None))
+
+        def draw(batch: EncodedBatch) -> Sequence[ViewParameters]:
+            return draw_views(of_stage, seed, batch.rows, batch.epochs, batch.second_rows)
+
+        return _Maker(executor, draw, batches)
 
     def mask(batch: EncodedBatch, position: int, reason: str) -> None:
-        name = _sample_name(shards, order.batch(batch.step, rank, world), position)
-        say(f"warning: {name} does not decode: {reason}; it is masked in step {batch.step}")
+        positions, count = order.batch(batch.step, rank, world), len(batch.rows)
+        consequence = "it is masked"
+        if position >= count and siblings is not None:
+            drawn = siblings.draw(positions)
+            positions, position = drawn.positions, int(np.searchsorted(drawn.items, position - count))
+            consequence = "the sample whose second view shows it is masked"
+        name = _sample_name(shards, positions, position)
+        say(f"warning: {name} does not decode: {reason}; {consequence} in step {batch.step}")
 
-    encoded = sample_batches(shards, order, first_step=first_step, rank=rank, world=world, local_world=local_world)
+    encoded = sample_batches(
+        shards, order, first_step=first_step, rank=rank, world=world, local_world=local_world, siblings=siblings
+    )
     makers, step = [], first_step
     for stage in stages:
         if stage.end_step > step:
@@ -272,7 +290,7 @@ def _made(encoded: Iterator[EncodedBatch], maker: _Maker, reject: Reject) -> Gen
         for batch in encoded:
             in_flight.append(batch)
             images = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
-            yield ViewInputs(images, batch.rows, maker.draw(batch))
+            yield ViewInputs(images, batch.rows, maker.draw(batch), batch.siblings.of(batch.valid))
 
     with closing(maker.executor.run(inputs())) as view_batches:
         while True:
@@ -284,4 +302,12 @@ def _made(encoded: Iterator[EncodedBatch], maker: _Maker, reject: Reject) -> Gen
             batch = in_flight.popleft()
             for position, reason in sorted(view_batch.reasons.items()):
                 reject(batch, position, reason)
-            yield Batch(batch.step, view_batch.views, batch.rows, batch.epochs, view_batch.decoded, wait_s)
+            yield Batch(
+                batch.step,
+                view_batch.views,
+                batch.rows,
+                batch.epochs,
+                view_batch.decoded,
+                wait_s,
+                batch.second_rows["sample"],
+            )

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, math, types
+from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 from typing_extensions import override
 
@@ -25,6 +25,7 @@ from infra.errors import RunFailed
 from sharding.reading.stream import BLANK
 from ssl_core.views.header_check import header_problem
 from ssl_core.views.parameters import GRAY, Steps, ViewParameters
+from ssl_core.views.spec import SECOND
 from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 3  # the batch in use and two more
@@ -39,24 +40,41 @@ class _Prepared:
     """A batch as inputs of DALI, with BLANK for each image that must not be decoded.
 
     Attributes:
-        encoded: the files
+        encoded: the files of the N samples; if second views may show siblings, then N more: a sample's sibling or BLANK
+        has_sibling: (N,), whether the second view shows a sibling
         parameters: those of each view, one view after the other, in the order of `_names`
         decoded: (N,), False for blanks
-        reasons: why an image is not decoded, by its position
+        reasons: why an image is not decoded, by its position in `encoded`
         has_failed: whether it was in flight when a pipeline failed
     """
 
     encoded: list[UInt8]
+    has_sibling: Bool
     parameters: list[Float32]
     decoded: Bool
     reasons: dict[int, str]
     has_failed: bool = False
 
+    @property
+    def positions(self) -> list[int]:
+        """The positions in `encoded` of samples that are not left out."""
+        return [position for position in range(len(self.encoded)) if self.decoded[position % len(self.decoded)]]
+
     def leave_out(self, position: int, reason: str | None) -> None:
-        self.encoded[position] = BLANK
-        self.decoded[position] = False
+        """Make a sample blank, because the file at this position, its own or its sibling's, must not be decoded."""
+        item = position % len(self.decoded)
+        for place in range(item, len(self.encoded), len(self.decoded)):
+            self.encoded[place] = BLANK
+        self.decoded[item] = False
         if reason is not None:
             self.reasons[position] = reason
+
+    def inputs(self) -> tuple[Any, ...]:
+        """Return what DALI gets."""
+        count = len(self.decoded)
+        if len(self.encoded) == count:
+            return (self.encoded, *self.parameters)
+        return (self.encoded[:count], self.encoded[count:], self.has_sibling, *self.parameters)
 
 
 class DaliExecutor(ViewExecutor):
@@ -94,11 +112,19 @@ class DaliExecutor(ViewExecutor):
         for view in batch.views:
             values = self._values(view)
             parameters += [np.ascontiguousarray(values[name]) for name in _names(self.task.steps)]
+        count = len(batch.encoded)
         encoded = [BLANK if image is None else image for image in batch.encoded]
-        prepared = _Prepared(encoded, parameters, np.ones(len(encoded), np.bool_), {})
-        sizes = zip(batch.rows["height"].tolist(), batch.rows["width"].tolist(), strict=True)
-        for position, (image, (height, width)) in enumerate(zip(batch.encoded, sizes, strict=True)):
-            reason = None if image is None else header_problem(image, height, width)
+        has_sibling = np.zeros(count, np.bool_)
+        if self.task.siblings:
+            encoded += [BLANK] * count
+            has_sibling[batch.siblings.items] = True
+        prepared = _Prepared(encoded, has_sibling, parameters, np.ones(count, np.bool_), {})
+        places = [*range(count), *(count + batch.siblings.items).tolist()]
+        images, rows = [*batch.encoded, *batch.siblings.encoded], [*batch.rows, *batch.siblings.rows]
+        for position, image in zip(places[count:], batch.siblings.encoded, strict=True):
+            encoded[position] = image
+        for position, image, row in zip(places, images, rows, strict=True):
+            reason = None if image is None else header_problem(image, int(row["height"]), int(row["width"]))
             if image is None or reason is not None:
                 prepared.leave_out(position, reason)
         return prepared
@@ -125,7 +151,7 @@ class DaliExecutor(ViewExecutor):
         DALI names the position of the image, but not the batch. If a pipeline over the same batches fails again, they
         hold several such images, and all are looked at.
         """
-        places = [(batch, position) for batch in batches for position in np.flatnonzero(batch.decoded).tolist()]
+        places = [(batch, position) for batch in batches for position in batch.positions]
         named = re.search(r"sample #(\d+)", str(error))
         again = any(batch.has_failed for batch in batches)
         suspects = [] if again or not named else [place for place in places if place[1] == int(named[1])]
@@ -151,7 +177,7 @@ class DaliExecutor(ViewExecutor):
         reasons: dict[int, str] = {}
         position = 0
         while position < len(images):
-            pipeline = self._pipeline(max_batch=1, threads=1, in_flight=1)
+            pipeline = Pipeline(**self._resources(max_batch=1, threads=1, in_flight=1))
             with pipeline:
                 source = iter([[image]] for image in images[position:])
                 decoded = self._decoded(
@@ -168,32 +194,44 @@ class DaliExecutor(ViewExecutor):
         return reasons
 
     def _build(self, source: Iterator[tuple[Any, ...]]) -> Any:
-        views_count, names = self.task.views_count, _names(self.task.steps)
-        pipeline = self._pipeline(self.task.max_batch, self.task.threads, _IN_FLIGHT)
-        with pipeline:
-            encoded, *parameters = fn.external_source(
-                source=source,
-                num_outputs=1 + len(names) * views_count,
-                batch=True,
-                dtype=[types.UINT8] + [types.FLOAT] * (len(names) * views_count),
-                ndim=[1] + [_DIMENSIONS.get(name, 0) for name in names] * views_count,
+        task, names = self.task, _names(self.task.steps)
+        kinds = [(types.UINT8, 1)] + [(types.UINT8, 1), (types.BOOL, 0)] * task.siblings
+        kinds += [(types.FLOAT, _DIMENSIONS.get(name, 0)) for name in names] * task.views_count
+        dtypes, ndims = map(list, zip(*kinds, strict=True))
+
+        @pipeline_def(  # type: ignore[untyped-decorator]
+            enable_conditionals=task.siblings, **self._resources(task.max_batch, task.threads, _IN_FLIGHT)
+        )
+        def graph() -> Any:
+            encoded, *inputs = fn.external_source(
+                source=source, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims
             )
-            images = self._decoded(encoded)
-            starts = range(0, len(parameters), len(names))
-            of_views = [dict(zip(names, parameters[start:], strict=False)) for start in starts]
-            pipeline.set_outputs(*(self._view(images, **of_view) for of_view in of_views))
+            images = second = self._decoded(encoded)
+            if task.siblings:
+                siblings, has_sibling, *inputs = inputs
+                if has_sibling:  # noqa: SIM108 - DALI looks at each sample on its own, in statements only
+                    second = self._decoded(siblings)
+                else:
+                    second = images
+            views = []
+            for view in range(task.views_count):
+                of_view = {name: inputs[view * len(names) + place] for place, name in enumerate(names)}
+                views.append(self._view(second if view == SECOND else images, **of_view))
+            return tuple(views)
+
+        pipeline = graph()
         pipeline.build()
         return pipeline
 
-    def _pipeline(self, max_batch: int, threads: int, in_flight: int) -> Any:
+    def _resources(self, max_batch: int, threads: int, in_flight: int) -> dict[str, Any]:
         device = self.task.device
-        return Pipeline(
-            batch_size=max_batch,
-            num_threads=threads,
-            device_id=(device.index or 0) if device.type == "cuda" else None,
-            prefetch_queue_depth=in_flight,
-            exec_dynamic=True,
-        )
+        return {
+            "batch_size": max_batch,
+            "num_threads": threads,
+            "device_id": (device.index or 0) if device.type == "cuda" else None,
+            "prefetch_queue_depth": in_flight,
+            "exec_dynamic": True,
+        }
 
     def _decoded(self, encoded: Any) -> Any:
         return fn.decoders.image(
@@ -249,7 +287,7 @@ def _feed(prepared: Iterable[_Prepared], in_flight: deque[_Prepared]) -> Iterato
     """Pass batches to DALI and append them to `in_flight`."""
     for batch in prepared:
         in_flight.append(batch)
-        yield (batch.encoded, *batch.parameters)
+        yield batch.inputs()
 
 
 def _reason(error: RuntimeError) -> str:

@@ -6,12 +6,14 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 
 from infra import rng
-from infra.arrays import Bool, Float64, Int64, Records
+from infra.arrays import Bool, Float64, Int64, Records, UInt64
 from infra.errors import UserError
 from infra.options import key, require_between
 from ssl_core.views.parameters import Crop, Steps, ViewParameters, matrix_and_size
 
 VIEWS: Final = 2
+SECOND: Final = 1  # the view that may show a sibling
+SecondFrom = Literal["same_image", "same_study", "same_patient"]
 _TRIES: Final = 10  # to draw a crop that fits, as in torchvision's RandomResizedCrop
 _CROP_DRAWS: Final = slice(8, 8 + 2 * _TRIES)
 _DRAWS: Final = _CROP_DRAWS.stop + 9
@@ -49,6 +51,9 @@ class ViewSpec:
         gamma: smallest and largest exponent, drawn evenly on the log scale; below 1 brightens
         erase_probability: probability that a rectangle is erased, which then shows the mean gray level
         erase_area: smallest and largest area of the rectangle, as shares of the view's area, from 0.01 to 0.3
+        second_from: image that the second view shows: same_image, or another image of the study (same_study) or patient
+            (same_patient); a sample without another one shows itself
+        second_probability: probability of another image in the second view
     """
 
     size_px: int = 224
@@ -69,6 +74,8 @@ class ViewSpec:
     gamma: tuple[float, float] = (0.7, 1.4)
     erase_probability: float = 0.0
     erase_area: tuple[float, float] = (0.02, 0.2)
+    second_from: SecondFrom = "same_image"
+    second_probability: float = 1.0
 
     def __post_init__(self) -> None:
         require_between(self, "size_px", 16, 4096, "try 224")
@@ -87,6 +94,7 @@ class ViewSpec:
             "jitter_probability": 1,
             "gamma_probability": 1,
             "erase_probability": 1,
+            "second_probability": 1,
         }
         for name, largest in most.items():
             require_between(self, name, 0, largest, f"try {getattr(type(self), name)}")
@@ -166,7 +174,9 @@ class DrawnView(NamedTuple):
         )
 
 
-def draw(spec: ViewSpec, seed: int, rows: Records, epochs: Int64) -> tuple[DrawnView, DrawnView]:
+def draw(
+    spec: ViewSpec, seed: int, rows: Records, epochs: Int64, second_rows: Records | None = None
+) -> tuple[DrawnView, DrawnView]:
     """Draw the two views of N samples, keyed by (seed, epoch, sample, view): the same in every process and order.
 
     Args:
@@ -174,24 +184,32 @@ def draw(spec: ViewSpec, seed: int, rows: Records, epochs: Int64) -> tuple[Drawn
         seed: seed of the views
         rows: (N,) INDEX_ROW
         epochs: (N,)
+        second_rows: (N,) INDEX_ROW of the images that the second views show, if these are not all the samples
 
     Returns:
         The first and the second view of each sample.
     """
-    first, second = (_draw_view(spec, seed, view, rows, epochs) for view in range(VIEWS))
-    return first, second
+    seconds = rows if second_rows is None else second_rows
+    samples = rows["sample"]
+    return (
+        _draw_view(spec, seed, 0, samples, epochs, rows),
+        _draw_view(spec, seed, SECOND, samples, epochs, seconds),
+    )
 
 
-def draw_views(spec: ViewSpec, seed: int, rows: Records, epochs: Int64) -> tuple[ViewParameters, ViewParameters]:
+def draw_views(
+    spec: ViewSpec, seed: int, rows: Records, epochs: Int64, second_rows: Records | None = None
+) -> tuple[ViewParameters, ViewParameters]:
     """Draw as `draw` does; return the parameters that executors apply."""
-    first, second = (view.parameters(spec) for view in draw(spec, seed, rows, epochs))
+    first, second = (view.parameters(spec) for view in draw(spec, seed, rows, epochs, second_rows))
     return first, second
 
 
-def _draw_view(spec: ViewSpec, seed: int, view: int, rows: Records, epochs: Int64) -> DrawnView:
-    u = rng.uniform(seed, f"view-{view}", rows["sample"], epochs, _DRAWS).T  # (draws, N); more may only be appended
+def _draw_view(spec: ViewSpec, seed: int, view: int, samples: UInt64, epochs: Int64, shown: Records) -> DrawnView:
+    """Draw a view by the identities of the samples and the sizes of the images that it shows."""
+    u = rng.uniform(seed, f"view-{view}", samples, epochs, _DRAWS).T  # (draws, N); more may only be appended
     turn, jitter, *gamma_and_rectangle = u[_CROP_DRAWS.stop :]
-    heights, widths = rows["height"].astype(np.float64), rows["width"].astype(np.float64)
+    heights, widths = shown["height"].astype(np.float64), shown["width"].astype(np.float64)
     crop_h, crop_w = _crop_sizes(spec, u[_CROP_DRAWS].reshape(_TRIES, 2, -1), heights, widths)
     is_turned, is_jittered = turn < spec.rotation_probability, jitter < spec.jitter_probability
     is_curved = gamma_and_rectangle[0] < spec.gamma_probability

@@ -10,6 +10,7 @@ import torch
 
 from infra.arrays import Bool, Records, UInt8
 from infra.processes import MOST_DECODING_THREADS
+from sharding.reading.stream import NO_SIBLING_IMAGES, EncodedSiblings
 from ssl_core.views.parameters import Steps, ViewParameters
 
 
@@ -26,10 +27,11 @@ class ViewTask:
         views_count: views of an image
         mean: pixel mean on the scale 0 to 1
         std: pixel standard deviation on the same scale
-        max_batch: most images in a batch
+        max_batch: most samples in a batch
         device: device of the resulting tensors
         threads: CPU threads for decoding and views; by default one for each CPU that this process may use, up to 16
         steps: the optional steps of the views
+        siblings: whether second views may show siblings
     """
 
     size_px: int
@@ -40,6 +42,7 @@ class ViewTask:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = field(default_factory=_threads)
     steps: Steps = field(default_factory=Steps)
+    siblings: bool = False
 
 
 class ViewInputs(NamedTuple):
@@ -49,11 +52,13 @@ class ViewInputs(NamedTuple):
         encoded: N files; None for a blank
         rows: (N,) INDEX_ROW; a file whose header has another height or width is not decoded
         views: the parameters of each view
+        siblings: the images that second views show instead, only of samples that are no blanks
     """
 
     encoded: Sequence[UInt8 | None]
     rows: Records
     views: Sequence[ViewParameters]
+    siblings: EncodedSiblings = NO_SIBLING_IMAGES
 
 
 class ViewBatch(NamedTuple):
@@ -62,7 +67,8 @@ class ViewBatch(NamedTuple):
     Attributes:
         views: for each view, float32 (N, 1, size, size): (value - mean) / std of values on the scale 0 to 1
         decoded: (N,), False where the views are blank: zeros, the mean gray level
-        reasons: why an image did not decode, by its position in the batch; blanks on request have none
+        reasons: why an image did not decode, by its position in the batch, or N + that of the sample for a sibling;
+            blanks on request have none
     """
 
     views: list[torch.Tensor]

@@ -16,6 +16,7 @@ from infra.arrays import Float32, UInt8
 from sharding.images.encode import DECODER_ERRORS, FORMATS
 from ssl_core.views.header_check import header_problem
 from ssl_core.views.parameters import GRAY, ViewParameters, reduction
+from ssl_core.views.spec import SECOND
 from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
 _IN_FLIGHT: Final = 2
@@ -44,11 +45,20 @@ class TorchvisionExecutor(ViewExecutor):
             raise failures[0]
 
     def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> ViewBatch:
-        matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
-        sizes = np.stack([view.reduced_px for view in batch.views], axis=1)  # (n, views, 2)
+        matrices = list(np.stack([view.matrix for view in batch.views], axis=1))  # n of (views, 2, 3)
+        sizes = list(np.stack([view.reduced_px for view in batch.views], axis=1))  # n of (views, 2)
+        items, encoded, rows = batch.siblings
+        seconds = [[values[item][SECOND : SECOND + 1] for item in items] for values in (matrices, sizes)]
+        for item in items:
+            matrices[item], sizes[item] = (np.delete(values[item], SECOND, axis=0) for values in (matrices, sizes))
+        siblings = images.map(self._warp, encoded, rows, *seconds)
         outcomes = list(images.map(self._warp, batch.encoded, batch.rows, matrices, sizes))
-        decoded = np.array([isinstance(image, torch.Tensor) for image in outcomes], np.bool_)
         reasons = {position: image for position, image in enumerate(outcomes) if isinstance(image, str)}
+        for item, sibling in zip(items.tolist(), siblings, strict=True):
+            if isinstance(sibling, str):
+                reasons[len(outcomes) + item] = sibling
+            outcomes[item] = _with_second(outcomes[item], sibling)
+        decoded = np.array([isinstance(image, torch.Tensor) for image in outcomes], np.bool_)
         task = self.task
         blank = torch.zeros(len(batch.views), 1, task.size_px, task.size_px, device=task.device)
         warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in outcomes], dim=1)
@@ -95,6 +105,13 @@ class TorchvisionExecutor(ViewExecutor):
 def _for_images(values: Float32, device: torch.device) -> torch.Tensor:
     """Return one value for each image (N,) so that it broadcasts over images (N, 1, S, S)."""
     return torch.from_numpy(values).to(device).view(-1, 1, 1, 1)
+
+
+def _with_second(views: torch.Tensor | str | None, second: torch.Tensor | str | None) -> torch.Tensor | None:
+    """Insert the second view into the other views of a sample; None if an image did not decode."""
+    if not isinstance(views, torch.Tensor) or not isinstance(second, torch.Tensor):
+        return None
+    return torch.cat([views[:SECOND], second, views[SECOND:]])
 
 
 def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:

@@ -26,7 +26,8 @@ def write_follow_ups(root: Path, patients: int = 40, size_px: int = 32) -> Path:
     ]
     for number, row in enumerate(rows):
         row["path"] = f"{number}.png"
-        Image.fromarray(draws.integers(0, 256, (size_px, size_px), np.uint8)).save(root / row["path"])
+        size = (size_px + number % 7, size_px + number % 5)
+        Image.fromarray(draws.integers(0, 256, size, np.uint8)).save(root / row["path"])
     with (root / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -1,11 +1,8 @@
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -16,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import RunFailed, UserError
-from sharding.format.manifest import read_index
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
-from sharding.reading.manifests import read_manifest
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_batches, sample_order
@@ -27,7 +22,7 @@ from sharding.simulation.datasets import write_cell
 from ssl_core.views import PIXEL_TOLERANCE
 from ssl_core.views.batches import Batch, RandomViews, WholeImage, image_batches, training_batches
 from ssl_core.views.spec import ViewSpec
-from tests.support.manifests import write_manifest
+from tests.support.damaged_copies import copy_with, without_end, without_quantization
 
 SPEC = ViewSpec(size_px=48)
 
@@ -172,45 +167,11 @@ def test_closing_ends_the_threads(shards: ShardSet, order: SampleOrder, executor
     assert not [name for name in running if name.startswith(("read-ahead", "make-views", "see-image"))]
 
 
-def copy_with(
-    packed: Path, to: Path, shards: ShardSet, bad: Positions, change: Callable[[bytearray], None]
-) -> ShardSet:
-    """Copy a packed folder with one image replaced; size, checksums and manifest match the new bytes."""
-    shutil.copytree(packed, to)
-    shard, row = int(bad.shard[0]), int(bad.row[0])
-    manifest, entry = read_manifest(to), shards.shards[shard]
-    rows = read_index(to, entry).copy()
-    start, size = int(rows[row]["image_offset"]), int(rows[row]["image_bytes"])
-    tar = bytearray((to / entry.name).read_bytes())
-    image = tar[start : start + size]
-    change(image)
-    tar[start : start + size] = image
-    rows[row]["image_crc32"] = zlib.crc32(image)
-    (to / entry.name).write_bytes(tar)
-    np.save(to / entry.index_name, rows)
-    changed = replace(
-        entry,
-        sha256=sha256(tar).hexdigest(),
-        index_sha256=sha256((to / entry.index_name).read_bytes()).hexdigest(),
-    )
-    write_manifest(to, replace(manifest, shards=[changed if old == entry else old for old in manifest.shards]))
-    return ShardSet([to])
-
-
 def break_checksum(folder: Path, shards: ShardSet, bad: Positions) -> None:
     path = folder / shards.shards[int(bad.shard[0])].name
     content = bytearray(path.read_bytes())
     content[int(shards.rows(bad)[0]["image_offset"]) + 40] ^= 255
     path.write_bytes(content)
-
-
-def without_end(image: bytearray) -> None:
-    image[-2:] = b"\0\0"
-
-
-def without_quantization(image: bytearray) -> None:
-    """Turn the marker of the quantization table into that of application data."""
-    image[image.index(b"\xff\xdb") + 1] = 0xEF
 
 
 @pytest.mark.parametrize("executor", ["dali", "torchvision"])
