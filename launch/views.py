@@ -16,8 +16,10 @@ from infra.urls import Location
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
-from sharding.reading.stream import EncodedBatch
+from sharding.reading.siblings import NO_SIBLINGS
+from sharding.reading.stream import read_batch
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.views.second_images import siblings_of
 from ssl_core.views.sheet import to_png, view_sheet
 from ssl_core.views.spec import ViewSpec
 
@@ -77,15 +79,14 @@ def main(arguments: Sequence[str]) -> int:
     shards = ShardSet(config.shards)
     numbers = np.unique(np.linspace(0, shards.samples - 1, config.count).round().astype(np.int64))
     positions = Positions(np.full_like(numbers, config.epoch), *shards.locate(numbers))
-    samples = list(zip(positions.shard.tolist(), positions.row.tolist(), strict=True))
-    batch = EncodedBatch(
-        step=0,
-        encoded=[shards.read(*sample) for sample in samples],
-        rows=shards.rows(positions),
-        epochs=positions.epoch,
-        valid=np.ones(len(samples), np.bool_),
-    )
-    names = [shards.key(*sample) for sample in samples]
+    siblings = siblings_of(config.views, shards, config.seed)
+    drawn = siblings.draw(positions) if siblings else NO_SIBLINGS
+    batch = read_batch(shards, 0, positions, drawn, mask=False)
+    names = {
+        int(row["sample"]): shards.key(shard, number)
+        for places in (positions, drawn.positions)
+        for row, shard, number in zip(shards.rows(places), places.shard.tolist(), places.row.tolist(), strict=True)
+    }
     sheet = view_sheet(batch, config.views, seed=config.seed, view_executor=config.executor, names=names)
     write_atomic(config.out, to_png(sheet))
     sys.stdout.write(f"{config.out}\n")

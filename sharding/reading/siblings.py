@@ -13,6 +13,8 @@ from infra.arrays import Bool, Int64
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
 
+Same = Literal["study", "patient"]
+
 
 class DrawnSiblings(NamedTuple):
     """The siblings that the second views of a batch show.
@@ -41,10 +43,11 @@ class Siblings:
     of the shards or the number of processes change a draw.
 
     Attributes:
+        same: what siblings have in common
         has_any: (samples,) whether a sample has a sibling, in packed order
     """
 
-    def __init__(self, shards: ShardSet, same: Literal["study", "patient"], probability: float, seed: int) -> None:
+    def __init__(self, shards: ShardSet, same: Same, probability: float, seed: int) -> None:
         """Read the indexes of all shards; those of remote shards are downloaded to the cache.
 
         Args:
@@ -57,6 +60,7 @@ class Siblings:
             UserError: if an index does not match the manifest
             RunFailed: if an index cannot be downloaded
         """
+        self.same = same
         self._shards, self._probability, self._seed = shards, probability, seed
         self._first = np.cumsum([0, *shards.shard_samples[:-1]])  # number of each shard's first sample
         rows = shards.whole_index()

@@ -132,24 +132,28 @@ def sample_batches(
         RunFailed: while iterating, if a shard cannot be opened or downloaded
     """
     order.require_world(world)
-    lanes = order.lanes // world
-    shards_at_a_time = order.shards_at_a_time(lanes)
-    node_lanes = lanes * min(local_world, world)
-    node_shards = order.shards_at_a_time(node_lanes)
-    readers = f"{node_lanes} lanes of this machine read ({node_shards} shards, the present and next ones)"
-    if siblings is not None:
-        shards_at_a_time = node_shards = len(shards.shards)
-        readers = f"second views of siblings read (all {node_shards} shards)"
-    if shards.cache is not None:
-        shards.cache.require_room(largest_bytes(shards, node_shards), readers)
+    _require_room(shards, order, order.lanes // world * min(local_world, world), siblings)
 
     def steps() -> Iterator[_Step]:
         for number in count(first_step):
             positions = order.batch(number, rank, world)
             yield _Step(number, positions, NO_SIBLINGS if siblings is None else siblings.draw(positions))
 
-    budget_bytes = largest_bytes(shards, shards_at_a_time)
-    return _batches(shards, steps(), budget_bytes, order.global_batch // world, mask=True)
+    at_a_time = len(shards.shards) if siblings else order.shards_at_a_time(order.lanes // world)
+    return _batches(shards, steps(), largest_bytes(shards, at_a_time), order.global_batch // world, mask=True)
+
+
+def _require_room(shards: ShardSet, order: SampleOrder, lanes: int, siblings: Siblings | None) -> None:
+    """Raise UserError if the cache is too small for the shards that this machine's lanes read at a time."""
+    if shards.cache is None:
+        return
+    if siblings is None:
+        count = order.shards_at_a_time(lanes)
+        readers = f"{lanes} lanes of this machine read ({count} shards, the present and next ones)"
+    else:
+        count = len(shards.shards)
+        readers = f"second views of siblings read (all {count} shards)"
+    shards.cache.require_room(largest_bytes(shards, count), readers)
 
 
 def packed_batches(

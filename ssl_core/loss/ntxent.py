@@ -33,9 +33,15 @@ _BLOCK: Final = 2048  # rows processed in float64 at once
 
 
 class Identities(NamedTuple):
-    """Sample, patient and study of a rank's images, (n,) int64 views of the 64-bit identities."""
+    """What a rank's samples are of, (n,) int64 views of 64-bit identities.
 
-    sample: Tensor
+    Attributes:
+        instance: what the loss tells apart: the sample, or the study or patient whose images second views may show
+        patient: the patient
+        study: the study
+    """
+
+    instance: Tensor
     patient: Tensor
     study: Tensor
 
@@ -202,12 +208,12 @@ def _row_values(stats: RowStats, distance: Tensor, temperature: float) -> _RowVa
 def _keys(loss: LossConfig, identities: Identities | None, samples: Sequence[int], sample: Tensor) -> Keys | None:
     """Return the keys of all rows, or None if no two samples of the batch are related.
 
-    sample: (N,) the number of each row's sample. If a sample occurs twice in a batch, its views are never negatives of
-    each other.
+    sample: (N,) the number of each row's sample. If an instance occurs twice in a batch, its views are never negatives
+    of each other.
     """
     if identities is None:
         return None
-    columns = {"negative": [identities.sample], "masked": [identities.patient], "positive": identities[1:]}
+    columns = {"negative": [identities.instance], "masked": [identities.patient], "positive": identities[1:]}
     ids = gather_rows(torch.stack([*columns[loss.same_patient]], dim=1).to(sample.device), samples)  # (B, 1 or 2)
     if len(torch.unique(ids[:, 0])) == len(ids):
         return None

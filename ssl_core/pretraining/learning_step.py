@@ -22,12 +22,10 @@ def learn(engine: Engine, batch: Batch, learning_rate: float) -> LossReport | No
     views = batch.views
     if not valid.all():  # masked samples take no part: neither in the loss nor in batch norm
         views = [view[valid.to(view.device)] for view in views]
-    rows = batch.rows[batch.valid]
-    ids = (
-        torch.from_numpy(rows[name].astype(np.int64)) for name in Identities._fields
-    )  # the loss moves those it needs
+    ids = (batch.instances, batch.rows["patient"], batch.rows["study"])
+    identities = Identities(*(torch.from_numpy(values[batch.valid].astype(np.int64)) for values in ids))
     try:
-        report = engine.backward(views, Identities(*ids))
+        report = engine.backward(views, identities)
     except NonFinite:
         return None
     return report if engine.update(learning_rate) else None

@@ -73,7 +73,7 @@ class RunOutputs:
     def log_samples(self, batch: Batch) -> None:
         """Record the samples of a finished step, if requested."""
         if self._samples:
-            self._samples.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid)
+            self._samples.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid, batch.second_samples)
 
     def write_metrics(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics."""

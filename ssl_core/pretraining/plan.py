@@ -21,6 +21,7 @@ from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.siblings import NO_SIBLINGS, Siblings
 from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
@@ -34,6 +35,7 @@ from ssl_core.pretraining.resume import checkpoint_to_resume
 from ssl_core.pretraining.run import early_stages
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import Stage
+from ssl_core.views.second_images import siblings_of
 from ssl_core.views.spec import VIEWS, draw
 
 _DRAWN: Final = 4  # images whose views are made
@@ -66,7 +68,10 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     yield _data(shards)
     for location in config.data.shards:
         yield _labels(read_manifest(location, config.data.fetch), shards)
-    yield _views(config, shards, order)
+    siblings = siblings_of(config.views, shards, config.seed)
+    yield _views(config, shards, order, siblings)
+    if siblings:
+        yield _siblings(config, siblings)
     if warning := aliasing_warning(shards, config):
         yield warning
     total = order.first_step_after_epoch(config.train.epochs - 1)
@@ -113,19 +118,31 @@ def _labels(manifest: Manifest, shards: ShardSet) -> str:
     return f"labels of {manifest.name}: it can be probed for {', '.join(dividing[:_SHOWN_LABELS])}{more}"
 
 
-def _views(config: PretrainConfig, shards: ShardSet, order: SampleOrder) -> str:
+def _views(config: PretrainConfig, shards: ShardSet, order: SampleOrder, siblings: Siblings | None) -> str:
     first = order.batch(0)
     shown = Positions(*(values[:_DRAWN] for values in first))
-    batch = read_batch(shards, 0, shown, mask=False)
+    batch = read_batch(shards, 0, shown, siblings.draw(shown) if siblings else NO_SIBLINGS, mask=False)
     spec = config.views
-    views = [view.parameters(spec) for view in draw(spec, config.seed, batch.rows, batch.epochs)]
+    drawn = draw(spec, config.seed, batch.rows, batch.epochs, batch.second_rows)
+    views = [view.parameters(spec) for view in drawn]
+    count = len(batch.encoded)
     task = ViewTask(
-        spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=len(batch.encoded), steps=spec.steps, threads=1
+        spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=count, steps=spec.steps, threads=1, siblings=True
     )
-    [made] = build_view_executor(config.executor, task).run(iter([ViewInputs(list(batch.encoded), batch.rows, views)]))
+    inputs = ViewInputs(list(batch.encoded), batch.rows, views, batch.siblings)
+    [made] = build_view_executor(config.executor, task).run(iter([inputs]))
     for position, reason in made.reasons.items():
-        raise RunFailed(f"sample {position} of the first step does not decode: {reason}; run sternum verify")
-    return f"views: {VIEWS} of {spec.size_px} x {spec.size_px} px for each image, made of {len(batch.encoded)} images"
+        what = f"{'the sibling of ' * (position >= count)}sample {position % count}"
+        raise RunFailed(f"{what} of the first step does not decode: {reason}; run sternum verify")
+    return f"views: {VIEWS} of {spec.size_px} x {spec.size_px} px for each image, made of {count} images"
+
+
+def _siblings(config: PretrainConfig, siblings: Siblings) -> str:
+    count, samples = int(siblings.has_any.sum()), len(siblings.has_any)
+    return (
+        f"second views: {count:,} of {samples:,} images ({100 * count / samples:.0f} %) have others of the same "
+        f"{siblings.same}, and show one with {setting(config.views, 'second_probability')}; the rest show themselves"
+    )
 
 
 def _first_step(config: PretrainConfig, shards: ShardSet) -> int:

@@ -11,6 +11,7 @@ from infra.options import key
 from infra.processes import Ranks
 from sharding.reading.order import SampleOrder
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.siblings import Siblings
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.session import Session
@@ -34,6 +35,7 @@ class Run:
         session: this process's part in the run
         shards: the samples
         order: their order
+        siblings: draws the siblings that second views show; None if these show the samples
         mirror: the store that receives copies of checkpoints, on the first rank
         device: device of this rank
     """
@@ -42,6 +44,7 @@ class Run:
     session: Session
     shards: ShardSet
     order: SampleOrder
+    siblings: Siblings | None
     mirror: Mirror | None
     device: torch.device
 

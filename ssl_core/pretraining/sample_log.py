@@ -1,20 +1,21 @@
 """The log of samples, `samples/rank-R.jsonl`: which samples each rank used in each step, to check the order.
 
 One line a step: the step, the world size, the samples' 64-bit identities in hexadecimal (JSON's numbers end at 53
-bits), their epochs, and the positions of masked samples in these lists. Each rank writes its own file, so a step of
-the run is the lines of all ranks that took part in it, whatever the world size was at the time.
+bits), their epochs, the positions of masked samples in these lists, and by position the sibling that a second view
+shows, if any does. Each rank writes its own file, so a step of the run is the lines of all ranks that took part in it,
+whatever the world size was at the time.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from infra.append_file import AppendFile
+from infra.arrays import Bool, Int64, UInt64
 from infra.errors import UserError
 from infra.files import disk_errors, fsync_path, regular_size
 from infra.json_files import BadJson, decode_json, encode_line
@@ -27,12 +28,21 @@ L = TypeVar("L")
 
 
 class LoggedStep(NamedTuple):
-    """The samples of one step on all ranks, in rank order: epochs, samples (uint64) and valid, each (global_batch,)."""
+    """The samples of one step on all ranks, in rank order, each array (global_batch,).
+
+    Attributes:
+        step: number of the step
+        epochs: epoch of each sample
+        samples: identities of the samples
+        valid: False for a masked sample
+        second_samples: identities of the images that the second views show: the samples or siblings
+    """
 
     step: int
-    epochs: npt.NDArray[np.int64]
-    samples: npt.NDArray[np.uint64]
-    valid: npt.NDArray[np.bool_]
+    epochs: Int64
+    samples: UInt64
+    valid: Bool
+    second_samples: UInt64
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class _Line:
     epochs: list[int]
     samples: list[str]
     masked: list[int]
+    siblings: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,18 +79,22 @@ class SampleLog:
     def write(
         self,
         step: int,
-        epochs: npt.NDArray[np.int64],
-        samples: npt.NDArray[np.uint64],
-        valid: npt.NDArray[np.bool_],
+        epochs: Int64,
+        samples: UInt64,
+        valid: Bool,
+        second_samples: UInt64 | None = None,
     ) -> None:
-        """Append this rank's samples of a step, each array (local_batch,)."""
-        line = _Line(
-            step,
-            self._world,
-            epochs.tolist(),
-            [f"{sample:016x}" for sample in samples.tolist()],
-            np.flatnonzero(~valid).tolist(),
-        )
+        """Append this rank's samples of a step, each array (local_batch,); second views show the samples by default."""
+        siblings = [] if second_samples is None else np.flatnonzero(second_samples != samples).tolist()
+        line = {
+            "step": step,
+            "world": self._world,
+            "epochs": epochs.tolist(),
+            "samples": [f"{sample:016x}" for sample in samples.tolist()],
+            "masked": np.flatnonzero(~valid).tolist(),
+        }
+        if second_samples is not None and siblings:
+            line["siblings"] = {position: f"{second_samples[position]:016x}" for position in siblings}
         self._file.write(encode_line(line))
 
     def __enter__(self) -> "SampleLog":
@@ -146,15 +161,17 @@ def _is_whole(ranks: dict[int, _Line]) -> bool:
 
 
 def _merge(step: int, lines: list[_Line]) -> LoggedStep:
-    valid = []
+    valid, shown = [], []
     for line in lines:
         valid.append(np.ones(len(line.samples), np.bool_))
         valid[-1][line.masked] = False
+        shown += [line.siblings.get(position, sample) for position, sample in enumerate(line.samples)]
     return LoggedStep(
         step,
         np.array([epoch for line in lines for epoch in line.epochs], np.int64),
         np.array([int(sample, 16) for line in lines for sample in line.samples], np.uint64),
         np.concatenate(valid),
+        np.array([int(sample, 16) for sample in shown], np.uint64),
     )
 
 

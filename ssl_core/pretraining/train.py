@@ -19,6 +19,7 @@ from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
+from sharding.reading.siblings import NO_SIBLINGS
 from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import load_state
@@ -37,6 +38,7 @@ from ssl_core.pretraining.run import Run
 from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import open_session
 from ssl_core.views.batches import Batch, training_batches
+from ssl_core.views.second_images import siblings_of
 from ssl_core.views.sheet import view_sheet
 
 _SHEET_SAMPLES: Final = 6  # on TensorBoard's sheet of views
@@ -61,13 +63,14 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(ranks.world)
+    siblings = siblings_of(config.views, shards, config.seed)
     first_weights = initial_sha256(config)
     with open_session(config, ranks, device) as session:
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
         require_same(first_weights, f"the content of {key(ModelConfig, 'init')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
         mirror = open_mirror(config, shards.identity, ranks)
-        _train_with_rollbacks(Run(config, session, shards, order, mirror, device), learning_step)
+        _train_with_rollbacks(Run(config, session, shards, order, siblings, mirror, device), learning_step)
     if session.state == "preempted" and session.stop.name == "SIGINT":
         raise KeyboardInterrupt  # so that a shell does not go on to the next command
 
@@ -196,7 +199,8 @@ def _show_views(run: Run, outputs: RunOutputs) -> None:
     config, step = run.config, run.session.step
     first, spec = run.order.batch(step), run.views_at(step)
     shown = Positions(*(values[:: max(1, len(values) // _SHEET_SAMPLES)][:_SHEET_SAMPLES] for values in first))
-    batch = read_batch(run.shards, 0, shown, mask=True)
+    siblings = run.siblings.draw(shown) if run.siblings else NO_SIBLINGS
+    batch = read_batch(run.shards, 0, shown, siblings, mask=True)
     outputs.show_image("views", view_sheet(batch, spec, seed=config.seed, view_executor=config.executor))
     if warning := aliasing_warning(run.shards, config):
         say(warning)
@@ -214,6 +218,7 @@ def _batches(run: Run) -> Generator[Batch, None, None]:
         rank=run.ranks.rank,
         world=run.ranks.world,
         local_world=run.ranks.local_world,
+        siblings=run.siblings,
         view_executor=run.config.executor,
         device=run.device,
         threads=decoding_threads(run.ranks),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Batch:
             its views are blank
         wait_s: seconds that the consumer waited for this batch
         second_samples: (local_batch,), identity of the image that the second view shows
+        instances: (local_batch,), identity of what the loss tells apart: the sample, or the study or patient whose
+            images second views may show
     """
 
     step: int
@@ -48,6 +50,7 @@ class Batch:
     valid: Bool
     wait_s: float
     second_samples: UInt64
+    instances: UInt64
 
 
 class ImageViews(Protocol):
@@ -177,7 +180,7 @@ def training_batches(
         def draw(batch: EncodedBatch) -> Sequence[ViewParameters]:
             return draw_views(of_stage, seed, batch.rows, batch.epochs, batch.second_rows)
 
-        return _Maker(executor, draw, batches)
+        return _Maker(executor, draw, batches, siblings.same if siblings else "sample")
 
     def mask(batch: EncodedBatch, position: int, reason: str) -> None:
         positions, count = order.batch(batch.step, rank, world), len(batch.rows)
@@ -267,11 +270,19 @@ def _sample_name(shards: ShardSet, positions: Positions, position: int) -> str:
 
 
 class _Maker(NamedTuple):
-    """Draws and makes the views of consecutive batches: of `batches` of them, or of all that remain."""
+    """Draws and makes the views of consecutive batches.
+
+    Attributes:
+        executor: makes the views
+        draw: draws them
+        batches: how many batches; None for all that remain
+        instance: what the loss tells apart
+    """
 
     executor: ViewExecutor
     draw: Draw
     batches: int | None = None
+    instance: Literal["sample", "study", "patient"] = "sample"
 
 
 def _batches(
@@ -310,4 +321,5 @@ def _made(encoded: Iterator[EncodedBatch], maker: _Maker, reject: Reject) -> Gen
                 view_batch.decoded,
                 wait_s,
                 batch.second_rows["sample"],
+                batch.rows[maker.instance],
             )

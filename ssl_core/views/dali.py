@@ -113,20 +113,18 @@ class DaliExecutor(ViewExecutor):
             values = self._values(view)
             parameters += [np.ascontiguousarray(values[name]) for name in _names(self.task.steps)]
         count = len(batch.encoded)
-        encoded = [BLANK if image is None else image for image in batch.encoded]
         has_sibling = np.zeros(count, np.bool_)
-        if self.task.siblings:
-            encoded += [BLANK] * count
-            has_sibling[batch.siblings.items] = True
+        has_sibling[batch.siblings.items] = True
+        encoded = [BLANK] * (count * (1 + self.task.siblings))
         prepared = _Prepared(encoded, has_sibling, parameters, np.ones(count, np.bool_), {})
-        places = [*range(count), *(count + batch.siblings.items).tolist()]
-        images, rows = [*batch.encoded, *batch.siblings.encoded], [*batch.rows, *batch.siblings.rows]
-        for position, image in zip(places[count:], batch.siblings.encoded, strict=True):
-            encoded[position] = image
-        for position, image, row in zip(places, images, rows, strict=True):
-            reason = None if image is None else header_problem(image, int(row["height"]), int(row["width"]))
-            if image is None or reason is not None:
+        positions = [*range(count), *(count + batch.siblings.items).tolist()]
+        files, rows = [*batch.encoded, *batch.siblings.encoded], [*batch.rows, *batch.siblings.rows]
+        for position, file, row in zip(positions, files, rows, strict=True):
+            reason = None if file is None else header_problem(file, int(row["height"]), int(row["width"]))
+            if file is None or reason is not None:
                 prepared.leave_out(position, reason)
+            elif prepared.decoded[position % count]:
+                encoded[position] = file
         return prepared
 
     def _values(self, view: ViewParameters) -> dict[str, Float32]:

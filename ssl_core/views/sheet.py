@@ -1,10 +1,10 @@
 """A contact sheet of samples, their two views and the drawn parameters, to see what the model learns from.
 
 An executor makes the views, as in training; what it erases is mid-gray here. On the original, each view's crop is
-outlined in the view's color.
+outlined in the view's color, unless the view shows a sibling, which is named below it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Final
 
@@ -31,7 +31,12 @@ _COLORS: Final = ("#e8590c", "#1c7ed6")  # of the first and the second view
 
 
 def view_sheet(
-    batch: EncodedBatch, spec: ViewSpec, *, seed: int, view_executor: str = "auto", names: Sequence[str] | None = None
+    batch: EncodedBatch,
+    spec: ViewSpec,
+    *,
+    seed: int,
+    view_executor: str = "auto",
+    names: Mapping[int, str] | None = None,
 ) -> UInt8:
     """Draw the sheet, one row for each sample.
 
@@ -40,16 +45,19 @@ def view_sheet(
         spec: ranges of the views
         seed: seed of the views
         view_executor: name of the executor, which runs on the CPU here
-        names: names of the samples; their identities by default
+        names: names of the images by their identities, which are shown by default
 
     Returns:
         The pixels (H, W, 3).
     """
-    drawn = draw(spec, seed, batch.rows, batch.epochs)
+    drawn = draw(spec, seed, batch.rows, batch.epochs, batch.second_rows)
     views = [view.parameters(spec) for view in drawn]
     whole = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
-    task = ViewTask(spec.size_px, VIEWS, mean=GRAY, std=1 / 255, max_batch=len(whole), steps=spec.steps, threads=1)
-    (view_batch,) = build_view_executor(view_executor, task).run(iter([ViewInputs(whole, batch.rows, views)]))
+    task = ViewTask(
+        spec.size_px, VIEWS, mean=GRAY, std=1 / 255, max_batch=len(whole), steps=spec.steps, threads=1, siblings=True
+    )
+    inputs = ViewInputs(whole, batch.rows, views, batch.siblings.of(batch.valid))
+    (view_batch,) = build_view_executor(view_executor, task).run(iter([inputs]))
 
     figure, axes = _grid(len(whole))
     epochs = ", ".join(str(epoch) for epoch in np.unique(batch.epochs).tolist())
@@ -58,17 +66,27 @@ def view_sheet(
         y=1 - _TITLE_PX / 2 / _height_px(len(whole)),
         va="center",
     )
-    names = names or [f"{sample:016x}" for sample in batch.rows["sample"].tolist()]
-    for position, (name, row) in enumerate(zip(names, axes, strict=True)):
+    shown = [batch.rows, batch.second_rows]  # by each view
+    for position, row in enumerate(axes):
+        name, *others = (_name(rows[position], names) for rows in shown)
         if not view_batch.decoded[position]:
-            _show_reason(row, name, view_batch.reasons.get(position, "its bytes are damaged"))
+            reasons = (view_batch.reasons.get(place) for place in (position, len(axes) + position))
+            _show_reason(row, name, next(filter(None, reasons), "its bytes are damaged"))
             continue
         _show_original(row[0], batch.encoded[position], name)
         for view, color in enumerate(_COLORS):
-            _outline(row[0], drawn[view], views[view], position, spec.size_px, color)
             text = caption(drawn[view], spec.steps, position)
+            if shown[view][position]["sample"] == batch.rows[position]["sample"]:
+                _outline(row[0], drawn[view], views[view], position, spec.size_px, color)
+            else:
+                text.append(f"of {others[0]}")
             _show_view(row[1 + view], view_batch.views[view][position, 0], text, color)
     return _pixels(figure)
+
+
+def _name(row: np.void, names: Mapping[int, str] | None) -> str:
+    identity = int(row["sample"])
+    return f"{identity:016x}" if names is None else names[identity]
 
 
 def to_png(sheet: UInt8) -> bytes:

@@ -7,8 +7,8 @@ import numpy as np
 
 from infra import rng
 from infra.arrays import Bool, Float64, Int64, Records, UInt64
-from infra.errors import UserError
-from infra.options import key, require_between
+from infra.errors import UserError, require
+from infra.options import key, require_between, setting
 from ssl_core.views.parameters import Crop, Steps, ViewParameters, matrix_and_size
 
 VIEWS: Final = 2
@@ -98,6 +98,11 @@ class ViewSpec:
         }
         for name, largest in most.items():
             require_between(self, name, 0, largest, f"try {getattr(type(self), name)}")
+        require(
+            self.second_from != "same_image" or self.second_probability == 1,
+            f"{setting(self, 'second_probability')} is that of another image, but {setting(self, 'second_from')}; "
+            f"name one too: {key(self, 'second_from')}=same_study, or same_patient",
+        )
 
     @property
     def steps(self) -> Steps:

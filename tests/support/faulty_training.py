@@ -164,11 +164,12 @@ def read_outcome(run: Path) -> Outcome:
 
 
 def assert_same_samples(actual: Outcome, expected: Outcome) -> None:
-    """Assert that both runs consumed the same samples of the same epochs in each step, none lost and none repeated."""
+    """Assert that both runs consumed the same samples of the same epochs in each step, and showed the same siblings."""
     assert [step.step for step in actual.consumed] == [step.step for step in expected.consumed]
     for step, expected_step in zip(actual.consumed, expected.consumed, strict=True):
         assert step.epochs.tolist() == expected_step.epochs.tolist()
         assert step.samples.tolist() == expected_step.samples.tolist()
+        assert step.second_samples.tolist() == expected_step.second_samples.tolist()
 
 
 def assert_same_run(actual: Outcome, expected: Outcome) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +19,10 @@ from sharding.reading.data_config import DataConfig
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
-from sharding.reading.siblings import Siblings
+from sharding.reading.siblings import Same, Siblings
 from sharding.reading.stream import EncodedBatch, sample_batches, sample_order
 from tests.support.fault_server import serving
 from tests.support.follow_ups import pack_follow_ups, write_follow_ups
-
-Same = Literal["study", "patient"]
 
 SAME = st.sampled_from(["study", "patient"])
 SEEDS = st.integers(0, 2**63 - 1)

@@ -35,7 +35,7 @@ def identities(samples: int, seed: int) -> Identities:
 
 def keys(ids: Identities, same_patient: str) -> tuple[Tensor, Tensor | None]:
     """The oracle's group and positive, both for 2n rows."""
-    group = ids.sample if same_patient == "negative" else ids.patient
+    group = ids.instance if same_patient == "negative" else ids.patient
     return group.repeat(2), ids.study.repeat(2) if same_patient == "positive" else None
 
 

@@ -15,10 +15,11 @@ from ssl_core.pretraining.sample_log import SampleLog, read_sample_log, truncate
 GLOBAL_BATCH = 12
 
 
-def consumed_in(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return epochs, samples and valid of a step by an arbitrary rule."""
+def consumed_in(step: int) -> tuple[np.ndarray, ...]:
+    """Return epochs, samples, valid and second samples of a step by an arbitrary rule."""
     numbers = np.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
-    return numbers // 30, (numbers + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15), numbers % 7 != 3
+    samples = (numbers + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return numbers // 30, samples, numbers % 7 != 3, samples + (numbers % 25 > 12).astype(np.uint64)
 
 
 def log_steps(run: Path, steps: Sequence[int], world: int, rank: int) -> None:
@@ -139,3 +140,12 @@ def test_lines_are_json_with_identities_in_hexadecimal(tmp_path: Path) -> None:
         log.write(7, np.array([3, 4]), samples, np.array([True, False]))
         line = json.loads((tmp_path / "samples" / "rank-1.jsonl").read_text())  # on the disk before the log is closed
     assert line == {"step": 7, "world": 2, "epochs": [3, 4], "samples": ["f" * 16, "0" * 15 + "1"], "masked": [1]}
+
+
+def test_line_names_the_siblings_that_second_views_show_by_their_position(tmp_path: Path) -> None:
+    with SampleLog(tmp_path, Ranks(0, 1)) as log:
+        samples = np.array([16, 17, 18], np.uint64)
+        log.write(0, np.zeros(3, np.int64), samples, np.ones(3, np.bool_), np.array([16, 255, 18], np.uint64))
+    line = json.loads((tmp_path / "samples" / "rank-0.jsonl").read_text())
+    assert line["siblings"] == {"1": "00000000000000ff"}
+    assert read_sample_log(tmp_path)[0].second_samples.tolist() == [16, 255, 18]

@@ -74,6 +74,7 @@ def test_first_view_shows_the_sample_and_the_second_its_sibling(
         for samples, view in zip((batch.rows["sample"], batch.second_samples), batch.views, strict=True):
             for sample, image in zip(samples.tolist(), view, strict=True):
                 assert torch.allclose(image, whole[sample], atol=1e-3)
+        assert batch.instances.tolist() == batch.rows["patient"].tolist()
         others += int((batch.rows["sample"] != batch.second_samples).sum())
     assert 10 < others < 64 * 0.8  # some samples have no sibling
 
@@ -88,6 +89,7 @@ def test_sample_without_a_sibling_has_the_views_that_it_has_without_the_option(
     for ours, theirs in zip(take(shards, order, SPEC, executor), plain, strict=True):
         assert ours.rows.tolist() == theirs.rows.tolist()
         assert torch.allclose(ours.views[0], theirs.views[0], atol=1e-5)
+        assert theirs.instances.tolist() == theirs.second_samples.tolist() == theirs.rows["sample"].tolist()
         own = ours.rows["sample"] == ours.second_samples
         assert torch.allclose(ours.views[1][own], theirs.views[1][own], atol=1e-5)
         alone += int(own.sum())
