@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -34,7 +35,7 @@ def with_siblings(run: Path, shards: Path, **options: object) -> PretrainConfig:
 
 @pytest.mark.parametrize("executor", ["torchvision", pytest.param("dali", marks=pytest.mark.slow)])
 def test_run_stopped_and_resumed_shows_the_same_siblings_and_ends_in_the_same_bits(
-    tmp_path: Path, simulated_shards: Path, executor: str
+    tmp_path: Path, simulated_shards: Path, executor: Literal["torchvision", "dali"]
 ) -> None:
     whole, stopped = (
         replace(with_siblings(tmp_path / name, simulated_shards), executor=executor) for name in ("whole", "stopped")
