@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ _KEYWORDS: Final = (
     "PatientAge",
     "PatientIdentityRemoved",
     "StudyInstanceUID",
+    "StudyDate",
     "SOPInstanceUID",
     "ViewPosition",
     "BurnedInAnnotation",
@@ -40,6 +42,9 @@ _PLACEHOLDER: Final = re.compile(
 )
 _CODE: Final = re.compile(r"(?=\D*\d)[\w.-]+")  # one word with a digit in it
 
+
+_YEARS: Final = range(1900, 2100)  # of radiographs; another one is a typing error
+_MOST_MOVED_DAYS: Final = 36_525
 
 _YES: Final = ("YES", "Y")
 _NO: Final = ("NO", "N")
@@ -55,10 +60,13 @@ class DicomOptions:
             the same patients
         allow_identifiers: also pack files whose header names the patient, says that the identity is not removed, or
             reports burned-in text; names and birth dates do not enter the shards, but burned-in text does
+        days: keep how many days lie between a patient's studies: StudyDate, moved by up to 100 years, by a number of
+            days that the key gives each patient; the dates do not enter the shards
     """
 
     pseudonym_key: Path | None = None
     allow_identifiers: bool = False
+    days: bool = False
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:
@@ -73,7 +81,8 @@ class DicomOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest says of these options: of the key, a fingerprint."""
-        return {**asdict(self), "pseudonym_key": self.pseudonyms.fingerprint}
+        values = {**asdict(self), "pseudonym_key": self.pseudonyms.fingerprint}
+        return {name: value for name, value in values.items() if name != "days" or value}  # older manifests lack it
 
 
 def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> Iterator[Sample | Rejection]:
@@ -102,7 +111,7 @@ def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> It
     first = next(files, None)
     require_files(root, "dicom", ("DICOM files",), first is not None)
     pseudonyms = options.pseudonyms
-    samples = silent = 0
+    samples = silent = undated = 0
     for path in chain(() if first is None else (first,), files):
         if isinstance(path, Rejection):
             yield path
@@ -111,11 +120,14 @@ def read(root: Path, options: DicomOptions, *, follow_links: bool = False) -> It
         if isinstance(header, Rejection):
             yield header
             continue
-        item = _item(root, path, header, pseudonyms, options.allow_identifiers)
+        item = _item(root, path, header, pseudonyms, options)
         if isinstance(item, Sample):
             samples += 1
+            undated += options.days and item.day is None
             silent += header["BurnedInAnnotation"].upper() not in _YES + _NO
         yield item
+    if undated:
+        say(f"warning: {undated} of {samples} files have no StudyDate (0008,0020) that can be, so their day is unknown")
     if silent:
         say(
             f"warning: {silent} of {samples} files do not say whether text is burned into their pixels "
@@ -136,12 +148,12 @@ def _header(root: Path, path: Path) -> dict[str, str] | Rejection:
 
 
 def _item(
-    root: Path, path: Path, header: dict[str, str], pseudonyms: Pseudonyms, allow_identifiers: bool
+    root: Path, path: Path, header: dict[str, str], pseudonyms: Pseudonyms, options: DicomOptions
 ) -> Sample | Rejection:
     modality = header["Modality"]
     if modality not in RADIOGRAPHS:
         return Rejection(path.as_posix(), f"modality {modality or 'unknown'}, not {', '.join(RADIOGRAPHS)}")
-    if not allow_identifiers and (identifier := _identifier(header)) is not None:
+    if not options.allow_identifiers and (identifier := _identifier(header)) is not None:
         # An archive's folders have patients' names, an inode has not.
         raise UserError(
             f"a file below {root} still has {identifier}; see which: find {root} -inum {(root / path).stat().st_ino}; "
@@ -160,7 +172,20 @@ def _item(
         age=age_of(header["PatientAge"]),
         path_identifies=True,
         instance=pseudonyms.of("instance", instance) if instance else None,
+        day=_day(header, pseudonyms) if options.days else None,
     )
+
+
+def _day(header: dict[str, str], pseudonyms: Pseudonyms) -> int | None:
+    """Return the date of the study in days, moved by a number that the key gives the patient."""
+    try:
+        date = datetime.strptime(header["StudyDate"].strip(), "%Y%m%d")
+    except ValueError:
+        return None
+    if date.year not in _YEARS:
+        return None
+    moved = int(pseudonyms.of("day", header["PatientID"]), 16) % _MOST_MOVED_DAYS
+    return (date - datetime(_YEARS.start, 1, 1)).days - moved
 
 
 def _is_identity(patient: str) -> bool:

@@ -25,7 +25,7 @@ from sharding.datasets.table import OddCells, read_table, require_files
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample, key_of_path
 
-_COLUMNS: Final = ("path", "patient", "split", "view", "sex", "age", "study")
+_COLUMNS: Final = ("path", "patient", "split", "view", "sex", "age", "study", "day")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class FolderOptions:
         sex: column with the sex, F or M; blank, O or U if unknown
         age: column with the age in years, or as 058Y, 011M, 004W, 003D; blank if unknown
         study: column with the examination, unique within a patient; blank if unknown
+        day: column with the day of the examination, a number of days from any start that is the patient's own, such as
+            the first examination; no dates, since shards hold none
         label_separator: text between the names in the label column if an image may have several, such as |
         labels: columns with one label each: 1, 0, -1 (uncertain) or blank (unknown)
     """
@@ -56,6 +58,7 @@ class FolderOptions:
     sex: str | None = None
     age: str | None = None
     study: str | None = None
+    day: str | None = None
     label_separator: str | None = None
     labels: list[str] | None = None
 
@@ -174,6 +177,7 @@ def _read_table(root: Path, table: Path, options: FolderOptions, follow_links: b
             view=parser.view(str(options.view), cells["view"], where),
             sex=parser.sex(str(options.sex), cells["sex"], where),
             age=parser.age(str(options.age), cells["age"], where),
+            day=parser.day(str(options.day), cells["day"], where),
             split=split_of(cells["split"]),
             labels=labels,
         )

@@ -49,6 +49,7 @@ _PLACEHOLDERS: Final = _UNKNOWN | {"?", "NONE", "N/A", "NOT AVAILABLE", "TODO"}
 _AGE: Final = re.compile(r"(\d{1,4}(?:\.\d*)?)([YMWD]?)")  # DICOM's AS (PS3.5, 6.2), such as 058Y, or years
 _UNITS_PER_YEAR: Final = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
 _TOP_YEARS: Final = 90  # HIPAA's Safe Harbor, 45 CFR 164.514(b)(2)(i)(C), makes one category of all ages above 89
+_DAY: Final = re.compile(r"-?\d{1,5}")  # up to 273 years; a date such as 20180115 has more digits
 _OLDEST_YEARS: Final = 120  # ChestX-ray14's first table has typing errors up to 414 years
 
 
@@ -110,6 +111,13 @@ class CellParser:
         if age is None and _normalized(text) not in _UNKNOWN:
             self.odd.add(column, text, where)
         return age
+
+    def day(self, column: str, text: str, where: str) -> int | None:
+        """Return the day in the cell `text` of a column at `where`, None if it is blank or no number of days."""
+        day = _DAY.fullmatch(text.strip())
+        if day is None and _normalized(text) not in _UNKNOWN:
+            self.odd.add(column, text, where)
+        return int(day[0]) if day else None
 
     def _term(self, terms: Mapping[str, str | None], column: str, text: str, where: str) -> str | None:
         term = _normalized(text)

@@ -18,7 +18,7 @@ from sharding.datasets.webdataset_tars import CLASS, TarReader, TarSample
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample, key_of_path
 
-_FIELDS: Final = ("patient", "study", "split", "view", "sex", "age", "label")
+_FIELDS: Final = ("patient", "study", "split", "view", "sex", "age", "day", "label")
 _COMPRESSED: Final = re.compile(r".*\.(?:tgz|tbz2?|txz|tar\.(?:gz|bz2|xz|zst))", re.IGNORECASE)
 
 
@@ -35,6 +35,8 @@ class WebdatasetOptions:
         view: field with the view, such as PA, AP or LATERAL
         sex: field with the sex, F or M
         age: field with the age in years, or as 058Y, 011M, 004W, 003D
+        day: field with the day of the examination, a number of days from any start that is the patient's own; no dates,
+            since shards hold none
         label: field with a class or a list of classes, or cls for the member KEY.cls
         label_separator: text between the classes of one text, such as |
         labels: fields with one label each: 1, 0, -1 (uncertain) or null (unknown)
@@ -48,6 +50,7 @@ class WebdatasetOptions:
     view: str | None = None
     sex: str | None = None
     age: str | None = None
+    day: str | None = None
     label: str | None = None
     label_separator: str | None = None
     labels: list[str] | None = None
@@ -149,6 +152,7 @@ class _Dataset:
             view=self._parser.view(str(options.view), text["view"], where),
             sex=self._parser.sex(str(options.sex), text["sex"], where),
             age=self._parser.age(str(options.age), text["age"], where),
+            day=self._parser.day(str(options.day), text["day"], where),
             split=split_of(text["split"]) if options.split else self._splits[item.tar],
             labels=self._labels.parse(where, item.cells),
             member=(item.tar.as_posix(), item.image.offset, item.image.size_bytes),

@@ -26,6 +26,7 @@ class SampleMetadata(TypedDict):
     labels: dict[str, int | None]
     path: NotRequired[str | None]
     instance: NotRequired[str]
+    day: NotRequired[int]
     source_height: NotRequired[int]
     source_width: NotRequired[int]
 
@@ -48,6 +49,8 @@ class Sample:
             the shard
         instance: the pseudonym of the file's SOPInstanceUID, None if it is no DICOM file of a DICOM set
         member: for an image inside a tar, the tar relative to the root, and the image's offset and size in bytes there
+        day: day of the examination on a scale of the patient's own, of which only differences mean something; None if
+            unknown
     """
 
     key: str
@@ -62,6 +65,7 @@ class Sample:
     path_identifies: bool = False
     instance: str | None = None
     member: tuple[str, int, int] | None = None
+    day: int | None = None
 
     @property
     def file(self) -> Path:
@@ -72,6 +76,7 @@ class Sample:
         """Return the content of the sample's JSON member: everything but the key."""
         values = asdict(self)
         del values["key"], values["path_identifies"], values["member"]
-        if self.instance is None:
-            del values["instance"]
+        for name in ("instance", "day"):  # added later: older shards hold neither
+            if values[name] is None:
+                del values[name]
         return values | {"path": None if self.path_identifies else self.path.as_posix()}

@@ -9,9 +9,13 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 
 from infra import rng
-from infra.arrays import Bool, Int64
+from infra.arrays import Bool, Float64, Int64
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
+
+# Days and their distances have five digits. On one axis for the days of all groups, these keep groups apart.
+_DAYS_APART: Final = 10**6
+_UNKNOWN_DAY: Final = 5 * 10**5
 
 Same = Literal["study", "patient"]
 
@@ -47,7 +51,15 @@ class Siblings:
         has_any: (samples,) whether a sample has a sibling, in packed order
     """
 
-    def __init__(self, shards: ShardSet, same: Same, probability: float, seed: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        same: Same,
+        probability: float,
+        seed: int,
+        days: Float64 | None = None,
+        most_days: int = 0,
+    ) -> None:
         """Read the indexes of all shards; those of remote shards are downloaded to the cache.
 
         Args:
@@ -55,6 +67,9 @@ class Siblings:
             same: what siblings have in common
             probability: with which a sample that has siblings shows one
             seed: seed of the draws
+            days: (samples,) day of each sample in packed order, NaN if unknown; a sample of an unknown day has no
+                sibling. Without them, all images of a study or patient are siblings
+            most_days: largest number of days between siblings
 
         Raises:
             UserError: if an index does not match the manifest
@@ -66,20 +81,30 @@ class Siblings:
         rows = shards.whole_index()
         self._samples = rows["sample"].copy()
         splits = np.repeat([str(shard.split) for shard in shards.shards], shards.shard_samples)
-        # Images by group, and in a group by identity. Two folders may hold the same sample, which is no sibling.
-        order = np.lexsort((self._samples, splits, rows[same]))
+        is_known, day = self._days(days)
+        order = np.lexsort((self._samples, day, splits, rows[same]))  # by group, in it by day, and then by identity
         group, split, sample = rows[same][order], splits[order], self._samples[order]
         begins = np.append(True, (group[1:] != group[:-1]) | (split[1:] != split[:-1]))
+        # Two folders may hold the same sample, which is no sibling of itself.
         is_first = begins | np.append(True, sample[1:] != sample[:-1])
+        # Siblings are a range of members: those of one group, and of days that are close enough.
+        axis = np.cumsum(begins) * _DAYS_APART + day[order]
+        of_members = axis[is_first]
+        starts = np.searchsorted(of_members, axis - most_days)
+        sizes = np.searchsorted(of_members, axis + most_days, side="right") - starts
         self._members = order[is_first]
-        places = np.cumsum(is_first) - 1
-        starts = places[begins]
-        sizes = np.diff(np.append(starts, len(self._members)))
         self._place, self._start, self._size = (np.empty_like(order) for _ in range(3))
-        self._place[order] = places
-        self._start[order] = starts[np.cumsum(begins) - 1]
-        self._size[order] = sizes[np.cumsum(begins) - 1]
-        self.has_any: Bool = self._size > 1
+        self._place[order] = np.cumsum(is_first) - 1
+        self._start[order], self._size[order] = starts, sizes
+        self.has_any: Bool = is_known & (self._size > 1)
+
+    def _days(self, days: Float64 | None) -> tuple[Bool, Float64]:
+        """Return whether the day of each sample is known, and the days, far from all others where it is not."""
+        if days is None:
+            return np.ones(len(self._samples), np.bool_), np.zeros(len(self._samples))
+        _, first, inverse = np.unique(self._samples, return_index=True, return_inverse=True)
+        day = days[first][inverse]  # two folders may hold the same sample; the first one counts
+        return ~np.isnan(day), np.nan_to_num(day, nan=_UNKNOWN_DAY)
 
     def draw(self, positions: Positions) -> DrawnSiblings:
         """Draw which samples of a batch show a sibling, and which one: evenly among all siblings of the sample.

@@ -54,6 +54,8 @@ class ViewSpec:
         second_from: image that the second view shows: same_image, or another image of the study (same_study) or patient
             (same_patient); a sample without another one shows itself
         second_probability: probability of another image in the second view
+        second_days: largest number of days between the two images, for sets that were packed with days; an image of an
+            unknown day shows itself. Any number by default
     """
 
     size_px: int = 224
@@ -76,6 +78,7 @@ class ViewSpec:
     erase_area: tuple[float, float] = (0.02, 0.2)
     second_from: SecondFrom = "same_image"
     second_probability: float = 1.0
+    second_days: int | None = None
 
     def __post_init__(self) -> None:
         require_between(self, "size_px", 16, 4096, "try 224")
@@ -98,11 +101,13 @@ class ViewSpec:
         }
         for name, largest in most.items():
             require_between(self, name, 0, largest, f"try {getattr(type(self), name)}")
-        require(
-            self.second_from != "same_image" or self.second_probability == 1,
-            f"{setting(self, 'second_probability')} is that of another image, but {setting(self, 'second_from')}; "
-            f"name one too: {key(self, 'second_from')}=same_study, or same_patient",
-        )
+        require_between(self, "second_days", 0, 99_999, "try 365")
+        for name in ("second_probability", "second_days"):
+            require(
+                self.second_from != "same_image" or getattr(self, name) == getattr(type(self), name),
+                f"{setting(self, name)} is that of another image, but {setting(self, 'second_from')}; "
+                f"name one too: {key(self, 'second_from')}=same_study, or same_patient",
+            )
 
     @property
     def steps(self) -> Steps:

@@ -13,13 +13,19 @@ from sharding.packing.pack import PackConfig, pack
 def write_follow_ups(root: Path, patients: int = 40, size_px: int = 32) -> Path:
     """Write images and their table; return the table's folder.
 
-    Patient n has 1 + n % 3 studies of 1 + n % 2 images, so that a sixth of the patients has one image only. The studies
-    of every fifth patient are in train and test in turn; all other images are in train.
+    Patient n has 1 + n % 3 studies of 1 + n % 2 images, so that a sixth of the patients has one image only. Studies are
+    30 days apart, and every seventh patient's days are unknown. The studies of every fifth patient are in train and
+    test in turn; all other images are in train.
     """
     root.mkdir(parents=True)
     draws = np.random.default_rng(0)
     rows = [
-        {"patient": f"p{n}", "study": f"s{study}", "split": "test" if n % 5 == 0 and study % 2 else "train"}
+        {
+            "patient": f"p{n}",
+            "study": f"s{study}",
+            "split": "test" if n % 5 == 0 and study % 2 else "train",
+            "day": str(30 * study - n) if n % 7 else "",
+        }
         for n in range(patients)
         for study in range(1 + n % 3)
         for _ in range(1 + n % 2)
@@ -37,7 +43,7 @@ def write_follow_ups(root: Path, patients: int = 40, size_px: int = 32) -> Path:
 
 def pack_follow_ups(root: Path, out: Path, *, size_px: int = 32, shard_size_mb: float = 0.02, seed: int = 0) -> Path:
     """Pack what `write_follow_ups` wrote; return the packed folder."""
-    table = FolderOptions(csv=Path("table.csv"), patient="patient", study="study", split="split")
+    table = FolderOptions(csv=Path("table.csv"), patient="patient", study="study", day="day", split="split")
     pack(
         PackConfig(
             "folder",

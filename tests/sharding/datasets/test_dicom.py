@@ -5,6 +5,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,28 @@ def test_packing_counts_what_of_a_dicom_tree_cannot_be_packed(
         DAMAGED: 1,
         "modality SR, not CR, DX, RG": 1,
     }
+
+
+def test_days_keep_the_time_between_studies_and_hide_the_dates(
+    root: Callable[..., Path], options: DicomOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, dict[str, Any]] = {
+        "a": {"PatientID": "1001", "StudyDate": "20180115"},
+        "b": {"PatientID": "1001", "StudyDate": "20180314"},
+        "c": {"PatientID": "1002", "StudyDate": "20180115"},
+        "d": {"PatientID": "1002", "StudyDate": "00010101"},
+        "e": {"PatientID": "1002", "StudyDate": ""},
+    }
+    folder = root(**{name: dicom_bytes(EIGHT_BITS, **elements) for name, elements in files.items()})
+    assert [sample.day for sample in samples_of(dicom.read(folder, options))] == [None] * 5
+    first, later, other, *unknown = (
+        sample.day for sample in samples_of(dicom.read(folder, replace(options, days=True)))
+    )
+    assert first is not None
+    assert later == first + 58
+    assert other not in (None, first)
+    assert unknown == [None, None]
+    assert "warning: 2 of 5 files have no StudyDate" in capsys.readouterr().err
 
 
 def test_pseudonyms_are_those_of_the_key_in_every_packing(root: Callable[..., Path], tmp_path: Path) -> None:

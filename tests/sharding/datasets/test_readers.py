@@ -338,6 +338,15 @@ def test_folder_lists_all_cells_without_a_meaning_and_takes_them_for_unknown(
     )
 
 
+def test_folder_takes_days_of_a_patients_own_scale_and_no_dates(
+    tmp_path: Path, csv_file: CsvWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv_file(tmp_path / "t.csv", "path,day", "1.png,0", "2.png,-380", "3.png,20180115", "4.png,2018-01-15", "5.png,")
+    samples = samples_of(folder.read(tmp_path, FolderOptions(Path("t.csv"), patient="path", day="day")))
+    assert [sample.metadata().get("day") for sample in samples] == [0, -380, None, None, None]
+    assert "day='20180115' (t.csv line 4), day='2018-01-15' (t.csv line 5)" in capsys.readouterr().err
+
+
 def test_folder_refuses_splits_without_a_meaning_all_at_once(tmp_path: Path, csv_file: CsvWriter) -> None:
     csv_file(tmp_path / "t.csv", "path,split", "1.png,holdout", "2.png,train", "3.png,tset", "4.png,tset")
     message = r"nothing \(3\): split='holdout' .*, split='tset' \(t\.csv line 4 and 1 more\); a split is one of"

@@ -20,7 +20,7 @@ from sharding.reading.fetch import FetchConfig
 from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import Same, Siblings
-from sharding.reading.stream import EncodedBatch, sample_batches, sample_order
+from sharding.reading.stream import EncodedBatch, packed_metadata, sample_batches, sample_order
 from tests.support.fault_server import serving
 from tests.support.follow_ups import pack_follow_ups, write_follow_ups
 
@@ -97,6 +97,25 @@ def test_draw_depends_on_seed_epoch_and_sample_alone(
     for batch in batches:
         together |= drawn(parts[0], same, probability, seed, everything(parts[0], epoch, batch))
     assert together == whole
+
+
+@settings(deadline=None, max_examples=10)
+@given(SEEDS, st.integers(0, 100))
+def test_siblings_with_days_are_all_images_of_the_patient_that_are_close_enough(
+    parts: list[ShardSet], seed: int, most_days: int
+) -> None:
+    shards = parts[1]
+    rows = shards.whole_index()
+    days = np.array([metadata.get("day", np.nan) for metadata in packed_metadata(shards)])
+    siblings = Siblings(shards, "patient", 1, seed, days, most_days)
+    close = (rows["patient"][:, None] == rows["patient"]) & (np.abs(days[:, None] - days) <= most_days)
+    np.fill_diagonal(close, val=False)
+    assert siblings.has_any.tolist() == close.any(axis=1).tolist()
+    for epoch in range(5):
+        items, positions = siblings.draw(everything(shards, epoch))
+        assert items.tolist() == np.flatnonzero(close.any(axis=1)).tolist()
+        others = np.cumsum([0, *shards.shard_samples])[positions.shard] + positions.row
+        assert close[items, others].all()
 
 
 def test_all_siblings_come_equally_often_and_as_often_as_asked(parts: list[ShardSet]) -> None:
