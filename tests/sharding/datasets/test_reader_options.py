@@ -40,7 +40,10 @@ def test_folder_options_reach_the_reader_from_the_command_line(
         (["chexpert", "--cell.patients=by_number"], r"cell\.\* are options of dataset cell, not of chexpert"),
         (["folder", "--folder.label=class"], r"folder\.label=class describes a table; name the table too: folder\.csv"),
         (["cell", "--cell.patients=strict"], r"cell\.patients.*by_name.*by_number"),
-        (["dicom", "--dicom.allow=true"], r"unknown key 'dicom\.allow'.*did you mean 'dicom\.allow_identifiers'"),
+        (
+            ["dicom", "--dicom.allow_identifier=true"],
+            r"unknown key 'dicom\.allow_identifier'.*did you mean 'dicom\.allow_identifiers'",
+        ),
     ],
 )
 def test_options_that_are_wrong_are_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
