@@ -22,7 +22,7 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
     """Probe checkpoints as they appear until the run has ended, then once more with everything for the last one.
 
     A run ends when its status says finished or refused. A run that failed or was killed has ended if it is not
-    restarted within `RESTART_S`. For a paused or preempted run, the watch waits: the same command resumes it.
+    restarted within `RESTART_S`; so has one whose status is missing or damaged. For a paused or preempted run, the watch waits: the same command resumes it.
 
     Args:
         config: the options
@@ -49,9 +49,10 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
             status = read_status(run)
             if is_locked(run):
                 held_s = time.time()
-            ended = status is not None and _is_over(status, held_s, watching_s)
             checkpoints = find_checkpoints(run)
             newest = max((checkpoint.step for checkpoint in checkpoints), default=-1)
+            has_started = status is not None or newest >= 0  # a run with checkpoints may have lost its status
+            ended = has_started and _is_over(status, held_s, watching_s)
             if newest < 0 and ended:
                 raise RunFailed(f"the run in {run} has ended without a checkpoint; {status.message if status else ''}")
             if newest > probed or (ended and prober is not None):
@@ -72,11 +73,12 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
             time.sleep(POLL_S)
 
 
-def _is_over(status: Status, held_s: float, watching_s: float) -> bool:
+def _is_over(status: Status | None, held_s: float, watching_s: float) -> bool:
     """Return whether a run has ended, given when it last held its lock and since when it is watched."""
-    if status.state in ("finished", "refused"):
+    if status and status.state in ("finished", "refused"):
         return True
-    if status.state not in ("failed", "running"):
+    if status and status.state not in ("failed", "running"):
         return False
-    since_s = status.time_s if status.state == "failed" else watching_s  # a killed run leaves the status `running`
+    # A killed run leaves the status `running`; one that is missing or damaged says nothing either.
+    since_s = status.time_s if status and status.state == "failed" else watching_s
     return time.time() - max(since_s, held_s) > RESTART_S

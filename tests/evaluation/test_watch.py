@@ -107,8 +107,13 @@ def test_run_that_is_started_again_after_it_failed_or_was_killed_is_still_watche
     trainer.join()
 
 
-def test_run_that_was_killed_and_not_restarted_is_probed_to_its_end(run: Path, shards: Path) -> None:
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_run_that_was_killed_and_not_restarted_is_probed_to_its_end(
+    run: Path, shards: Path, *, is_damaged: bool
+) -> None:
     write_status(run, Status("running", 10))
+    if is_damaged:
+        (run / "status.json").write_bytes(b"\x80")
     results = watching.watch(config_of(run, shards))
     assert any(row.kind == "shuffled" for row in results.rows)  # only the last round has them
 

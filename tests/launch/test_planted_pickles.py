@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation import watch as watching
 from launch.cli import main as sternum
 from sharding.simulation.datasets import write_cell
 from tests.structure import PACKAGES
@@ -81,6 +82,9 @@ def folders(probed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with inside(folder):
         for name in ("finetune", "select", "report", "table"):
             assert sternum(COMMANDS[name]) == 0, name
+    # A watch waits for a paused run to go on.
+    status = folder / "run" / "status.json"
+    status.write_text(status.read_text().replace('"paused"', '"finished"'))
     return folder
 
 
@@ -185,8 +189,12 @@ def test_planted_features_and_fits_are_named_and_made_again(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_pickle_at_any_path_that_a_command_reads_is_not_executed(folders: Path, tmp_path: Path, command: str) -> None:
+def test_pickle_at_any_path_that_a_command_reads_is_not_executed(
+    folders: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A plain pickle: torch.load and numpy.load would execute it too."""
+    monkeypatch.setattr(watching, "POLL_S", 0.1)
+    monkeypatch.setattr(watching, "RESTART_S", 1.0)
     bait = tmp_path / "executed"
     paths = paths_read(folders, tmp_path / "first", command)
     assert paths, "the hook saw nothing"
