@@ -21,11 +21,13 @@ class LossConfig:
             nor negative), or positive (if of the same study, otherwise masked)
         executor: implementation of the sums over all pairs, with the same result: dense, tiled, triton (GPUs), or auto
             (by device and size)
+        decoupled: whether positives are left out of the denominator (decoupled contrastive loss, Yeh et al. 2022)
     """
 
     temperature: float = 0.5
     same_patient: SamePatient = "negative"
     executor: ExecutorName = "auto"
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -26,8 +26,8 @@ def backward(pairs: RowPairs, lse: Tensor, positives: Tensor) -> Tensor:
 
 
 def _matrices(pairs: RowPairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return s, the mask of kept pairs without the partner, and the mask of positives among them, (n, N) each."""
-    rows, all_rows, keys, start, partner, temperature = pairs
+    """Return s, the mask of kept pairs without the partner, and the mask of other positives, (n, N) each."""
+    rows, all_rows, keys, start, partner, temperature, decoupled = pairs
     similarities = rows.double() @ all_rows.double().T / temperature
     i = start + torch.arange(len(rows), device=rows.device)
     j = torch.arange(len(all_rows), device=rows.device)
@@ -35,4 +35,5 @@ def _matrices(pairs: RowPairs) -> tuple[Tensor, Tensor, Tensor]:
     if keys is None:
         return similarities, third, torch.zeros_like(third)
     extra = third & (keys.positive[i, None] == keys.positive)
-    return similarities, third & (extra | (keys.group[i, None] != keys.group)), extra
+    strangers = keys.group[i, None] != keys.group
+    return similarities, strangers if decoupled else third & (extra | strangers), extra

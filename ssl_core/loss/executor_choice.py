@@ -39,7 +39,7 @@ def loss_executor(loss: LossConfig, all_rows: Tensor, *, keyed: bool) -> LossExe
     if name == "auto":
         name = "dense" if len(all_rows) <= DENSE_UP_TO else "tiled"
         if all_rows.is_cuda and all_rows.dtype == torch.float32 and find_spec("triton"):
-            name = _on_gpu(name, all_rows.device, all_rows.shape[1], keyed, loss.temperature)
+            name = _on_gpu(name, all_rows.device, all_rows.shape[1], keyed, loss)
     if name == "triton":
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         require(
@@ -50,16 +50,17 @@ def loss_executor(loss: LossConfig, all_rows: Tensor, *, keyed: bool) -> LossExe
     return cast(LossExecutor, import_module(f"ssl_core.loss.{name}"))
 
 
-def _on_gpu(otherwise: str, device: torch.device, d: int, keyed: bool, temperature: float) -> str:
+def _on_gpu(otherwise: str, device: torch.device, d: int, keyed: bool, loss: LossConfig) -> str:
     kernels = import_module("ssl_core.loss.kernels")
     if d > kernels.LARGEST_D:
         return otherwise
-    return "triton" if _kernels_run_on_all_ranks(device, d, keyed, temperature) else otherwise
+    run = _kernels_run_on_all_ranks(device, d, keyed, loss.temperature, loss.decoupled)
+    return "triton" if run else otherwise
 
 
 @cache  # ranks ask in the same order, so all of them compute an answer or none does
-def _kernels_run_on_all_ranks(device: torch.device, d: int, keyed: bool, temperature: float) -> bool:
-    reasons = gather_objects(why_kernels_fail(device, d, keyed, temperature))
+def _kernels_run_on_all_ranks(device: torch.device, d: int, keyed: bool, temperature: float, decoupled: bool) -> bool:
+    reasons = gather_objects(why_kernels_fail(device, d, keyed, temperature, decoupled))
     failed = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
     if failed and (not dist.is_initialized() or dist.get_rank() == 0):
         rank, reason = failed[0]
@@ -71,7 +72,9 @@ def _kernels_run_on_all_ranks(device: torch.device, d: int, keyed: bool, tempera
     return not failed
 
 
-def why_kernels_fail(device: torch.device, d: int, keyed: bool, temperature: float) -> str | None:
+def why_kernels_fail(
+    device: torch.device, d: int, keyed: bool, temperature: float, decoupled: bool = False
+) -> str | None:
     """Run the Triton kernels once on four rows of d numbers; return why they fail, or None.
 
     Triton needs a C compiler, Python's headers and room on the GPU, and says so at the first launch, in many ways. The
@@ -83,7 +86,8 @@ def why_kernels_fail(device: torch.device, d: int, keyed: bool, temperature: flo
         kernels = import_module("ssl_core.loss.kernels")
         z = F.normalize(torch.eye(4, d, device=device) + 1)
         rows = torch.arange(4, device=device)
-        pairs = RowPairs(z, z, Keys(rows % 2, rows % 2) if keyed else None, 0, (rows + 2) % 4, temperature)
+        keys = Keys(rows % 2, rows % 2) if keyed else None
+        pairs = RowPairs(z, z, keys, 0, (rows + 2) % 4, temperature, decoupled)
         stats = kernels.forward(pairs)
         kernels.backward(pairs, stats.others, stats.positives)
         if device.type == "cuda":

@@ -69,7 +69,7 @@ def forward(pairs: RowPairs, *, operands: torch.dtype = torch.float16, splits: i
     Raises:
         UserError: if d is larger than 512
     """
-    rows, all_rows, keys, start, partner, temperature = pairs
+    rows, all_rows, keys, start, partner, temperature, decoupled = pairs
     z = _operand(all_rows, operands)
     blocks = forward_blocks(z.shape[1], operands)
     grid, stretch = _cut(len(rows), len(all_rows), blocks, splits, rows.device)
@@ -77,7 +77,7 @@ def forward(pairs: RowPairs, *, operands: torch.dtype = torch.float16, splits: i
     group, positive, positives = _relations(keys, partner)
     sizes = (start, len(rows), len(all_rows), stretch, _BITS / temperature)
     pointers = (z, partner, group, positive, partial)
-    _launch(forward_kernel, grid, (*pointers, *sizes), constants(z, blocks, keys, temperature))
+    _launch(forward_kernel, grid, (*pointers, *sizes), constants(z, blocks, keys, temperature, decoupled))
     sums, peaks, above, at_positives = partial.double().unbind(1)  # (splits, n) each
     return RowStats(
         others=torch.logsumexp(sums.log() + peaks / temperature, dim=0),
@@ -96,17 +96,17 @@ def backward(
     splits: int | None = None,
 ) -> Tensor:
     """Return the gradient of all pairs except (i, partner(i)); see `LossExecutor`, and `forward` for the options."""
-    rows, all_rows, keys, start, partner, temperature = pairs
+    rows, all_rows, keys, start, partner, temperature, decoupled = pairs
     z = _operand(all_rows, operands)
     blocks = backward_blocks(z.shape[1], operands)
     grid, stretch = _cut(len(rows), len(all_rows), blocks, splits, rows.device)
     partial = rows.new_empty(grid[1], len(rows), z.shape[1], dtype=torch.float32)
     group, positive, _ = _relations(keys, partner)
     levels = lse * _BITS if temperature < NO_MAXIMUM_FROM else torch.exp(1 / temperature - lse)
-    lifts = _lifts(pairs.partner_similarities, lse, positives, start, temperature)
+    lifts = _lifts(pairs, lse, positives)
     pointers = (z, partner, group, positive, levels.float(), (1 / positives).float(), lifts, partial)
     sizes = (start, len(rows), len(all_rows), stretch, _BITS / temperature)
-    _launch(backward_kernel, grid, (*pointers, *sizes), constants(z, blocks, keys, temperature))
+    _launch(backward_kernel, grid, (*pointers, *sizes), constants(z, blocks, keys, temperature, decoupled))
     return (partial.sum(0)[:, : rows.shape[1]] * torch.exp2(-lifts)[:, None]).to(rows.dtype)
 
 
@@ -124,7 +124,9 @@ def backward_blocks(width: int, operands: torch.dtype) -> Blocks:
     return Blocks(128, 64, 8, 3) if width <= 128 else Blocks(128, 64, 8, 2) if width <= 256 else Blocks(64, 16, 8, 2)
 
 
-def constants(z: Tensor, blocks: Blocks, keys: Keys | None, temperature: float) -> dict[str, Any]:
+def constants(
+    z: Tensor, blocks: Blocks, keys: Keys | None, temperature: float, decoupled: bool = False
+) -> dict[str, Any]:
     """Return the constants that a kernel is compiled with."""
     return {
         "width": z.shape[1],
@@ -132,6 +134,7 @@ def constants(z: Tensor, blocks: Blocks, keys: Keys | None, temperature: float) 
         "block_columns": blocks.columns,
         "online": temperature < NO_MAXIMUM_FROM,
         "keyed": keys is not None,
+        "decoupled": keys is not None and decoupled,
         "num_warps": blocks.num_warps,
         "num_stages": blocks.num_stages,
         "enable_fp_fusion": True,
@@ -171,18 +174,17 @@ def _relations(keys: Keys | None, partner: Tensor) -> tuple[Tensor, Tensor, Tens
     return group.int(), positive.int(), sizes[positive].double() - 1
 
 
-def _lifts(at_partner: Tensor, lse: Tensor, positives: Tensor, start: int, temperature: float) -> Tensor:
-    """Return the exponents, (n,) fp32, of the powers of two that raise each row's weights to at most 2^15.
-
-    at_partner: (n,) fp64, s_i,partner(i) of the rows rounded to fp32.
-    """
-    mine = slice(start, start + len(at_partner))
+def _lifts(pairs: RowPairs, lse: Tensor, positives: Tensor) -> Tensor:
+    """Return the exponents, (n,) fp32, of the powers of two that raise each row's weights to at most 2^15."""
+    mine, temperature = pairs.here, pairs.temperature
+    at_partner = pairs.partner_similarities  # of the rows rounded to fp32
     # The loss computes `lse` from the unrounded partner, which deviates from `at_partner`. The bound: a distance of two
     # rows is uncertain by 2^-23, and its square by that times the distance; doubled, plus the rounding of fp64.
     distance = (2 - 2 * temperature * at_partner).clamp(min=0).sqrt()
     uncertain = (distance * 2.0**-22 + 2.0**-45) / temperature
-    # The sum of all exp(s_ij - lse_i) except that of partner(i).
+    # The sum of all exp(s_ij - lse_i) except that of partner(i), which is 1 if `lse` leaves out the partner too.
     others = (-torch.expm1(at_partner - lse[mine])).clamp(min=0) + uncertain
+    others = torch.ones_like(others) if pairs.decoupled else others
     largest = others * (1 + torch.exp(lse[mine] - lse.min()))
     largest = torch.where(positives[mine] > 1, 2.0, largest)
     return (15 - torch.log2(largest.clamp(max=2))).floor().float()
@@ -204,17 +206,19 @@ def _tile(z: tl.tensor, positions: tl.tensor, inside: tl.tensor, width: tl.const
 @triton.jit
 def _pairs(
     i: tl.tensor, partner_i: tl.tensor, group_i: tl.tensor, positive_i: tl.tensor,
-    j: tl.tensor, group: tl.tensor, positive: tl.tensor, total: tl.tensor, keyed: tl.constexpr,
+    j: tl.tensor, group: tl.tensor, positive: tl.tensor, total: tl.tensor,
+    keyed: tl.constexpr, decoupled: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return which pairs (i, j) of a tile are summed, and which of these are extra positives."""
+    """Return which pairs (i, j) of a tile are summed, and which are extra positives."""
     summed = (j < total)[None, :] & (i[:, None] != j[None, :]) & (partner_i[:, None] != j[None, :])
     extra = summed
     if keyed:
         group_j = tl.load(group + j, mask=j < total, other=-1)
         positive_j = tl.load(positive + j, mask=j < total, other=-1)
         same = positive_i[:, None] == positive_j[None, :]
-        summed &= same | (group_i[:, None] != group_j[None, :])
+        strange = group_i[:, None] != group_j[None, :]
         extra = summed & same
+        summed &= strange if decoupled else same | strange
     return summed, extra
 
 
@@ -223,7 +227,7 @@ def forward_kernel(
     z: tl.tensor, partner: tl.tensor, group: tl.tensor, positive: tl.tensor, partial: tl.tensor,
     start: tl.tensor, count: tl.tensor, total: tl.tensor, stretch: tl.tensor, sharpness: tl.tensor,
     width: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
-    online: tl.constexpr, keyed: tl.constexpr,
+    online: tl.constexpr, keyed: tl.constexpr, decoupled: tl.constexpr,
 ) -> None:  # fmt: skip
     """Sum over a split and write sums, peaks, above, and cosines at extra positives to partial (splits, 4, count) fp32.
 
@@ -251,7 +255,7 @@ def forward_kernel(
     for left in range(first, tl.minimum(first + stretch, total), block_columns):
         j = left + tl.arange(0, block_columns)
         cosines = tl.dot(z_i, tl.trans(_tile(z, j, j < total, width)), input_precision="tf32x3")
-        summed, extra = _pairs(i, partner_i, group_i, positive_i, j, group, positive, total, keyed)
+        summed, extra = _pairs(i, partner_i, group_i, positive_i, j, group, positive, total, keyed, decoupled)
         if online:
             raised = tl.maximum(peaks, tl.max(tl.where(summed, cosines, -2.0), 1))
             sums *= tl.exp2((peaks - raised) * sharpness)
@@ -274,7 +278,7 @@ def backward_kernel(
     levels: tl.tensor, shares: tl.tensor, lifts: tl.tensor, partial: tl.tensor,
     start: tl.tensor, count: tl.tensor, total: tl.tensor, stretch: tl.tensor, sharpness: tl.tensor,
     width: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
-    online: tl.constexpr, keyed: tl.constexpr,
+    online: tl.constexpr, keyed: tl.constexpr, decoupled: tl.constexpr,
 ) -> None:  # fmt: skip
     """Sum weights times rows over a split, and write 2^lifts times the sum to partial (splits, count, width) fp32.
 
@@ -303,7 +307,7 @@ def backward_kernel(
             weights = tl.exp2(bits + (lift_i - level_i)) + tl.exp2(bits + (lift_i - level_j))
         else:
             weights = tl.exp2(bits + (lift_i - sharpness)) * (level_i + level_j)
-        summed, extra = _pairs(i, partner_i, group_i, positive_i, j, group, positive, total, keyed)
+        summed, extra = _pairs(i, partner_i, group_i, positive_i, j, group, positive, total, keyed, decoupled)
         weights = tl.where(summed, weights, 0.0)
         if keyed:
             share_j = tl.load(shares + j, mask=j < total, other=0.0)[None, :]

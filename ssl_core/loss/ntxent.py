@@ -30,6 +30,7 @@ from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 __all__ = ["Identities", "LossConfig", "LossReport", "NonFinite", "dense_nt_xent", "nt_xent"]
 
 _BLOCK: Final = 2048  # rows processed in float64 at once
+_LARGE: Final = 2.0**20  # above all similarities, and a number of fp32
 
 
 class Identities(NamedTuple):
@@ -93,7 +94,13 @@ def nt_xent(first: Tensor, second: Tensor, loss: LossConfig, identities: Identit
 
 
 def dense_nt_xent(
-    first: Tensor, second: Tensor, temperature: float, group: Tensor | None = None, positive: Tensor | None = None
+    first: Tensor,
+    second: Tensor,
+    temperature: float,
+    group: Tensor | None = None,
+    positive: Tensor | None = None,
+    *,
+    decoupled: bool = False,
 ) -> Tensor:
     """Compute the loss straight from its formula, in one process and by autograd: the reference for tests.
 
@@ -103,6 +110,7 @@ def dense_nt_xent(
         temperature: tau
         group: (2n,) as in `ssl_core.loss.pair_sums.Keys`; without keys, equation 4
         positive: (2n,), likewise
+        decoupled: whether positives are left out of the denominator; every row needs a negative then
     """
     z = F.normalize(torch.cat([first, second]), dim=1, eps=0)
     rows = torch.arange(len(z), device=z.device)
@@ -112,6 +120,7 @@ def dense_nt_xent(
     positives = others & (positive[:, None] == positive)
     kept = others & (positives | (group[:, None] != group))
     similarities = z @ z.T / temperature
+    kept &= ~positives | (not decoupled)
     lse = similarities.masked_fill(~kept, float("-inf")).logsumexp(dim=1)
     return (lse - (similarities * positives).sum(1) / positives.sum(1)).mean()
 
@@ -130,14 +139,14 @@ class _NTXent(torch.autograd.Function):
         partner = layout.partner[here]
 
         executor = loss_executor(loss, all_rows, keyed=keys is not None)
-        stats = executor.forward(RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature))
-        mine = _row_values(stats, _partner_distances(projections, norms), loss.temperature)
+        pairs = RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature, loss.decoupled)
+        mine = _row_values(executor.forward(pairs), _partner_distances(projections, norms), loss)
         values = _RowValues(*gather_rows(torch.stack(mine, dim=1), counts).unbind(1))
 
         ctx.save_for_backward(
             projections, norms, all_rows, partner, values.lse, values.excess, values.positives, *keys or ()
         )
-        ctx.here, ctx.executor, ctx.temperature = here, executor, loss.temperature
+        ctx.here, ctx.executor, ctx.loss = here, executor, loss
         report = LossReport(
             loss=values.loss.mean(),
             top1=(values.above < 1).double().mean(),
@@ -156,12 +165,13 @@ class _NTXent(torch.autograd.Function):
         """Evaluate the closed form above for this rank's rows, then backpropagate through their normalization."""
         projections, norms, all_rows, partner, lse, excess, positives, *rest = ctx.saved_tensors
         keys = Keys(*rest) if rest else None
-        here = ctx.here
-        pairs = RowPairs(all_rows[here], all_rows, keys, here.start, partner, ctx.temperature)
+        here, loss = ctx.here, ctx.loss
+        pairs = RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature, loss.decoupled)
         pair_gradient = ctx.executor.backward(pairs, lse, positives)
-        # exp(s - lse_i) + exp(s - lse_partner) - 2/|P|; near convergence only the excesses remain
-        weight = torch.expm1(-excess[here]) + torch.expm1(-excess[partner]) + (2 - 2 / positives[here])
-        scale = gradients[0].double() * world_size() / (len(all_rows) * ctx.temperature)
+        weight = -2 / positives[here]
+        if not loss.decoupled:  # + exp(s - lse_i) + exp(s - lse_partner); near convergence only the excesses remain
+            weight = torch.expm1(-excess[here]) + torch.expm1(-excess[partner]) + (2 + weight)
+        scale = gradients[0].double() * world_size() / (len(all_rows) * loss.temperature)
         result = pair_gradient if pair_gradient.dtype == projections.dtype else torch.empty_like(projections)
         for mine, others in _row_blocks(len(projections)):
             z, z_partner = projections[mine] / norms[mine, None], projections[others] / norms[others, None]
@@ -177,7 +187,7 @@ class _RowValues(NamedTuple):
     Attributes:
         lse: log of the sum of exp(s_ij) over all kept j
         excess: lse minus the similarity to the partner
-        positives: as in RowStats
+        positives: as in RowStats; infinite for a row whose loss is 0 because it has nothing to be told apart from
         above: as in RowStats
         loss: the row's term in the mean
         distance: squared distance to the partner
@@ -191,16 +201,22 @@ class _RowValues(NamedTuple):
     distance: Tensor
 
 
-def _row_values(stats: RowStats, distance: Tensor, temperature: float) -> _RowValues:
-    at_partner = (1 - distance / 2) / temperature
-    # log(1 + sum over the others of exp(s_ij - s_partner)): exact even if lse and s_partner agree in all digits.
-    excess = torch.logaddexp(stats.others - at_partner, torch.zeros_like(at_partner))
+def _row_values(stats: RowStats, distance: Tensor, loss: LossConfig) -> _RowValues:
+    at_partner = (1 - distance / 2) / loss.temperature
+    excess = stats.others - at_partner
+    if not loss.decoupled:
+        # log(1 + sum over the others of exp(s_ij - s_partner)): exact even if lse and s_partner agree in all digits.
+        excess = torch.logaddexp(excess, torch.zeros_like(excess))
+    # A decoupled batch of one group has no negatives. These values make its terms and all weights exactly 0.
+    alone = excess.isneginf()
+    positives = stats.positives.masked_fill(alone, torch.inf)
+    value = excess + at_partner * (1 - 1 / positives) - stats.at_positives / positives
     return _RowValues(
-        lse=at_partner + excess,
+        lse=(at_partner + excess).masked_fill(alone, _LARGE),
         excess=excess,
-        positives=stats.positives,
+        positives=positives,
         above=stats.above.double(),
-        loss=excess + at_partner * (1 - 1 / stats.positives) - stats.at_positives / stats.positives,
+        loss=value.masked_fill(alone, 0),
         distance=distance,
     )
 

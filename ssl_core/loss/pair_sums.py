@@ -5,7 +5,8 @@ functions of `LossExecutor`. With unit rows z, s_ij = z_i . z_j / tau, and for r
 
     partner(i)  the other view of the same sample, which is always a positive of i
     P(i)        all positives: every j != i with positive_j == positive_i
-    kept(i)     all j != i, without those with group_j == group_i that are not in P(i)
+    kept(i)     all j != i, without those with group_j == group_i that are not in P(i); in the decoupled loss, also
+                without P(i)
 
 The partner never enters an executor's sums: near convergence its weight is the small difference of numbers near 1, so
 `ssl_core.loss.ntxent` adds it in float64, for n pairs instead of n N. The rounding of an executor (bf16 operands, fp32
@@ -42,6 +43,7 @@ class RowPairs(NamedTuple):
         start: position of the first row in `all_rows`
         partner: (n,) int64, position of each row's partner in `all_rows`
         temperature: tau
+        decoupled: whether positives are not kept
     """
 
     rows: Tensor
@@ -50,6 +52,7 @@ class RowPairs(NamedTuple):
     start: int
     partner: Tensor
     temperature: float
+    decoupled: bool = False
 
     @property
     def here(self) -> slice:
@@ -95,6 +98,7 @@ class LossExecutor(Protocol):
 
         Args:
             pairs: the rows
-            lse: (N,) float64, log of the sum of exp(s_ij) over all kept j, including partner(i), of all global rows
+            lse: (N,) float64, log of the sum of exp(s_ij) over all kept j of all global rows, including partner(i)
+                unless decoupled
             positives: (N,) float64, |P(j)| of all global rows
         """

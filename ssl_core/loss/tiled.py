@@ -42,6 +42,7 @@ class _Tile(NamedTuple):
         values: (rows, columns) s, -inf for pairs that are not summed; may be overwritten
         spare: scratch memory of the same shape
         extra: positions within the tile of positives other than the partner
+        at_extra: (positives,) s there
         mirrored: whether the tile also represents its transpose
     """
 
@@ -50,6 +51,7 @@ class _Tile(NamedTuple):
     values: Tensor
     spare: Tensor
     extra: _Positions | None
+    at_extra: Tensor | None
     mirrored: bool
 
 
@@ -65,9 +67,9 @@ def forward(pairs: RowPairs) -> RowStats:
     for tile in tiling.tiles():
         i, j = tiling.local(tile.rows), tiling.local(tile.columns)
         s = tile.values
-        if tile.extra is not None:
+        if tile.extra is not None and tile.at_extra is not None:
             row, column = tile.extra
-            at_extra = s[row, column].double()
+            at_extra = tile.at_extra.double()
             for side, index in [(i, row), (j, column)][: 1 + tile.mirrored]:
                 at_positives[side].index_add_(0, index, at_extra)
                 positives[side].index_add_(0, index, torch.ones_like(at_extra))
@@ -120,7 +122,7 @@ class _Tiling:
     """The pairs of this rank's rows with all rows, as tiles that share one buffer."""
 
     def __init__(self, pairs: RowPairs) -> None:
-        rows, self._all_rows, self._keys, self._start, self._partner, self._temperature = pairs
+        rows, self._all_rows, self._keys, self._start, self._partner, self._temperature, self._decoupled = pairs
         self._stop = self._start + len(rows)
         self._height, self._width = _TILES["cuda" if rows.is_cuda else "cpu"]
         self._partner_on_cpu = self._partner.cpu()  # without keys, exceptions need not wait for a GPU
@@ -149,8 +151,9 @@ class _Tiling:
                 z_i, z_j = self._all_rows[rows], self._all_rows[columns]
                 torch.addmm(values, z_i, z_j.T, beta=0, alpha=1 / self._temperature, out=values)
                 left_out, extra = self._exceptions(rows, columns)
+                at_extra = None if extra is None else values[extra]
                 values[left_out] = float("-inf")
-                yield _Tile(rows, columns, values, spare, extra, self._symmetric and columns.start > top)
+                yield _Tile(rows, columns, values, spare, extra, at_extra, self._symmetric and columns.start > top)
 
     def _exceptions(self, rows: slice, columns: slice) -> tuple[_Positions, _Positions | None]:
         """Return the positions in a tile of the pairs that are not summed, and of positives other than the partner."""
@@ -160,7 +163,8 @@ class _Tiling:
         i, j = row + rows.start, column + columns.start
         third = (i != j) & (self._partner[i - self._start] != j)  # neither the row itself nor its partner
         extra = third & (self._keys.positive[i] == self._keys.positive[j])
-        return (row[~extra], column[~extra]), (row[extra], column[extra])
+        left_out = (row, column) if self._decoupled else (row[~extra], column[~extra])
+        return left_out, (row[extra], column[extra])
 
     def _diagonal_and_partner(self, rows: slice, columns: slice) -> _Positions:
         i = torch.arange(rows.start, rows.stop)

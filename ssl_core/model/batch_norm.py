@@ -145,7 +145,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             normalized: Tensor = super().forward(input)
             return normalized
         y: Tensor
-        y, mean, variance, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
+        y, mean, variance, count = _Normalize.apply(input, *self._scale_and_shift(), self.eps)
         if not self.track_running_stats:
             return y
         with torch.no_grad():
@@ -155,6 +155,12 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_((variance * count / (count - 1)).to(variance.dtype), self.momentum)
         return y
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        if self.affine:
+            return self.weight, self.bias
+        assert self.running_mean is not None
+        return torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
 
 
 @contextmanager
@@ -174,8 +180,9 @@ def synchronize_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm in `module` by one over the global batch, with the same parameters, buffers and keys."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            like: dict[str, Any] = {"device": child.weight.device, "dtype": child.weight.dtype}
-            layer = GlobalBatchNorm(child.num_features, child.eps, child.momentum, **like)
+            assert child.running_mean is not None
+            like: dict[str, Any] = {"device": child.running_mean.device, "dtype": child.running_mean.dtype}
+            layer = GlobalBatchNorm(child.num_features, child.eps, child.momentum, child.affine, **like)
             layer.load_state_dict(child.state_dict())
             setattr(module, name, layer)
         else:

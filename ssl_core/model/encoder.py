@@ -21,12 +21,15 @@ class ModelConfig:
         init: weights to start from instead of random ones: a .safetensors or .pth file, a run (its newest checkpoint),
             a checkpoint, or published weights in the local cache, such as torchvision/resnet50.IMAGENET1K_V2 or
             timm/resnet50.a1_in1k; nothing is downloaded
+        head_norm: whether a batch norm without scale and shift follows the head's last layer; Table I has none, the
+            heads of SimCLR's own code and of other libraries do
     """
 
     backbone: str = "wide_resnet50_2"
     projection_width: int = 2048
     projection_size: int = 128
     init: str | None = None
+    head_norm: bool = False
 
     def __post_init__(self) -> None:
         require_backbone(self.backbone, setting(self, "backbone"))
@@ -67,17 +70,22 @@ class Backbone(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Table I after the pooling: dense with bias, batch norm, ReLU, dense without bias; (N, features) -> (N, d)."""
+    """Table I after the pooling: dense with bias, batch norm, ReLU, dense without bias; (N, features) -> (N, d).
 
-    def __init__(self, feature_size: int, width: int, size: int) -> None:
+    With `output_norm`, a batch norm follows. Without it, the projections of an untrained network share a direction, and
+    training may begin by moving all of them along it.
+    """
+
+    def __init__(self, feature_size: int, width: int, size: int, *, output_norm: bool = False) -> None:
         super().__init__()
         self.hidden = nn.Linear(feature_size, width, bias=True)
         self.norm = nn.BatchNorm1d(width)
         self.output = nn.Linear(width, size, bias=False)
+        self.output_norm = nn.BatchNorm1d(size, affine=False) if output_norm else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the projections z that the loss compares."""
-        return self.output(torch.relu(self.norm(self.hidden(features))))
+        return self.output_norm(self.output(torch.relu(self.norm(self.hidden(features)))))
 
 
 class Encoder(nn.Module):
@@ -104,7 +112,8 @@ def build_encoder(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Backbone(config.backbone, size_px)
-        return Encoder(backbone, ProjectionHead(backbone.feature_size, config.projection_width, config.projection_size))
+        width, size = config.projection_width, config.projection_size
+        return Encoder(backbone, ProjectionHead(backbone.feature_size, width, size, output_norm=config.head_norm))
 
 
 def untrained_backbone(config: ModelConfig, seed: int, size_px: int = USUAL_SIZE_PX) -> Backbone:

@@ -25,25 +25,25 @@ class InDouble(Encoder):
         return projections
 
 
-def small_encoder(backbone: str = "") -> Encoder:
+def small_encoder(backbone: str = "", *, head_norm: bool = False) -> Encoder:
     """Return the first half of a ResNet-18, or another backbone, with the same weights for every caller."""
-    return deepcopy(_small_encoder(backbone))
+    return deepcopy(_small_encoder(backbone, head_norm))
 
 
 @cache
-def _small_encoder(backbone: str) -> Encoder:
+def _small_encoder(backbone: str, head_norm: bool) -> Encoder:
     if backbone:
-        return build_encoder(ModelConfig(backbone, 64, 16), seed=0, size_px=SIZE_PX)
+        return build_encoder(ModelConfig(backbone, 64, 16, head_norm=head_norm), seed=0, size_px=SIZE_PX)
     model = build_encoder(ModelConfig("resnet18"), seed=0)
     model.backbone.network.module.layer3, model.backbone.network.module.layer4 = nn.Identity(), nn.Identity()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model.head = ProjectionHead(128, 64, 16)
+        model.head = ProjectionHead(128, 64, 16, output_norm=head_norm)
     return model
 
 
-def small_encoder_in_double(backbone: str = "") -> InDouble:
-    small = small_encoder(backbone)
+def small_encoder_in_double(backbone: str = "", *, head_norm: bool = False) -> InDouble:
+    small = small_encoder(backbone, head_norm=head_norm)
     model = InDouble(small.backbone, small.head)
     synchronized = synchronize_batch_norm(model).double()
     assert isinstance(synchronized, InDouble)

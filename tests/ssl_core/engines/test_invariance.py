@@ -55,12 +55,13 @@ class Case(NamedTuple):
     same_patient: SamePatient
     arithmetic: str
     backbone: str = ""  # by default half of a ResNet
+    options: bool = False  # the decoupled loss, and batch norm behind the head
 
 
-def encoder(backbone: str, arithmetic: str, dtype: torch.dtype | None = None) -> Encoder:
+def encoder(backbone: str, arithmetic: str, options: bool, dtype: torch.dtype | None = None) -> Encoder:
     if arithmetic == "exact" and dtype is None:
-        return small_encoder_in_double(backbone)
-    model = small_encoder(backbone)
+        return small_encoder_in_double(backbone, head_norm=options)
+    model = small_encoder(backbone, head_norm=options)
     if arithmetic == "fp32":
         smooth(model)
     return model.to(dtype or (torch.float64 if arithmetic == "fp64" else torch.float32))
@@ -72,11 +73,12 @@ def oracle(
     same_patient: str,
     backbone: str,
     arithmetic: str,
+    options: bool,
     dtype: torch.dtype = torch.float64,
 ) -> Found:
     """Autograd in one process; each part of the batch, a list of samples, is normalized by itself."""
     model, images = (
-        encoder(backbone, arithmetic, dtype).train(),
+        encoder(backbone, arithmetic, options, dtype).train(),
         torch.stack(two_views(SAMPLES)).to(dtype),
     )  # (2, B, 1, H, W)
     projections = [model(images[:, part].flatten(0, 1)).unflatten(0, (2, -1)) for part in parts]
@@ -85,7 +87,7 @@ def oracle(
     # Group and positive of the 2B rows, as the loss defines them.
     group = {"negative": SAMPLE, "masked": PATIENT, "positive": PATIENT}[same_patient]
     positive = STUDY if same_patient == "positive" else torch.arange(SAMPLES)
-    loss = dense_nt_xent(first, second, 0.5, group.repeat(2), positive.repeat(2))
+    loss = dense_nt_xent(first, second, 0.5, group.repeat(2), positive.repeat(2), decoupled=options)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
     return loss.item(), {name: value.double() for name, value in zip(names, gradients, strict=True)}
@@ -107,18 +109,19 @@ def on_one_rank(rank: int, world: int, cases: list[Case]) -> list[list[str | flo
         result = spread(case, rank)
         if rank == 0:
             parts = parts_of(case.shares, case.parts)
-            exact = plain = oracle(parts, case.same_patient, case.backbone, case.arithmetic)
+            of_case = (parts, case.same_patient, case.backbone, case.arithmetic, case.options)
+            exact = plain = oracle(*of_case)
             if case.arithmetic == "fp32":
-                plain = oracle(parts, case.same_patient, case.backbone, "fp32", torch.float32)
+                plain = oracle(*of_case, torch.float32)
             rows.append([*errors(result, exact), errors(plain, exact)[1]])
     return rows
 
 
 def spread(case: Case, rank: int) -> Found:
     rows = slice(sum(case.shares[:rank]), sum(case.shares[: rank + 1]))
-    loss = LossConfig(0.5, case.same_patient)
+    loss = LossConfig(0.5, case.same_patient, decoupled=case.options)
     setup = EngineSetup(ENGINES[case.engine], OptimConfig(), loss, "fp32", CPU, micro_batches=case.parts)
-    engine = build_engine(setup, encoder(case.backbone, case.arithmetic))
+    engine = build_engine(setup, encoder(case.backbone, case.arithmetic, case.options))
     report = engine.backward(
         [view[rows] for view in two_views(SAMPLES)], Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows])
     )
@@ -141,7 +144,7 @@ def errors(result: Found, expected: Found) -> tuple[float, float, str]:
             sizes[name] = torch.maximum(sizes[name], sizes[name.removesuffix("bias") + "weight"] / 30)
     relative = {name: ((gradients[name] - gradients0[name]).norm() / sizes[name]).item() for name in gradients0}
     name = max(relative, key=relative.__getitem__)
-    return abs(loss - loss0) / loss0, relative[name], name
+    return abs((loss - loss0) / loss0), relative[name], name
 
 
 def check(world: int, cases: list[Case]) -> None:
@@ -149,7 +152,8 @@ def check(world: int, cases: list[Case]) -> None:
     failed = []
     for case, (loss, gradient, name, plain) in zip(cases, on_ranks(world, on_one_rank, cases)[0], strict=True):
         line = f"{'+'.join(map(str, case.shares)):8} {case.engine:7} {case.parts} part(s)  {case.same_patient:9}"
-        line += f"{case.arithmetic:6} {case.backbone} loss {loss:.0e}  gradient {gradient:.0e} ({name})"
+        line += f"{case.arithmetic:6} {case.backbone}{' options' * case.options} "
+        line += f"loss {loss:.0e}  gradient {gradient:.0e} ({name})"
         line += f"; plain autograd {plain:.0e}" if case.arithmetic == "fp32" else ""
         print(line)  # noqa: T201
         if not max(loss, gradient) < TOLERANCE[case.arithmetic]:
@@ -168,6 +172,7 @@ def test_loss_and_gradients_are_those_of_one_process_when_the_batch_is_spread(wo
     cases += [Case(shares, "ddp", 2, "positive", "exact") for shares in SHARES[world][:-1]]
     cases += [Case(harder, "ddp", 3, "masked", "fp64")]
     cases += [Case(harder, engine, 1, "negative", "fp32") for engine in ("ddp", "zero-2")]
+    cases += [Case(harder, engine, 2, "positive", "exact", options=True) for engine in ("ddp", "zero-1")]
     check(world, cases)
 
 

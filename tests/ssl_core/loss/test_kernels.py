@@ -47,6 +47,7 @@ class Case:
     splits: int | None = 2
     seed: int = 0
     device: str = "cpu"
+    decoupled: bool = False
 
 
 class Batch(NamedTuple):
@@ -93,14 +94,17 @@ def run(executor: Any, case: Case, **options: Any) -> Found:
     """Run forward and backward like the loss: the backward pass takes the results of all ranks' forward passes."""
     all_rows, unrounded, keys, partner, mine = make(case)
     tau = case.temperature
-    pairs = RowPairs(all_rows[mine], all_rows, keys, mine.start, partner[mine], tau)
+    pairs = RowPairs(all_rows[mine], all_rows, keys, mine.start, partner[mine], tau, case.decoupled)
     stats = executor.forward(pairs, **options)
-    of_all = executor.forward(RowPairs(all_rows, all_rows, keys, 0, partner, tau), **options)
+    of_all = executor.forward(RowPairs(all_rows, all_rows, keys, 0, partner, tau, case.decoupled), **options)
     at_partner = RowPairs(unrounded, unrounded, keys, 0, partner, tau).partner_similarities
-    excess = torch.logaddexp(of_all.others - at_partner, torch.zeros_like(at_partner))
+    excess = of_all.others - at_partner
+    partner_weight = -2 / of_all.positives
+    if not case.decoupled:
+        excess = torch.logaddexp(excess, torch.zeros_like(at_partner))
+        partner_weight = torch.expm1(-excess) + torch.expm1(-excess[partner]) + 2 - 2 / of_all.positives
     lse = at_partner + excess
     pair_gradient = executor.backward(pairs, lse, of_all.positives, **options)
-    partner_weight = torch.expm1(-excess) + torch.expm1(-excess[partner]) + 2 - 2 / of_all.positives
     return Found(stats, pair_gradient, pair_gradient.double() + partner_weight[mine, None] * unrounded[partner[mine]])
 
 
@@ -186,6 +190,16 @@ def test_equals_the_formula_in_float64_at_every_temperature(
             check(case, interpreter.submit(errors_of, case).result())
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize("same_patient", ["negative", "masked", "positive"])
+def test_decoupled_equals_the_formula_in_float64(
+    interpreter: ProcessPoolExecutor, same_patient: Literal["negative", "masked", "positive"], temperature: float
+) -> None:
+    for noise in (NEAR_START, NEAR_CONVERGENCE):
+        case = Case(temperature=temperature, noise=noise, same_patient=same_patient, decoupled=True)
+        check(case, interpreter.submit(errors_of, case).result())
+
+
 @settings(max_examples=6, deadline=None)
 @given(
     st.builds(
@@ -196,6 +210,7 @@ def test_equals_the_formula_in_float64_at_every_temperature(
         temperature=st.floats(0.01, 5),
         noise=st.floats(0.01, 10),
         same_patient=st.sampled_from(["negative", "masked", "positive"]),
+        decoupled=st.booleans(),
         operands=st.just(torch.float32),
         splits=st.integers(1, 5),
         seed=st.integers(0, 10**6),

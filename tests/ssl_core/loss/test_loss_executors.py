@@ -43,15 +43,24 @@ def drawn_keys(partner: Tensor, kinds: int, seed: int) -> Keys:
 
 
 def gradient_and_stats(
-    executor: Any, z: Tensor, partner: Tensor, starts: list[int], keys: Keys | None, tau: float, stats: RowStats | None
+    executor: Any,
+    z: Tensor,
+    partner: Tensor,
+    starts: list[int],
+    keys: Keys | None,
+    tau: float,
+    stats: RowStats | None,
+    decoupled: bool = False,
 ) -> tuple[RowStats, Tensor]:
     """Compute the ranks one after the other; `stats`, if given, replace the forward results in the backward passes."""
     ends = list(pairwise(starts))
-    pairs = [RowPairs(z[a:b], z, keys, a, partner[a:b], tau) for a, b in ends]
+    pairs = [RowPairs(z[a:b], z, keys, a, partner[a:b], tau, decoupled) for a, b in ends]
     forward = [executor.forward(part) for part in pairs]
     actual = RowStats(*(torch.cat(parts) for parts in zip(*forward, strict=True)))
     stats = stats or actual
-    lse = torch.logaddexp(stats.others, (z * z[partner]).sum(1).double() / tau)
+    lse = stats.others.clamp(min=-1 / tau)
+    if not decoupled:
+        lse = torch.logaddexp(stats.others, (z * z[partner]).sum(1).double() / tau)
     backward = [executor.backward(part, lse, stats.positives) for part in pairs]
     return actual, torch.cat(backward)
 
@@ -63,17 +72,18 @@ def gradient_and_stats(
     st.sampled_from([None, 1, 3, 30]),
     st.sampled_from(TEMPERATURES),
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.booleans(),
     st.integers(0, 10**6),
 )
 def test_tiles_give_what_the_whole_matrix_gives(
-    shares: list[int], size: int, kinds: int | None, tau: float, tile: tuple[int, int], seed: int
+    shares: list[int], size: int, kinds: int | None, tau: float, tile: tuple[int, int], decoupled: bool, seed: int
 ) -> None:
     z, partner, starts = global_rows(shares, size, seed)
     keys = None if kinds is None else drawn_keys(partner, kinds, seed)
-    expected, pair_gradient = gradient_and_stats(dense, z, partner, [0, len(z)], keys, tau, None)
+    expected, pair_gradient = gradient_and_stats(dense, z, partner, [0, len(z)], keys, tau, None, decoupled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiled._TILES, "cpu", tile)
-        actual, tiled_gradient = gradient_and_stats(tiled, z, partner, starts, keys, tau, expected)
+        actual, tiled_gradient = gradient_and_stats(tiled, z, partner, starts, keys, tau, expected, decoupled)
     for name in ("others", "at_positives", "positives"):
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
     if size > 1:  # on a line, all similarities are equal but for rounding

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,22 +72,63 @@ def test_equals_the_supervised_contrastive_loss_worked_by_hand_when_studies_are_
     assert torch.isclose(nt_xent(first, second, LossConfig(0.2, "positive"), ids).loss, total / 8, rtol=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(2, 40), st.integers(2, 20), st.floats(0.02, 5), st.floats(1e-3, 3),
-    st.sampled_from(SAME_PATIENT), st.sampled_from(["dense", "tiled"]), st.integers(0, 10**6),
+    st.sampled_from(SAME_PATIENT), st.sampled_from(["dense", "tiled"]), st.booleans(), st.integers(0, 10**6),
 )  # fmt: skip
 def test_loss_and_gradient_equal_the_oracle(
-    samples: int, size: int, tau: float, spread: float, same_patient: SamePatient, executor: ExecutorName, seed: int
-) -> None:
+    samples: int, size: int, tau: float, spread: float, same_patient: SamePatient, executor: ExecutorName,
+    decoupled: bool, seed: int,
+) -> None:  # fmt: skip
     first, second = projections(samples, size, seed, spread)
     ids = identities(samples, seed)
-    config = LossConfig(tau, same_patient, executor)
+    group, positive = keys(ids, same_patient)
+    config = LossConfig(tau, same_patient, executor, decoupled)
     loss, result = gradients(lambda a, b: nt_xent(a, b, config, ids).loss, first, second)
-    expected, truth = gradients(lambda a, b: dense_nt_xent(a, b, tau, *keys(ids, same_patient)), first, second)
+    if decoupled and len(torch.unique(group)) == 1:
+        assert loss == 0
+        assert not result.any()
+        return
+    expected, truth = gradients(
+        lambda a, b: dense_nt_xent(a, b, tau, group, positive, decoupled=decoupled), first, second
+    )
     assert torch.isclose(loss, expected, rtol=1e-10, atol=1e-12)
     # Where the loss is nearly zero the oracle is the difference of numbers near 1.
     assert (result - truth).norm() < 1e-8 * truth.norm() + 1e-12
+
+
+def test_the_decoupled_loss_worked_by_hand() -> None:
+    """Yeh et al. 2022, eq. 5: minus the similarity of the pair, plus the logarithm of the sum over the negatives."""
+    first, second = projections(3, 4, seed=1)
+    z = [row / row.norm() for row in [*first, *second]]
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(6):
+        negatives = torch.stack([torch.exp(z[i] @ z[k] / 0.5) for k in range(6) if k % 3 != i % 3]).sum()
+        total = total - z[i] @ z[(i + 3) % 6] / 0.5 + torch.log(negatives)
+    report = nt_xent(first, second, LossConfig(0.5, decoupled=True))
+    assert torch.isclose(report.loss, total / 6, rtol=1e-12)
+    coupled = nt_xent(first, second, LossConfig(0.5))
+    assert report.loss < coupled.loss
+    assert report[1:] == coupled[1:]  # the health does not depend on it
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("tau", [0.01, 0.5])
+def test_a_decoupled_batch_of_one_patient_has_no_loss_when_patients_are_masked(
+    executor: ExecutorName, tau: float
+) -> None:
+    first, second = projections(5, 8, seed=6)
+    ids = Identities(torch.arange(5), torch.zeros(5, dtype=torch.int64), torch.tensor([1, 1, 2, 3, 4]))
+    for same_patient in ("masked", "positive"):
+        config = LossConfig(tau, same_patient, executor, decoupled=True)
+        loss, result = gradients(partial(loss_alone, config, ids), first, second)
+        assert loss == 0
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+def loss_alone(config: LossConfig, ids: Identities, first: Tensor, second: Tensor) -> Tensor:
+    return nt_xent(first, second, config, ids).loss
 
 
 def loss_in_decimals(values: list[Decimal], samples: int, tau: Decimal) -> Decimal:
@@ -172,7 +214,12 @@ def test_half_precision_projections_keep_their_type_in_the_gradient() -> None:
     assert first.grad is not None and first.grad.dtype == torch.bfloat16
 
 
-CONFIGS = [LossConfig(0.2, same, executor) for same in SAME_PATIENT for executor in EXECUTORS]
+CONFIGS = [
+    LossConfig(0.2, same, executor, decoupled)
+    for same in SAME_PATIENT
+    for executor in EXECUTORS
+    for decoupled in (False, True)
+]
 
 
 def step_of_a_linear_model(rank: int, world: int, config: LossConfig) -> tuple[Tensor, Tensor]:

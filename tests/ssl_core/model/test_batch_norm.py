@@ -77,6 +77,21 @@ def test_equals_batch_norm_over_the_whole_batch_when_ranks_hold_unequal_shares(
             assert (rank[name] - expected[name]).abs().max() < tolerance
 
 
+def without_affine(rank: int, world: int, shares: list[int]) -> dict[str, Tensor]:
+    start = sum(shares[:rank])
+    x, dy = (part[start : start + shares[rank]] for part in batch(torch.float64))
+    return results(synchronized(nn.BatchNorm2d(6, affine=False).double()), x, dy)
+
+
+def test_equals_batch_norm_over_the_whole_batch_without_scale_and_shift_too() -> None:
+    expected = results(nn.BatchNorm2d(6, affine=False).double(), *batch(torch.float64))
+    ranks = on_ranks(3, without_affine, SHARES[1])
+    for name in ("y", "dx"):
+        assert torch.allclose(torch.cat([rank[name] for rank in ranks]), expected[name], rtol=0, atol=1e-12)
+    for rank in ranks:
+        assert torch.allclose(rank["running_var"], expected["running_var"], rtol=0, atol=1e-12)
+
+
 def old_layer_sends(x: Tensor) -> None:
     """Send what torch's SyncBatchNorm sends: statistics in fp32, but zeros in the type of x if it has no rows."""
     statistics = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float32 if len(x) else x.dtype)

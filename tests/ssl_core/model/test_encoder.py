@@ -25,6 +25,18 @@ def test_projection_head_is_the_papers_table_1() -> None:
     }
 
 
+def test_batch_norm_behind_the_head_adds_no_parameter_and_leaves_the_others_as_they_are() -> None:
+    plain, normed = (
+        build_encoder(ModelConfig("resnet18", 8, 4, head_norm=head_norm), seed=3) for head_norm in (False, True)
+    )
+    assert all(torch.equal(value, normed.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert [name for name, _ in normed.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    features = torch.randn(64, 512)
+    before, after = plain.head(features), normed.head(features)
+    assert torch.allclose(after, (before - before.mean(0)) / before.std(0, correction=0), atol=1e-2)
+    assert after.mean(0).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 512), ("wide_resnet50_2", 2048)])
 def test_backbone_gives_the_features_after_pooling(name: str, size: int) -> None:
     backbone = Backbone(name).eval()
