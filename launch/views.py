@@ -1,4 +1,4 @@
-"""`sternum views`: draws samples next to the two views that pretraining makes of them."""
+"""`sternum views`: draws samples next to the views that pretraining makes of them."""
 
 import sys
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class ViewsConfig:
     Args:
         shards: folders that sternum shard wrote
         out: the PNG file to write
-        views: how a sample becomes two views
+        views: how to draw the views of a sample
         seed: seed of the run; the page shows the views that a run with this seed makes
         epoch: the epoch whose views are shown, counted from 0
         count: number of samples, 1 to 20, evenly spaced over all shards
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments,
         command="views",
         description=(
-            "Draw samples next to their two views, with the random parameters of each view. --config also "
+            "Draw samples next to their views, with the random parameters of each view. --config also "
             "accepts a pretraining configuration and uses its views, seed and executor."
         ),
         examples=[

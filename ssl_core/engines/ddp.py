@@ -1,5 +1,6 @@
 """One optimization step on all ranks with PyTorch's DistributedDataParallel."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
 from typing import Any, Final
@@ -34,11 +35,11 @@ class DDPEngine(Engine):
             self._parallel = DistributedDataParallel(self.module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
 
     @override
-    def project(self, images: Tensor, *, last: bool) -> Tensor:
+    def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:
         if self._parallel is None:
-            return self.module(images)
+            return self.module(*images)
         with nullcontext() if last else self._parallel.no_sync():
-            return self._parallel(images)
+            return self._parallel(*images)
 
     @override
     def backpropagate(self, value: Tensor, *, last: bool) -> None:

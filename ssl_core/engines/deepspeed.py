@@ -7,6 +7,7 @@ at stage 0, clipping are those of `Engine`, so that all engines compute the same
 import atexit
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -52,9 +53,9 @@ class DeepSpeedEngine(Engine):
             self.encoder.to(memory_format=torch.channels_last)
 
     @override
-    def project(self, images: Tensor, *, last: bool) -> Tensor:
+    def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:
         self._deepspeed.set_gradient_accumulation_boundary(last)
-        return self._deepspeed(images)
+        return self._deepspeed(*images)
 
     @override
     def backpropagate(self, value: Tensor, *, last: bool) -> None:

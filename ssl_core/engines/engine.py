@@ -14,7 +14,7 @@ from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.gradient_cache import Projector, contrast_gradients
 from ssl_core.engines.loss_scale import LossScale
 from ssl_core.loss.ntxent import Identities, LossReport
-from ssl_core.model.batch_norm import synchronize_batch_norm
+from ssl_core.model.batch_norm import running_statistics_kept, synchronize_batch_norm
 from ssl_core.model.cpu_convolution import use_matrix_products
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import build_optimizer
@@ -27,7 +27,9 @@ _INITIAL_LOSS_SCALE: Final = 2.0**16
 class AutocastEncoder(nn.Module):
     """The encoder under autocast, for images on any device: (N, 1, H, W) -> (N, d).
 
-    A module, because DeepSpeed disables an autocast context around its own forward pass.
+    A module, because DeepSpeed disables an autocast context around its own forward pass. It also takes images of
+    several sizes, the largest first, for one backward pass through all. Each size is normalized by itself, and batch
+    norm's running statistics follow the first one: a probe sees whole images, which resemble large views.
     """
 
     def __init__(self, encoder: Encoder, precision: Precision) -> None:
@@ -35,8 +37,15 @@ class AutocastEncoder(nn.Module):
         self.encoder = encoder
         self._dtype = _AUTOCAST[precision]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the projections in the autocast type."""
+    def forward(self, images: Tensor, *smaller: Tensor) -> Tensor:
+        """Return the projections in the autocast type, those of all images one after the other."""
+        if not smaller:
+            return self._project(images)
+        projections = self._project(images)
+        with running_statistics_kept(self.encoder):
+            return torch.cat([projections, *map(self._project, smaller)])
+
+    def _project(self, images: Tensor) -> Tensor:
         weight = self.encoder.head.output.weight
         images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
         with torch.autocast(weight.device.type, self._dtype, enabled=self._dtype is not None):
@@ -91,7 +100,8 @@ class Engine(Projector):
         """Compute the gradient of the global loss, in place of an earlier gradient.
 
         Args:
-            views: this rank's share of the two views, (n, 1, H, W) each; n may differ between ranks, and be 0
+            views: this rank's share of the views, (n, 1, H, W) each: two large ones, then any number of small ones; n
+                may differ between ranks, and be 0
             identities: identities of the n samples
 
         Returns:

@@ -26,7 +26,8 @@ from infra.errors import require
 from infra.options import key
 from infra.processes import world_size
 from sharding.reading.data_config import DataConfig
-from ssl_core.loss.ntxent import Identities, LossConfig, LossReport, nt_xent
+from ssl_core.loss.multi_crop import contrast
+from ssl_core.loss.ntxent import Identities, LossConfig, LossReport
 from ssl_core.model.batch_norm import running_statistics_kept
 
 
@@ -37,8 +38,11 @@ class Projector(ABC):
     module: nn.Module
 
     @abstractmethod
-    def project(self, images: Tensor, *, last: bool) -> Tensor:
-        """Return the projections (m, d) of images (m, 1, H, W), for one `backpropagate` with the same `last`."""
+    def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:
+        """Return the projections (M, d) of images (m, 1, H, W) of each size, for one `backpropagate` with this `last`.
+
+        `images` are the arguments of `module`: first the large ones, then the small ones if there are any.
+        """
 
     @abstractmethod
     def backpropagate(self, value: Tensor, *, last: bool) -> None:
@@ -56,7 +60,8 @@ def contrast_gradients(
 
     Args:
         projector: the encoder
-        views: the two views of this rank's share, (n, 1, H, W) each; n may differ between ranks, and be 0
+        views: two large views of this rank's share, then any number of small ones, (n, 1, H, W) each; n may differ
+            between ranks, and be 0
         identities: identities of the n samples
         loss: settings of the loss
         micro_batches: P, the same on all ranks; fewer are used if a part would be empty on every rank
@@ -71,16 +76,18 @@ def contrast_gradients(
     samples = len(views[0])
     parts = min(micro_batches, _largest_share(samples))
 
-    def images_of(part: int) -> Tensor:
-        """Return both views of a part's m samples, (2m, 1, H, W)."""
-        return torch.cat([view[part::parts] for view in views])
+    def images_of(part: int) -> list[Tensor]:
+        """Return both large views of a part's m samples, (2m, 1, H, W), and the k small ones, (km, 1, h, w)."""
+        return [
+            torch.cat([view[part::parts] for view in same_size]) for same_size in (views[:2], views[2:]) if same_size
+        ]
 
     with torch.no_grad():
-        pieces = [projector.module(images_of(part)) for part in range(parts - 1)]
+        pieces = [projector.module(*images_of(part)) for part in range(parts - 1)]
     # Memory must hold the activations of one part anyway, so the last part is projected only once.
     kept = projector.project(images_of(parts - 1), last=parts == 1)
-    z = _in_order([*pieces, kept.detach()], samples).requires_grad_()  # (2, n, d)
-    report = nt_xent(z[0], z[1], loss, identities)
+    z = _in_order([*pieces, kept.detach()], len(views), samples).requires_grad_()  # (views, n, d)
+    report = contrast(z, loss, identities)
     report.loss.backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None, "the loss depends on the projections"
     dz = z.grad
@@ -114,10 +121,10 @@ def _largest_share(samples: int) -> int:
     return max(shares)
 
 
-def _in_order(pieces: Sequence[Tensor], samples: int) -> Tensor:
-    """Merge the parts' projections, (2m, d) each, in the order of the samples: (2, n, d), in fp32 or fp64."""
+def _in_order(pieces: Sequence[Tensor], views: int, samples: int) -> Tensor:
+    """Merge the parts' projections, (views m, d) each, in the order of samples: (views, n, d), in fp32 or fp64."""
     dtype = torch.promote_types(pieces[0].dtype, torch.float32)
-    z = torch.empty(2, samples, pieces[0].shape[1], dtype=dtype, device=pieces[0].device)
+    z = torch.empty(views, samples, pieces[0].shape[1], dtype=dtype, device=pieces[0].device)
     for part, piece in enumerate(pieces):
         into = z[:, part :: len(pieces)]
         into.copy_(piece.view(into.shape))
@@ -125,5 +132,5 @@ def _in_order(pieces: Sequence[Tensor], samples: int) -> Tensor:
 
 
 def _product(projections: Tensor, dz: Tensor) -> Tensor:
-    """Return sum(z dL/dz), whose gradient with respect to z is dL/dz; (2m, d) and (2, m, d)."""
+    """Return sum(z dL/dz), whose gradient with respect to z is dL/dz; (views m, d) and (views, m, d)."""
     return (projections.to(dz.dtype) * dz.reshape(projections.shape)).sum()

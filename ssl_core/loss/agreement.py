@@ -29,20 +29,25 @@ class RowLayout(NamedTuple):
         sample: (N,) the number of each row's sample among the global B samples
         firsts: (B,) the positions of the first views
         start: the position of this rank's first row
+        first_sample: the number of this rank's first sample
     """
 
     partner: Tensor
     sample: Tensor
     firsts: Tensor
     start: int
+    first_sample: int
 
 
-def check_ranks_agree(projections: Tensor, norms: Tensor, has_identities: bool, same_patient: str) -> list[int]:
+def check_ranks_agree(
+    projections: Tensor, norms: Tensor, samples: int, has_identities: bool, same_patient: str
+) -> list[int]:
     """Check the inputs of all ranks. Collective.
 
     Args:
-        projections: (2n, d) of this rank
-        norms: (2n,) their lengths
+        projections: (rows, d) of this rank
+        norms: (rows,) their lengths
+        samples: n, the number of this rank's samples
         has_identities: whether this rank has the identities of its samples; all ranks or none must, and all must for a
             `same_patient` other than `negative`
         same_patient: the setting of the loss
@@ -55,10 +60,10 @@ def check_ranks_agree(projections: Tensor, norms: Tensor, has_identities: bool, 
         NonFinite: on all ranks, if a projection is not finite
         RunFailed: on all ranks, if a projection is zero
     """
-    fixed = [len(projections) // 2, projections.shape[1], _DTYPES.index(projections.dtype), has_identities]
+    fixed = [samples, projections.shape[1], _DTYPES.index(projections.dtype), has_identities]
     wrong = torch.stack([(~norms.isfinite()).sum(), (norms == 0).sum()])
     ranks = gather_equal(torch.cat([torch.tensor(fixed, device=wrong.device), wrong])).tolist()
-    samples, sizes, dtypes, identified, not_finite, zero = (list(column) for column in zip(*ranks, strict=True))
+    shares, sizes, dtypes, identified, not_finite, zero = (list(column) for column in zip(*ranks, strict=True))
     if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
         shown = [f"rank {r}: d={size} {_DTYPES[dtypes[r]]}" for r, size in enumerate(sizes)]
         raise UserError(f"ranks disagree on the projections ({'; '.join(shown)}); give all the same model and dtype")
@@ -70,14 +75,14 @@ def check_ranks_agree(projections: Tensor, norms: Tensor, has_identities: bool, 
             f"all ranks, or use {option}=negative and give them to none"
         )
     require(
-        sum(samples) > 1,
-        f"a global batch of {sum(samples)} samples has no negatives; it needs at least two samples over all ranks",
+        sum(shares) > 1,
+        f"a global batch of {sum(shares)} samples has no negatives; it needs at least two samples over all ranks",
     )
     if any(not_finite):
         raise NonFinite(f"projections are not finite ({_counts(not_finite)}); lower the learning rate, or use fp32")
     if any(zero):
         raise RunFailed(f"projections are zero and have no direction ({_counts(zero)}); the projection head is dead")
-    return samples
+    return shares
 
 
 def _counts(counts: Sequence[int]) -> str:
@@ -98,4 +103,5 @@ def _lay_out_rows(samples: tuple[int, ...], rank: int, device: torch.device) -> 
     partner = 2 * first + (within + count) % (2 * count)
     firsts = (within < count).nonzero()[:, 0]
     sample = first + within % count
-    return RowLayout(partner.to(device), sample.to(device), firsts.to(device), 2 * int(before[rank]))
+    start = int(before[rank])
+    return RowLayout(partner.to(device), sample.to(device), firsts.to(device), 2 * start, start)

@@ -25,12 +25,11 @@ from ssl_core.loss.agreement import NonFinite, check_ranks_agree, lay_out_rows
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.executor_choice import loss_executor
 from ssl_core.loss.gather import gather_rows
-from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
+from ssl_core.loss.pair_sums import LARGE, Keys, RowPairs, RowStats
 
 __all__ = ["Identities", "LossConfig", "LossReport", "NonFinite", "dense_nt_xent", "nt_xent"]
 
 _BLOCK: Final = 2048  # rows processed in float64 at once
-_LARGE: Final = 2.0**20  # above all similarities, and a number of fp32
 
 
 class Identities(NamedTuple):
@@ -101,6 +100,7 @@ def dense_nt_xent(
     positive: Tensor | None = None,
     *,
     decoupled: bool = False,
+    small: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute the loss straight from its formula, in one process and by autograd: the reference for tests.
 
@@ -111,15 +111,17 @@ def dense_nt_xent(
         group: (2n,) as in `ssl_core.loss.pair_sums.Keys`; without keys, equation 4
         positive: (2n,), likewise
         decoupled: whether positives are left out of the denominator; every row needs a negative then
+        small: (n, d) for each small view, see `ssl_core.loss.multi_crop`
     """
-    z = F.normalize(torch.cat([first, second]), dim=1, eps=0)
+    z = F.normalize(torch.cat([first, second, *small]), dim=1, eps=0)
     rows = torch.arange(len(z), device=z.device)
-    group = rows if group is None else group
-    positive = rows % len(first) if positive is None else positive
-    others = rows[:, None] != rows
-    positives = others & (positive[:, None] == positive)
-    kept = others & (positives | (group[:, None] != group))
-    similarities = z @ z.T / temperature
+    sample, large = rows % len(first), slice(2 * len(first))  # all rows are compared with the large views' only
+    group = (sample if group is None else group)[sample]
+    positive = (sample if positive is None else positive)[sample]
+    others = rows[:, None] != rows[large]
+    positives = others & (positive[:, None] == positive[large])
+    kept = others & (positives | (group[:, None] != group[large]))
+    similarities = z @ z[large].T / temperature
     kept &= ~positives | (not decoupled)
     lse = similarities.masked_fill(~kept, float("-inf")).logsumexp(dim=1)
     return (lse - (similarities * positives).sum(1) / positives.sum(1)).mean()
@@ -130,10 +132,12 @@ class _NTXent(torch.autograd.Function):
     def forward(ctx: Any, projections: Tensor, loss: LossConfig, identities: Identities | None) -> tuple[Tensor, ...]:
         """Map this rank's projections (2n, d), first views before second ones, to the fields of a LossReport."""
         norms = torch.linalg.vector_norm(projections, dim=1, dtype=torch.float64)
-        samples = check_ranks_agree(projections, norms, identities is not None, loss.same_patient)
+        samples = check_ranks_agree(
+            projections, norms, len(projections) // 2, identities is not None, loss.same_patient
+        )
         counts = [2 * count for count in samples]
         layout = lay_out_rows(samples, projections.device)
-        keys = _keys(loss, identities, samples, layout.sample)
+        keys = batch_keys(loss, identities, samples, layout.sample)
         all_rows = gather_rows(_unit(projections, norms), counts)  # (N, d)
         here = slice(layout.start, layout.start + len(projections))
         partner = layout.partner[here]
@@ -212,7 +216,7 @@ def _row_values(stats: RowStats, distance: Tensor, loss: LossConfig) -> _RowValu
     positives = stats.positives.masked_fill(alone, torch.inf)
     value = excess + at_partner * (1 - 1 / positives) - stats.at_positives / positives
     return _RowValues(
-        lse=(at_partner + excess).masked_fill(alone, _LARGE),
+        lse=(at_partner + excess).masked_fill(alone, LARGE),
         excess=excess,
         positives=positives,
         above=stats.above.double(),
@@ -221,7 +225,7 @@ def _row_values(stats: RowStats, distance: Tensor, loss: LossConfig) -> _RowValu
     )
 
 
-def _keys(loss: LossConfig, identities: Identities | None, samples: Sequence[int], sample: Tensor) -> Keys | None:
+def batch_keys(loss: LossConfig, identities: Identities | None, samples: Sequence[int], sample: Tensor) -> Keys | None:
     """Return the keys of all rows, or None if no two samples of the batch are related.
 
     sample: (N,) the number of each row's sample. If an instance occurs twice in a batch, its views are never negatives

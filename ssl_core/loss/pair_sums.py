@@ -13,9 +13,12 @@ The partner never enters an executor's sums: near convergence its weight is the 
 sums) is then relative to the remainder, however small the loss is.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from torch import Tensor
+
+# In place of the lse of a row that keeps none: exp(s - LARGE) is 0, and fp32 has this number.
+LARGE: Final = 2.0**20
 
 
 class Keys(NamedTuple):

@@ -166,7 +166,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     """Normalize by the batch within the block, as in training, but keep the running statistics unchanged."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms = (layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    layers = [layer for layer in norms if layer.track_running_stats]  # a block within a block changes nothing
     for layer in layers:
         layer.track_running_stats = False
     try:

@@ -24,17 +24,21 @@ def require_equal_parts(config: PretrainConfig, world: int) -> None:
 
 @torch.no_grad()
 def require_all_sizes(config: PretrainConfig, encoder: Encoder) -> None:
-    """Raise UserError unless the network takes the views of every stage; a ViT is bound to one size."""
-    network = encoder.backbone.network
-    for views in config.views_of_stages()[:-1]:
+    """Raise UserError unless the network takes the views of every stage and small ones; a ViT is bound to one size."""
+    network, stages = encoder.backbone.network, config.views_of_stages()
+    asked_for: dict[int, tuple[object, str]] = {
+        size_px: (config.views, "small_views") for views in stages for size_px in views.small_sizes_px
+    }
+    asked_for |= {views.size_px: (config.train, "stages") for views in stages[:-1]}
+    for size_px, option in asked_for.items():
         try:
-            network.module.eval()(torch.zeros(1, 1, views.size_px, views.size_px))
+            network.module.eval()(torch.zeros(1, 1, size_px, size_px))
         except Exception as error:  # each network has its own way to fail
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
-                f"{setting(config.train, 'stages')} needs a network that takes views of {views.size_px} px and of "
-                f"{config.views.size_px} px, but {setting(config.model, 'backbone')} does not ({reason}); leave "
-                f"{key(config.train, 'stages')} out, or take a network without positions, such as resnet50"
+                f"{setting(*option)} needs a network that takes views of {size_px} px and of {config.views.size_px} "
+                f"px, but {setting(config.model, 'backbone')} does not ({reason}); leave {key(*option)} out, or take a "
+                "network without positions, such as resnet50"
             ) from error
         finally:
             network.module.train()
@@ -49,6 +53,6 @@ def aliasing_warning(shards: ShardSet, config: PretrainConfig) -> str | None:
         return None
     repack = "" if config.train.stages else f", or pack with --shorter_side_px={smallest_px * 3 // 2}"
     return (
-        f"warning: the images' shorter side is {shorter_side_px} px, more than twice the {smallest_px} px of a view, so "
-        f"views show aliasing; use {key(spec, 'antialias')}=true{repack}"
+        f"warning: the images' shorter side is {shorter_side_px} px, more than twice the {smallest_px} px of a view, "
+        f"so views show aliasing; use {key(spec, 'antialias')}=true{repack}"
     )

@@ -25,7 +25,7 @@ class PretrainConfig:
     Args:
         run_folder: folder of this run; a second start with the same folder resumes the run
         data: the samples, and how they form batches
-        views: how to draw two views of a sample
+        views: how to draw the views of a sample
         model: backbone and projection head
         loss: the contrastive loss
         optim: the optimizer and its schedule

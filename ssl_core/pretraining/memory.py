@@ -51,13 +51,16 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
         world: the number of ranks
         zero_stage: what DeepSpeed splits among them
     """
-    images = VIEWS * -(-config.data.global_batch // (world * config.train.micro_batches))
+    samples = -(-config.data.global_batch // (world * config.train.micro_batches))
     encoder = build_encoder(config.model, config.seed, config.views.size_px).train()  # bound to the last size if to any
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _drop_content(encoder, mode)
         module = AutocastEncoder(encoder, config.train.precision)
         state = list(encoder.state_dict(keep_vars=True).values())
-        two, four = (_saved_bytes(module, state, count, config.largest_px) for count in (2, 4))
+        views = max(config.views_of_stages(), key=lambda of_stage: of_stage.size_px)
+        activations = _activations(module, state, VIEWS * samples, views.size_px)
+        if views.small_views:
+            activations += _activations(module, state, views.small_views * samples, views.small.size_px)
     weights = sum(parameter.nbytes for parameter in encoder.parameters())
     optimizer = _STATES[config.optim.name] * weights
     return StepMemory(
@@ -65,7 +68,7 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
         model=sum(tensor.nbytes for tensor in state),
         gradients=weights // world if zero_stage >= _ZERO_GRADIENTS else weights,
         optimizer=optimizer // world if zero_stage >= _ZERO_OPTIMIZER else optimizer,
-        activations=two + (four - two) * (images - 2) // 2,
+        activations=activations,
     )
 
 
@@ -80,6 +83,11 @@ def _drop_content(encoder: nn.Module, mode: FakeTensorMode) -> None:
             setattr(layer, name, nn.Parameter(mode.from_tensor(parameter.detach())))
         for name, buffer in list(layer.named_buffers(recurse=False)):
             setattr(layer, name, mode.from_tensor(buffer))
+
+
+def _activations(module: AutocastEncoder, state: list[Tensor], images: int, size_px: int) -> int:
+    two, four = (_saved_bytes(module, state, count, size_px) for count in (2, 4))
+    return two + (four - two) * (images - 2) // 2
 
 
 def _saved_bytes(module: AutocastEncoder, state: list[Tensor], images: int, size_px: int) -> int:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,7 @@ from ssl_core.pretraining.run import early_stages
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import Stage
 from ssl_core.views.second_images import siblings_of
-from ssl_core.views.spec import VIEWS, draw
+from ssl_core.views.spec import VIEWS, draw_views
 
 _DRAWN: Final = 4  # images whose views are made
 _SHOWN_LABELS: Final = 20
@@ -123,18 +124,18 @@ def _views(config: PretrainConfig, shards: ShardSet, order: SampleOrder, sibling
     shown = Positions(*(values[:_DRAWN] for values in first))
     batch = read_batch(shards, 0, shown, siblings.draw(shown) if siblings else NO_SIBLINGS, mask=False)
     spec = config.views
-    drawn = draw(spec, config.seed, batch.rows, batch.epochs, batch.second_rows)
-    views = [view.parameters(spec) for view in drawn]
+    views = draw_views(spec, config.seed, batch.rows, batch.epochs, batch.second_rows)
     count = len(batch.encoded)
-    task = ViewTask(
-        spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=count, steps=spec.steps, threads=1, siblings=True
-    )
+    task = ViewTask(spec.size_px, VIEWS, mean=0.0, std=1 / 255, max_batch=count, threads=1)
+    task = replace(task, steps=spec.steps, small_sizes_px=spec.small_sizes_px, siblings=True)
     inputs = ViewInputs(list(batch.encoded), batch.rows, views, batch.siblings)
     [made] = build_view_executor(config.executor, task).run(iter([inputs]))
     for position, reason in made.reasons.items():
         what = f"{'the sibling of ' * (position >= count)}sample {position % count}"
         raise RunFailed(f"{what} of the first step does not decode: {reason}; run sternum verify")
-    return f"views: {VIEWS} of {spec.size_px} x {spec.size_px} px for each image, made of {count} images"
+    sizes = [f"{VIEWS} of {spec.size_px} x {spec.size_px} px"]
+    sizes += [f"{spec.small_views} of {spec.small.size_px} x {spec.small.size_px} px"] * bool(spec.small_views)
+    return f"views: {' and '.join(sizes)} for each image, made of {count} images"
 
 
 def _siblings(config: PretrainConfig, siblings: Siblings) -> str:

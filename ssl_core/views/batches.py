@@ -32,7 +32,8 @@ class Batch:
 
     Attributes:
         step: number of the step
-        views: for each view, float32 (local_batch, 1, size, size), normalized; image i of every view is the same sample
+        views: for each view, float32 (local_batch, 1, size, size), normalized; image i of every view is the same
+            sample; in pretraining two large views, then the small ones
         rows: (local_batch,) INDEX_ROW, with the identities of sample, patient and study
         epochs: (local_batch,), the epoch of each sample
         valid: (local_batch,), False for a sample that was damaged or did not decode, or whose sibling was or did not;
@@ -102,7 +103,7 @@ class WholeImage:
 
 @dataclass(frozen=True)
 class RandomViews:
-    """`count` augmented views, drawn as in pretraining: those of epochs 0, 1 and so on, by `seed`."""
+    """`count` augmented views, drawn as pretraining's large ones: those of epochs 0, 1 and so on, by `seed`."""
 
     spec: ViewSpec
     count: int
@@ -121,7 +122,8 @@ class RandomViews:
     def draw(self, batch: EncodedBatch) -> Sequence[ViewParameters]:
         """Return the parameters of each view."""
         epochs = [np.full(len(batch.rows), epoch) for epoch in range(-(-self.count // VIEWS))]
-        return [view for epoch in epochs for view in draw_views(self.spec, self.seed, batch.rows, epoch)][: self.count]
+        large = replace(self.spec, small_views=0)
+        return [view for epoch in epochs for view in draw_views(large, self.seed, batch.rows, epoch)][: self.count]
 
 
 class Stage(NamedTuple):
@@ -147,7 +149,7 @@ def training_batches(
     device: torch.device | str = "cpu",
     threads: int | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield this rank's two views of every step from `first_step` on, without end; close it when done.
+    """Yield this rank's views of every step from `first_step` on, without end; close it when done.
 
     Encoded images are read ahead across the end of a stage; views are not made ahead of it, so each has its own size.
     A sample that is damaged or does not decode affects only itself: a warning names it, and `Batch.valid` masks it.
@@ -175,7 +177,8 @@ def training_batches(
 
     def maker(of_stage: ViewSpec, batches: int | None) -> _Maker:
         task = _task(shards, of_stage.size_px, VIEWS, of_stage.steps, order.global_batch // world, device, threads)
-        executor = build_view_executor(view_executor, replace(task, siblings=siblings is not None))
+        task = replace(task, small_sizes_px=of_stage.small_sizes_px, siblings=siblings is not None)
+        executor = build_view_executor(view_executor, task)
 
         def draw(batch: EncodedBatch) -> Sequence[ViewParameters]:
             return draw_views(of_stage, seed, batch.rows, batch.epochs, batch.second_rows)

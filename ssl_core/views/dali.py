@@ -194,7 +194,7 @@ class DaliExecutor(ViewExecutor):
     def _build(self, source: Iterator[tuple[Any, ...]]) -> Any:
         task, names = self.task, _names(self.task.steps)
         kinds = [(types.UINT8, 1)] + [(types.UINT8, 1), (types.BOOL, 0)] * task.siblings
-        kinds += [(types.FLOAT, _DIMENSIONS.get(name, 0)) for name in names] * task.views_count
+        kinds += [(types.FLOAT, _DIMENSIONS.get(name, 0)) for name in names] * len(task.sizes_px)
         dtypes, ndims = map(list, zip(*kinds, strict=True))
 
         @pipeline_def(  # type: ignore[untyped-decorator]
@@ -212,9 +212,9 @@ class DaliExecutor(ViewExecutor):
                 else:
                     second = images
             views = []
-            for view in range(task.views_count):
+            for view, size_px in enumerate(task.sizes_px):
                 of_view = {name: inputs[view * len(names) + place] for place, name in enumerate(names)}
-                views.append(self._view(second if view == SECOND else images, **of_view))
+                views.append(self._view(second if view == SECOND else images, size_px, **of_view))
             return tuple(views)
 
         pipeline = graph()
@@ -239,7 +239,7 @@ class DaliExecutor(ViewExecutor):
             adjust_orientation=False,
         )
 
-    def _view(self, images: Any, *, matrix: Any, sigma: Any, **more: Any) -> Any:
+    def _view(self, images: Any, size_px: int, *, matrix: Any, sigma: Any, **more: Any) -> Any:
         steps = self.task.steps
         if steps.antialias:
             images = fn.resize(
@@ -249,7 +249,7 @@ class DaliExecutor(ViewExecutor):
             images,
             matrix=matrix,
             inverse_map=True,  # the matrix maps the view to the image
-            size=[self.task.size_px, self.task.size_px],
+            size=[size_px, size_px],
             interp_type=types.INTERP_LINEAR,
             dtype=types.FLOAT,  # faster than UINT8 here, and nothing is rounded
         )

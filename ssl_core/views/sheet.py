@@ -1,10 +1,11 @@
-"""A contact sheet of samples, their two views and the drawn parameters, to see what the model learns from.
+"""A contact sheet of samples, their views and the drawn parameters, to see what the model learns from.
 
 An executor makes the views, as in training; what it erases is mid-gray here. On the original, each view's crop is
 outlined in the view's color, unless the view shows a sibling, which is named below it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import Final
 
@@ -28,6 +29,7 @@ _CAPTION_PX: Final = 58
 _TITLE_PX: Final = 44
 _INK: Final = "#1f2933"
 _COLORS: Final = ("#e8590c", "#1c7ed6")  # of the first and the second view
+_SMALL_COLOR: Final = "#2f9e44"
 
 
 def view_sheet(
@@ -50,23 +52,23 @@ def view_sheet(
     Returns:
         The pixels (H, W, 3).
     """
-    drawn = draw(spec, seed, batch.rows, batch.epochs, batch.second_rows)
-    views = [view.parameters(spec) for view in drawn]
+    drawn, specs = draw(spec, seed, batch.rows, batch.epochs, batch.second_rows), spec.of_each_view
+    views = [view.parameters(of_view) for view, of_view in zip(drawn, specs, strict=True)]
     whole = [image if valid else None for image, valid in zip(batch.encoded, batch.valid, strict=True)]
-    task = ViewTask(
-        spec.size_px, VIEWS, mean=GRAY, std=1 / 255, max_batch=len(whole), steps=spec.steps, threads=1, siblings=True
-    )
+    task = ViewTask(spec.size_px, VIEWS, mean=GRAY, std=1 / 255, max_batch=len(whole), threads=1)
+    task = replace(task, steps=spec.steps, small_sizes_px=spec.small_sizes_px, siblings=True)
     inputs = ViewInputs(whole, batch.rows, views, batch.siblings.of(batch.valid))
     (view_batch,) = build_view_executor(view_executor, task).run(iter([inputs]))
 
-    figure, axes = _grid(len(whole))
+    figure, axes = _grid(len(whole), columns=1 + len(views))
     epochs = ", ".join(str(epoch) for epoch in np.unique(batch.epochs).tolist())
+    small = f" and {spec.small.size_px} px" if spec.small_views else ""
     figure.suptitle(
-        f"{spec.size_px} px views, seed {seed}, epoch {epochs}",
+        f"{spec.size_px} px{small} views, seed {seed}, epoch {epochs}",
         y=1 - _TITLE_PX / 2 / _height_px(len(whole)),
         va="center",
     )
-    shown = [batch.rows, batch.second_rows]  # by each view
+    shown = [batch.rows, batch.second_rows, *[batch.rows] * spec.small_views]  # by each view
     for position, row in enumerate(axes):
         name, *others = (_name(rows[position], names) for rows in shown)
         if not view_batch.decoded[position]:
@@ -74,10 +76,10 @@ def view_sheet(
             _show_reason(row, name, next(filter(None, reasons), "its bytes are damaged"))
             continue
         _show_original(row[0], batch.encoded[position], name)
-        for view, color in enumerate(_COLORS):
+        for view, color in enumerate(_COLORS + (_SMALL_COLOR,) * spec.small_views):
             text = caption(drawn[view], spec.steps, position)
             if shown[view][position]["sample"] == batch.rows[position]["sample"]:
-                _outline(row[0], drawn[view], views[view], position, spec.size_px, color)
+                _outline(row[0], drawn[view], views[view], position, specs[view].size_px, color)
             else:
                 text.append(f"of {others[0]}")
             _show_view(row[1 + view], view_batch.views[view][position, 0], text, color)
@@ -107,15 +109,15 @@ def _height_px(rows: int) -> int:
     return _TITLE_PX + rows * (_CELL_PX + _CAPTION_PX + _GAP_PX)
 
 
-def _grid(rows: int) -> tuple[Figure, list[list[Axes]]]:
-    """Lay out rows of three square cells, each with room for a caption below, exact to the pixel."""
-    width_px, height_px = (1 + VIEWS) * (_CELL_PX + _GAP_PX) + _GAP_PX, _height_px(rows)
+def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """Lay out rows of square cells, each with room for a caption below, exact to the pixel."""
+    width_px, height_px = columns * (_CELL_PX + _GAP_PX) + _GAP_PX, _height_px(rows)
     figure = Figure(figsize=(width_px / _DPI, height_px / _DPI), dpi=_DPI, facecolor="white")
     axes: list[list[Axes]] = []
     for row in range(rows):
         bottom_px = height_px - _TITLE_PX - row * (_CELL_PX + _CAPTION_PX + _GAP_PX) - _CELL_PX
         axes.append([])
-        for column in range(1 + VIEWS):
+        for column in range(columns):
             left_px = _GAP_PX + column * (_CELL_PX + _GAP_PX)
             rectangle = (left_px / width_px, bottom_px / height_px, _CELL_PX / width_px, _CELL_PX / height_px)
             cell = figure.add_axes(rectangle)

@@ -1,6 +1,6 @@
 """Random views of an image: the ranges, the draw, and the parameters that executors apply (`parameters`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -56,6 +56,10 @@ class ViewSpec:
         second_probability: probability of another image in the second view
         second_days: largest number of days between the two images, for sets that were packed with days; an image of an
             unknown day shows itself. Any number by default
+        small_views: number of small views of each sample besides the two large ones (multi-crop), up to 12; all views
+            are contrasted with the large ones
+        small_size_px: width and height of a small view, from 16 to size_px; half of size_px by default
+        small_crop_area: smallest and largest area of a small view's crop, as shares of the image's area
     """
 
     size_px: int = 224
@@ -79,11 +83,18 @@ class ViewSpec:
     second_from: SecondFrom = "same_image"
     second_probability: float = 1.0
     second_days: int | None = None
+    small_views: int = 0
+    small_size_px: int | None = None
+    small_crop_area: tuple[float, float] = (0.05, 0.3)
 
     def __post_init__(self) -> None:
         require_between(self, "size_px", 16, 4096, "try 224")
         _require_range(self, "crop_area", 0.01, 1.0, "[0.3, 1.0]")
         _require_range(self, "crop_aspect", 0.1, 10.0, "[0.75, 1.333]")
+        _require_range(self, "small_crop_area", 0.01, 1.0, "[0.05, 0.3]")
+        require_between(self, "small_views", 0, 12, "try 4")
+        if self.small_size_px is not None:
+            require_between(self, "small_size_px", 16, self.size_px, f"try {max(16, self.size_px // 2)}")
         _require_range(self, "blur_sigma_px", 0.01, self.size_px / 8, "[0.1, 2.0]")
         _require_range(self, "gamma", 0.1, 10.0, "[0.7, 1.4]")
         _require_range(self, "erase_area", 0.01, 0.3, "[0.02, 0.2]")
@@ -108,6 +119,30 @@ class ViewSpec:
                 f"{setting(self, name)} is that of another image, but {setting(self, 'second_from')}; "
                 f"name one too: {key(self, 'second_from')}=same_study, or same_patient",
             )
+
+    @property
+    def small(self) -> "ViewSpec":
+        """The spec of a small view, which differs in its size and its crops."""
+        size_px = self.small_size_px or max(16, self.size_px // 2)
+        blur = (min(self.blur_sigma_px[0], size_px / 8), min(self.blur_sigma_px[1], size_px / 8))
+        return replace(
+            self,
+            size_px=size_px,
+            crop_area=self.small_crop_area,
+            blur_sigma_px=blur,
+            small_views=0,
+            small_size_px=None,
+        )
+
+    @property
+    def of_each_view(self) -> list["ViewSpec"]:
+        """The spec of each view of a sample, the large ones first."""
+        return [self] * VIEWS + [self.small] * self.small_views
+
+    @property
+    def small_sizes_px(self) -> tuple[int, ...]:
+        """Width and height of each small view."""
+        return (self.small.size_px,) * self.small_views
 
     @property
     def steps(self) -> Steps:
@@ -186,8 +221,8 @@ class DrawnView(NamedTuple):
 
 def draw(
     spec: ViewSpec, seed: int, rows: Records, epochs: Int64, second_rows: Records | None = None
-) -> tuple[DrawnView, DrawnView]:
-    """Draw the two views of N samples, keyed by (seed, epoch, sample, view): the same in every process and order.
+) -> tuple[DrawnView, ...]:
+    """Draw the views of N samples, keyed by (seed, epoch, sample, view): the same in every process and order.
 
     Args:
         spec: ranges of the views
@@ -197,22 +232,21 @@ def draw(
         second_rows: (N,) INDEX_ROW of the images that the second views show, if these are not all the samples
 
     Returns:
-        The first and the second view of each sample.
+        The first and the second large view of each sample, then its small ones.
     """
-    seconds = rows if second_rows is None else second_rows
-    samples = rows["sample"]
-    return (
-        _draw_view(spec, seed, 0, samples, epochs, rows),
-        _draw_view(spec, seed, SECOND, samples, epochs, seconds),
+    shown = {SECOND: rows if second_rows is None else second_rows}
+    return tuple(
+        _draw_view(of_view, seed, number, rows["sample"], epochs, shown.get(number, rows))
+        for number, of_view in enumerate(spec.of_each_view)
     )
 
 
 def draw_views(
     spec: ViewSpec, seed: int, rows: Records, epochs: Int64, second_rows: Records | None = None
-) -> tuple[ViewParameters, ViewParameters]:
+) -> tuple[ViewParameters, ...]:
     """Draw as `draw` does; return the parameters that executors apply."""
-    first, second = (view.parameters(spec) for view in draw(spec, seed, rows, epochs, second_rows))
-    return first, second
+    views = zip(draw(spec, seed, rows, epochs, second_rows), spec.of_each_view, strict=True)
+    return tuple(view.parameters(of_view) for view, of_view in views)
 
 
 def _draw_view(spec: ViewSpec, seed: int, view: int, samples: UInt64, epochs: Int64, shown: Records) -> DrawnView:

@@ -24,7 +24,7 @@ class ViewTask:
 
     Attributes:
         size_px: width and height of a view
-        views_count: views of an image
+        views_count: views of an image of this size
         mean: pixel mean on the scale 0 to 1
         std: pixel standard deviation on the same scale
         max_batch: most samples in a batch
@@ -32,6 +32,7 @@ class ViewTask:
         threads: CPU threads for decoding and views; by default one for each CPU that this process may use, up to 16
         steps: the optional steps of the views
         siblings: whether second views may show siblings
+        small_sizes_px: width and height of each further view of an image
     """
 
     size_px: int
@@ -43,6 +44,12 @@ class ViewTask:
     threads: int = field(default_factory=_threads)
     steps: Steps = field(default_factory=Steps)
     siblings: bool = False
+    small_sizes_px: tuple[int, ...] = ()
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """Width and height of each view of an image."""
+        return (self.size_px,) * self.views_count + self.small_sizes_px
 
 
 class ViewInputs(NamedTuple):
@@ -65,7 +72,7 @@ class ViewBatch(NamedTuple):
     """The views of one batch of N images.
 
     Attributes:
-        views: for each view, float32 (N, 1, size, size): (value - mean) / std of values on the scale 0 to 1
+        views: for each view, float32 (N, 1, its size, its size): (value - mean) / std of values on the scale 0 to 1
         decoded: (N,), False where the views are blank: zeros, the mean gray level
         reasons: why an image did not decode, by its position in the batch, or N + that of the sample for a sibling;
             blanks on request have none

@@ -45,40 +45,41 @@ class TorchvisionExecutor(ViewExecutor):
             raise failures[0]
 
     def _make(self, batch: ViewInputs, images: ThreadPoolExecutor) -> ViewBatch:
-        matrices = list(np.stack([view.matrix for view in batch.views], axis=1))  # n of (views, 2, 3)
-        sizes = list(np.stack([view.reduced_px for view in batch.views], axis=1))  # n of (views, 2)
+        matrices = np.stack([view.matrix for view in batch.views], axis=1)  # (n, views, 2, 3)
+        sizes = np.stack([view.reduced_px for view in batch.views], axis=1)  # (n, views, 2)
         items, encoded, rows = batch.siblings
-        seconds = [[values[item][SECOND : SECOND + 1] for item in items] for values in (matrices, sizes)]
+        shown = [list(range(len(batch.views)))] * len(batch.encoded)  # the views that show each sample
         for item in items:
-            matrices[item], sizes[item] = (np.delete(values[item], SECOND, axis=0) for values in (matrices, sizes))
-        siblings = images.map(self._warp, encoded, rows, *seconds)
-        outcomes = list(images.map(self._warp, batch.encoded, batch.rows, matrices, sizes))
+            shown[item] = [view for view in shown[item] if view != SECOND]
+        siblings = images.map(self._warp, encoded, rows, matrices[items], sizes[items], [[SECOND]] * len(items))
+        outcomes = list(images.map(self._warp, batch.encoded, batch.rows, matrices, sizes, shown))
         reasons = {position: image for position, image in enumerate(outcomes) if isinstance(image, str)}
         for item, sibling in zip(items.tolist(), siblings, strict=True):
             if isinstance(sibling, str):
                 reasons[len(outcomes) + item] = sibling
             outcomes[item] = _with_second(outcomes[item], sibling)
-        decoded = np.array([isinstance(image, torch.Tensor) for image in outcomes], np.bool_)
-        task = self.task
-        blank = torch.zeros(len(batch.views), 1, task.size_px, task.size_px, device=task.device)
-        warped = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in outcomes], dim=1)
-        views = [self._finish(pixels, view) for pixels, view in zip(warped, batch.views, strict=True)]
+        decoded = np.array([isinstance(image, list) for image in outcomes], np.bool_)
+        blank = [torch.zeros(1, size_px, size_px, device=self.task.device) for size_px in self.task.sizes_px]
+        warped = zip(*(image if isinstance(image, list) else blank for image in outcomes), strict=True)
+        views = [self._finish(torch.stack(pixels), view) for pixels, view in zip(warped, batch.views, strict=True)]
         return ViewBatch(blank_out(views, decoded), decoded, reasons)
 
     def _warp(
-        self, encoded: UInt8 | None, row: np.void, matrices: Float32, sizes: Float32
-    ) -> torch.Tensor | str | None:
-        """Warp an image by its matrices: (views, 1, size, size), or why it does not decode; None for a blank."""
+        self, encoded: UInt8 | None, row: np.void, matrices: Float32, sizes: Float32, views: list[int]
+    ) -> list[torch.Tensor] | str | None:
+        """Warp an image for some of the views: (1, size, size) each, or why it does not decode; None for a blank."""
         if encoded is None:
             return None
         decoded = _decode(encoded, int(row["height"]), int(row["width"]))
         if isinstance(decoded, str):
             return decoded
         image = decoded.to(self.task.device)
-        if not self.task.steps.antialias:
-            return warp(image, matrices, self.task.size_px)
-        pairs = zip(sizes.astype(int).tolist(), matrices, strict=True)
-        return torch.cat([warp(reduce(image, *size), matrix[None], self.task.size_px) for size, matrix in pairs])
+        if not self.task.steps.antialias and not self.task.small_sizes_px:
+            return list(warp(image, matrices[views], self.task.size_px))
+        return [
+            warp(reduce(image, *sizes[view].astype(int).tolist()), matrices[[view]], self.task.sizes_px[view])[0]
+            for view in views
+        ]
 
     def _finish(self, pixels: torch.Tensor, view: ViewParameters) -> torch.Tensor:
         task = self.task
@@ -107,11 +108,13 @@ def _for_images(values: Float32, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(values).to(device).view(-1, 1, 1, 1)
 
 
-def _with_second(views: torch.Tensor | str | None, second: torch.Tensor | str | None) -> torch.Tensor | None:
+def _with_second(
+    views: list[torch.Tensor] | str | None, second: list[torch.Tensor] | str | None
+) -> list[torch.Tensor] | None:
     """Insert the second view into the other views of a sample; None if an image did not decode."""
-    if not isinstance(views, torch.Tensor) or not isinstance(second, torch.Tensor):
+    if not isinstance(views, list) or not isinstance(second, list):
         return None
-    return torch.cat([views[:SECOND], second, views[SECOND:]])
+    return [*views[:SECOND], *second, *views[SECOND:]]
 
 
 def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
@@ -133,6 +136,8 @@ def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
 
 def reduce(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Reduce one image (1, H, W) without aliasing to (1, height, width), by `parameters.reduction`."""
+    if image.shape[1:] == (height, width):
+        return image
     by_rows, by_columns = (
         torch.from_numpy(reduction(length, reduced)).to(image.device)
         for length, reduced in zip(image.shape[1:], (height, width), strict=True)

@@ -57,6 +57,12 @@ def two_views(samples: int, seed: int = 1) -> list[Tensor]:
 
     Pure noise would give projections that are all alike.
     """
+    return views_of(samples, small=0, seed=seed)
+
+
+def views_of(samples: int, *, small: int, seed: int = 1) -> list[Tensor]:
+    """Return the same two views, then `small` ones of three quarters of their size."""
     generator = torch.Generator().manual_seed(seed)
     images = nn.functional.interpolate(torch.randn(samples, 1, 4, 4, generator=generator), size=SIZE_PX)
-    return [images + 0.3 * torch.randn(images.shape, generator=generator) for _ in range(2)]
+    views = [images + 0.3 * torch.randn(images.shape, generator=generator) for _ in range(2 + small)]
+    return views[:2] + [view[..., : SIZE_PX * 3 // 4, : SIZE_PX * 3 // 4] for view in views[2:]]

@@ -84,7 +84,7 @@ class Inputs:
         return training_batches(
             images.shards,
             order,
-            replace(self.spec, crop_area=area),
+            replace(self.spec, crop_area=area, small_views=0),
             seed=seed,
             view_executor=self.view_executor,
             device=self.device,

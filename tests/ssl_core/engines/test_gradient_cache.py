@@ -9,7 +9,7 @@ from infra.errors import UserError
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.optimizer import OptimConfig
-from tests.support.small_encoder import small_encoder, two_views
+from tests.support.small_encoder import small_encoder, two_views, views_of
 
 CPU = torch.device("cpu")
 
@@ -40,6 +40,16 @@ def test_running_statistics_see_every_part_once() -> None:
     state = cached.model_state()
     for name, buffer in plain.named_buffers():
         assert torch.equal(state[name], buffer), name
+
+
+def test_running_statistics_are_those_of_large_views_alone() -> None:
+    for parts in (1, 3):
+        both, large = engine(parts), engine(parts)
+        both.backward(views_of(9, small=2))
+        large.backward(two_views(9))
+        state = large.model_state()
+        for name, buffer in both.encoder.named_buffers():
+            assert torch.equal(state[name], buffer), name
 
 
 def test_takes_fewer_parts_when_there_are_fewer_samples() -> None:

@@ -28,10 +28,11 @@ from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
 from tests.support.process_group import on_ranks
-from tests.support.small_encoder import small_encoder, small_encoder_in_double, two_views
+from tests.support.small_encoder import small_encoder, small_encoder_in_double, views_of
 
 CPU = torch.device("cpu")
 SAMPLES = 16
+SMALL = 3  # small views, where there are any
 # Samples of each rank, by world size.
 SHARES: dict[int, list[tuple[int, ...]]] = {1: [(16,)], 2: [(8, 8), (11, 5)], 4: [(4, 4, 4, 4), (7, 0, 6, 3)]}
 ENGINES = {
@@ -55,7 +56,7 @@ class Case(NamedTuple):
     same_patient: SamePatient
     arithmetic: str
     backbone: str = ""  # by default half of a ResNet
-    options: bool = False  # the decoupled loss, and batch norm behind the head
+    options: bool = False  # the decoupled loss, batch norm behind the head, and small views
 
 
 def encoder(backbone: str, arithmetic: str, options: bool, dtype: torch.dtype | None = None) -> Encoder:
@@ -79,15 +80,19 @@ def oracle(
     """Autograd in one process; each part of the batch, a list of samples, is normalized by itself."""
     model, images = (
         encoder(backbone, arithmetic, options, dtype).train(),
-        torch.stack(two_views(SAMPLES)).to(dtype),
-    )  # (2, B, 1, H, W)
-    projections = [model(images[:, part].flatten(0, 1)).unflatten(0, (2, -1)) for part in parts]
+        [view.to(dtype) for view in views_of(SAMPLES, small=SMALL * options)],
+    )
+    sizes = [torch.stack(of_size) for of_size in (images[:2], images[2:]) if of_size]  # (views, B, 1, H, W) each
+    projections = [
+        torch.cat([model(views[:, part].flatten(0, 1)).unflatten(0, (len(views), -1)) for views in sizes])
+        for part in parts
+    ]
     order = torch.cat([torch.tensor(part) for part in parts]).argsort()
-    first, second = torch.cat(projections, dim=1)[:, order]
+    first, second, *small = torch.cat(projections, dim=1)[:, order]
     # Group and positive of the 2B rows, as the loss defines them.
     group = {"negative": SAMPLE, "masked": PATIENT, "positive": PATIENT}[same_patient]
     positive = STUDY if same_patient == "positive" else torch.arange(SAMPLES)
-    loss = dense_nt_xent(first, second, 0.5, group.repeat(2), positive.repeat(2), decoupled=options)
+    loss = dense_nt_xent(first, second, 0.5, group.repeat(2), positive.repeat(2), decoupled=options, small=small)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
     return loss.item(), {name: value.double() for name, value in zip(names, gradients, strict=True)}
@@ -123,7 +128,8 @@ def spread(case: Case, rank: int) -> Found:
     setup = EngineSetup(ENGINES[case.engine], OptimConfig(), loss, "fp32", CPU, micro_batches=case.parts)
     engine = build_engine(setup, encoder(case.backbone, case.arithmetic, case.options))
     report = engine.backward(
-        [view[rows] for view in two_views(SAMPLES)], Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows])
+        [view[rows] for view in views_of(SAMPLES, small=SMALL * case.options)],
+        Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows]),
     )
     gradients = {name: value.double() for name, value in engine.gradients().items()}
     return report.loss.item(), gradients if rank == 0 else {}

@@ -18,6 +18,7 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines.engine import AutocastEncoder
 from ssl_core.model.encoder import ModelConfig, build_encoder
+from ssl_core.pretraining.checks import require_all_sizes
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.memory import checkpoint_bytes, step_memory
 from ssl_core.pretraining.plan import check_plan
@@ -84,6 +85,22 @@ def test_memory_without_content_is_that_of_a_real_forward_pass(small: PretrainCo
     assert memory.activations == pytest.approx(real, rel=0.01)
     assert memory.parameters == sum(parameter.numel() for parameter in encoder.parameters())
     assert step_memory(config, world=2, zero_stage=1).optimizer * 2 == memory.optimizer
+
+
+def test_small_views_take_memory_of_their_own_and_are_named(small: PretrainConfig) -> None:
+    more = replace(small, views=replace(small.views, small_views=4, small_size_px=16))
+    assert facts(more)["views"].startswith("2 of 32 x 32 px and 4 of 16 x 16 px for each image")
+    large, both = (step_memory(config, world=2).activations for config in (small, more))
+    assert 1.2 * large < both < 2 * large  # four small views have half of the pixels of two large ones
+
+
+def test_small_views_that_a_network_does_not_take_are_refused(small: PretrainConfig) -> None:
+    views = ViewSpec(size_px=32, small_views=2, small_size_px=16)
+    vit = replace(small, views=views, model=ModelConfig("timm/vit_tiny_patch16_224", 16, 8))
+    encoder = build_encoder(vit.model, 0, 32)
+    with pytest.raises(UserError, match=r"views\.small_views=2 needs a network that takes views of 16 px and of 32 px"):
+        require_all_sizes(vit, encoder)
+    require_all_sizes(replace(vit, views=replace(views, small_views=0)), encoder)
 
 
 @pytest.mark.parametrize(

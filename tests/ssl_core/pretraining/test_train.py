@@ -18,6 +18,7 @@ from sharding.simulation.datasets import write_chexpert
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
+from ssl_core.loss.config import LossConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining import train
@@ -94,6 +95,45 @@ def test_two_processes_that_resume_the_run_of_one_have_the_same_losses(
     assert losses(small.run_folder)[:3] == pytest.approx(losses(undisturbed)[:3], rel=1e-5)
     assert losses(small.run_folder) == pytest.approx(losses(undisturbed), rel=2e-2)
     assert find_checkpoints(small.run_folder)[-1].state.world_size == 2
+
+
+def with_every_option(small: PretrainConfig, run_folder: Path) -> PretrainConfig:
+    views = ViewSpec(
+        size_px=32, antialias=True, rotation_probability=0.5, jitter_probability=0.8, contrast_about="mean", clip=True,
+        gamma_probability=0.5, erase_probability=0.5, small_views=2,
+    )  # fmt: skip
+    return replace(
+        small,
+        run_folder=run_folder,
+        views=views,
+        model=replace(small.model, head_norm=True),
+        loss=LossConfig(decoupled=True),
+        train=replace(small.train, epochs=1, micro_batches=2),
+    )
+
+
+def test_a_run_with_every_option_of_views_loss_and_head_resumes_with_the_same_bits(
+    small: PretrainConfig, tmp_path: Path
+) -> None:
+    whole, cut = (with_every_option(small, tmp_path / name) for name in ("whole", "cut"))
+    pretrain(whole, Ranks())
+    pretrain(replace(cut, train=replace(cut.train, max_steps=2)), Ranks())
+    pretrain(cut, Ranks())
+    assert losses(cut.run_folder) == losses(whole.run_folder)
+    weights, expected = last_weights(cut.run_folder), last_weights(whole.run_folder)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_run_with_every_option_has_the_same_losses_on_any_number_of_processes(
+    small: PretrainConfig, tmp_path: Path, world: int
+) -> None:
+    alone, spread = (with_every_option(small, tmp_path / name) for name in ("alone", "spread"))
+    alone, spread = (replace(run, train=replace(run.train, micro_batches=1)) for run in (alone, spread))
+    pretrain(alone, Ranks())
+    assert wait_for_ranks(start_ranks(spread, world=world)) == [0] * world
+    assert losses(spread.run_folder)[:3] == pytest.approx(losses(alone.run_folder)[:3], rel=1e-5)
 
 
 def test_another_configuration_is_not_continued(small: PretrainConfig) -> None:
@@ -218,8 +258,9 @@ def test_images_far_larger_than_the_views_cause_a_warning(
 
 def test_antialiased_views_cause_no_warning(small: PretrainConfig) -> None:
     shards = ShardSet(small.data.shards)
-    assert aliasing_warning(shards, ViewSpec(size_px=24)) is not None
-    assert aliasing_warning(shards, ViewSpec(size_px=24, antialias=True)) is None
+    for antialias in (False, True):
+        config = replace(small, views=ViewSpec(size_px=24, antialias=antialias))
+        assert (aliasing_warning(shards, config) is None) == antialias
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
