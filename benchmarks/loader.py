@@ -6,6 +6,7 @@ sternum, DALI              batches as a training run uses them: order, verified 
 its limit, DALI            the same executor, with encoded bytes and parameters in memory
 sternum, torchvision       the same with the torchvision executor
 its limit, torchvision
+sternum, ..., antialias    as above, with views.antialias
 torchvision + DataLoader   image files, Pillow and torchvision.transforms.v2 in the workers of a DataLoader
 webdataset                 our shards, webdataset's shuffle and decoding, the same transforms, its WebLoader
 mosaicml-streaming         its shards of the same bytes, its dataset, the same transforms, a DataLoader

@@ -4,7 +4,7 @@ All of them decode the same images to gray and draw two views with the ranges of
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from itertools import cycle, islice
@@ -50,11 +50,12 @@ class Task:
         return [str(path) for path in sorted(self.shards.glob("*.tar"))]
 
 
-def sternum(executor: str, task: Task) -> Batches:
-    """Return our batches, as a training run uses them."""
+def sternum(executor: str, task: Task, **options: Any) -> Batches:
+    """Return our batches, as a training run with these options of `ViewSpec` uses them."""
     shards, order = _order(task)
+    spec = replace(task.spec, **options)
     batches = training_batches(
-        shards, order, task.spec, seed=0, view_executor=executor, device=task.device, threads=task.cpus
+        shards, order, spec, seed=0, view_executor=executor, device=task.device, threads=task.cpus
     )
     return (batch.views for batch in batches)
 
@@ -255,6 +256,8 @@ WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
     "its limit, DALI": partial(limit, "dali"),
     "sternum, torchvision": partial(sternum, "torchvision"),
     "its limit, torchvision": partial(limit, "torchvision"),
+    "sternum, DALI, antialias": partial(sternum, "dali", antialias=True),
+    "sternum, torchvision, antialias": partial(sternum, "torchvision", antialias=True),
     "torchvision + DataLoader": torchvision_files,
     "webdataset": webdataset_tars,
     "mosaicml-streaming": streaming_shards,
@@ -264,6 +267,7 @@ WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
 NEEDS: Final = {
     "sternum, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
     "its limit, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
+    "sternum, DALI, antialias": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
     "webdataset": ("webdataset", "pip install webdataset"),
     "mosaicml-streaming": ("streaming", "pip install mosaicml-streaming"),
     "DALI, separate operators": ("nvidia.dali", "pip install nvidia-dali-cuda130"),

@@ -27,13 +27,20 @@ pytestmark = [
 _GPU_TOLERANCE = {"mean": PIXEL_TOLERANCE["mean"] + 0.5, "max": PIXEL_TOLERANCE["max"] + 4}
 
 
-def test_views_made_on_the_gpu_equal_those_made_on_the_cpu(simulated_shards: Path) -> None:
+WITH_OPTIONS = ViewSpec(
+    size_px=32, antialias=True, contrast_about="mean", clip=True, gamma_probability=0.5, erase_probability=0.5,
+    small_views=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", [ViewSpec(size_px=48), WITH_OPTIONS], ids=["default", "options"])
+def test_views_made_on_the_gpu_equal_those_made_on_the_cpu(simulated_shards: Path, spec: ViewSpec) -> None:
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     shards = ShardSet([simulated_shards])
     order = sample_order(shards, DataConfig([str(simulated_shards)], global_batch=32, lanes=8), seed=0)
     made = {}
     for device in ("cpu", "cuda"):
-        batches = training_batches(shards, order, ViewSpec(size_px=48), seed=0, view_executor="dali", device=device)
+        batches = training_batches(shards, order, spec, seed=0, view_executor="dali", device=device)
         made[device] = next(batches).views
         batches.close()
     for on_gpu, on_cpu in zip(made["cuda"], made["cpu"], strict=True):

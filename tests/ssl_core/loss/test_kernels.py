@@ -190,13 +190,11 @@ def test_equals_the_formula_in_float64_at_every_temperature(
             check(case, interpreter.submit(errors_of, case).result())
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.1])
-@pytest.mark.parametrize("same_patient", ["negative", "masked", "positive"])
-def test_decoupled_equals_the_formula_in_float64(
-    interpreter: ProcessPoolExecutor, same_patient: Literal["negative", "masked", "positive"], temperature: float
-) -> None:
+@pytest.mark.parametrize("temperature", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_the_decoupled_loss_equals_the_formula_in_float64(interpreter: ProcessPoolExecutor, temperature: float) -> None:
+    """Only extra positives and the lifts of weights differ from the other loss."""
     for noise in (NEAR_START, NEAR_CONVERGENCE):
-        case = Case(temperature=temperature, noise=noise, same_patient=same_patient, decoupled=True)
+        case = Case(temperature=temperature, noise=noise, same_patient="positive", decoupled=True)
         check(case, interpreter.submit(errors_of, case).result())
 
 
