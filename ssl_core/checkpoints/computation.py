@@ -7,7 +7,19 @@ from infra.options import key
 
 INIT: Final = "model.init"
 # Options that older versions lacked, with what these versions did.
-_ADDED: Final[dict[str, Any]] = {"train.stages": []}
+_ADDED: Final[dict[str, Any]] = {
+    "train.stages": [],
+    "loss.decoupled": False,
+    "model.head_norm": False,
+    "views.antialias": False,
+    "views.rotation_probability": 1.0,
+    "views.jitter_probability": 1.0,
+    "views.contrast_about": "gray",
+    "views.clip": False,
+    "views.gamma_probability": 0.0,
+    "views.erase_probability": 0.0,
+    "views.small_views": 0,
+}
 
 
 class Difference(NamedTuple):

@@ -16,6 +16,7 @@ from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
 from sharding.simulation.datasets import write_chexpert
 from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.checkpoints.computation import _ADDED, Computation
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
 from ssl_core.loss.config import LossConfig
@@ -122,6 +123,20 @@ def test_a_run_with_every_option_of_views_loss_and_head_resumes_with_the_same_bi
     assert losses(cut.run_folder) == losses(whole.run_folder)
     weights, expected = last_weights(cut.run_folder), last_weights(whole.run_folder)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_run_of_a_version_without_the_options_continues_without_them_only(small: PretrainConfig) -> None:
+    now, changed = (
+        Computation(fixed_settings(config), "data") for config in (small, with_every_option(small, small.run_folder))
+    )
+    older = Computation({name: value for name, value in now.config.items() if name not in _ADDED}, "data")
+    assert now.difference(older) is None
+    added = {name: changed.config[name] for name in _ADDED if changed.config[name] != now.config[name]}
+    assert {name.partition(".")[0] for name in added} == {"views", "loss", "model"}
+    for name, value in added.items():
+        difference = replace(now, config=now.config | {name: value}).difference(older)
+        assert difference is not None
+        assert difference.what.startswith(f"{name}={value} differs from ")
 
 
 @pytest.mark.slow
