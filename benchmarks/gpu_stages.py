@@ -28,7 +28,8 @@ from sharding.simulation.datasets import write_cell
 from ssl_core.loss.executor_choice import why_kernels_fail
 from ssl_core.loss.ntxent import LossConfig, nt_xent
 from ssl_core.views import PIXEL_TOLERANCE, ViewInputs, ViewTask, build_view_executor
-from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
+from ssl_core.views.drawing import draw_views
+from ssl_core.views.spec import VIEWS, ViewSpec
 
 _SHORTER_SIDE_PX: Final = 320
 _D: Final = 128

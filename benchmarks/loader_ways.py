@@ -20,7 +20,8 @@ from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import sample_batches
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import training_batches
-from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
+from ssl_core.views.drawing import draw_views
+from ssl_core.views.spec import VIEWS, ViewSpec
 
 Batches = Iterator[list[torch.Tensor]]
 

@@ -36,8 +36,9 @@ from ssl_core.pretraining.resume import checkpoint_to_resume
 from ssl_core.pretraining.run import early_stages
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import Stage
+from ssl_core.views.drawing import draw_views
 from ssl_core.views.second_images import siblings_of
-from ssl_core.views.spec import VIEWS, draw_views
+from ssl_core.views.spec import VIEWS
 
 _DRAWN: Final = 4  # images whose views are made
 _SHOWN_LABELS: Final = 20

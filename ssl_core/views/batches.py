@@ -19,8 +19,9 @@ from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import Siblings
 from sharding.reading.stream import EncodedBatch, packed_batches, sample_batches
 from ssl_core.views import ViewExecutor, ViewInputs, ViewTask, build_view_executor
+from ssl_core.views.drawing import draw_views
 from ssl_core.views.parameters import Fit, Steps, ViewParameters, whole_image
-from ssl_core.views.spec import VIEWS, ViewSpec, draw_views
+from ssl_core.views.spec import VIEWS, ViewSpec
 
 Draw = Callable[[EncodedBatch], Sequence[ViewParameters]]
 Reject = Callable[[EncodedBatch, int, str], None]  # handles an image that does not decode: its position, the reason

@@ -19,8 +19,9 @@ from infra.arrays import UInt8
 from sharding.images.encode import ImageRejected, decode
 from sharding.reading.stream import EncodedBatch
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
+from ssl_core.views.drawing import DrawnView, draw
 from ssl_core.views.parameters import GRAY, Steps, ViewParameters
-from ssl_core.views.spec import VIEWS, DrawnView, ViewSpec, draw
+from ssl_core.views.spec import VIEWS, ViewSpec
 
 _DPI: Final = 100
 _CELL_PX: Final = 256  # an image's share of the sheet

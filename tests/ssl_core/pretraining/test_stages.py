@@ -27,7 +27,8 @@ from ssl_core.pretraining.resume import fixed_settings
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views import batches
 from ssl_core.views.batches import Batch, Stage, training_batches
-from ssl_core.views.spec import ViewSpec, draw_views
+from ssl_core.views.drawing import draw_views
+from ssl_core.views.spec import ViewSpec
 from tests.support.faulty_training import (
     Fault,
     assert_same_bits,

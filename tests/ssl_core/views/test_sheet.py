@@ -7,9 +7,10 @@ from PIL import Image
 
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import EncodedBatch, packed_batches
+from ssl_core.views.drawing import DrawnView
 from ssl_core.views.parameters import Steps
 from ssl_core.views.sheet import caption, to_png, view_sheet
-from ssl_core.views.spec import DrawnView, ViewSpec
+from ssl_core.views.spec import ViewSpec
 
 SPEC = ViewSpec(size_px=48)
 

@@ -17,7 +17,8 @@ from sharding.reading.stream import sample_order
 from sharding.simulation.datasets import write_cell
 from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import RandomViews, image_batches, training_batches
-from ssl_core.views.spec import ViewSpec, draw, draw_views
+from ssl_core.views.drawing import draw, draw_views
+from ssl_core.views.spec import ViewSpec
 from tests.ssl_core.views.test_views import EPOCHS, EXECUTORS, IMAGES, ROWS, SIZES
 
 SPEC = ViewSpec(size_px=48, small_views=3, small_size_px=20, small_crop_area=(0.05, 0.2))

@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from infra.errors import UserError
 from ssl_core.views import PIXEL_TOLERANCE, ViewInputs, ViewTask, build_view_executor
+from ssl_core.views.drawing import draw, draw_views
 from ssl_core.views.parameters import MOST_SHRINK, Steps, ViewParameters, reduction, whole_image
-from ssl_core.views.spec import ViewSpec, draw, draw_views
+from ssl_core.views.spec import ViewSpec
 from ssl_core.views.torchvision import reduce, warp
 from tests.ssl_core.views.test_views import EPOCHS, EXECUTORS, IMAGES, ROWS, SIZES, decoded, index_rows
 

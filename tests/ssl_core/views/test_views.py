@@ -16,9 +16,10 @@ from PIL import Image
 from infra.errors import RunFailed, UserError
 from sharding.format.manifest import INDEX_ROW
 from ssl_core.views import PIXEL_TOLERANCE, ViewBatch, ViewInputs, ViewTask, build_view_executor
+from ssl_core.views.drawing import draw, draw_views
 from ssl_core.views.header_check import header_problem
 from ssl_core.views.parameters import Fit, ViewParameters, whole_image
-from ssl_core.views.spec import ViewSpec, draw, draw_views
+from ssl_core.views.spec import ViewSpec
 
 EXECUTORS = ["dali", "torchvision"]
 
