@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -69,9 +70,11 @@ def test_first_view_shows_the_sample_and_the_second_its_sibling(
         for sample, image in zip(batch.rows["sample"], batch.views[0], strict=True)
     }
     others = 0
-    for batch in take(shards, order, WHOLE, executor, probability=0.7):
+    with_small = replace(WHOLE, small_views=2, small_size_px=48, small_crop_area=(1.0, 1.0))
+    for batch in take(shards, order, with_small, executor, probability=0.7):
         assert batch.valid.all()
-        for samples, view in zip((batch.rows["sample"], batch.second_samples), batch.views, strict=True):
+        first, second = batch.rows["sample"], batch.second_samples
+        for samples, view in zip((first, second, first, first), batch.views, strict=True):  # small views too
             for sample, image in zip(samples.tolist(), view, strict=True):
                 assert torch.allclose(image, whole[sample], atol=1e-3)
         assert batch.instances.tolist() == batch.rows["patient"].tolist()
@@ -96,8 +99,11 @@ def test_sample_without_a_sibling_has_the_views_that_it_has_without_the_option(
     assert alone
 
 
-def test_dali_and_torchvision_make_the_same_views_of_siblings(shards: ShardSet, order: SampleOrder) -> None:
-    for ours, theirs in zip(*(take(shards, order, SPEC, executor) for executor in EXECUTORS), strict=True):
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, small_views=2, antialias=True)], ids=["two", "small ones too"])
+def test_dali_and_torchvision_make_the_same_views_of_siblings(
+    shards: ShardSet, order: SampleOrder, spec: ViewSpec
+) -> None:
+    for ours, theirs in zip(*(take(shards, order, spec, executor) for executor in EXECUTORS), strict=True):
         assert ours.second_samples.tolist() == theirs.second_samples.tolist()
         for first, second in zip(ours.views, theirs.views, strict=True):
             difference = (first - second).abs() * shards.pixel_std * 255
