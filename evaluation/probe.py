@@ -7,13 +7,19 @@ from importlib.metadata import version
 
 import yaml
 
+from evaluation.backbones.opened import named_backbones
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
-from evaluation.data.feature_sources import FeatureSource, checkpoint_sources, control_sources
+from evaluation.data.feature_sources import (
+    FeatureSource,
+    checkpoint_sources,
+    compared_source,
+    control_sources,
+    initial_source,
+)
 from evaluation.data.kept_backbones import kept_backbone
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.lineage import open_lineage
-from evaluation.data.outside_backbones import InputOptions, compared_backbones, initial_source
 from evaluation.data.overlap import seen_by_pretraining
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
@@ -100,11 +106,7 @@ class Prober:
         self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
         checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
         require_blocks(config.finetune, self.pretraining.model.backbone, self.pretraining.views.size_px)
-        self._others = compared_backbones(
-            config.compare,
-            key(config, "compare"),
-            InputOptions(config.compare_size_px, config.compare_mean, config.compare_std),
-        )
+        self._others = named_backbones(config.compare, key(config, "compare"), config.input)
         self._initial = initial_source(self.run, self.pretraining) if config.controls else []
         newest = find_checkpoints(self.run)[-1]
         self.data_identity = newest.state.data_identity
@@ -200,7 +202,7 @@ class Prober:
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
         sources = control_sources(self.pretraining, self.config.untrained_seeds) if self.config.controls else []
-        sources += [*self._initial, *(other.source for other in self._others)]
+        sources += [*self._initial, *(compared_source(name, other) for name, other in self._others.items())]
         for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
             name = source.name if source.kind == "compared" else ""
             identity = source.kind, name, source.step, source.seed
@@ -211,7 +213,7 @@ class Prober:
         return dict(self._extracted.values())
 
     def _kept_backbone(self, source: FeatureSource) -> KeptBackbone:
-        records = [other.record for other in self._others]
+        records = [other.record(name) for name, other in self._others.items()]
         return kept_backbone(self.run, source, self.extractor.fitting(source).preprocessing, records)
 
     def _results(
@@ -241,7 +243,7 @@ class Prober:
             notes=[],
             tasks=tasks,
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
-            outside=[other.record for other in self._others],
+            outside=[other.record(name) for name, other in self._others.items()],
             attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
         )
         return replace(results, notes=notes_on(results))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from evaluation.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Uncertain
@@ -52,11 +53,9 @@ class ProbeConfig:
         exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
             audit lets stay is probed
         compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, published weights in the
-            local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, or FILE@NETWORK
-        compare_size_px: width and height of the images that the weights of --compare see; by default what they were
-            published for
-        compare_mean: mean of each of their channels, on the scale 0 to 1; by default what they were published for
-        compare_std: standard deviation of each of their channels, likewise
+            local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, FILE@NETWORK, or the folder
+            of a vision model of transformers
+        input: the images that the weights of --compare take
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
@@ -88,9 +87,7 @@ class ProbeConfig:
     split: Split = "official"
     exclude: Path | None = None
     compare: list[str] = field(default_factory=list)
-    compare_size_px: int | None = None
-    compare_mean: list[float] | None = None
-    compare_std: list[float] | None = None
+    input: InputOptions = field(default_factory=InputOptions)
     allow_overlap: bool = False
     seed: int = 0
 
@@ -115,11 +112,6 @@ class ProbeConfig:
             "or all",
         )
         require_at_least(self, "folds", 2, "try 5")
-        require_at_least(self, "compare_size_px", 8, "try 224")
-        require(
-            self.compare_std is None or min(self.compare_std, default=0.0) > 0,
-            f"{setting(self, 'compare_std')} must be positive; divide values from 0 to 255 by 255",
-        )
         require(
             self.finetune.epochs == 0 or self.folds is None or self.folds > 2,
             f"{setting(self, 'folds')} leaves fine-tuning no image to train on, because one fold chooses the epoch and "

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from infra.errors import UserError
 
-Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "timm", "onnx"]
+Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "timm", "onnx", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ _PACKAGES: Final[dict[Extra, _Package]] = {
     "dicom": _Package("pydicom with imagecodecs", ("pydicom", "imagecodecs")),
     "timm": _Package("timm", ("timm",)),
     "onnx": _Package("ONNX with onnxscript and onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
+    "transformers": _Package("transformers", ("transformers",)),
 }
 
 

@@ -8,16 +8,19 @@ from typing import Final, Literal
 
 from torch import nn
 
+from evaluation.backbones.opened import OpenedBackbone
 from evaluation.data.features import RawPixels
 from evaluation.results.rows import ProbeKind
-from infra.errors import UserError
+from infra.errors import UserError, require
 from infra.options import SEEDS
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone
-from ssl_core.model.encoder import untrained_backbone
+from ssl_core.model.encoder import Backbone, build_encoder, untrained_backbone
 from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.initial_weights import initial_sha256, start_from
 
 UNTRAINED: Final = "untrained backbone"  # name of its row, which all its draws share
+INITIAL: Final = "initial weights"
 
 CheckpointChoice = Literal["all", "last"] | Sequence[int]  # a number is an epoch
 
@@ -66,6 +69,35 @@ def control_sources(pretraining: PretrainConfig, untrained_seeds: int) -> list[F
         for draw, seed in enumerate(seeds, start=1)
     ]
     return [FeatureSource("32 x 32 raw pixels", "pixels", RawPixels), *draws]
+
+
+def initial_source(run: Path, pretraining: PretrainConfig) -> list[FeatureSource]:
+    """Return the control "initial weights" of a run that began with model.init; none for one that began at random.
+
+    Raises:
+        UserError: if these weights are no longer those that the run began with
+    """
+    if pretraining.model.init is None:
+        return []
+    began_with = find_checkpoints(run)[-1].state.config.get("model.init")
+    sha256 = initial_sha256(pretraining)
+    require(
+        sha256 == began_with,
+        f"model.init={pretraining.model.init} of {run} has the SHA-256 {sha256}, but the run began with {began_with}; "
+        "put that file back, or leave the controls out",
+    )
+    return [FeatureSource(INITIAL, "initial", partial(_initial_backbone, pretraining))]
+
+
+def _initial_backbone(pretraining: PretrainConfig) -> Backbone:
+    encoder = build_encoder(pretraining.model, pretraining.seed, pretraining.views.size_px)
+    start_from(pretraining, encoder)
+    return encoder.backbone.eval()
+
+
+def compared_source(name: str, backbone: OpenedBackbone) -> FeatureSource:
+    """Return a backbone that the run has nothing to do with as a source of features under a name."""
+    return FeatureSource(name, "compared", backbone.load, own_size_px=backbone.input.size_px)
 
 
 def checkpoint_sources(run: Path, pretraining: PretrainConfig, choice: CheckpointChoice) -> list[FeatureSource]:

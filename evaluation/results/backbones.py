@@ -63,6 +63,7 @@ class OutsideBackbone:
         size_px: sides of its images
         mean: of each channel, on the scale 0 to 1
         std: likewise
+        summary: what the file gave to the network: parts left out, counted and named; empty in older results
     """
 
     name: str
@@ -72,3 +73,4 @@ class OutsideBackbone:
     size_px: int
     mean: list[float]
     std: list[float]
+    summary: str = ""

@@ -55,6 +55,7 @@ class Fit:
         misshapen: names with another shape in the file
         classifier: names of the classifier in the file, which nobody needs
         others: names of all else in the file
+        foreign: those of them that stand within the network's own layers, as another architecture has them
         changes: how values were adapted
     """
 
@@ -67,6 +68,7 @@ class Fit:
     misshapen: list[str]
     classifier: list[str]
     others: list[str]
+    foreign: list[str]
     changes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -174,8 +176,20 @@ def fit(weights: Weights, network: Network, least_share: float = LEAST_SHARE) ->
     unused = [name for name in tensors if name not in used and not name.endswith(_COUNTER)]
     classifier = [name for name in unused if _is_of(name, prefix, network.classifiers)]
     others = [name for name in unused if name not in classifier]
+    layers = {f"{prefix}{spelling(name).partition('.')[0]}." for name in wanted}
+    foreign = [name for name in others if tensors[name].is_floating_point() and name.startswith(tuple(layers))]
     result = Fit(
-        network.name, prefix, found, share, sum(sizes.values()), missing, misshapen, classifier, others, changes
+        network.name,
+        prefix,
+        found,
+        share,
+        sum(sizes.values()),
+        missing,
+        misshapen,
+        classifier,
+        others,
+        foreign,
+        changes,
     )
     require(
         share >= least_share,

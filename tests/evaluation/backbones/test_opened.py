@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import torch
 import torchvision
 from torch import nn
 
+from evaluation.backbones.opened import InputOptions, OpenedBackbone, named_backbones, open_backbone
 from evaluation.data.labeled_sets import ProbeData
-from evaluation.data.outside_backbones import ComparedBackbone, InputOptions, compared_backbones
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from infra import config as configuration
@@ -19,18 +19,19 @@ from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
 from ssl_core.pretraining.config import PretrainConfig
 from tests.support.exports import write_export
+from tests.support.tiny_resnet import TINY_RESNET
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-def compared(text: str, options: InputOptions | None = None) -> ComparedBackbone:
-    return ComparedBackbone(text, "compare", options or InputOptions())
+def opened(weights: str, options: InputOptions | None = None) -> OpenedBackbone:
+    return open_backbone(weights, f"compare: {weights}", options or InputOptions())
 
 
 def check_features(model: nn.Module, classifier: str, network: str, path: Path, prefix: str) -> None:
     """A saved state dict has the features of its own library for the gray image in three normalized channels."""
     torch.save({f"{prefix}{name}": value for name, value in model.state_dict().items()}, path)
-    backbone = compared(f"other={path}@{network}", InputOptions(size_px=64)).source.backbone()
+    backbone = opened(f"{path}@{network}", InputOptions(size_px=64)).load()
     model.set_submodule(classifier, nn.Identity())
     image = torch.rand(2, 1, 64, 64)
     with torch.no_grad():
@@ -63,25 +64,25 @@ def test_state_dicts_have_the_features_of_their_own_library(
 def test_a_checkpoint_is_compared_with_the_input_of_its_own_run(run: Path) -> None:
     last = find_checkpoints(run)[-1]
     for folder in (run, last.path):
-        other = compared(f"other={folder}", InputOptions(size_px=32))
+        other = opened(str(folder), InputOptions(size_px=32))
         image = torch.rand(2, 1, 32, 32)
         with torch.no_grad():
             expected = load_backbone(last)((image - 0.5) / 0.25)
-            torch.testing.assert_close(other.source.backbone()(image), expected)
-        assert (other.record.network, other.record.mean, other.record.std) == ("resnet18", [0.5], [0.25])
-        assert other.record.sha256 == sha256_file(last.path / MODEL)
+            torch.testing.assert_close(other.load()(image), expected)
+        assert (other.origin.architecture, other.input) == ("resnet18", (32, (0.5,), (0.25,)))
+        assert other.sha256 == sha256_file(last.path / MODEL)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_export_is_compared_with_the_input_that_it_names(channels: int, tmp_path: Path) -> None:
     network = write_export(tmp_path / "export", channels=channels)
-    other = compared(f"other={tmp_path / 'export'}")
+    other = opened(str(tmp_path / "export"))
     image = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         expected = network.module((image - 0.5) / 0.25)
-        torch.testing.assert_close(other.source.backbone()(image), expected, rtol=1e-5, atol=1e-5)
-    assert (other.record.network, other.record.size_px) == ("timm/test_vit", 32)
-    assert other.record.sha256 == sha256_file(tmp_path / "export" / "model.safetensors")
+        torch.testing.assert_close(other.load()(image), expected, rtol=1e-5, atol=1e-5)
+    assert (other.origin.architecture, other.input.size_px) == ("timm/test_vit", 32)
+    assert other.sha256 == sha256_file(tmp_path / "export" / "model.safetensors")
 
 
 def begun_from(run: Path, weights: Path) -> None:
@@ -111,7 +112,7 @@ def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
         folds=2,
         bootstrap_resamples=100,
         compare=[f"file={weights}@resnet18", f"other run={other}"],
-        compare_size_px=32,
+        input=InputOptions(size_px=32),
     )
     results = probe(config)
     rows = {row.features: row for row in results.rows}
@@ -122,7 +123,7 @@ def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
     assert (run_record.network, run_record.mean) == ("resnet18", [0.5])
     torch.save({}, weights)
     with pytest.raises(UserError, match=r"model\.init=\S+ of \S+ has the SHA-256 \w+, but the run began with \w+; put"):
-        probe(config)
+        probe(replace(config, compare=[]))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
         ("a=nothing.pth@resnet50", r"compare: a=nothing\.pth@resnet50 does not exist; name a file"),
         ("a=weights.pth", r"needs its network: NAME=FILE@NETWORK"),
         ("a=weights.pth@resnet19", r"compare: a=weights\.pth@resnet19 must be one of "),
-        ("a=folder", r"compare: a=folder is a folder without checkpoints; name a run"),
+        ("a=folder", r"compare: a=folder is a folder without checkpoints or config\.json; name a run"),
         ("a=torchvision/resnet18.IMAGENET1K_V1", r"is not in torch's cache, and Sternum downloads no weights"),
     ],
 )
-def test_weights_that_cannot_be_compared_are_named(
+def test_weights_that_cannot_be_found_are_named(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -144,15 +145,61 @@ def test_weights_that_cannot_be_compared_are_named(
     Path("weights.pth").touch()
     Path("folder").mkdir()
     with pytest.raises(UserError, match=message):
-        compared(text)
+        named_backbones([text], "compare", InputOptions())
 
 
-def test_weights_that_lack_a_part_of_the_network_are_not_compared(tmp_path: Path) -> None:
-    state = torchvision.models.resnet18(weights=None).state_dict()
+def saved(path: Path, state: Mapping[str, object]) -> str:
+    torch.save(dict(state), path)
+    return f"{path}@{TINY_RESNET}"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, torch.Tensor]:
+    return torchvision.models.get_model(TINY_RESNET).state_dict()
+
+
+def test_files_that_do_not_fit_their_network_are_named(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
     for name in ("bn1.running_mean", "layer1.0.bn1.weight"):
-        path = tmp_path / f"{name}.pth"
-        torch.save({key: value for key, value in state.items() if key != name}, path)
-        with pytest.raises(UserError, match=rf"{name}"):
-            compared(f"other={path}@resnet18").source.backbone()
+        with pytest.raises(UserError, match=rf"lacks 1 of .*{name}|left random: 1 \({name}\)"):
+            opened(saved(path, {key: value for key, value in tiny.items() if key != name}))
+    deeper = {"layer1.1.conv1.weight": torch.zeros(64, 64, 3, 3)}  # as a ResNet with more blocks has
+    with pytest.raises(UserError, match=r"1 value\(s\) for layers that a tiny_resnet does not have \(layer1\.1\.conv"):
+        opened(saved(path, tiny | deeper))
+    with pytest.raises(UserError, match="is for images of 4 channels; use weights for 1 or 3 channels"):
+        opened(saved(path, tiny | {"conv1.weight": torch.zeros(64, 4, 7, 7)}))
+    with pytest.raises(UserError, match=r"takes 3 channel\(s\), but its mean or standard deviation has 2"):
+        opened(saved(path, tiny), InputOptions(size_px=32, mean=[0.5, 0.5]))
+    with pytest.raises(UserError, match="holds more than tensors, and Sternum runs no code from a file"):
+        opened(saved(path, {"epoch": Path("a pickle may hold any object")}))
     with pytest.raises(UserError, match="has the name a twice; give each backbone its own"):
-        compared_backbones([f"a={path}@resnet18"] * 2, "compare", InputOptions())
+        named_backbones([f"a={saved(path, tiny)}"] * 2, "compare", InputOptions(size_px=32))
+
+
+def test_what_a_file_holds_beside_the_network_is_counted_and_named(
+    tiny: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """As in a training checkpoint: the network behind a prefix, with a projection head and a momentum copy."""
+    beside = {"module.queue": torch.zeros(8), "module.projector.0.weight": torch.zeros(2, 128)}
+    state = {f"module.backbone.{name}": value for name, value in tiny.items()} | beside
+    backbone = opened(saved(tmp_path / "weights.pth", state), InputOptions(size_px=32))
+    summary = backbone.record("moco").summary
+    assert "prefix 'module.backbone.'; nothing left random; skipped the classifier: 2 (module.backbone.fc.w" in summary
+    assert "skipped others: 2 (module.queue, module.projector.0.weight)" in summary
+
+
+def test_a_stem_of_one_channel_takes_the_gray_image(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    gray = tiny | {"conv1.weight": tiny["conv1.weight"].sum(dim=1, keepdim=True)}
+    color = opened(saved(tmp_path / "color.pth", tiny), InputOptions(32, [0.5], [0.25]))
+    single = opened(saved(tmp_path / "gray.pth", gray), InputOptions(32, [0.5], [0.25]))
+    assert (color.input.mean, single.input.mean) == ((0.5, 0.5, 0.5), (0.5,))
+    image = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(single.load()(image), color.load()(image), rtol=1e-4, atol=1e-4)
+
+
+def test_the_untrained_backbone_depends_on_its_seed_alone(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    backbone = opened(saved(tmp_path / "weights.pth", tiny), InputOptions(size_px=32))
+    first, again, other = (backbone.untrained(seed).state_dict()["network.conv1.weight"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
