@@ -1,4 +1,4 @@
-"""A probe of a run: each checkpoint and control on each labeled dataset, by the paper's protocol and a stricter one."""
+"""A probe: each checkpoint or backbone and its controls on each labeled dataset, by two protocols."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,18 +10,12 @@ import yaml
 from evaluation.backbones.opened import named_backbones
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
-from evaluation.data.feature_sources import (
-    FeatureSource,
-    checkpoint_sources,
-    compared_source,
-    control_sources,
-    initial_source,
-)
+from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.kept_backbones import kept_backbone
 from evaluation.data.labeled_sets import open_labeled_sets
-from evaluation.data.lineage import open_lineage
 from evaluation.data.overlap import seen_by_pretraining
 from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.subjects import BackbonesSubject, RunSubject, Subject
 from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
@@ -32,7 +26,6 @@ from evaluation.fitting.finetuning.tasks import FinetunedLabel, Finetuner
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cases import KEPT_KINDS, ProbeCase
 from evaluation.probe_config import ProbeConfig
-from evaluation.results.backbones import Run
 from evaluation.results.kept_probes import KeptBackbone, write_kept_probes
 from evaluation.results.notes import notes_on
 from evaluation.results.predictions import write_predictions
@@ -55,17 +48,16 @@ from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
 from evaluation.selection.unseen_images import UnseenImages, unseen_images
 from infra import config as configuration
+from infra.errors import require
 from infra.extras import require_extra
 from infra.files import remove_remains
 from infra.locks import locked
 from infra.options import key, setting
-from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
-from ssl_core.pretraining.resume import recipe_of
 
 
 def probe(config: ProbeConfig, command: str = "") -> Results:
-    """Probe a run and write its `results.json`.
+    """Probe a run, or backbones without one, and write `results.json`.
 
     Args:
         config: the options
@@ -75,43 +67,54 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
         The results.
 
     Raises:
-        UserError: for a run, dataset or option that cannot be probed, if possible before any image is read.
+        UserError: for a run, backbone, dataset or option that cannot be probed, if possible before any image is read.
         RunFailed: if a fit fails.
     """
-    # Before the lock creates a folder.
-    configuration.load(PretrainConfig, config.run_folder / "config.yaml", command="pretrain")
-    with locked(config.run_folder / "features", "probing"):
-        return Prober(config, command).probe()
+    subject = open_subject(config)  # before the lock creates a folder
+    with locked(subject.folder / "features", "probing"):
+        return Prober(config, subject, command).probe()
+
+
+def open_subject(config: ProbeConfig) -> Subject:
+    """Open the run, or read and check the backbones.
+
+    Raises:
+        UserError: if there is no such run, it has no such checkpoint, or a backbone cannot be used
+    """
+    if config.run_folder is not None:
+        compared = named_backbones(config.compare, key(config, "compare"), config.input)
+        run = RunSubject(config.run_folder, config.checkpoints, config.untrained_seeds, compared)
+        require_blocks(config.finetune, run.pretraining.model.backbone, run.views.size_px)
+        return run
+    require(
+        not (config.folder / "config.yaml").exists(),
+        f"{setting(config, 'out')} is the folder of a run, whose results would be replaced; name another one",
+    )
+    backbones = named_backbones(config.backbones, key(config, "backbones"), config.input)
+    return BackbonesSubject(config.folder, backbones, config.untrained_seeds, config.seed)
 
 
 class Prober:
-    """Probes a run, once or repeatedly while it trains. Nothing is extracted or fitted twice.
+    """Probes a subject: a run, once or repeatedly while it trains, or backbones. Nothing is extracted or fitted twice.
 
     The caller holds the lock of `features/`.
     """
 
-    def __init__(self, config: ProbeConfig, command: str = "") -> None:
-        """Open the run, remove what a killed probe left unfinished, and divide the datasets.
+    def __init__(self, config: ProbeConfig, subject: Subject, command: str = "") -> None:
+        """Remove what a killed probe left unfinished, and divide the datasets.
 
         Raises:
-            UserError: for a run, dataset or option that cannot be probed.
+            UserError: for a dataset or option that cannot be probed.
         """
         if config.search == "ray":
             require_extra("ray", setting(config, "search"), instead=f"use {key(config, 'search')}=serial")
-        self.config, self.command = config, command
-        self.run = config.run_folder
-        self.folder = self.run / "features"
+        self.config, self.subject, self.command = config, subject, command
+        self.folder = subject.folder / "features"
         for folder in (self.folder, self.folder / "probes"):
             remove_remains(folder)
-        self.pretraining = configuration.load(PretrainConfig, self.run / "config.yaml", command="pretrain")
-        checkpoint_sources(self.run, self.pretraining, config.checkpoints)  # fail early if there is no checkpoint
-        require_blocks(config.finetune, self.pretraining.model.backbone, self.pretraining.views.size_px)
-        self._others = named_backbones(config.compare, key(config, "compare"), config.input)
-        self._initial = initial_source(self.run, self.pretraining) if config.controls else []
-        newest = find_checkpoints(self.run)[-1]
-        self.data_identity = newest.state.data_identity
+        self._controls = subject.controls() if config.controls else []
         self.labeled_sets = open_labeled_sets(config.data)
-        self.lineage = open_lineage(self.pretraining.data, newest.state, config.data.fetch)
+        self.lineage = subject.lineage(config.data.fetch)
         self.seen = seen_by_pretraining(self.labeled_sets, self.lineage, self.folder)
         self.divided = open_probe_tasks(
             self.labeled_sets,
@@ -130,17 +133,18 @@ class Prober:
         )
         self.tasks = [question for task in self.divided for question in task.questions]
         self.extractor = build_extractor(
-            self.run,
-            self.pretraining,
+            self.folder,
+            subject.input,
+            antialias=subject.views.antialias,
             fit=config.probe_fit,
             mirrored=config.mirrored,
             view_executor=config.executor,
             local_batch=config.local_batch,
         )
         # Refused now rather than after the probe.
-        self.unseen = self._unseen_images() if config.select else None
+        self.unseen = self._unseen_images(subject.pretraining) if config.select and subject.pretraining else None
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
-        self.curves = Curves(self.run)
+        self.curves = Curves(subject.folder)
         # By kind, name of compared weights, step and seed, in order, so that a checkpoint that was removed after it was
         # probed keeps its row.
         self._extracted: dict[
@@ -181,12 +185,12 @@ class Prober:
                 "features_s": round(extracted - began, 3),
                 "search_s": round(time.monotonic() - extracted, 3),
             },
-            predictions=write_predictions(self.run, image_predictions(cases, fitted, finetuned)),
+            predictions=write_predictions(self.subject.folder, image_predictions(cases, fitted, finetuned)),
         )
-        write_kept_probes(self.run, kept_probes(cases, fitted, self._backbones))
-        write_results(self.run, results)
-        if final and self.unseen is not None:
-            self._select(self.unseen, features, cases, fitted)
+        write_kept_probes(self.subject.folder, kept_probes(cases, fitted, self._backbones))
+        write_results(self.subject.folder, results)
+        if final and self.unseen is not None and self.subject.pretraining is not None:
+            self._select(self.subject.pretraining, self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
         if final:
             self.curves.show_hyperparameters(
@@ -201,9 +205,7 @@ class Prober:
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
-        sources = control_sources(self.pretraining, self.config.untrained_seeds) if self.config.controls else []
-        sources += [*self._initial, *(compared_source(name, other) for name, other in self._others.items())]
-        for source in [*sources, *checkpoint_sources(self.run, self.pretraining, self.config.checkpoints)]:
+        for source in [*self._controls, *self.subject.sources()]:
             name = source.name if source.kind == "compared" else ""
             identity = source.kind, name, source.step, source.seed
             if identity not in self._extracted:
@@ -213,8 +215,8 @@ class Prober:
         return dict(self._extracted.values())
 
     def _kept_backbone(self, source: FeatureSource) -> KeptBackbone:
-        records = [other.record(name) for name, other in self._others.items()]
-        return kept_backbone(self.run, source, self.extractor.fitting(source).preprocessing, records)
+        preprocessing = self.extractor.fitting(source).preprocessing
+        return kept_backbone(self.subject.folder, source, preprocessing, self.subject.records)
 
     def _results(
         self,
@@ -232,7 +234,7 @@ class Prober:
             version=VERSION,
             sternum=version("sternum"),
             command=self.command,
-            run=self._describe_run(sources),
+            run=self.subject.describe(sources, self.lineage),
             config=yaml.safe_load(configuration.to_yaml(self.config)),
             protocol={name: {**asdict(PRESETS[name]), "c_grid": list(PRESETS[name].c_grid)} for name in presets},
             datasets=[task.record for task in self.tasks],
@@ -243,42 +245,35 @@ class Prober:
             notes=[],
             tasks=tasks,
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
-            outside=[other.record(name) for name, other in self._others.items()],
+            outside=self.subject.records,
             attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
         )
         return replace(results, notes=notes_on(results))
-
-    def _describe_run(self, sources: Iterable[FeatureSource]) -> Run:
-        return Run(
-            backbone=self.pretraining.model.backbone,
-            size_px=self.pretraining.views.size_px,
-            global_batch=self.pretraining.data.global_batch,
-            fraction_percent=self.pretraining.data.fraction_percent,
-            epochs=max(source.epoch or 0.0 for source in sources),
-            seed=self.pretraining.seed,
-            recipe=recipe_of(self.pretraining, self.data_identity),
-            before=self.lineage.records,
-        )
 
     def _finetune(self, source: FeatureSource, cases: Sequence[ProbeCase]) -> dict[ProbeCase, FinetunedLabel]:
         """Fine-tune the last checkpoint on each task, or read the networks that an earlier probe has kept."""
         if self.config.finetune.epochs == 0 or source.kind != "checkpoint":
             return {}
         given = self.extractor
-        inputs = Inputs(self.pretraining.views, given.preprocessing, self.config.executor, given.device)
-        finetuner = Finetuner(self.run / "finetuned", inputs, self.config.finetune, self.config.seed)
+        inputs = Inputs(self.subject.views, given.preprocessing, self.config.executor, given.device)
+        finetuner = Finetuner(self.subject.folder / "finetuned", inputs, self.config.finetune, self.config.seed)
         return finetuner.finetune(self.divided, cases, source)
 
-    def _unseen_images(self) -> UnseenImages:
-        data, fetch = self.pretraining.data, self.config.data.fetch
+    def _unseen_images(self, pretraining: PretrainConfig) -> UnseenImages:
+        data, fetch = pretraining.data, self.config.data.fetch
         return unseen_images(self.labeled_sets, self.tasks, self.seen, self.lineage, data, fetch, self.config.seed)
 
     def _select(
-        self, images: UnseenImages, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases
+        self,
+        pretraining: PretrainConfig,
+        images: UnseenImages,
+        features: Features,
+        cases: Sequence[ProbeCase],
+        fitted: FittedCases,
     ) -> None:
         selection = select_checkpoint(
-            self.run,
-            self.pretraining,
+            self.subject.folder,
+            pretraining,
             images,
             self.extractor,
             features,
@@ -286,4 +281,4 @@ class Prober:
             fitted,
             **self._bootstrap,
         )
-        write_selection(self.run, selection)
+        write_selection(self.subject.folder, selection)

@@ -19,7 +19,7 @@ class ProbeConfig:
     """Options of a probe, which scores frozen features by logistic regression.
 
     Args:
-        run_folder: run whose checkpoints to probe; results.json is written there
+        run_folder: run whose checkpoints to probe; results.json is written there. Without a run, name --backbones
         data: labeled shards to probe on
         tasks: what to tell apart, by built-in names such as chexpert5, or by YAML files such as ./mine.yaml; by default
             the task of each dataset, or for images of your own the one that their labels imply
@@ -55,13 +55,15 @@ class ProbeConfig:
         compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, published weights in the
             local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, FILE@NETWORK, or the folder
             of a vision model of transformers
-        input: the images that the weights of --compare take
+        backbones: probe such weights without a run; the first are compared with the others
+        out: folder for the results of --backbones
+        input: the images that the weights of --compare or --backbones take
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
 
-    run_folder: Path
-    data: ProbeData
+    run_folder: Path | None = None
+    data: ProbeData = field(default_factory=lambda: ProbeData([]))  # an error, which names the option
     presets: list[PresetName] = field(default_factory=lambda: list(PRESETS))
     checkpoints: Literal["all", "last"] | list[int] = "all"
     controls: bool = True
@@ -87,12 +89,15 @@ class ProbeConfig:
     split: Split = "official"
     exclude: Path | None = None
     compare: list[str] = field(default_factory=list)
+    backbones: list[str] = field(default_factory=list)
+    out: Path | None = None
     input: InputOptions = field(default_factory=InputOptions)
     allow_overlap: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, or for options that exclude each other."""
+        self._require_one_subject()
         require_no_credentials(self.address or "", key(self, "address"))
         require(
             bool(self.presets) and len(set(self.presets)) == len(self.presets),
@@ -124,4 +129,38 @@ class ProbeConfig:
             not self.select or (self.checkpoints not in ("last", []) and len(self.checkpoints) > 1),
             f"{key(self, 'select')}=true needs several checkpoints, but {setting(self, 'checkpoints')} names fewer "
             "than two; leave it out for all",
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results: the run's, or that of a probe without a run."""
+        folder = self.run_folder or self.out
+        assert folder is not None, "checked at the start"
+        return folder
+
+    def _require_one_subject(self) -> None:
+        """Raise UserError unless a run or backbones are named, with options that concern them."""
+        backbones = setting(self, "backbones")
+        if self.run_folder is not None:
+            require(
+                not self.backbones,
+                f"{backbones} are probed without a run; put them beside one with {key(self, 'compare')}, or leave the "
+                "run out",
+            )
+            require(
+                self.out is None, f"{setting(self, 'out')} is for {key(self, 'backbones')}; a run keeps its results"
+            )
+            return
+        require(
+            bool(self.backbones),
+            "nothing to probe: name a run (sternum probe RUN_FOLDER), or backbones without one "
+            f"(--{key(self, 'backbones')}=[NAME=WEIGHTS] --{key(self, 'out')}=FOLDER)",
+        )
+        require(self.out is not None, f"{backbones} needs a folder for the results: --{key(self, 'out')}=FOLDER")
+        for name, default in (("compare", []), ("checkpoints", "all"), ("select", False), ("watch", False)):
+            hint = f"add them to {key(self, 'backbones')}" if name == "compare" else "remove it"
+            require(getattr(self, name) == default, f"{setting(self, name)} needs a run; {hint}")
+        require(
+            self.finetune.epochs == 0,
+            f"{setting(self.finetune, 'epochs')} needs a run; leave it out",
         )

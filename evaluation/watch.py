@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from evaluation.probe import Prober
+from evaluation.probe import Prober, open_subject
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
@@ -36,7 +36,7 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
         UserError: if the folder does not exist, or as `probe` raises it.
         RunFailed: if the run ended without a checkpoint, or as `probe` raises it.
     """
-    run = config.run_folder
+    run = config.folder
     require(
         run.is_dir(),
         f"{setting(config, 'run_folder')} does not exist; name the folder of a pretraining that has started",
@@ -56,7 +56,7 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
             if newest < 0 and ended:
                 raise RunFailed(f"the run in {run} has ended without a checkpoint; {status.message if status else ''}")
             if newest > probed or (ended and prober is not None):
-                prober = prober or Prober(config, command)
+                prober = prober or Prober(config, open_subject(config), command)
                 say(f"probing the checkpoints up to step {newest}")
                 try:
                     results = prober.probe(final=ended)

@@ -1,4 +1,4 @@
-"""`sternum probe`: scores the frozen backbones of a run."""
+"""`sternum probe`: scores the frozen backbones of a run, or backbones from anywhere."""
 
 import shlex
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
+from evaluation.report.backbone_table import backbone_table
 from evaluation.report.detail_tables import detail_tables
 from evaluation.report.score_table import score_rows, score_tables
 from evaluation.report.selection_tables import selection_tables
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments,
         command="probe",
         description=(
-            "Score the frozen backbones of a run by logistic regression on labeled shards, and compare them with "
-            "controls such as the untrained backbone and raw pixels."
+            "Score the frozen backbones of a run, or backbones from anywhere, by logistic regression on labeled "
+            "shards, and compare them with controls such as the untrained backbone and raw pixels."
         ),
         examples=[
             "sternum probe runs/first --data.shards=[shards/cell]",
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
             "sternum probe runs/first --data.shards=[shards/cell] --config=probe-gazda2021 --select=true",
             "sternum probe runs/first --data.shards=[shards/cell] --watch=true   # during pretraining",
             "sternum probe runs/first --data.shards=[shards/cell] --address=auto   # on a Ray cluster",
+            "sternum probe --backbones=[imagenet=torchvision/resnet50.IMAGENET1K_V2,mine=mine.pth@resnet50] "
+            "--out=probes/imagenet --data.shards=[shards/cell]",
         ],
         subject="run_folder",
         configs=PROBE_CONFIGS,
@@ -47,12 +50,14 @@ def main(arguments: Sequence[str]) -> int:
     _print_scores(results)
     _print_tables([table for dataset in results.single for table in detail_tables(results, dataset)])
     _print_tables([table for task in results.tasks for table in detail_tables_of(results, task)])
-    selection = read_selection(config.run_folder) if config.select else None
+    if results.outside:
+        _print_tables([backbone_table(results)])
+    selection = read_selection(config.folder) if config.select else None
     if selection:
         _print_tables(selection_tables(selection))
         sys.stdout.write(f"\nChosen without labels: {selection.chosen}; {selection.why}.\n")
     sys.stdout.write("\n" + "\n".join(results.notes) + "\n")
-    say(f"wrote {config.run_folder / 'results.json'}; one page about the run: sternum report {config.run_folder}")
+    say(f"wrote {config.folder / 'results.json'}; one page about it: sternum report {config.folder}")
     return 0
 
 

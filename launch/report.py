@@ -1,4 +1,4 @@
-"""`sternum report`: writes one page about a run."""
+"""`sternum report`: writes one page about a run or a probe of backbones."""
 
 import sys
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from infra.config import parse
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The run to report on.
+    """The run or the probe to report on.
 
     Args:
-        run_folder: the run; report.html is written there
+        run_folder: the run, or the folder of a probe without one; report.html is written there
     """
 
     run_folder: Path

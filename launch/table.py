@@ -23,7 +23,7 @@ class TableConfig:
 
     Args:
         run_folders: probed runs, pretrained on one fraction of the images or several; runs of one fraction, which may
-            differ only in their seed, become one row
+            differ only in their seed, become one row; of a probe without a run, each backbone is a row
         preset: protocol of the scores: gazda2021 (the paper's) or rigorous
         out: folder for table3.md, table3.csv and table3.tex, and for table-TASK.* of each task with several labels; the
             first run's folder by default
@@ -78,7 +78,7 @@ def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
     Raises:
         UserError: if a run was not probed by this preset, or two runs of a fraction differ in more than their seed
     """
-    by_fraction: dict[int, list[tuple[Path, Results]]] = {}
+    by_recipe: dict[int | Path, list[tuple[Path, Results]]] = {}
     for run in runs:
         results = read_results(run)
         if results is None:
@@ -90,7 +90,8 @@ def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
             raise UserError(
                 f"preset={preset}: {run} was probed by {known}; {hint}run sternum probe with --presets=[{preset}]"
             )
-        by_fraction.setdefault(results.run.fraction_percent, []).append((run, results))
-    for of_fraction in by_fraction.values():
-        require_one_recipe(of_fraction)
-    return [results for of_fraction in by_fraction.values() for _, results in of_fraction]
+        recipe = results.run.fraction_percent if results.run else run
+        by_recipe.setdefault(recipe, []).append((run, results))
+    for of_recipe in by_recipe.values():
+        require_one_recipe(of_recipe)
+    return [results for of_recipe in by_recipe.values() for _, results in of_recipe]

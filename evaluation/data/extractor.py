@@ -17,8 +17,7 @@ from infra.devices import device_of, use_ieee_fp32
 from infra.log import progress
 from infra.processes import Ranks
 from sharding.reading.shard_set import ShardSet
-from ssl_core.checkpoints.checkpoint import find_checkpoints
-from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.model.published import Input
 from ssl_core.views import ViewTask, build_view_executor
 from ssl_core.views.batches import Batch, ImageViews, image_batches
 from ssl_core.views.parameters import Fit
@@ -108,26 +107,26 @@ class Extractor:
 
 
 def build_extractor(
-    run: Path, pretraining: PretrainConfig, *, fit: Fit, mirrored: bool, view_executor: str, local_batch: int
+    folder: Path, images: Input, *, antialias: bool, fit: Fit, mirrored: bool, view_executor: str, local_batch: int
 ) -> Extractor:
-    """Return the extractor for the input that the run's backbones were trained on: its size and normalization.
+    """Return the extractor for backbones of one input.
 
     Args:
-        run: a run with at least one checkpoint
-        pretraining: configuration of the run
+        folder: folder of the stored features
+        images: size and normalization of one gray channel
+        antialias: whether images are reduced without aliasing
         fit: how an image that is not square becomes a square
         mirrored: whether to average the features of an image and of its mirror image
         view_executor: image decoder: auto, dali or torchvision
         local_batch: images that go through a backbone at once
     """
     device = device_of(Ranks())
-    trained = find_checkpoints(run)[-1].state
-    size_px, antialias = pretraining.views.size_px, pretraining.views.antialias
-    task = ViewTask(size_px, 1, trained.pixel_mean, trained.pixel_std, max_batch=1, device=device)
+    size_px, (mean,), (std,) = images
+    task = ViewTask(size_px, 1, mean, std, max_batch=1, device=device)
     use_ieee_fp32()
     maker = maker_of_inputs(view_executor, task)
-    preprocessing = Preprocessing(size_px, trained.pixel_mean, trained.pixel_std, maker, fit, mirrored, antialias)
-    return Extractor(run / "features", preprocessing, local_batch, view_executor, device)
+    preprocessing = Preprocessing(size_px, mean, std, maker, fit, mirrored, antialias)
+    return Extractor(folder, preprocessing, local_batch, view_executor, device)
 
 
 def maker_of_inputs(view_executor: str, task: ViewTask) -> str:

@@ -1,7 +1,7 @@
-"""Sources of features: the checkpoints of a run, and the controls to compare them with."""
+"""Sources of features: checkpoints, weights of others, and the controls to compare them with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -15,7 +15,7 @@ from infra.errors import UserError, require
 from infra.options import SEEDS
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone
-from ssl_core.model.encoder import Backbone, build_encoder, untrained_backbone
+from ssl_core.model.encoder import Backbone, build_encoder
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.initial_weights import initial_sha256, start_from
 
@@ -31,7 +31,7 @@ class FeatureSource:
 
     Attributes:
         name: name in the tables
-        kind: a checkpoint or one of the controls
+        kind: a checkpoint, weights to compare it with, or one of the controls
         backbone: loads or builds the network
         epoch: epoch of a checkpoint
         step: step of a checkpoint
@@ -48,27 +48,34 @@ class FeatureSource:
     seed: int | None = None
     own_size_px: int | None = None
 
+    def judged(self) -> "FeatureSource":
+        """Return the source in the place of a run's last checkpoint, which all others are compared with."""
+        return replace(self, kind="checkpoint")
 
-def control_sources(pretraining: PretrainConfig, untrained_seeds: int) -> list[FeatureSource]:
-    """Return the controls with a network; the others are derived from these and from the checkpoints.
 
-    One untrained backbone is only one draw of weights, and draws differ. The first is that from which the run started.
+def pixels_source() -> FeatureSource:
+    """Return the control without a network, raw pixels."""
+    return FeatureSource("32 x 32 raw pixels", "pixels", RawPixels)
+
+
+def untrained_sources(
+    untrained: Callable[[int], nn.Module], first_seed: int, count: int, own_size_px: int | None = None
+) -> list[FeatureSource]:
+    """Return draws of an untrained backbone: one is only one draw of weights, and draws differ.
 
     Args:
-        pretraining: configuration of the run
-        untrained_seeds: number of draws of the untrained backbone
+        untrained: builds the backbone with the random weights of a seed; the first is that from which a run started
+        first_seed: seed of the first draw
+        count: number of draws
+        own_size_px: as in `FeatureSource`
     """
-    seeds = [(pretraining.seed + draw) % SEEDS for draw in range(untrained_seeds)]
-    draws = [
+    seeds = [(first_seed + draw) % SEEDS for draw in range(count)]
+    return [
         FeatureSource(
-            f"{UNTRAINED}, draw {draw}",
-            "untrained",
-            partial(untrained_backbone, pretraining.model, seed, pretraining.views.size_px),
-            seed=seed,
+            f"{UNTRAINED}, draw {draw}", "untrained", partial(untrained, seed), seed=seed, own_size_px=own_size_px
         )
         for draw, seed in enumerate(seeds, start=1)
     ]
-    return [FeatureSource("32 x 32 raw pixels", "pixels", RawPixels), *draws]
 
 
 def initial_source(run: Path, pretraining: PretrainConfig) -> list[FeatureSource]:

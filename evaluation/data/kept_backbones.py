@@ -18,16 +18,15 @@ def kept_backbone(
 
     Args:
         run: the run folder
-        source: a checkpoint of the run, or compared weights
+        source: a checkpoint of the run, or weights of others
         preprocessing: input of the source
-        others: the compared weights
+        others: the weights of others
     """
-    if source.kind == "compared":
+    if source.step is None:
         other = next(other for other in others if other.name == source.name)
         network, weights, sha256 = other.network, other.file, other.sha256
         mean, std = other.mean, other.std
     else:
-        assert source.step is not None, "a checkpoint has a step"
         checkpoint = Checkpoint(checkpoint_path(run, source.step), source.step)
         network, weights = checkpoint.state.backbone, (checkpoint.path / MODEL).relative_to(run).as_posix()
         sha256 = read_json(checkpoint.path / MANIFEST, Manifest).files[MODEL].sha256

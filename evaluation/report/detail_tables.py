@@ -44,7 +44,7 @@ def comparison_table(results: Results, dataset: Dataset | TaskScores) -> Table:
     comparisons = results.comparisons_of(dataset)
     crosschecked = any(item.delong for item in comparisons)
     return Table(
-        f"{marked_label(dataset)}, {dataset.preset}: {auc} of the last checkpoint minus that of others, in points",
+        f"{marked_label(dataset)}, {dataset.preset}: {auc} of {results.judged} minus that of others, in points",
         (
             *("features", "minus", "difference", "95 %", "p"),
             *(("DeLong 95 %", "DeLong p") if crosschecked else ()),

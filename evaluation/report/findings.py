@@ -13,6 +13,7 @@ from evaluation.report.detail_tables import (
     headline_rows,
     subgroup_tables,
 )
+from evaluation.report.forest_plot import forest_picture
 from evaluation.report.pictures import (
     Picture,
     accuracy_picture,
@@ -93,7 +94,7 @@ def _preset_section(results: Results, preset: str) -> PresetSection:
         f"{preset}: {_TITLES.get(preset, 'as configured')}",
         [*(_finding(results, dataset) for dataset in datasets), *(_task_finding(results, task) for task in tasks)],
         score_tables(
-            "Scores on the test part in percent, disease positive: the last checkpoint and its controls. C is "
+            f"Scores on the test part in percent, disease positive: {results.judged} and its controls. C is "
             "chosen by the validation AUC, in the development part; AP: average precision, whose chance level is the "
             f"share of positives; 'not converged' counts logistic regressions. Threshold of decisions: {threshold}.",
             headline,
@@ -167,7 +168,8 @@ def _dataset_section(results: Results, name: str) -> DatasetSection:
     datasets = {dataset.preset: dataset for dataset in results.datasets if dataset.label == name}
     first = next(iter(datasets.values()))
     strictest = datasets.get(_STRICTEST, first)
-    blocks: list[Table | Picture | None] = [auc_picture(results, strictest)]
+    overview = auc_picture if results.run else forest_picture
+    blocks: list[Table | Picture | None] = [overview(results, strictest)]
     blocks += [comparison_table(results, dataset) for dataset in datasets.values()]
     blocks += [shift_table(results, dataset) for dataset in datasets.values()]
     blocks += [c_path_table(dataset, headline_rows(results, dataset)) for dataset in datasets.values()]

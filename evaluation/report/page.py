@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page about a run, to mail, print and keep."""
+"""`report.html`: one self-contained page about a run or a probe of backbones, to mail, print and keep."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -8,8 +8,9 @@ from typing import Final
 import jinja2
 
 from evaluation.data.labeled_sets import display_name
+from evaluation.report.backbone_table import backbone_table
 from evaluation.report.findings import dataset_sections, preset_sections
-from evaluation.report.pictures import loss_picture
+from evaluation.report.pictures import Picture, loss_picture
 from evaluation.report.selection_tables import selection_tables
 from evaluation.report.task_tables import parts_table
 from evaluation.results import paper
@@ -24,7 +25,7 @@ from infra.urls import Location, shown
 from sharding.format.manifest import Manifest
 from sharding.reading.location import LocalFolder, open_location
 from sharding.reading.manifests import read_manifest
-from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 
 REPORT_NAME: Final = "report.html"
@@ -51,18 +52,59 @@ class ShardFolder:
     manifest: Manifest | None
 
 
-def report(run: Path) -> Path:
-    """Write `run/report.html`; the page names the parts that the run does not have yet.
+@dataclass(frozen=True)
+class Pretraining:
+    """What the page says of a run beside its scores.
+
+    Attributes:
+        config: its configuration
+        config_text: the same as YAML
+        metrics: logged steps that have a loss
+        checkpoints: its checkpoints
+        data: its shards
+    """
+
+    config: PretrainConfig
+    config_text: str
+    metrics: list[dict[str, float]]
+    checkpoints: list[Checkpoint]
+    data: list[ShardFolder]
+
+    @property
+    def steps(self) -> int:
+        """Steps done at the last logged one."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def epoch(self) -> float | None:
+        """Epochs done at the last logged step."""
+        return self.metrics[-1].get("epoch") if self.metrics else None
+
+    @property
+    def hours(self) -> float:
+        """Hours between the first and the last logged step."""
+        return (self.metrics[-1]["time_s"] - self.metrics[0]["time_s"]) / 3600 if self.metrics else 0.0
+
+    @property
+    def loss(self) -> Picture | None:
+        """Figure of the loss."""
+        return loss_picture(self.metrics) if self.metrics else None
+
+
+def report(folder: Path) -> Path:
+    """Write `report.html` about a run, or about backbones that were probed without one.
+
+    The page names the parts that a run does not have yet.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: if `run` is not a run folder.
+        UserError: if it is the folder of neither.
     """
-    config = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain")
-    results, selection = read_results(run), read_selection(run)
-    metrics = [line for line in read_metrics(run) if "loss" in line]
+    results, selection = read_results(folder), read_selection(folder)
+    pretraining = None if results and results.run is None else _pretraining(folder)
+    files = [(name, content, (folder / name).exists()) for name, content in _FILES]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -71,29 +113,34 @@ def report(run: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
-        name=run.resolve().name,
-        folder=str(run.resolve()),
+        name=folder.resolve().name,
+        folder=str(folder.resolve()),
         version=version("sternum"),
-        config=config,
-        config_text=(run / "config.yaml").read_text(encoding="utf-8"),
-        steps=int(metrics[-1]["step"]) if metrics else 0,
-        epoch=metrics[-1].get("epoch") if metrics else None,
-        hours=(metrics[-1]["time_s"] - metrics[0]["time_s"]) / 3600 if metrics else 0.0,
-        checkpoints=find_checkpoints(run),
-        loss=loss_picture(metrics) if metrics else None,
+        pretraining=pretraining,
         results=results,
         presets=preset_sections(results) if results else [],
         datasets=dataset_sections(results) if results else [],
+        outside=backbone_table(results) if results and results.outside else None,
         task_parts=[parts_table(results, task) for task in results.tasks] if results else [],
         describe_overlap=describe_overlap,
         paper=paper.PAPER if results and any(paper.in_paper(dataset) for dataset in results.datasets) else None,
         selection=selection,
         selection_tables=selection_tables(selection) if selection else [],
-        data=[_shard_folder(folder) for folder in config.data.shards],
-        files=[(name, content, (run / name).exists()) for name, content in _FILES],
+        files=files if pretraining else [file for file in files if file[2]],
     )
-    write_atomic(run / REPORT_NAME, page)
-    return run / REPORT_NAME
+    write_atomic(folder / REPORT_NAME, page)
+    return folder / REPORT_NAME
+
+
+def _pretraining(run: Path) -> Pretraining:
+    config = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain")
+    return Pretraining(
+        config=config,
+        config_text=(run / "config.yaml").read_text(encoding="utf-8"),
+        metrics=[line for line in read_metrics(run) if "loss" in line],
+        checkpoints=find_checkpoints(run),
+        data=[_shard_folder(folder) for folder in config.data.shards],
+    )
 
 
 def _shard_folder(location: Location) -> ShardFolder:

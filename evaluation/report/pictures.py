@@ -21,7 +21,7 @@ from evaluation.results.rows import ProbeResult, last_checkpoint
 from evaluation.results.scores import Bin, Estimate
 
 # Dark enough on white for text and lines (at least 4.5 : 1); dashes and labels distinguish them without color.
-_INK, _QUIET, _TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
+_INK, _QUIET, TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
 _LINES: Final = {  # kind of a row without epochs -> color and dash
     "finetuned": ("#a3195b", (0, (8, 2))),
     "untrained": ("#9a4d00", "--"),
@@ -29,7 +29,7 @@ _LINES: Final = {  # kind of a row without epochs -> color and dash
     "border": ("#5b6b00", (0, (1, 3))),
     "attributes": ("#00656b", (0, (3, 1, 1, 1, 1, 1))),
 }
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "sternum",  # equal numbers give equal bytes
     "font.size": 10,
     "text.color": _INK,
@@ -57,10 +57,10 @@ def loss_picture(metrics: Sequence[dict[str, float]]) -> Picture:
     """Draw the loss of the logged steps (at least one) over the epochs."""
     epochs = [line.get("epoch", line["step"]) for line in metrics]
     losses = [line["loss"] for line in metrics]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("epoch", "NT-Xent loss")
-        axes.plot(epochs, losses, color=_TRAINED, marker="." if len(losses) < 40 else "", linewidth=1.5)
-        uri = _data_uri(figure)
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("epoch", "NT-Xent loss")
+        axes.plot(epochs, losses, color=TRAINED, marker="." if len(losses) < 40 else "", linewidth=1.5)
+        uri = data_uri(figure)
     return Picture(
         uri,
         f"Line: the loss goes from {losses[0]:.3f} at epoch {epochs[0]:.2f} to {losses[-1]:.3f} at epoch "
@@ -73,8 +73,8 @@ def auc_picture(results: Results, dataset: Dataset) -> Picture:
     """Draw the AUC of each checkpoint with its interval, and the AUCs of the controls."""
     rows = results.rows_of(dataset)
     words: list[str] = []
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("epoch of the checkpoint", "AUC on the test part, %")
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("epoch of the checkpoint", "AUC on the test part, %")
         words += _draw_checkpoints(axes, [(row, row.scores.auc) for row in rows if row.kind == "checkpoint"])
         for row in rows:
             if row.kind in _LINES:
@@ -82,7 +82,7 @@ def auc_picture(results: Results, dataset: Dataset) -> Picture:
                 axes.axhline(100 * row.scores.auc.value, color=color, linestyle=dash, label=row.features)
                 words.append(f"{row.features} {percent(row.scores.auc.value)} %")
         words += _draw_paper(axes, results, dataset, 1)
-        uri = _data_uri(figure)
+        uri = data_uri(figure)
     return Picture(
         uri,
         f"AUC on {dataset.label}, {dataset.preset}: {'; '.join(words)}.",
@@ -96,10 +96,10 @@ def accuracy_picture(results: Results, dataset: Dataset) -> Picture | None:
     trained = [(row, row.scores.acc) for row in results.rows_of(dataset) if row.kind == "checkpoint"]
     if len(trained) < 2:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("epoch of the checkpoint", "accuracy on the test part, %")
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("epoch of the checkpoint", "accuracy on the test part, %")
         words = [*_draw_checkpoints(axes, trained), *_draw_paper(axes, results, dataset, 0)]
-        uri = _data_uri(figure)
+        uri = data_uri(figure)
     return Picture(
         uri,
         f"Accuracy on {dataset.label}, {dataset.preset}: {'; '.join(words)}.",
@@ -119,7 +119,7 @@ def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[ProbeResult, Estimate]
         [row.epoch or 0.0 for row, _ in trained],
         [100 * score.value for _, score in trained],
         yerr=[below, above],
-        color=_TRAINED,
+        color=TRAINED,
         marker="o",
         markersize=4,
         capsize=2,
@@ -136,7 +136,7 @@ def _draw_paper(axes: Axes, results: Results, dataset: Dataset, column: int) -> 
     words = []
     comparable = dataset.preset == paper.PRESET and paper.in_paper(dataset)
     if comparable and (column > 0 or paper.has_papers_share(dataset)):
-        fraction = results.run.fraction_percent
+        fraction = results.fraction_percent
         value = paper.TABLE_III[dataset.name][fraction][column]
         axes.axhline(value, color=_PAPER, linestyle="-.", label=f"paper, {fraction} % of CheXpert")
         words.append(f"the paper {value:.1f} %")
@@ -151,11 +151,11 @@ def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
         return None
     calibration = last.calibration
     curves = (
-        ("as predicted", calibration.bins, calibration.brier, _TRAINED, "-", "o"),
+        ("as predicted", calibration.bins, calibration.brier, TRAINED, "-", "o"),
         ("recalibrated", calibration.bins_recalibrated, calibration.brier_recalibrated, "#9a4d00", "--", "s"),
     )
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("predicted probability, %", "share of positives, %", size=(6.0, 3.6))
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("predicted probability, %", "share of positives, %", size=(6.0, 3.6))
         axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, label="perfect calibration")
         for name, bins, brier, color, dash, marker in curves:
             predicted, observed = [100 * item.predicted for item in bins], [100 * item.observed for item in bins]
@@ -163,7 +163,7 @@ def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
             axes.plot(predicted, observed, color=color, linestyle=dash, marker=marker, markersize=4, label=words)
         axes.set_aspect("equal")
         _legend(axes)
-        uri = _data_uri(figure)
+        uri = data_uri(figure)
     return Picture(
         uri,
         f"Reliability on {dataset.label}, {last.features}. "
@@ -184,15 +184,15 @@ def decision_picture(results: Results, dataset: Dataset) -> Picture | None:
     if last is None or curve is None:
         return None
     thresholds = [100 * threshold for threshold in curve.thresholds]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("threshold probability, %", "net benefit per image")
-        axes.plot(thresholds, curve.net_benefit, color=_TRAINED, marker=".", label=last.features)
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("threshold probability, %", "net benefit per image")
+        axes.plot(thresholds, curve.net_benefit, color=TRAINED, marker=".", label=last.features)
         axes.plot(thresholds, curve.treat_all, color="#9a4d00", linestyle="--", label="treat all")
         axes.axhline(0, color=_QUIET, linewidth=1, label="treat none")
         highest = max(*curve.net_benefit, curve.treat_all[0], 0.01)
         axes.set_ylim(-0.2 * highest, 1.1 * highest)
         _legend(axes)
-        uri = _data_uri(figure)
+        uri = data_uri(figure)
     useful = ", ".join(
         f"{100 * threshold:g}"
         for threshold, benefit, of_all in zip(curve.thresholds, curve.net_benefit, curve.treat_all, strict=True)
@@ -215,9 +215,9 @@ def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
         return None
     whole = {row.features: row.scores.auc.value for row in results.rows_of(dataset)}
     words = []
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("development patients whose labels are used, %", "AUC on the test part, %")
-        styles = cycle([(_TRAINED, "-", "o"), ("#9a4d00", "--", "s"), ("#6b3fa0", ":", "^"), (_PAPER, "-.", "D")])
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("development patients whose labels are used, %", "AUC on the test part, %")
+        styles = cycle([(TRAINED, "-", "o"), ("#9a4d00", "--", "s"), ("#6b3fa0", ":", "^"), (_PAPER, "-.", "D")])
         for features in dict.fromkeys(item.features for item in few_labels):
             draws = {item.percent: item.aucs for item in few_labels if item.features == features}
             draws |= {100: [whole[features]]} if features in whole else {}
@@ -227,7 +227,7 @@ def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         _legend(axes)
-        uri = _data_uri(figure)
+        uri = data_uri(figure)
     return Picture(
         uri,
         f"AUC with few labels on {dataset.label}, {dataset.preset}: {'; '.join(words)}.",
@@ -254,7 +254,8 @@ def _draw_curve(axes: Axes, features: str, draws: dict[int, list[float]], color:
     return f"{features} " + ", ".join(f"{percent(mean)} % with {share} % of them" for share, mean in means.items())
 
 
-def _axes(x: str, y: str, size: tuple[float, float] = (8.0, 3.2)) -> tuple[Figure, Axes]:
+def axes_of(x: str, y: str, size: tuple[float, float] = (8.0, 3.2)) -> tuple[Figure, Axes]:
+    """Return a figure of a size in inches with one pair of axes of these names."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)
@@ -267,7 +268,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
     """Return a figure as a data URI; inline SVGs on one page would share identifiers."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})

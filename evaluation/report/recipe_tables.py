@@ -68,7 +68,7 @@ def _score_notes(comparison: RecipeComparison) -> Iterator[str]:
     probed = {item.recipe: ", ".join(dict.fromkeys(filter(None, item.features))) for item in comparison.scores}
     shown = [f"{recipe}: {features}" for recipe, features in probed.items() if features]
     if shown:
-        yield f"The last checkpoint of each run: {'; '.join(shown)}."
+        yield f"The last checkpoint of each run, or the first of backbones without one: {'; '.join(shown)}."
     yield "With several runs the interval is over patients and seeds, with one run over patients alone."
 
 

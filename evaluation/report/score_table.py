@@ -59,7 +59,7 @@ def score_rows(results: Results, dataset: Dataset, rows: Sequence[ProbeResult]) 
 
 
 def _paper_row(results: Results, dataset: Dataset) -> ScoreRow:
-    fraction = results.run.fraction_percent
+    fraction = results.fraction_percent
     acc, auc, sen, spe, f1 = (f"{value:.1f}" for value in paper.TABLE_III[dataset.name][fraction])
     if not paper.has_papers_share(dataset):
         acc = f1 = ""  # they depend on the share of diseased images

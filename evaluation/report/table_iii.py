@@ -6,8 +6,9 @@ from typing import Final
 
 from evaluation.report.tables import Table, interval, marked_label, percent
 from evaluation.results import paper
+from evaluation.results.backbones import Run
 from evaluation.results.datasets import Dataset
-from evaluation.results.notes import PAPER_NOTE, SIMULATED_NOTE, overlap_notes
+from evaluation.results.notes import NO_RUN_NOTE, PAPER_NOTE, SIMULATED_NOTE, overlap_notes
 from evaluation.results.results import Results
 from evaluation.results.rows import ProbeResult, last_checkpoint
 from evaluation.results.scores import Estimate
@@ -31,11 +32,16 @@ def table_iii(results: Sequence[Results], preset: str) -> Table:
         preset: name of the preset
     """
     by_fraction = {
-        fraction: [item for item in results if item.run.fraction_percent == fraction] for fraction in FRACTIONS_PERCENT
+        fraction: [item for item in results if item.run and item.run.fraction_percent == fraction]
+        for fraction in FRACTIONS_PERCENT
     }
+    without_run = [item for item in results if item.run is None]
     datasets = {dataset.label: dataset for item in results for dataset in item.single if dataset.preset == preset}
-    cells = [row for dataset in datasets.values() for row in _rows(by_fraction, dataset)]
-    return Table(_caption(preset), HEADER, cells, text_columns=3, notes=list(_notes(by_fraction, preset)))
+    cells = []
+    for dataset in datasets.values():
+        cells += [cells_of for item in without_run for cells_of in _backbone_rows(item, dataset)]
+        cells += _rows(by_fraction, dataset)
+    return Table(_caption(preset), HEADER, cells, text_columns=3, notes=list(_notes(results, preset)))
 
 
 def _rows(by_fraction: Mapping[int, Sequence[Results]], example: Dataset) -> Iterator[Cells]:
@@ -52,6 +58,14 @@ def _rows(by_fraction: Mapping[int, Sequence[Results]], example: Dataset) -> Ite
         yield _published_row(example)
 
 
+def _backbone_rows(results: Results, example: Dataset) -> Iterator[Cells]:
+    """Yield a row for each backbone of a probe without a run."""
+    for dataset in results.datasets:
+        if dataset.key == example.key:
+            for row in results.judged_rows(dataset):
+                yield _row([(dataset, row)], row.features, "")
+
+
 def _probed(results: Results, example: Dataset) -> list[tuple[Dataset, ProbeResult]]:
     """Return a run's record of the same task with its last checkpoint; empty if it has none."""
     same = [dataset for dataset in results.datasets if dataset.key == example.key]
@@ -60,18 +74,23 @@ def _probed(results: Results, example: Dataset) -> list[tuple[Dataset, ProbeResu
 
 
 def _our_row(probed: Sequence[tuple[Dataset, ProbeResult]], fraction: int) -> Cells:
-    """Return the scores of one run, or the means of several seeds; only those of one run have an interval."""
+    """Return the scores of one run, or the means of several seeds."""
+    seeds = f", mean of {len(probed)} seeds (SD)" if len(probed) > 1 else ""
+    return _row(probed, f"ours, {probed[0][1].features}{seeds}", f"{fraction} %")
+
+
+def _row(probed: Sequence[tuple[Dataset, ProbeResult]], features: str, fraction: str) -> Cells:
+    """Return the scores of one feature set, or the means of several; only those of one have an interval."""
     dataset = next((dataset for dataset, _ in probed if dataset.overlaps), probed[0][0])
     scores = [last.scores for _, last in probed]
-    seeds = f", mean of {len(probed)} seeds (SD)" if len(probed) > 1 else ""
     comparable = all(not paper.in_paper(item) or paper.has_papers_share(item) for item, _ in probed)
     return (
         marked_label(dataset),
-        f"ours, {probed[0][1].features}{seeds}",
-        f"{fraction} %",
+        features,
+        fraction,
         _mean([item.acc for item in scores]) if comparable else "",
         _mean([item.auc for item in scores]),
-        "" if seeds else interval(scores[0].auc),
+        "" if len(probed) > 1 else interval(scores[0].auc),
         _mean([item.sen for item in scores]),
         _mean([item.spe for item in scores]),
         _mean([item.f1_negative for item in scores]) if comparable else "",
@@ -94,26 +113,26 @@ def _published_row(dataset: Dataset) -> Cells:
 def _caption(preset: str) -> str:
     return (
         f"Table III of Gazda et al. 2021 next to our results, in percent: logistic regression on frozen features of "
-        f"the last checkpoint, by the preset {preset}. Fraction: of the pretraining set, in the paper CheXpert. "
-        "F1 is that of the healthy class, as in the paper."
+        f"the last checkpoint, or of backbones without a run, by the preset {preset}. Fraction: of the pretraining "
+        "set, in the paper CheXpert. F1 is that of the healthy class, as in the paper."
     )
 
 
-def _notes(by_fraction: Mapping[int, Sequence[Results]], preset: str) -> Iterator[str]:
-    runs = {fraction: [item.run for item in results] for fraction, results in by_fraction.items() if results}
-    datasets = [
-        item
-        for results in by_fraction.values()
-        for of_run in results
-        for item in of_run.single
-        if item.preset == preset
-    ]
+def _notes(results: Sequence[Results], preset: str) -> Iterator[str]:
+    runs: dict[int, list[Run]] = {}
+    for run in (item.run for item in results if item.run):
+        runs.setdefault(run.fraction_percent, []).append(run)
+    datasets = [dataset for item in results for dataset in item.single if dataset.preset == preset]
     for fraction, [run, *others] in sorted(runs.items()):
         seeds = ", ".join(str(item.seed) for item in (run, *others))
         yield (
             f"Ours, {fraction} %: {run.backbone} at {run.size_px} px, global batch {run.global_batch}, "
             f"{run.epochs:.4g} epochs, seed{'s' if others else ''} {seeds}."
         )
+    for backbone in (backbone for item in results if item.run is None for backbone in item.outside):
+        yield f"{backbone.name}: {backbone.network} at {backbone.size_px} px, SHA-256 {backbone.sha256[:12]}."
+    if any(item.run is None for item in results):
+        yield NO_RUN_NOTE
     if any(len(of_fraction) > 1 for of_fraction in runs.values()):
         yield "Several seeds: mean and, in parentheses, standard deviation. sternum compare gives intervals over seeds."
     in_paper = [item for item in datasets if paper.in_paper(item)]

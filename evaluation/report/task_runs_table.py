@@ -5,8 +5,8 @@ from typing import Final, NamedTuple
 
 from evaluation.report.score_table import with_interval
 from evaluation.report.tables import Table, marked_label, percent
+from evaluation.results.notes import NO_RUN_NOTE
 from evaluation.results.results import Results
-from evaluation.results.rows import last_checkpoint
 from evaluation.results.task_scores import TaskScores
 
 HEADER: Final = (
@@ -42,7 +42,8 @@ def _table(runs: Sequence[_Run], preset: str) -> Table:
     cells = [cells for label in labels for run in runs for cells in _label_rows(run, label)]
     cells += [cells for run in runs for cells in _mean_rows(run)]
     return Table(
-        f"{runs[0].task.label}: scores of the last checkpoint for each label, in percent, by the preset {preset}. "
+        f"{runs[0].task.label}: scores of the last checkpoint, or of each backbone, for each label, in percent, by the "
+        f"preset {preset}. "
         "Fraction: of the pretraining set. AP: average precision, whose chance level is the share of positives.",
         HEADER,
         cells,
@@ -52,17 +53,18 @@ def _table(runs: Sequence[_Run], preset: str) -> Table:
 
 
 def _names(run: _Run, label: str, features: str) -> tuple[str, ...]:
-    return (label, features, f"{run.results.run.fraction_percent} %", str(run.results.run.seed))
+    described = run.results.run
+    shown = (f"{described.fraction_percent} %", str(described.seed)) if described else ("", "")
+    return (label, features, *shown)
 
 
 def _label_rows(run: _Run, label: str) -> Iterator[tuple[str, ...]]:
     for name, dataset in zip(run.task.labels, run.results.questions_of(run.task), strict=True):
-        last = last_checkpoint(run.results.rows_of(dataset))
-        if name == label and last:
-            scores = last.scores
+        for row in run.results.judged_rows(dataset) if name == label else []:
+            scores = row.scores
             decisions = (scores.acc, scores.sen, scores.spe, scores.f1)
             yield (
-                *_names(run, label, last.features),
+                *_names(run, label, row.features),
                 *with_interval(scores.auc),
                 *with_interval(scores.ap),
                 *(percent(score.value) for score in decisions),
@@ -70,20 +72,23 @@ def _label_rows(run: _Run, label: str) -> Iterator[tuple[str, ...]]:
 
 
 def _mean_rows(run: _Run) -> Iterator[tuple[str, ...]]:
-    last = run.task.last
-    if last:
-        names = _names(run, f"mean of {len(run.task.labels)}", last.features)
-        balanced = "" if last.balanced_accuracy is None else percent(last.balanced_accuracy.value)
-        yield (*names, *with_interval(last.auc), *with_interval(last.ap), balanced, "", "", "")
+    for row in run.results.judged_means(run.task):
+        names = _names(run, f"mean of {len(run.task.labels)}", row.features)
+        balanced = "" if row.balanced_accuracy is None else percent(row.balanced_accuracy.value)
+        yield (*names, *with_interval(row.auc), *with_interval(row.ap), balanced, "", "", "")
 
 
 def _notes(run: _Run) -> Iterator[str]:
     described = run.results.run
-    yield (
+    what = (
         f"{marked_label(run.task)}, {described.fraction_percent} %, seed {described.seed}: {described.backbone} at "
-        f"{described.size_px} px, {described.epochs:.4g} epochs; {run.task.split} split, {run.task.images} test images "
-        f"of {run.task.patients} patients."
+        f"{described.size_px} px, {described.epochs:.4g} epochs"
+        if described
+        else f"{run.task.label}, {', '.join(backbone.name for backbone in run.results.outside)}: without a run"
     )
+    yield f"{what}; {run.task.split} split, {run.task.images} test images of {run.task.patients} patients."
+    if described is None:
+        yield NO_RUN_NOTE
     for label, reason in run.task.left_out.items():
         yield f"{label} is not scored and not in the mean: the dataset {reason}."
     if run.task.kind == "multiclass":

@@ -38,6 +38,10 @@ CROSS_NOTE: Final = (
     "In cross-validation, intervals are widened because the classifiers of the test parts share most of their images "
     "(Nadeau and Bengio 2003). They are meant for the mean AUC of such classifiers."
 )
+NO_RUN_NOTE: Final = (
+    "These backbones were probed without a run, so nothing says which images they were trained on. They may have seen "
+    "the test images, even with their labels; ask whoever trained them. The controls are the first backbone's."
+)
 OLD_NOTE: Final = (
     "These results are of version 2: their intervals are narrower for small classes and in cross-validation, and they "
     "hold no p-values. Probe the run again for verdicts."
@@ -55,6 +59,7 @@ def notes_on(results: Results) -> list[str]:
         CONVERGENCE_NOTE: any(row.unconverged for row in by_paper),
         EDGE_NOTE: any(row.at_edge for row in results.rows),
         INTERVAL_NOTE: any(row.scores.auc.method for row in results.rows),
+        NO_RUN_NOTE: results.run is None,
         CROSS_NOTE: any(dataset.rounds > 1 for dataset in results.datasets),
     }
     notes = [note for note, applies in general.items() if applies]
@@ -71,6 +76,8 @@ def notes_on(results: Results) -> list[str]:
 
 def _stage_notes(results: Results) -> Iterator[str]:
     """Yield a note if a checkpoint is shown that was trained before the views had their last size."""
+    if results.run is None:
+        return
     stages = results.run.recipe.get("train.stages") or []
     epochs = sum(int(stage.partition("@")[2]) for stage in stages)
     if any(row.kind == "checkpoint" and (row.epoch or 0.0) <= epochs for row in results.rows) and stages:
@@ -83,7 +90,7 @@ def _stage_notes(results: Results) -> Iterator[str]:
 
 def _ancestor_notes(results: Results) -> Iterator[str]:
     """Yield a note on each of the weights that the run descends from: whether what they saw is known."""
-    for weights in results.run.before:
+    for weights in results.run.before if results.run else []:
         if weights.data_identity is None:
             yield f"The run descends from {weights.weights}; Sternum cannot know which images these weights have seen."
             continue
@@ -140,8 +147,8 @@ def overlap_notes(dataset: Dataset) -> Iterator[str]:
     """Yield a note if pretraining saw part of a dataset's test part, or if that is not known for certain."""
     if dataset.pretrained_images is None:
         yield (
-            f"{dataset.label}: it is unknown whether pretraining saw the test images, because its shards are no "
-            "longer available."
+            f"{dataset.label}: it is unknown whether pretraining saw the test images, because the images that it "
+            "saw are not at hand."
         )
         return
     if dataset.pictures_compared is False:

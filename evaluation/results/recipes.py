@@ -14,12 +14,16 @@ def require_one_recipe(runs: Sequence[tuple[Path, Results]]) -> None:
     """Check that runs differ in their seed and in nothing else that decides what a pretraining computes.
 
     Raises:
-        UserError: for the first run that has the seed of another one, or another setting, which the message names.
+        UserError: for the first run that has the seed of another one, or another setting, which the message names, and
+            for a probe without a run among several.
     """
-    first, known = runs[0]
+    if len(runs) == 1:
+        return
+    first, known = runs[0][0], _run_of(*runs[0])
     seeds: dict[int, Path] = {}
     for path, results in runs:
-        if (seed := results.run.seed) in seeds:
+        run = _run_of(path, results)
+        if (seed := run.seed) in seeds:
             raise UserError(
                 f"{seeds[seed]} and {path} have the same seed={seed}, so they say nothing about the spread between "
                 "seeds; keep one"
@@ -27,13 +31,19 @@ def require_one_recipe(runs: Sequence[tuple[Path, Results]]) -> None:
         seeds[seed] = path
         different = [
             f"{name}={value_in_words(ours)} and {value_in_words(theirs)}"
-            for name, ours, theirs in _differences(_settings(known.run), _settings(results.run))
+            for name, ours, theirs in _differences(_settings(known), _settings(run))
         ]
         if different:
             raise UserError(
                 f"{first} and {path} are not of one recipe; they differ in {', '.join(different)}; put only runs "
                 "together that differ in their seed"
             )
+
+
+def _run_of(path: Path, results: Results) -> Run:
+    if results.run is None:
+        raise UserError(f"{path} is a probe of backbones without a run, so it is no seed of a recipe; put it alone")
+    return results.run
 
 
 def _settings(run: Run) -> dict[str, Any]:

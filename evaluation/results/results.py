@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from evaluation.results.backbones import OutsideBackbone, Run
 from evaluation.results.datasets import Dataset, TaskKey
-from evaluation.results.rows import AttributeAuc, Comparison, FewLabels, ProbeResult, Shift
-from evaluation.results.task_scores import TaskScores
+from evaluation.results.rows import BACKBONES, AttributeAuc, Comparison, FewLabels, ProbeResult, Shift, last_checkpoint
+from evaluation.results.task_scores import MeanRow, TaskScores
 from infra.errors import UserError
 from infra.files import write_atomic
 from infra.json_files import BadJson, encode_json, read_json
@@ -29,12 +29,16 @@ class PredictionsFile:
 
 @dataclass(frozen=True)
 class Results:
-    """The content of `results.json`; `predictions` is None in results of older versions."""
+    """The content of `results.json`.
+
+    `run` is None if backbones were probed without a run; then the first of `outside` stands where a run has its last
+    checkpoint. `predictions` is None in results of older versions.
+    """
 
     version: int
     sternum: str
     command: str
-    run: Run
+    run: Run | None
     config: dict[str, Any]
     protocol: dict[str, dict[str, Any]]
     datasets: list[Dataset]
@@ -48,6 +52,29 @@ class Results:
     predictions: PredictionsFile | None = None
     outside: list[OutsideBackbone] = field(default_factory=list)
     attribute_aucs: list[AttributeAuc] = field(default_factory=list)
+
+    @property
+    def judged(self) -> str:
+        """What the other features are compared with, in words."""
+        return "the last checkpoint" if self.run else f"the first backbone, {self.outside[0].name}"
+
+    @property
+    def fraction_percent(self) -> int:
+        """Share of the pretraining set; 100 without a run, whose backbones saw all of whatever they were trained on."""
+        return self.run.fraction_percent if self.run else 100
+
+    def judged_rows(self, dataset: Dataset) -> list[ProbeResult]:
+        """Return the rows of one dataset for a table of several probes: the last checkpoint, or all backbones."""
+        rows = self.rows_of(dataset)
+        if self.run:
+            return [row for row in [last_checkpoint(rows)] if row]
+        return sorted((row for row in rows if row.kind in BACKBONES), key=lambda row: row.kind)
+
+    def judged_means(self, task: TaskScores) -> list[MeanRow]:
+        """Return the mean scores of a task for the same rows."""
+        if self.run:
+            return [row for row in [task.last] if row]
+        return sorted((row for row in task.rows if row.kind in BACKBONES), key=lambda row: row.kind)
 
     @property
     def single(self) -> list[Dataset]:

@@ -7,11 +7,11 @@ from typing import Final, Literal
 from evaluation.results.datasets import TaskKey
 from evaluation.results.scores import Calibration, Difference, Estimate, Gap, Scores, Subgroup
 
-# The features or labels that a row scores. "finetuned" is a network trained end to end. Controls: the "untrained"
-# backbone, raw "pixels" and their "border", "attributes" such as the view, the age or the size of the source, labels
-# "shuffled" within each part or "shuffled_over_all" patients, and "source": the dataset that an image is from;
-# "initial" are the weights that the run began with, if not random ones. "compared" are weights that the run has nothing
-# to do with.
+# The features or labels that a row scores. "checkpoint" is a checkpoint of the run, or without a run the first
+# backbone, which stands in its place. "finetuned" is a network trained end to end. Controls: the "untrained" backbone,
+# raw "pixels" and their "border", "attributes" such as the view, the age or the size of the source, labels "shuffled"
+# within each part or "shuffled_over_all" patients, and "source": the dataset that an image is from; "initial" are the
+# weights that the run began with, if not random ones. "compared" are weights that the run has nothing to do with.
 ProbeKind = Literal[
     "checkpoint",
     "finetuned",
@@ -25,6 +25,9 @@ ProbeKind = Literal[
     "initial",
     "compared",
 ]
+
+# Kinds of the rows of a probe without a run that are no controls.
+BACKBONES: Final = ("checkpoint", "compared")
 
 AT_EDGE_MARK: Final = "*"
 
@@ -234,5 +237,8 @@ class AttributeAuc:
 
 
 def last_checkpoint(rows: Sequence[ProbeResult]) -> ProbeResult | None:
-    """Return the row to quote: the last checkpoint, not the one with the best test scores, which would flatter it."""
+    """Return the row to quote: the last checkpoint, not the one with the best test scores, which would flatter it.
+
+    Without a run it is that of the first backbone.
+    """
     return max((row for row in rows if row.kind == "checkpoint"), key=lambda row: row.step or 0, default=None)

@@ -164,7 +164,7 @@ def test_every_checkpoint_and_control_is_scored_by_both_presets(run: Path, shard
     assert [item.attribute for item in attributes] == ["file bytes per pixel", "mean gray level", "SD of gray level"]
     assert [item.images for item in attributes] == [32, 32, 32]
     assert attributes[1].auc.value > 0.95  # the patch makes an image brighter
-    assert results.run.backbone == "resnet18"
+    assert results.run is not None and results.run.backbone == "resnet18"
     assert json.loads((run / "results.json").read_text())["config"]["folds"] == 3
     require_draws_and_predictions(results, run, shards)
 

@@ -70,6 +70,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         ]
         run = Path(name)
         file = write_predictions(run, rows)
+        assert results.run is not None
         described = replace(results.run, seed=seed, recipe=recipe or {"loss.temperature": 0.5})
         write_results(run, replace(results, run=described, predictions=file))
         return run

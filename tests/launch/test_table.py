@@ -29,6 +29,7 @@ def probed(tmp_path: Path) -> MakeRun:
         rows = [
             replace(row, scores=replace(row.scores, auc=around(row.scores.auc.value + gain))) for row in results.rows
         ]
+        assert results.run is not None
         write_results(tmp_path / name, replace(results, rows=rows, run=replace(results.run, **run)))
         return tmp_path / name
 
