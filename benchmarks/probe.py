@@ -32,11 +32,12 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGro
 
 from benchmarks.common import machine, table
 from evaluation.fitting.fit_log import FitLog
-from evaluation.fitting.ray_search import ray_session, search_with_ray
+from evaluation.fitting.ray_search import search_with_ray
 from evaluation.fitting.search import SearchProblem, search_serially
 from evaluation.results.presets import PRESETS
 from infra.arrays import Float32, Float64
 from infra.files import write_atomic
+from infra.ray_session import ray_session
 from infra.rng import uniform
 
 CHECKPOINTS: Final = 4

@@ -14,6 +14,7 @@ from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.kept_backbones import kept_backbone
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.overlap import seen_by_pretraining
+from evaluation.data.parallel_extraction import ParallelExtractor
 from evaluation.data.probe_tasks import open_probe_tasks
 from evaluation.data.subjects import BackbonesSubject, RunSubject, Subject
 from evaluation.data.task_choice import choose_tasks
@@ -94,6 +95,14 @@ def open_subject(config: ProbeConfig) -> Subject:
     return BackbonesSubject(config.folder, backbones, config.untrained_seeds, config.seed)
 
 
+_Identity = tuple[str, str, int | None, int | None]  # of a feature source
+
+
+def _identity(source: FeatureSource) -> _Identity:
+    """Return kind, name of compared weights, step and seed; the name of a checkpoint depends on the others."""
+    return source.kind, source.name if source.kind == "compared" else "", source.step, source.seed
+
+
 class Prober:
     """Probes a subject: a run, once or repeatedly while it trains, or backbones. Nothing is extracted or fitted twice.
 
@@ -145,11 +154,8 @@ class Prober:
         self.unseen = self._unseen_images(subject.pretraining) if config.select and subject.pretraining else None
         self.fitter = CaseFitter(self.folder, config.search, config.cores, config.address)
         self.curves = Curves(subject.folder)
-        # By kind, name of compared weights, step and seed, in order, so that a checkpoint that was removed after it was
-        # probed keeps its row.
-        self._extracted: dict[
-            tuple[str, str, int | None, int | None], tuple[FeatureSource, dict[str, FeatureMatrix]]
-        ] = {}
+        # In order, so that a checkpoint that was removed after it was probed keeps its row.
+        self._extracted: dict[_Identity, tuple[FeatureSource, Mapping[str, FeatureMatrix]]] = {}
         self._backbones: dict[str, KeptBackbone] = {}  # by the names of their features
 
     def probe(self, *, final: bool = True) -> Results:
@@ -205,13 +211,18 @@ class Prober:
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""
-        for source in [*self._controls, *self.subject.sources()]:
-            name = source.name if source.kind == "compared" else ""
-            identity = source.kind, name, source.step, source.seed
-            if identity not in self._extracted:
-                self._extracted[identity] = source, self.extractor.fitting(source).features(source, self.labeled_sets)
-                if source.kind in KEPT_KINDS:
-                    self._backbones[source.name] = self._kept_backbone(source)
+        new = {
+            identity: source
+            for source in [*self._controls, *self.subject.sources()]
+            if (identity := _identity(source)) not in self._extracted
+        }
+        features = ParallelExtractor(self.extractor, self.config.address).features(
+            list(new.values()), self.labeled_sets
+        )
+        self._extracted |= {identity: (source, features[source]) for identity, source in new.items()}
+        self._backbones |= {
+            source.name: self._kept_backbone(source) for source in new.values() if source.kind in KEPT_KINDS
+        }
         return dict(self._extracted.values())
 
     def _kept_backbone(self, source: FeatureSource) -> KeptBackbone:

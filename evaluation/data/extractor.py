@@ -62,14 +62,34 @@ class Extractor:
         backbone = source.backbone()
         matrices = {}
         for labeled_set in labeled_sets:
-            identity = fingerprint(backbone, labeled_set.manifest.identity, self.preprocessing)
-            path = self.folder / f"{identity[:32]}.safetensors"
-            values = load_stored(path, labeled_set.samples.ids, dimensions=2)
+            identity = self.identity(backbone, labeled_set)
+            values = self.keep(identity, None, labeled_set)
             if values is None:
                 values = self.extract(backbone, labeled_set.shards, f"{source.name} on {labeled_set.label}")
-                store(path, values, labeled_set.samples.ids)
+                self.keep(identity, values, labeled_set)
             matrices[labeled_set.label] = FeatureMatrix(identity, values)
         return matrices
+
+    def identity(self, backbone: nn.Module, labeled_set: LabeledSet) -> str:
+        """Return the hash that identifies the features of a backbone on a set."""
+        return fingerprint(backbone, labeled_set.manifest.identity, self.preprocessing)
+
+    @staticmethod
+    def file_name(identity: str) -> str:
+        """Return the name of the file that keeps these features."""
+        return f"{identity[:32]}.safetensors"
+
+    def stored(self) -> frozenset[str]:
+        """Return the names of all files in the folder."""
+        return frozenset(path.name for path in self.folder.glob("*.safetensors"))
+
+    def keep(self, identity: str, values: Float32 | None, labeled_set: LabeledSet) -> Float32 | None:
+        """Store the features of a set, or without values return the stored ones; None if there are none."""
+        path = self.folder / self.file_name(identity)
+        if values is None:
+            return load_stored(path, labeled_set.samples.ids, dimensions=2)
+        store(path, values, labeled_set.samples.ids)
+        return values
 
     def extract(self, backbone: nn.Module, shards: ShardSet, name: str, *, numbers: Int64 | None = None) -> Float32:
         """Return the features (n, D) of the chosen images without storing them.
@@ -127,6 +147,15 @@ def build_extractor(
     maker = maker_of_inputs(view_executor, task)
     preprocessing = Preprocessing(size_px, mean, std, maker, fit, mirrored, antialias)
     return Extractor(folder, preprocessing, local_batch, view_executor, device)
+
+
+def on_this_machine(extractor: Extractor) -> Extractor:
+    """Return an extractor that another machine sent, for the device of this one."""
+    device, given = device_of(Ranks()), extractor.preprocessing
+    use_ieee_fp32()
+    task = ViewTask(given.size_px, 1, given.mean, given.std, max_batch=1, device=device)
+    maker = maker_of_inputs(extractor.view_executor, task)
+    return replace(extractor, device=device, preprocessing=replace(given, executor=maker))
 
 
 def maker_of_inputs(view_executor: str, task: ViewTask) -> str:

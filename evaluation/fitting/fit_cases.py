@@ -8,9 +8,10 @@ from typing import Final, Literal
 from evaluation.fitting.fit_log import FitLog
 from evaluation.fitting.probe_cache import cached_probes
 from evaluation.fitting.probe_cases import ProbeCase
-from evaluation.fitting.ray_search import ray_session, search_with_ray
+from evaluation.fitting.ray_search import search_with_ray
 from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
 from infra.arrays import Float32
+from infra.ray_session import ray_session
 
 _GROUP_BYTES: Final = 2 << 30  # of features in one search, which holds them in memory once more
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,7 @@ class ShardSet:
             UserError: if a location is not a packed dataset, lacks a split, occurs twice or does not match its manifest
             RunFailed: if a manifest cannot be downloaded
         """
+        self._arguments = (locations, splits, fraction_percent, fetch)
         folders = [open_location(location) for location in locations]
         is_local = all(isinstance(folder, LocalFolder) for folder in folders)
         self.fetch = fetch
@@ -114,6 +115,10 @@ class ShardSet:
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._shards_fetched = self._cache_hits = 0
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the same shards itself."""
+        return type(self), self._arguments
 
     def locate(self, numbers: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Return shard and row of samples by their numbers in packed order, both in the shape of `numbers`."""

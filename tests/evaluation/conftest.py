@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.fitting.ray_search import ray_session
 from evaluation.results.presets import PRESETS
 from infra import config as configuration
 from infra.metrics import MetricsWriter
+from infra.ray_session import ray_session
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest
@@ -37,7 +37,7 @@ def short_grid() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[None]:
-    with ray_session(cores=2, address=None, features_bytes=1 << 20):
+    with ray_session(cores=2, address=None, shared_bytes=1 << 20):
         yield
 
 

@@ -1,6 +1,5 @@
 """A probe of backbones without a run, and what the other commands make of its folder."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tests.support.tiny_resnet import TINY_RESNET
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two state dicts of one network, one behind the prefix of DataParallel."""
     folder = tmp_path_factory.mktemp("weights")
     for name, prefix in (("mine", ""), ("other", "module.")):
@@ -30,7 +29,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return {name: folder / f"{name}.pth" for name in ("mine", "other")}
 
 
-def config_of(weights: Mapping[str, Path], shards: Path, **changes: Any) -> ProbeConfig:
+def config_of(weights: dict[str, Path], shards: Path, **changes: Any) -> ProbeConfig:
     small: dict[str, Any] = {
         "data": ProbeData([str(shards)]),
         "presets": ["rigorous"],
@@ -47,15 +46,13 @@ def config_of(weights: Mapping[str, Path], shards: Path, **changes: Any) -> Prob
 
 
 @pytest.fixture(scope="module")
-def probed(weights: Mapping[str, Path], shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def probed(weights: dict[str, Path], shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("probed") / "backbones"
     probe(config_of(weights, shards, out=out))
     return out
 
 
-def test_the_first_backbone_stands_where_a_run_has_its_last_checkpoint(
-    probed: Path, weights: Mapping[str, Path]
-) -> None:
+def test_the_first_backbone_stands_where_a_run_has_its_last_checkpoint(probed: Path, weights: dict[str, Path]) -> None:
     results = read_results(probed)
     assert results is not None and results.run is None
     kinds = {row.features: row.kind for row in results.rows}
@@ -70,7 +67,7 @@ def test_the_first_backbone_stands_where_a_run_has_its_last_checkpoint(
 
 
 def test_report_table_and_compare_read_its_folder(
-    probed: Path, weights: Mapping[str, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    probed: Path, weights: dict[str, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sternum(["report", str(probed)]) == 0
     page = (probed / "report.html").read_text()
@@ -81,7 +78,7 @@ def test_report_table_and_compare_read_its_folder(
     assert sternum(["table", str(probed), "--preset=rigorous", f"--out={tmp_path}"]) == 0
     rows = (tmp_path / "table3.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows[1:3]] == ["mine", "other"]
-    swapped = dict(reversed(weights.items()))
+    swapped = {name: weights[name] for name in ("other", "mine")}
     probe(config_of(swapped, shards, out=tmp_path / "swapped", controls=False))
     capsys.readouterr()
     assert sternum(["compare", str(probed), str(tmp_path / "swapped"), f"--out={tmp_path}"]) == 0
@@ -108,13 +105,13 @@ def test_options_that_contradict_each_other_are_one_line(changes: dict[str, Any]
         config_of({"a": Path("weights.pth")}, Path("shards"), **({"out": Path("out")} | changes))
 
 
-def test_the_results_of_a_run_are_not_replaced(run: Path, weights: Mapping[str, Path], shards: Path) -> None:
+def test_the_results_of_a_run_are_not_replaced(run: Path, weights: dict[str, Path], shards: Path) -> None:
     with pytest.raises(UserError, match="is the folder of a run, whose results would be replaced; name another one"):
         probe(config_of(weights, shards, out=run))
 
 
 def test_nothing_is_left_behind_by_weights_that_do_not_fit(
-    weights: Mapping[str, Path], shards: Path, tmp_path: Path
+    weights: dict[str, Path], shards: Path, tmp_path: Path
 ) -> None:
     config = config_of(weights, shards, out=tmp_path / "out", backbones=[f"mine={weights['mine']}@resnet18"])
     with pytest.raises(UserError, match="does not hold a resnet18"):
