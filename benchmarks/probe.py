@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -150,6 +151,7 @@ def measure(case: Case, cores: int, repeats: int) -> tuple[dict[str, list[float]
             began_s = time.perf_counter()
             with ray_session(cores) if name == RAY else nullcontext():
                 if name == RAY:
+                    import_module("evaluation.fitting.ray_trials")  # Ray reads its environment when it is imported
                     starts_s.append(time.perf_counter() - began_s)
                     time.sleep(_LOAD_S)
                 began_s = time.perf_counter()

@@ -4,6 +4,7 @@ import pytest
 
 NAMES = [
     "coverage",
+    "features",
     "gpu",
     "kernels",
     "loader",
