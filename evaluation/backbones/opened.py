@@ -77,6 +77,11 @@ class OpenedBackbone:
     input: Input
     summary: str
 
+    @property
+    def antialias(self) -> bool:
+        """Whether images are reduced without aliasing, as when the weights were trained."""
+        return self.origin.antialias
+
     def load(self) -> GrayInput:
         """Return the backbone for gray images (N, 1, size, size) on the scale 0 to 1, in evaluation mode."""
         return GrayInput(self.origin.load(self.input.size_px).network, self.input.mean, self.input.std).eval()
@@ -92,7 +97,9 @@ class OpenedBackbone:
         """Return what the results keep of the backbone under its name."""
         size_px, mean, std = self.input
         path, network = str(self.origin.path), self.origin.architecture
-        return OutsideBackbone(name, path, network, self.sha256, size_px, list(mean), list(std), self.summary)
+        return OutsideBackbone(
+            name, path, network, self.sha256, size_px, list(mean), list(std), self.summary, self.antialias
+        )
 
 
 def open_backbone(weights: str, what: str, options: InputOptions) -> OpenedBackbone:
@@ -173,7 +180,8 @@ def _origin(weights: str, what: str) -> Origin:
 def _origin_in(folder: Path, what: str) -> Origin:
     if is_export(folder):
         export = open_export(folder, what)
-        return StateDict(export.weights, export.network, export.input, what)
+        antialias = export.preparation.antialias
+        return StateDict(export.weights, export.network, export.input, what, antialias=antialias)
     if is_transformers_folder(folder):
         return TransformersFolder(folder, what)
     checkpoint = _checkpoint_in(folder)

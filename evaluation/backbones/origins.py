@@ -43,6 +43,10 @@ class Origin(Protocol):
     def input(self) -> Input | None:
         """The images that the network was trained on; None if nothing says so."""
 
+    @property
+    def antialias(self) -> bool:
+        """Whether these images were reduced without aliasing."""
+
     def load(self, size_px: int) -> Loaded:
         """Read the weights into the network for images of this size; raises UserError if they do not fit."""
 
@@ -60,6 +64,7 @@ class StateDict:
         input: the images that the network was trained on
         what: the option with its value, for messages
         is_published: whether the library itself says which network the file holds
+        antialias: whether these images were reduced without aliasing, as the libraries do
     """
 
     path: Path
@@ -67,6 +72,7 @@ class StateDict:
     input: Input | None
     what: str
     is_published: bool = False
+    antialias: bool = True
 
     def load(self, size_px: int) -> Loaded:
         """Read the weights, whatever stands before their names; the whole network must be there."""
@@ -119,8 +125,13 @@ class OfCheckpoint:
         size_px = state.size_px or int(state.config.get("views.size_px", USUAL_SIZE_PX))
         return Input(size_px, (state.pixel_mean,), (state.pixel_std,))
 
+    @property
+    def antialias(self) -> bool:
+        """Whether the views of the run were antialiased."""
+        return bool(self.checkpoint.state.config.get("views.antialias", False))
+
     def load(self, size_px: int) -> Loaded:
-        """Read the backbone, after verifying its bytes."""
+        """Read the backbone, after verifying its bytes; a ViT takes the size of its run alone."""
         return Loaded(load_backbone(self.checkpoint), 1, f"the checkpoint of step {self.checkpoint.step}")
 
     def random(self, size_px: int, channels: int) -> nn.Module:

@@ -100,6 +100,11 @@ class TransformersFolder:
         except BadJson as error:
             raise UserError(f"{self.what}: {self.folder / PREPROCESSOR} cannot be read: {error}; mend it") from error
 
+    @property
+    def antialias(self) -> bool:
+        """Transformers reduces images without aliasing."""
+        return True
+
     def load(self, size_px: int) -> Loaded:
         """Read the model; without weights for its pooling, its features are not the pooled output."""
         config = self._config()

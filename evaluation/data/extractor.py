@@ -48,9 +48,10 @@ class Extractor:
 
     def fitting(self, source: FeatureSource) -> "Extractor":
         """Return the extractor for the input that a source takes."""
-        if source.own_size_px is None:
+        if source.own_input is None:
             return self
-        own = replace(self.preprocessing, size_px=source.own_size_px, mean=0.0, std=1.0)
+        size_px, antialias = source.own_input
+        own = replace(self.preprocessing, size_px=size_px, mean=0.0, std=1.0, antialias=antialias)
         return replace(self, preprocessing=own)
 
     def features(self, source: FeatureSource, labeled_sets: Iterable[LabeledSet]) -> dict[str, FeatureMatrix]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from torch import nn
 
@@ -25,6 +25,13 @@ INITIAL: Final = "initial weights"
 CheckpointChoice = Literal["all", "last"] | Sequence[int]  # a number is an epoch
 
 
+class OwnInput(NamedTuple):
+    """Images on the scale 0 to 1: their sides, and whether they are reduced without aliasing."""
+
+    size_px: int
+    antialias: bool
+
+
 @dataclass(frozen=True)
 class FeatureSource:
     """A network whose features are probed.
@@ -36,8 +43,7 @@ class FeatureSource:
         epoch: epoch of a checkpoint
         step: step of a checkpoint
         seed: seed of the weights of an untrained backbone
-        own_size_px: sides of the images, on the scale 0 to 1, of a network that normalizes them itself; by default the
-            input is that of the run
+        own_input: images of a network that normalizes them itself; by default the input is that of the run
     """
 
     name: str
@@ -46,7 +52,7 @@ class FeatureSource:
     epoch: float | None = None
     step: int | None = None
     seed: int | None = None
-    own_size_px: int | None = None
+    own_input: OwnInput | None = None
 
     def judged(self) -> "FeatureSource":
         """Return the source in the place of a run's last checkpoint, which all others are compared with."""
@@ -59,7 +65,7 @@ def pixels_source() -> FeatureSource:
 
 
 def untrained_sources(
-    untrained: Callable[[int], nn.Module], first_seed: int, count: int, own_size_px: int | None = None
+    untrained: Callable[[int], nn.Module], first_seed: int, count: int, own_input: OwnInput | None = None
 ) -> list[FeatureSource]:
     """Return draws of an untrained backbone: one is only one draw of weights, and draws differ.
 
@@ -67,12 +73,12 @@ def untrained_sources(
         untrained: builds the backbone with the random weights of a seed; the first is that from which a run started
         first_seed: seed of the first draw
         count: number of draws
-        own_size_px: as in `FeatureSource`
+        own_input: as in `FeatureSource`
     """
     seeds = [(first_seed + draw) % SEEDS for draw in range(count)]
     return [
         FeatureSource(
-            f"{UNTRAINED}, draw {draw}", "untrained", partial(untrained, seed), seed=seed, own_size_px=own_size_px
+            f"{UNTRAINED}, draw {draw}", "untrained", partial(untrained, seed), seed=seed, own_input=own_input
         )
         for draw, seed in enumerate(seeds, start=1)
     ]
@@ -104,7 +110,9 @@ def _initial_backbone(pretraining: PretrainConfig) -> Backbone:
 
 def compared_source(name: str, backbone: OpenedBackbone) -> FeatureSource:
     """Return a backbone that the run has nothing to do with as a source of features under a name."""
-    return FeatureSource(name, "compared", backbone.load, own_size_px=backbone.input.size_px)
+    return FeatureSource(
+        name, "compared", backbone.load, own_input=OwnInput(backbone.input.size_px, backbone.antialias)
+    )
 
 
 def checkpoint_sources(run: Path, pretraining: PretrainConfig, choice: CheckpointChoice) -> list[FeatureSource]:

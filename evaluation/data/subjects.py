@@ -10,6 +10,7 @@ from evaluation.backbones.opened import OpenedBackbone
 from evaluation.data.feature_sources import (
     CheckpointChoice,
     FeatureSource,
+    OwnInput,
     checkpoint_sources,
     compared_source,
     initial_source,
@@ -134,14 +135,16 @@ class BackbonesSubject(Subject):
         self.folder, self.outside = folder, backbones
         self._first = next(iter(backbones))
         self._untrained_seeds, self._first_seed = untrained_seeds, first_seed
-        size_px, mean, std = backbones[self._first].input
+        first = backbones[self._first]
+        size_px, mean, std = first.input
         self.input = Input(size_px, (fmean(mean),), (fmean(std),))
-        self.views = ViewSpec(size_px=size_px)
+        self.views = ViewSpec(size_px=size_px, antialias=first.antialias)
 
     def controls(self) -> list[FeatureSource]:
         """Return raw pixels, and the first backbone with random weights."""
         untrained = self.outside[self._first].untrained
-        draws = untrained_sources(untrained, self._first_seed, self._untrained_seeds, self.input.size_px)
+        own_input = OwnInput(self.input.size_px, self.views.antialias)
+        draws = untrained_sources(untrained, self._first_seed, self._untrained_seeds, own_input)
         return [pixels_source(), *draws]
 
     def sources(self) -> list[FeatureSource]:

@@ -64,6 +64,7 @@ class OutsideBackbone:
         mean: of each channel, on the scale 0 to 1
         std: likewise
         summary: what the file gave to the network: parts left out, counted and named; empty in older results
+        antialias: whether images are reduced without aliasing
     """
 
     name: str
@@ -74,3 +75,4 @@ class OutsideBackbone:
     mean: list[float]
     std: list[float]
     summary: str = ""
+    antialias: bool = False

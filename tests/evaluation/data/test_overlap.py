@@ -142,6 +142,7 @@ def test_what_the_runs_before_it_saw_is_refused_and_counted_as_seen(
     assert "pretraining saw 20 test images and 20 test patients" in capsys.readouterr().err
     assert probe(run, cell_shards, "--allow_overlap=true") == 0
     results = results_of(run)
+    assert results.run is not None
     assert [(training.weights, training.compared) for training in results.run.before] == [
         ("second", True),
         ("first", True),
@@ -159,6 +160,7 @@ def test_a_probe_says_which_earlier_trainings_it_cannot_compare(
     assert probe(run, cell_shards) == 0
     results = results_of(run)
     assert results.datasets[0].pretrained_images == 0
+    assert results.run is not None
     assert [training.compared for training in results.run.before] == [False] * 3
     notes = [note for note in results.notes if "descends from" in note]
     assert "moco.pth; Sternum cannot know which images these weights have seen" in notes[0]
