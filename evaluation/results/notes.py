@@ -40,7 +40,7 @@ CROSS_NOTE: Final = (
 )
 NO_RUN_NOTE: Final = (
     "These backbones were probed without a run, so nothing says which images they were trained on. They may have seen "
-    "the test images, even with their labels; ask whoever trained them. The controls are the first backbone's."
+    "the test images, even with their labels; ask whoever trained them."
 )
 OLD_NOTE: Final = (
     "These results are of version 2: their intervals are narrower for small classes and in cross-validation, and they "

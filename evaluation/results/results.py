@@ -56,7 +56,7 @@ class Results:
     @property
     def judged(self) -> str:
         """What the other features are compared with, in words."""
-        return "the last checkpoint" if self.run else f"the first backbone, {self.outside[0].name}"
+        return "the last checkpoint" if self.run else f"the first backbone ({self.outside[0].name})"
 
     @property
     def fraction_percent(self) -> int:

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision
 from torchvision.models import get_model
 
 from evaluation.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
+from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import NO_RUN_NOTE
@@ -73,7 +76,7 @@ def test_report_table_and_compare_read_its_folder(
     page = (probed / "report.html").read_text()
     assert "Backbones probed without a run: mine, other." in page
     assert sha256_file(weights["other"])[:16] in page
-    assert "the first backbone, mine minus that of others" in page
+    assert "the first backbone (mine) minus that of others" in page
     assert "checkpoint" not in page.split("<style>")[0] and "Pretraining, without labels" not in page
     assert sternum(["table", str(probed), "--preset=rigorous", f"--out={tmp_path}"]) == 0
     rows = (tmp_path / "table3.csv").read_text().splitlines()
@@ -94,10 +97,11 @@ def test_report_table_and_compare_read_its_folder(
         ({"out": None}, r"backbones=\[.*\] needs a folder for the results: --out=FOLDER"),
         ({"run_folder": Path("run")}, "are probed without a run; put them beside one with compare"),
         ({"run_folder": Path("run"), "backbones": []}, "out=out is for backbones; a run keeps its results"),
-        ({"compare": ["a=b"]}, r"compare=\['a=b'\] needs a run; add them to backbones"),
+        ({"compare": ["a=b"]}, r"compare=\[a=b\] needs a run; add them to backbones"),
         ({"checkpoints": "last"}, "checkpoints=last needs a run; remove it"),
         ({"select": True}, "select=True needs a run; remove it"),
         ({"watch": True}, "watch=True needs a run; remove it"),
+        ({"finetune": FinetuneConfig(epochs=1)}, r"epochs=1 needs a run; leave it out"),
     ],
 )
 def test_options_that_contradict_each_other_are_one_line(changes: dict[str, Any], message: str) -> None:
@@ -117,3 +121,32 @@ def test_nothing_is_left_behind_by_weights_that_do_not_fit(
     with pytest.raises(UserError, match="does not hold a resnet18"):
         probe(config)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_resnet50s_of_torchvision_and_timm_score_alike_beside_a_run_and_without_one(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    networks = {
+        "of torchvision": (torchvision.models.resnet50(weights=None), "module.", "resnet50"),
+        "of timm": (timm.create_model("resnet50"), "backbone.", "timm/resnet50"),
+    }
+    words = []
+    for name, (model, prefix, network) in networks.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save({f"{prefix}{key}": value for key, value in model.state_dict().items()}, path)
+        words.append(f"{name}={path}@{network}")
+    beside = probe(config_of({}, shards, run_folder=run, checkpoints="last", backbones=[], compare=words))
+    alone = probe(config_of({}, shards, out=tmp_path / "out", backbones=words))
+    for item in (beside, alone):
+        assert [backbone.summary.split("; ")[1] for backbone in item.outside] == [
+            "prefix 'module.'",
+            "prefix 'backbone.'",
+        ]
+        assert all("skipped the classifier: 2" in backbone.summary for backbone in item.outside)
+    for name in networks:
+        scores = [[row.scores for row in item.rows if row.features == name] for item in (beside, alone)]
+        assert scores[0] == scores[1] != []
+    assert {item.other for item in beside.comparisons} >= set(networks)
+    assert {(item.features, item.other) for item in alone.comparisons} >= {("of torchvision", "of timm")}

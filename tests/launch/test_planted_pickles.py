@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+import transformers
 
 from evaluation import watch as watching
 from launch.cli import main as sternum
@@ -42,10 +45,17 @@ COMMANDS: dict[str, list[str]] = {
     "watch": ["probe", "run", "--data.shards=[shards]", *SHORT, "--watch=true"],
     "select": ["probe", "run", "--data.shards=[shards]", *SHORT, "--select=true"],
     "finetune": ["probe", "run", "--data.shards=[shards]", *SHORT, "--finetune.epochs=1"],
+    "backbones": [
+        "probe",
+        "--backbones=[file=weights.pth@resnet18,dino=dino]",
+        "--out=backbones",
+        "--input.size_px=28",
+    ],
     "report": ["report", "run"],
     "table": ["table", "run"],
     "config": ["probe", "run", "--config=probe.yaml"],
 }
+COMMANDS["backbones"] += ["--input.size_px=28", "--data.shards=[shards]", *SHORT, "--presets=[gazda2021]"]
 
 
 class Planted:
@@ -67,6 +77,10 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw images, shards, and a run that was pretrained and probed."""
     folder = tmp_path_factory.mktemp("stranger")
     write_cell(folder / "raw", {"train": 110, "val": 20, "test": 40}, seed=0, size_px=64)
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), folder / "weights.pth")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder / "dino")
+    (folder / "dino" / "preprocessor_config.json").write_text('{"size": 28, "image_mean": [0.5], "image_std": [0.5]}')
     (folder / "probe.yaml").write_text("data: {shards: [shards]}\ncheckpoints: last\n")
     with inside(folder):
         assert sternum(COMMANDS["shard"]) == 0
@@ -80,7 +94,7 @@ def folders(probed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with all that other commands leave behind."""
     folder = copy_of(probed, tmp_path_factory.mktemp("visited") / "copy")
     with inside(folder):
-        for name in ("finetune", "select", "report", "table"):
+        for name in ("finetune", "select", "backbones", "report", "table"):
             assert sternum(COMMANDS[name]) == 0, name
     # A watch waits for a paused run to go on.
     status = folder / "run" / "status.json"
@@ -199,7 +213,8 @@ def test_pickle_at_any_path_that_a_command_reads_is_not_executed(
     paths = paths_read(folders, tmp_path / "first", command)
     assert paths, "the hook saw nothing"
     # The hook does not see files that the library of safetensors maps into memory.
-    paths |= {path.relative_to(folders) for path in (folders / "run").rglob("*.safetensors")}
+    for written in ("run", "dino", "backbones"):
+        paths |= {path.relative_to(folders) for path in (folders / written).rglob("*.safetensors")}
     for number, path in enumerate(sorted(paths)):
         copy = copy_of(folders, tmp_path / str(number))
         plant(copy / path, pickled(bait))
