@@ -128,6 +128,8 @@ class Finetuner:
         backbone = source.backbone()
         assert isinstance(backbone, Backbone), "a checkpoint holds a backbone"
         trained = finetune(backbone, images, self.inputs, self.config, seed=self.seed, head=head)
+        chosen = f"epoch {trained.epoch} of {trained.trained_epochs}"
+        say(f"{folder}: {chosen} is the best on fold 0, with a mean AUC of {trained.epoch_auc:.3f}")
         record = self._record(identity, task, source, backbone.name, images, trained)
         keep(folder, record, trained.network, {_TEST: trained.test, _VALIDATION: trained.validation})
         return record

@@ -243,6 +243,9 @@ def test_damaged_image_ends_it_by_name(backbone: nn.Module, case: Case, shards: 
         tar.write(b"damage")
     with pytest.raises(RunFailed, match=r"sample 0 of .* does not match its checksum"):
         finetuned(backbone, case._replace(shards=opened))
+    others = np.arange(len(case.ids)) != 0  # an image that is in no part is not even read
+    without = finetuned(backbone, case._replace(shards=opened).of(others), replace(CONFIG, epochs=1))
+    assert without.test.shape == (1, (case.in_test & others).sum())
 
 
 @pytest.mark.parametrize(
