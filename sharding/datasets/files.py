@@ -21,6 +21,7 @@ NO_PATH: Final = "row without a path"
 NO_PATIENT: Final = "row without a patient"
 REPEATED: Final = "path of an earlier row"
 NOT_A_TAR: Final = "not a .tar file"
+UNUSED_TABLE: Final = "table that was not used"
 ABSENT: Final = "missing part of the dataset"
 
 _FILE: Final = "file"

@@ -15,7 +15,9 @@ from sharding.datasets.files import (
     LINK_TO_FOLDER,
     NO_PATH,
     NO_PATIENT,
+    NO_ROW,
     REPEATED,
+    UNUSED_TABLE,
     files_without_row,
     visible_files,
 )
@@ -85,8 +87,8 @@ def read(root: Path, options: FolderOptions, *, follow_links: bool = False) -> I
     Each class becomes a label, 1 for its images and 0 for all others; a table may also have columns with one label each
     (`sharding.datasets.labels`). Without a table, the top folders are either all splits (train or training, val or
     valid or validation, test or testing) or all classes; a file at another depth is rejected. With a table, rows
-    without a path or a patient, rows that repeat a path, and files without a row are rejected. A view, sex or age that
-    means nothing is unknown; one warning lists all of them.
+    without a path or a patient, rows that repeat a path, and files without a row are rejected. Tables that are not used
+    are named as such. A view, sex or age that means nothing is unknown; one warning lists all of them.
 
     Raises:
         UserError: if `root` has neither layout, or the table lacks a column or has a split that means nothing
@@ -125,6 +127,8 @@ def _read_tree(root: Path, follow_links: bool) -> Iterator[Sample | Rejection]:
     for path in visible_files(root, follow_links=follow_links):
         if isinstance(path, Rejection):
             yield path
+        elif _is_table(path):
+            yield Rejection(path.as_posix(), UNUSED_TABLE)
         elif len(path.parent.parts) != depth:
             yield Rejection(path.as_posix(), f"not at {'SPLIT/CLASS/IMAGE' if splits else 'CLASS/IMAGE'}")
         else:
@@ -184,7 +188,13 @@ def _read_table(root: Path, table: Path, options: FolderOptions, follow_links: b
     odd_splits.refuse(f"a split is one of {', '.join(SPLITS)}, or blank; correct the rows")
     label_parser.finish(table.name)
     parser.odd.warn()
-    yield from files_without_row(root, named, follow_links=follow_links)
+    for rejection in files_without_row(root, named, follow_links=follow_links):
+        unused = rejection.reason == NO_ROW and _is_table(Path(rejection.path))
+        yield Rejection(rejection.path, UNUSED_TABLE) if unused else rejection
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
 def _below(root: Path, text: str) -> Path:

@@ -18,7 +18,7 @@ from infra.arrays import Int64, UInt8, UInt64
 from infra.errors import UserError
 from infra.files import disk_errors
 from infra.rng import draw_uint64
-from sharding.datasets.files import ABSENT, IGNORED, NO_ROW, NOT_A_TAR
+from sharding.datasets.files import ABSENT, IGNORED, NO_ROW, NOT_A_TAR, UNUSED_TABLE
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -28,6 +28,7 @@ _SPLIT_ORDER: Final = ("train", "val", "test", None)
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,90}")  # with an extension it fits the name field of a ustar header
 _FIELDS: Final = tuple(field.name for field in fields(Sample))
 _VALUES: Final = attrgetter(*_FIELDS)
+_NO_PART: Final = (ABSENT, IGNORED, NO_ROW, NOT_A_TAR, UNUSED_TABLE)  # files that come and go
 _DRAWN_AT_ONCE: Final = 1 << 16  # bounds the memory of the draws
 
 
@@ -121,12 +122,7 @@ class Catalog:
         for number in by_identity:
             digest.update(self._record(number))
         for rejection in sorted(self.rejected, key=attrgetter("path", "reason")):
-            if rejection.reason not in (
-                ABSENT,
-                IGNORED,
-                NO_ROW,
-                NOT_A_TAR,
-            ):  # files that are no part of the dataset come and go
+            if rejection.reason not in _NO_PART:
                 digest.update(msgspec.msgpack.encode(rejection))
         return digest.hexdigest()
 

@@ -23,7 +23,7 @@ from infra.log import progress, say
 from infra.options import key, setting
 from infra.parallel import ordered_map, worker_count
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
-from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, leads_out
+from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, UNUSED_TABLE, leads_out
 from sharding.datasets.label_table import LabelTable
 from sharding.format.copies import COPY, read_copies
 from sharding.format.label_counts import count_labels
@@ -111,10 +111,20 @@ def _items(config: PackConfig) -> Iterator[Sample | Rejection]:
         items = READERS[config.dataset](config.source, *_reader_options(config), follow_links=config.follow_links)
         if config.labels.csv is not None:
             pseudonyms = config.dicom.pseudonyms if config.dataset == "dicom" else None
-            items = LabelTable(config.labels, pseudonyms).label_samples(items)
+            items = LabelTable(config.labels, pseudonyms).label_samples(_without_table(items, config))
         yield from items if config.exclude is None else _without_copies(items, config.exclude, config.set_name)
     except OSError as error:
         raise UserError(f"root={config.source}: {error.filename} cannot be read: {error.strerror}; check it") from error
+
+
+def _without_table(items: Iterator[Sample | Rejection], config: PackConfig) -> Iterator[Sample | Rejection]:
+    """Leave out the table of labels, which may lie below the root, where the reader knows no use for it."""
+    assert config.labels.csv is not None, "only a table can be left out"
+    table = real_path(config.labels.csv)
+    for item in items:
+        is_unused = isinstance(item, Rejection) and item.reason == UNUSED_TABLE
+        if not (is_unused and real_path(config.source / item.path) == table):
+            yield item
 
 
 def _without_copies(items: Iterator[Sample | Rejection], exclude: Path, name: str) -> Iterator[Sample | Rejection]:

@@ -113,8 +113,8 @@ def test_a_table_joined_by_path_adds_labels_counts_what_does_not_match_and_enter
     classes: Path, tmp_path: Path, csv_file: CsvWriter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ("sick/1.png,1,0", "./sick/2.png,0,1", "well/3.png,-1,", "gone.png,1,1", ",1,1")
-    csv_file(tmp_path / "l.csv", "path,sick,mass", *rows)
-    options = LabelOptions(tmp_path / "l.csv", "path", columns=["sick", "mass"])
+    csv_file(classes / "l.csv", "path,sick,mass", *rows)
+    options = LabelOptions(classes / "l.csv", "path", columns=["sick", "mass"])
     manifest, found = packed(PackConfig("folder", classes, tmp_path / "out", workers=1, labels=options))
     assert {meta["path"]: meta["labels"] for meta in found.values()} == {
         "sick/1.png": {"sick": 1, "mass": 0, "well": 0},
@@ -128,6 +128,7 @@ def test_a_table_joined_by_path_adds_labels_counts_what_does_not_match_and_enter
         "well": LabelCounts(2, 2, 0, 0),
     }
     assert manifest.options["labels.columns"] == ["sick", "mass"]
+    assert manifest.rejected == []  # the table lies among the images, and was used
     said = capsys.readouterr().err
     assert "l.csv: 3 of 4 values of path match 3 of 4 images of the dataset" in said
     assert "warning: l.csv: 2 rows match no image: l.csv line 6, l.csv line 5" in said

@@ -247,6 +247,7 @@ def tree(root: Path, *names: str) -> Path:
 
 def test_folder_takes_folders_for_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tree(tmp_path, "sick/a b.png", "sick/a-b.png", "well/1.jpg", "readme.txt", "well/more/2.jpg", ".git/x/y")
+    tree(root, "other.csv", "well/list.TSV")
     samples, rejected = parted(folder.read(root, FolderOptions()))
     assert [(sample.path.as_posix(), sample.split, sample.labels) for sample in samples] == [
         ("sick/a b.png", None, {"sick": 1, "well": 0}),
@@ -258,6 +259,8 @@ def test_folder_takes_folders_for_classes(tmp_path: Path, capsys: pytest.Capture
         ("readme.txt", "not at CLASS/IMAGE"): 1,
         ("well/more/2.jpg", "not at CLASS/IMAGE"): 1,
         (".git", "hidden or system file"): 1,
+        ("other.csv", "table that was not used"): 1,
+        ("well/list.TSV", "table that was not used"): 1,
     }
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
@@ -315,6 +318,14 @@ def test_folder_reads_a_table_with_columns_of_any_name(
     )
     meaning = "class has the classes sick (1), each absent where another is named; 1 blank cells mean unknown"
     assert capsys.readouterr().err == f"mine.csv: {meaning}\n"
+
+
+def test_folder_names_a_table_beside_the_given_one_as_not_used(tmp_path: Path, csv_file: CsvWriter) -> None:
+    csv_file(tmp_path / "t.csv", "path", "1.png")
+    tree(tmp_path, "1.png", "2.png", "older.csv")
+    samples, rejected = parted(folder.read(tmp_path, FolderOptions(Path("t.csv"))))
+    assert [sample.path.as_posix() for sample in samples] == ["1.png"]
+    assert rejected == {("2.png", "file without a row"): 1, ("older.csv", "table that was not used"): 1}
 
 
 def test_folder_lists_all_cells_without_a_meaning_and_takes_them_for_unknown(
