@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from infra.files import require_space
 from infra.options import key, registered, setting
 from infra.processes import Ranks, require_world
 from sharding.auditing.set_names import require_one_set_per_name
+from sharding.format.label_counts import LabelCounts
 from sharding.format.manifest import Manifest
 from sharding.reading.manifests import read_manifest
 from sharding.reading.order import Positions, SampleOrder
@@ -104,20 +105,30 @@ def _data(shards: ShardSet) -> str:
 def _labels(manifest: Manifest, shards: ShardSet) -> str:
     """Say which labels divide a set, since a set without any cannot be probed after its pretraining was paid for."""
     if manifest.labels is None:  # an older version packed it, and did not count
-        dividing = list(shards.metadata(shards.names.index(manifest.name), 0)["labels"])
+        known = dividing = list(shards.metadata(shards.names.index(manifest.name), 0)["labels"])
     else:
-        dividing = [
-            f"{name} ({counts.present:,} present, {counts.absent:,} absent)"
-            for name, counts in manifest.labels.items()
-            if counts.present and counts.absent
-        ]
-    if not dividing:
-        return (
-            f"labels of {manifest.name}: none that is present in some images and absent in others, so it cannot be "
-            "probed; probe other sets, or give this one a table of labels (sternum probe --data.labels.csv)"
-        )
-    more = f" and {len(dividing) - _SHOWN_LABELS} more" if len(dividing) > _SHOWN_LABELS else ""
-    return f"labels of {manifest.name}: it can be probed for {', '.join(dividing[:_SHOWN_LABELS])}{more}"
+        counted = {name: counts for name, counts in manifest.labels.items() if counts.present or counts.absent}
+        known = [_count(name, counts) for name, counts in counted.items()]
+        dividing = [_count(name, counts) for name, counts in counted.items() if counts.present and counts.absent]
+    start = f"labels of {manifest.name}:"
+    if dividing:
+        return f"{start} it can be probed for {_some(dividing)}"
+    what = f"one class only, {_some(known)}, and a probe needs two" if known else "none"
+    more = "pack images of another class too, " if known else ""
+    return (
+        f"{start} {what}, so it cannot be probed; {more}probe other sets, or give this one a table of labels (sternum "
+        "probe --data.labels.csv)"
+    )
+
+
+def _count(name: str, counts: LabelCounts) -> str:
+    return f"{name} ({counts.present:,} present, {counts.absent:,} absent)"
+
+
+def _some(names: Sequence[str]) -> str:
+    """List the first names, and say how many more there are."""
+    more = f" and {len(names) - _SHOWN_LABELS} more" if len(names) > _SHOWN_LABELS else ""
+    return f"{', '.join(names[:_SHOWN_LABELS])}{more}"
 
 
 def _views(config: PretrainConfig, shards: ShardSet, order: SampleOrder, siblings: Siblings | None) -> str:

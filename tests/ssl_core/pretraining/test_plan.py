@@ -12,6 +12,7 @@ from torch import Tensor
 from infra.errors import UserError
 from infra.processes import Ranks
 from launch import pretrain as command
+from sharding.datasets.folder import FolderOptions
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.checkpoint import find_checkpoints
@@ -143,8 +144,18 @@ def test_a_set_without_labels_is_said_to_be_beyond_probing_by_the_command(
         "memory",
         "disk",
     ]
-    assert "none that is present in some images and absent in others, so it cannot be probed" in printed[1]
+    assert "one class only, unlabeled (8 present, 0 absent), and a probe needs two, so it cannot" in printed[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_set_without_labels_differs_from_one_with_a_single_class(small: PretrainConfig, radiographs: Path) -> None:
+    (radiographs / "t.csv").write_text("path\n" + "".join(f"unlabeled/{number}.jpg\n" for number in range(8)))
+    out = radiographs.parent / "bare"
+    options = FolderOptions(csv=Path("t.csv"))
+    pack(PackConfig("folder", radiographs, out, name="bare", shorter_side_px=64, workers=1, folder=options))
+    data = DataConfig([str(out)], global_batch=4, lanes=4)
+    said = facts(replace(small, data=data))["labels of bare"]
+    assert said.startswith("none, so it cannot be probed; probe other sets, or give this one a table of labels")
 
 
 @pytest.fixture
