@@ -134,14 +134,16 @@ def _subgroups(
 ) -> tuple[list[Subgroup], list[Gap]]:
     """Score the groups of each attribute that varies over the test part."""
     samples = case.task.labeled_set.samples
-    rows = _of_test(case, np.tile(case.rows, (len(case.folds), 1))).tolist()
+    tested = _of_test(case, np.tile(case.rows, (len(case.folds), 1)))
+    rows = tested.tolist()
     attributes = {
         "sex": [samples.sexes[row] for row in rows],
         "age": [age_group(samples.ages[row]) for row in rows],
         "view": [samples.views[row] for row in rows],
     }
     varying = {name: groups for name, groups in attributes.items() if len(set(groups)) > 1}
-    return subgroups(predictions, varying, resamples=resamples, seed=seed)
+    identities = samples.patient_ids[tested]
+    return subgroups(predictions, varying, identities=identities, resamples=resamples, seed=seed)
 
 
 def _calibration(case: ProbeCase, probes: Sequence[FittedProbe], predictions: Predictions) -> Calibration:

@@ -17,7 +17,7 @@ from evaluation.scoring.scores import (
     summarize,
     weighted_scores,
 )
-from infra.arrays import Bool
+from infra.arrays import Bool, UInt64
 
 UNKNOWN: Final = "unknown"
 _AGES: Final = {"under 18": 0.0, "18-39": 18.0, "40-59": 40.0, "60-79": 60.0, "80 and over": 80.0}  # youngest, in years
@@ -28,6 +28,7 @@ def subgroups(
     predictions: Predictions,
     attributes: Mapping[str, Sequence[str | None]],
     *,
+    identities: UInt64 | None = None,
     smallest: int = 50,
     resamples: int,
     seed: int,
@@ -40,6 +41,7 @@ def subgroups(
         predictions: predictions for the m test images
         attributes: "sex", "age" or "view" -> the group of each image; None is the group "unknown", which is listed but
             never part of a gap
+        identities: (m,) the patients to count; by default those of the predictions, which may be groups of patients
         smallest: images that a group needs to be scored; it also needs 10 images of each class
         resamples: bootstrap resamples of the patients
         seed: seed of the resamples
@@ -54,7 +56,11 @@ def subgroups(
         for key, inside in scored.items():
             resampled[key].append(weighted_scores(predictions.of(inside), weights[:, inside]))
     scores = {key: summarize(predictions.of(inside), resampled[key]) for key, inside in scored.items()}
-    listed = [_subgroup(key, predictions.of(inside), scores.get(key)) for key, inside in groups.items()]
+    people = predictions.patients if identities is None else identities
+    listed = [
+        _subgroup(key, predictions.of(inside), len(np.unique(people[inside])), scores.get(key))
+        for key, inside in groups.items()
+    ]
     evidence = {key: auc_evidence(predictions.of(inside)) for key, inside in scored.items()}
     return listed, [gap for attribute in attributes if (gap := _gap(attribute, scores, resampled, evidence))]
 
@@ -86,11 +92,11 @@ def _is_scorable(predictions: Predictions, smallest: int) -> bool:
     return enough and not np.isnan(auc(predictions))
 
 
-def _subgroup(key: _Key, predictions: Predictions, scores: Scores | None) -> Subgroup:
+def _subgroup(key: _Key, predictions: Predictions, patients: int, scores: Scores | None) -> Subgroup:
     return Subgroup(
         *key,
         images=len(predictions.classes),
-        patients=len(np.unique(predictions.patients)),
+        patients=patients,
         positive=int(predictions.classes.sum()),
         auc=scores.auc if scores else None,
         sen=scores.sen if scores else None,

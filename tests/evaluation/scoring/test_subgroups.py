@@ -37,6 +37,15 @@ def test_counts_of_the_groups_add_up_to_the_test_part(seed: int, names: list[str
         assert sum(group.positive for group in groups) == 30
 
 
+def test_people_are_counted_also_where_groups_of_them_are_resampled() -> None:
+    predictions = _predictions(1)
+    pairs = replace(predictions, patients=predictions.patients // 4)
+    counted, _ = subgroups(
+        pairs, {"view": ["pa"] * 400}, identities=predictions.patients.astype(np.uint64), resamples=0, seed=0
+    )
+    assert [(group.images, group.patients) for group in counted] == [(400, 200)]
+
+
 def test_scores_of_a_group_are_those_of_its_images_alone() -> None:
     predictions = _predictions(1)
     sexes = _by_patient(predictions, ["F", "M"])
