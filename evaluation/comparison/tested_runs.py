@@ -83,7 +83,7 @@ def read_run(path: Path, preset: str) -> TestedRun:
     for dataset in results.datasets:
         last = last_checkpoint(results.rows_of(dataset))
         if dataset.preset == preset and last is not None:
-            wanted[FeaturesKey(dataset.key, last.features, 1)] = dataset.key
+            wanted[FeaturesKey(dataset.key, dataset.question, last.features, 1)] = dataset.key
     if not wanted:
         presets = list(dict.fromkeys(row.preset for row in results.rows if row.kind == "checkpoint"))
         hint = f"name --preset={presets[0]}, or " if presets else ""

@@ -23,19 +23,40 @@ from infra.errors import UserError, require
 from infra.files import atomic_file, regular_size, sha256_file
 
 COLUMNS: Final = (
-    "set", "preset", "features", "draw", "part", "fold", "key", "patient", "group", "label", "score", "threshold",
+    "set", "question", "preset", "features", "draw",
+    "part", "fold", "key", "patient", "group", "label", "score", "threshold",
 )  # fmt: skip
+_KEY_CELLS: Final = 5  # that identify the row of the table
 PLAIN: Final = "predictions.csv"
 _COMPRESSED: Final = "predictions.csv.gz"
 _MOST_PLAIN_ROWS: Final = 100_000
 
 
 class FeaturesKey(NamedTuple):
-    """Identifies the predictions of one draw of one row of the table."""
+    """Identifies the predictions of one draw of one row of the table.
+
+    Attributes:
+        task: the row's task
+        question: the label that is asked for, one of several of the task; empty if the task has only this question
+        features: the row's features
+        draw: which draw of the weights, from 1
+    """
 
     task: TaskKey
+    question: str
     features: str
     draw: int
+
+    @property
+    def cells(self) -> tuple[str, str, str, str, int]:
+        """The first cells of its lines; the set is named without the question, which has a column of its own."""
+        dataset, preset = self.task
+        return (dataset.removesuffix(_behind(self.question)), self.question, preset, self.features, self.draw)
+
+
+def _behind(question: str) -> str:
+    """Return what the label of a task with several questions has behind the name of the set."""
+    return f": {question}" if question else ""
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,7 @@ def _text(file: BinaryIO, *, compressed: bool) -> Iterator[TextIO]:
 
 def _lines(key: FeaturesKey, item: ImagePredictions) -> Iterator[tuple[object, ...]]:
     """Yield the cells of each image in the order of COLUMNS; a number keeps all of its digits."""
-    (dataset, preset), features, draw = key
-    start = map(repeat, (dataset, preset, features, draw, "cross-validation" if item.crossed else "test"))
+    start = map(repeat, (*key.cells, "cross-validation" if item.crossed else "test"))
     return zip(
         *start,
         item.folds.tolist(),
@@ -161,10 +181,10 @@ def _parse(text: TextIO, path: Path, rows: int, wanted: set[FeaturesKey]) -> dic
     for number, cells in enumerate(reader, start=1):
         if number > rows or len(cells) != len(COLUMNS):
             raise ValueError(f"line {number + 1} is not one of {rows} lines with {len(COLUMNS)} cells")
-        dataset, preset, features, draw = cells[:4]
-        key = FeaturesKey(TaskKey(dataset, preset), features, int(draw))
+        labeled_set, question, preset, features, draw = cells[:_KEY_CELLS]
+        key = FeaturesKey(TaskKey(labeled_set + _behind(question), preset), question, features, int(draw))
         if key in wanted:
-            found.setdefault(key, []).append(cells[4:])
+            found.setdefault(key, []).append(cells[_KEY_CELLS:])
     return {key: _predictions(lines) for key, lines in found.items()}
 
 

@@ -29,12 +29,14 @@ def image_predictions(
         for draw, case in enumerate(row, start=1):
             predictions = predict(case, fitted[case])
             chosen = np.array(thresholds(case, fitted[case]))[predictions.parts]
-            yield FeaturesKey(case.key, row_name(case), draw), _of_images(case, predictions.probabilities, chosen)
+            yield _key(case, row_name(case), draw), _of_images(case, predictions.probabilities, chosen)
     for case, label in finetuned.items():
-        yield (
-            FeaturesKey(case.key, finetuned_name(case), 1),
-            _of_images(case, label.test, np.full(len(label.test), label.threshold)),
-        )
+        chosen = np.full(len(label.test), label.threshold)
+        yield _key(case, finetuned_name(case), 1), _of_images(case, label.test, chosen)
+
+
+def _key(case: ProbeCase, features: str, draw: int) -> FeaturesKey:
+    return FeaturesKey(case.key, case.task.record.question, features, draw)
 
 
 def _scores_its_task(case: ProbeCase) -> bool:

@@ -64,7 +64,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         images = replace(images, **changes)
         other = replace(images, scores=1 - images.scores)
         rows = [
-            (FeaturesKey(TaskKey(label, "rigorous"), features, 1), item)
+            (FeaturesKey(TaskKey(label, "rigorous"), "", features, 1), item)
             for label in sets
             for features, item in (("epoch 20", other), ("epoch 24", images))
         ]

@@ -31,7 +31,7 @@ def made(seed: int, images: int = 6, *, crossed: bool = False) -> ImagePredictio
 
 
 def key(features: str, draw: int = 1) -> FeaturesKey:
-    return FeaturesKey(TaskKey("cell, balanced by view", "rigorous"), features, draw)
+    return FeaturesKey(TaskKey("cell, balanced by view", "rigorous"), "", features, draw)
 
 
 def same(one: ImagePredictions, other: ImagePredictions) -> bool:
@@ -53,6 +53,15 @@ def test_what_is_written_is_read_to_the_last_digit(tmp_path: Path) -> None:
     assert (first["set"], first["part"], first["fold"], first["label"]) == ("cell, balanced by view", "test", "1", "0")
     assert int(first["patient"], 16) == made(0).patients[0]
     assert float(first["score"]) == made(0).scores[0]
+
+
+def test_set_and_question_have_columns_of_their_own(tmp_path: Path) -> None:
+    asked = [FeaturesKey(TaskKey(f"mine: {name}", "rigorous"), name, "epoch 2", 1) for name in ("Edema", "Mass: left")]
+    file = write_predictions(tmp_path, [(item, made(number)) for number, item in enumerate(asked)])
+    with (tmp_path / "predictions.csv").open(newline="") as text:
+        named = {(line["set"], line["question"]) for line in csv.DictReader(text)}
+    assert named == {("mine", "Edema"), ("mine", "Mass: left")}
+    assert same(read_predictions(tmp_path, file, {asked[1]})[asked[1]], made(1))
 
 
 def test_many_lines_are_compressed_and_replace_the_plain_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
