@@ -11,11 +11,12 @@ from evaluation.backbones.opened import named_backbones
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
+from evaluation.data.joined_sets import with_joined
 from evaluation.data.kept_backbones import kept_backbone
 from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.overlap import seen_by_pretraining
 from evaluation.data.parallel_extraction import ParallelExtractor
-from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
 from evaluation.data.subjects import BackbonesSubject, RunSubject, Subject
 from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
@@ -128,17 +129,21 @@ class Prober:
         self.divided = open_probe_tasks(
             self.labeled_sets,
             choose_tasks(self.labeled_sets, config.tasks, config.positive),
-            config.presets,
             self.seen,
-            folder=self.folder,
-            exclude=config.exclude,
-            seed=config.seed,
-            uncertain=config.uncertain,
-            balance=config.balance,
-            split=config.split,
-            folds=config.folds,
-            repeats=config.repeats,
-            allow_overlap=config.allow_overlap,
+            TaskOptions(
+                presets=config.presets,
+                folder=self.folder,
+                seed=config.seed,
+                train_on=config.train_on,
+                test_on=config.test_on,
+                exclude=config.exclude,
+                uncertain=config.uncertain,
+                balance=config.balance,
+                split=config.split,
+                folds=config.folds,
+                repeats=config.repeats,
+                allow_overlap=config.allow_overlap,
+            ),
         )
         self.tasks = [question for task in self.divided for question in task.questions]
         self.extractor = build_extractor(
@@ -219,7 +224,10 @@ class Prober:
         features = ParallelExtractor(self.extractor, self.config.address).features(
             list(new.values()), self.labeled_sets
         )
-        self._extracted |= {identity: (source, features[source]) for identity, source in new.items()}
+        probed_sets = [task.labeled_set for task in self.tasks]
+        self._extracted |= {
+            identity: (source, with_joined(features[source], probed_sets)) for identity, source in new.items()
+        }
         self._backbones |= {
             source.name: self._kept_backbone(source) for source in new.values() if source.kind in KEPT_KINDS
         }

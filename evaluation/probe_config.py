@@ -24,6 +24,9 @@ class ProbeConfig:
         tasks: what to tell apart, by built-in names such as chexpert5, or by YAML files such as ./mine.yaml; by default
             the task of each dataset, or for images of your own the one that their labels imply
         positive: the positive class of images of your own that have two classes
+        train_on: name of the set that all classifiers are fitted to, for external validation
+        test_on: names of the sets that they are tested on, every image of each; by default all others in --data.shards.
+            The set of --train_on among them is tested on its own test part
         presets: gazda2021 (the paper's protocol), rigorous, or both
         checkpoints: all, last, or epochs such as [10,25,50,100]
         controls: also probe the untrained backbone, raw pixels, the image's border, view/sex/age, shuffled labels, and
@@ -84,6 +87,8 @@ class ProbeConfig:
     bootstrap_resamples: int = 1000
     tasks: list[str] = field(default_factory=list)
     positive: str | None = None
+    train_on: str | None = None
+    test_on: list[str] = field(default_factory=list)
     uncertain: Uncertain | None = None
     balance: Balance | None = None
     split: Split = "official"
@@ -102,6 +107,14 @@ class ProbeConfig:
         require(
             bool(self.presets) and len(set(self.presets)) == len(self.presets),
             f"{setting(self, 'presets')} must name gazda2021, rigorous or both, each once",
+        )
+        require(
+            self.train_on is not None or not self.test_on,
+            f"{setting(self, 'test_on')} needs the set that classifiers are fitted to: {key(self, 'train_on')}=NAME",
+        )
+        require(
+            len(set(self.test_on)) == len(self.test_on),
+            f"{setting(self, 'test_on')} names a set twice; name each once",
         )
         require_at_least(self, "untrained_seeds", 1, "try 5")
         require_at_least(self, "local_batch", 1, "try 64")

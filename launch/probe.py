@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             "sternum probe runs/first --data.shards=[shards/cell]",
             "sternum probe runs/first --data.shards=[shards/cell] --checkpoints=[10,25,50,100]",
             "sternum probe runs/first --data.shards=[shards/cell] --config=probe-gazda2021 --select=true",
+            "sternum probe runs/first --data.shards=[shards/cell,shards/nih] --train_on=nih   # tested on cell",
             "sternum probe runs/first --data.shards=[shards/cell] --watch=true   # during pretraining",
             "sternum probe runs/first --data.shards=[shards/cell] --address=auto   # on a Ray cluster",
             "sternum probe --backbones=[imagenet=torchvision/resnet50.IMAGENET1K_V2,mine=mine.pth@resnet50] "

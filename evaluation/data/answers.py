@@ -12,10 +12,11 @@ Labels = Mapping[str, int | None]  # 1 present, 0 absent, -1 uncertain, None not
 
 _BLANK: Final = -9
 _UNCERTAIN, _NEITHER, _SEVERAL = -1, -2, -3
+SEVERAL: Final = "several classes"
 REASONS: Final[Mapping[Kind, Mapping[int, str]]] = {  # why an image has no answer
     "binary": {_UNCERTAIN: "label uncertain", _NEITHER: "neither label", _SEVERAL: "both labels"},
     "multilabel": {_UNCERTAIN: "label uncertain", _NEITHER: "label unknown"},
-    "multiclass": {_UNCERTAIN: "label uncertain", _NEITHER: "none of the classes", _SEVERAL: "several classes"},
+    "multiclass": {_UNCERTAIN: "label uncertain", _NEITHER: "none of the classes", _SEVERAL: SEVERAL},
 }
 
 
@@ -25,6 +26,7 @@ def answers_of(task: Task, labels: Sequence[Labels]) -> Int64:
     Returns:
         (Q, N) 1 positive, 0 negative, or a negative code of `REASONS`.
     """
+    labels = _renamed(labels, task.names)
     if task.kind != "multiclass":
         return np.stack([_answers(question, labels) for question in task.questions])
     values = np.stack([_values(question, labels) for question in task.questions])
@@ -34,6 +36,24 @@ def answers_of(task: Task, labels: Sequence[Labels]) -> Int64:
         _NEITHER,
     )
     return np.stack([np.where(classes < 0, classes, classes == code) for code in range(len(values))])
+
+
+def several_classes(task: Task, labels: Sequence[Labels]) -> int:
+    """Return how many images have several of the classes of a multiclass task, and so no answer."""
+    return int((answers_of(task, labels)[0] == _SEVERAL).sum()) if task.kind == "multiclass" else 0
+
+
+def _renamed(labels: Sequence[Labels], names: Sequence[Sequence[str]]) -> Sequence[Labels]:
+    """Return the labels by the names of a task: of each group of names, the first that an image has a value of."""
+    if not names:
+        return labels
+    renamed = []
+    for of_image in labels:
+        values = [[of_image[name] for name in group if of_image.get(name) is not None] for group in names]
+        renamed.append(
+            {**of_image, **{group[0]: known[0] for group, known in zip(names, values, strict=True) if known}}
+        )
+    return renamed
 
 
 def _answers(question: Question, labels: Sequence[Labels]) -> Int64:

@@ -1,12 +1,12 @@
 """The images of a task, and their parts and folds, which never divide a patient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from evaluation.data.answers import REASONS, answers_of
+from evaluation.data.answers import REASONS, SEVERAL, answers_of
 from evaluation.data.division import UNUSED, Division
 from evaluation.data.samples import Samples
 from evaluation.results.presets import Balance, Preset, Split
@@ -16,6 +16,7 @@ from infra.errors import require
 from infra.rng import uniform
 from sharding.format.copies import COPY
 
+EXTERNAL: Final = "external"
 _OFFICIAL: Final = "official"
 
 
@@ -32,7 +33,7 @@ class Cohort:
         patients: (n,) one code for each patient, or for each group of patients that share an image; the same codes
             for all questions of a task
         folds: (rounds, n) fold of a development image, -1 in the test part, UNUSED in neither
-        split: origin of the parts
+        split: origin of the parts: "official", "external" if the test part is another set, or how they were drawn
         excluded: reason -> images left out
     """
 
@@ -60,6 +61,11 @@ class Cohort:
     def is_official(self) -> bool:
         """Whether upstream chose the test part."""
         return self.split == _OFFICIAL
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the test part is another set than the development part."""
+        return self.split == EXTERNAL
 
 
 @dataclass(frozen=True)
@@ -111,29 +117,24 @@ def build_cohorts(
         UserError: if a class is missing or has too few patients; of several questions, if that is so for all.
     """
     answers = answers_of(task, samples.labels)
-    rows = np.flatnonzero((answers >= 0).any(axis=0))
+    chosen = ChosenRows(task, answers)
     patients = np.unique(np.asarray(samples.patients, np.str_), return_inverse=True)[1] if groups is None else groups
-    official = _official_test(dataset, task, [samples.splits[row] for row in rows]) if split == "official" else None
-    in_test = official
-    removed: dict[str, Int64] = {}  # reason -> rows
-
-    def keep(inside: Bool, reason: str) -> None:
-        nonlocal rows, in_test
-        removed[reason] = rows[~inside]
-        rows, in_test = rows[inside], None if in_test is None else in_test[inside]
-
+    official = official_test(dataset, task, samples.splits, chosen.rows) if split == "official" else None
     if left_out is not None:
-        keep(~left_out[rows], COPY)
-    if in_test is not None:
-        keep(in_test | ~np.isin(patients[rows], patients[rows][in_test]), "development image of a tested patient")
-    draw = _Draw(answers[0], samples, seed)
+        chosen.keep(~left_out[chosen.rows], COPY)
+    if official is not None:
+        in_test = official[chosen.rows]
+        of_tested = np.isin(patients[chosen.rows], patients[chosen.rows][in_test])
+        chosen.keep(in_test | ~of_tested, "development image of a tested patient")
+    draw = Draw(answers[0], samples, seed)
     if task.balance in ("class", "view"):
-        parts = np.zeros(len(rows), np.bool_) if in_test is None else in_test
-        keep(draw.balanced(rows, parts, task.balance), f"left out to balance by {task.balance}")
+        parts = np.zeros(len(chosen.rows), np.bool_) if official is None else official[chosen.rows]
+        chosen.keep(draw.balanced(chosen.rows, parts, task.balance), f"left out to balance by {task.balance}")
 
+    rows = chosen.rows
     codes = np.unique(patients[rows], return_inverse=True)[1]
-    division = Division(dataset, task, answers[:, rows], codes, len(removed.get(COPY, ())))
-    tested, name = ([in_test], _OFFICIAL) if in_test is not None else division.test_parts(preset, repeats, seed)
+    division = Division(dataset, task, answers[:, rows], codes, chosen.lost(COPY))
+    tested, name = ([official[rows]], _OFFICIAL) if official is not None else division.test_parts(preset, repeats, seed)
     rounds = []
     for inside in tested:
         develops = ~inside
@@ -143,14 +144,70 @@ def build_cohorts(
     assigned = np.stack(rounds)
     division.require_tested((assigned == -1).any(axis=0))
     if task.balance == "development":
-        removed["development image left out to balance the classes"] = rows[(assigned == UNUSED).all(axis=0)]
+        unused = rows[(assigned == UNUSED).all(axis=0)]
+        chosen.removed["development image left out to balance the classes"] = unused
+    return cohorts_of(division, chosen, answers, assigned, name, {"": slice(None)})
+
+
+class ChosenRows:
+    """The images that are still in a task, and those that were left out.
+
+    Attributes:
+        rows: (n,) positions among the samples
+        removed: reason -> (m,) positions of the images left out for it
+    """
+
+    def __init__(self, task: Task, answers: Int64) -> None:
+        """Choose the images that answer any question of a task; `answers` is (Q, N)."""
+        self.rows: Int64 = np.flatnonzero((answers >= 0).any(axis=0))
+        codes = {reason: code for code, reason in REASONS[task.kind].items()}
+        self._several = int((answers[0] == codes[SEVERAL]).sum()) if SEVERAL in codes else 0
+        self.removed: dict[str, Int64] = {}
+
+    def keep(self, inside: Bool, reason: str) -> None:
+        """Leave out the images (n,) that are not inside."""
+        self.removed[reason] = self.rows[~inside]
+        self.rows = self.rows[inside]
+
+    def lost(self, *reasons: str) -> dict[str, int]:
+        """Count the images left out for these reasons, and those of several classes."""
+        return {SEVERAL: self._several} | {reason: len(self.removed.get(reason, ())) for reason in reasons}
+
+
+def cohorts_of(
+    division: Division, chosen: ChosenRows, answers: Int64, folds: Int64, split: str, sides: Mapping[str, slice]
+) -> TaskCohorts:
+    """Return the cohort of each question that the division does not leave out.
+
+    Args:
+        division: the division of the chosen images
+        chosen: these n images, and those that were left out
+        answers: (Q, N) of all samples
+        folds: (rounds, n) fold of each chosen image
+        split: origin of the parts
+        sides: what stands behind the reasons for which labels leave an image out -> the samples that it is about
+    """
+    task, rows = division.task, chosen.rows
 
     def cohort(number: int, question: Question) -> Cohort:
         known = answers[number, rows] >= 0
-        excluded = {reason: int((answers[number] == code).sum()) for code, reason in REASONS[task.kind].items()}
-        excluded |= {reason: int((answers[number, of_reason] >= 0).sum()) for reason, of_reason in removed.items()}
-        classes, folds = answers[number, rows][known], assigned[:, known]
-        return Cohort(dataset, task, question, rows[known], classes, codes[known], folds, name, excluded)
+        excluded = {
+            f"{reason}{side}": int((answers[number, inside] == code).sum())
+            for side, inside in sides.items()
+            for code, reason in REASONS[task.kind].items()
+        }
+        excluded |= {reason: int((answers[number, lost] >= 0).sum()) for reason, lost in chosen.removed.items()}
+        return Cohort(
+            dataset=division.dataset,
+            task=task,
+            question=question,
+            rows=rows[known],
+            classes=answers[number, rows][known],
+            patients=division.codes[known],
+            folds=folds[:, known],
+            split=split,
+            excluded=excluded,
+        )
 
     questions = dict(enumerate(task.questions))
     return TaskCohorts(
@@ -159,12 +216,23 @@ def build_cohorts(
     )
 
 
-def _official_test(dataset: str, task: Task, splits: Sequence[str | None]) -> Bool | None:
-    """Return (n,) whether an image is in the official test part; None if the dataset has none."""
-    tested = next((name for name in task.test_splits if name in splits), None)
+def official_test(dataset: str, task: Task, splits: Sequence[str | None], rows: Int64) -> Bool | None:
+    """Return (N,) whether an image is in the official test part; None if the dataset has none.
+
+    Args:
+        dataset: name of the dataset
+        task: says which official splits can be the test part
+        splits: official split of the N samples
+        rows: the images of the task, which alone must have a split
+
+    Raises:
+        UserError: if some of them have no official split
+    """
+    of_rows = [splits[row] for row in rows]
+    tested = next((name for name in task.test_splits if name in of_rows), None)
     if tested is None:
         return None
-    missing = splits.count(None)
+    missing = of_rows.count(None)
     require(
         missing == 0,
         f"dataset {dataset!r}: {missing} images have no official split, others have one; pack the dataset again",
@@ -173,8 +241,14 @@ def _official_test(dataset: str, task: Task, splits: Sequence[str | None]) -> Bo
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """Draws which images stay if classes are balanced. It depends on the ids, so that repacking changes nothing."""
+class Draw:
+    """Draws which images stay if classes are balanced. It depends on the ids, so that repacking changes nothing.
+
+    Attributes:
+        classes: (N,) 1 positive, 0 negative, below 0 neither
+        samples: the N samples
+        seed: determines the draw
+    """
 
     classes: Int64
     samples: Samples

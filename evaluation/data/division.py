@@ -1,17 +1,18 @@
 """The division of a task's images into parts and folds: stratified, once for all questions, never within a patient."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from evaluation.data.answers import SEVERAL
 from evaluation.results.presets import Preset
 from evaluation.results.tasks import Question, Task
 from infra.arrays import Bool, Int64
 from infra.errors import UserError
 from infra.rng import permutation
-from sharding.format.copies import COPY
 
 UNUSED: Final = -2  # fold of an image that takes no part in a round
 _TEST_PARTS: Final = 5  # the test part is one fifth of the patients
@@ -63,7 +64,7 @@ def strata_of(answers: Int64, least: int) -> Int64:
 
 @dataclass(frozen=True)
 class Division:
-    """Divides the n images of a task; its errors name the dataset and how many images were left out as copies.
+    """Divides the n images of a task; its errors name the dataset and how many images were left out before.
 
     A task with one question that cannot be divided is an error. Of several questions, such a one is left out.
 
@@ -72,7 +73,7 @@ class Division:
         task: the task
         answers: (Q, n) 1 positive, 0 negative, below 0 unknown
         codes: (n,) the patients
-        copies: images that were left out as copies
+        lost: reason -> images of the task that were left out before
         left_out: number of each question that is left out -> the reason; filled by the methods
     """
 
@@ -80,7 +81,7 @@ class Division:
     task: Task
     answers: Int64
     codes: Int64
-    copies: int
+    lost: Mapping[str, int]
     left_out: dict[int, str] = field(default_factory=dict)
 
     def test_parts(self, preset: Preset, repeats: int, seed: int) -> tuple[list[Bool], str]:
@@ -107,8 +108,8 @@ class Division:
                 if not {0, 1} <= set(self.answers[question, inside].tolist()):
                     self._leave_out(
                         question,
-                        f"has only one class of {self._names(question)[0]} in fold {number} of folds={folds}, because "
-                        "few patients have most images of the other; use fewer folds",
+                        f"has only one class of {self._names(question)[0]} in fold {number} of folds={folds}"
+                        + (self._overlap or ", because few patients have most images of the other; use fewer folds"),
                     )
         return fold_of
 
@@ -116,6 +117,14 @@ class Division:
         """Leave out each of several questions with too few tested patients (n,) to be worth a score."""
         if len(self.answers) > 1:
             self._require_patients("test part", in_test, _LEAST_TESTED)
+
+    @property
+    def _overlap(self) -> str:
+        """What left most images out of a task whose classes overlap, and the way out; empty otherwise."""
+        several = self.lost.get(SEVERAL, 0)
+        if several <= len(self.codes):
+            return ""
+        return f", because {several} images have several of its classes and take no part; kind: multilabel keeps them"
 
     def _questions(self) -> list[int]:
         """Return the numbers of the questions that are not left out."""
@@ -158,8 +167,8 @@ class Division:
         summary = " and ".join(f"{count} patients with {name}" for name, count in counts.items())
         where = "" if part == "images" else f" in its {part}"
         if min(counts.values()) == 0:
-            left_out = f" after {self.copies} x {COPY}" if self.copies else ""
-            return f"has {summary}{where}{left_out}; a probe needs both classes"
+            lost = ", ".join(f"{count} x {reason}" for reason, count in self.lost.items() if count)
+            return f"has {summary}{where}{f' after {lost}' if lost else ''}; a probe needs both classes"
         if part != "test part" and len(np.unique(codes)) == 1:
             return (
                 f"has one patient only: all {len(codes)} images of the task{where} show one patient; a probe needs "
@@ -170,7 +179,5 @@ class Division:
         if part == "test part":
             return f"has {summary}{where}, fewer than the {least} of each that a score in a mean needs"
         parts, hint = ("test parts", "") if part == "images" else ("folds", "use fewer folds, or ")
-        return (
-            f"has {summary}{where}, fewer than the {least} {parts} to divide them into; "
-            f"{hint}add patients of that class"
-        )
+        way_out = self._overlap or f"; {hint}add patients of that class"
+        return f"has {summary}{where}, fewer than the {least} {parts} to divide them into{way_out}"

@@ -20,10 +20,12 @@ class FeatureMatrix:
     Attributes:
         identity: hash of everything that the values depend on
         values: (N, D)
+        first: identity of the features whose rows come first, if these are joined; "" if they are not
     """
 
     identity: str
     values: Float32
+    first: str = ""
 
 
 def border(pixels: FeatureMatrix) -> FeatureMatrix:
@@ -35,5 +37,6 @@ def border(pixels: FeatureMatrix) -> FeatureMatrix:
 
 def concatenated(matrices: Mapping[str, FeatureMatrix]) -> FeatureMatrix:
     """Stack the features of several datasets, in the given order."""
-    identity = hashlib.sha256("".join(matrix.identity for matrix in matrices.values()).encode()).hexdigest()
-    return FeatureMatrix(f"joined {identity}", np.concatenate([matrix.values for matrix in matrices.values()]))
+    identities = [matrix.identity for matrix in matrices.values()]
+    identity = f"joined {hashlib.sha256(''.join(identities).encode()).hexdigest()}"
+    return FeatureMatrix(identity, np.concatenate([matrix.values for matrix in matrices.values()]), identities[0])

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from evaluation.data.samples import Samples
+from infra.arrays import Int64
 from infra.errors import UserError, require
 from infra.log import progress
 from infra.options import key, setting
@@ -73,6 +74,26 @@ class LabeledSet:
     manifest: Manifest
     samples: Samples
     label: str
+
+    @property
+    def identity(self) -> str:
+        """Hash of the packed images."""
+        return self.manifest.identity
+
+    @property
+    def locations(self) -> list[Location]:
+        """The folder or URL of the shards."""
+        return [self.location]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """The manifest."""
+        return [self.manifest]
+
+    @property
+    def patients(self) -> Int64:
+        """(N,) one code for each patient."""
+        return np.unique(self.samples.patient_ids, return_inverse=True)[1]
 
 
 def display_name(manifest: Manifest) -> str:

@@ -43,6 +43,15 @@ class Seen:
             self.pictures_compared and other.pictures_compared,
         )
 
+    def followed_by(self, others: "Seen") -> "Seen":
+        """Return what a pretraining saw of this set and of another one behind it."""
+        return Seen(
+            np.concatenate([self.images, others.images]),
+            np.concatenate([self.patients, others.patients]),
+            [*self.places, *others.places],
+            self.pictures_compared and others.pictures_compared,
+        )
+
 
 def seen_by_pretraining(labeled_sets: Sequence[LabeledSet], lineage: Lineage, folder: Path) -> dict[str, Seen]:
     """Compare labeled sets with the shards of a pretraining, and with those of the runs that it descends from.

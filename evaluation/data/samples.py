@@ -1,6 +1,9 @@
 """Metadata of the samples of a labeled dataset."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
 
 from infra.arrays import Int64, UInt64
 
@@ -36,3 +39,12 @@ class Samples:
     sizes: Int64
     source_sizes: Int64
     file_bytes: Int64
+
+    def followed_by(self, others: "Samples") -> "Samples":
+        """Return these samples and others behind them."""
+        columns: dict[str, Any] = {}
+        for field in fields(Samples):
+            first, second = getattr(self, field.name), getattr(others, field.name)
+            is_array = isinstance(first, np.ndarray)
+            columns[field.name] = np.concatenate([first, second]) if is_array else [*first, *second]
+        return Samples(**columns)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -71,16 +72,10 @@ def _find(name: str) -> tuple[Task, ...]:
 def _named_tasks(labeled_sets: Sequence[LabeledSet], tasks: Sequence[Task]) -> list[list[Task]]:
     labels = [_labels_of(labeled_set) for labeled_set in labeled_sets]
     for task in tasks:
-        if not any(known >= set(task.labels) for known in labels):
-            known, labeled_set = max(
-                zip(labels, labeled_sets, strict=True), key=lambda pair: len(pair[0] & {*task.labels})
-            )
-            missing = next(label for label in task.labels if label not in known)
-            raise UserError(
-                f"task {task.name!r}: dataset {labeled_set.label!r} has no label {missing!r}{near(missing, known)}; "
-                f"its labels are {', '.join(sorted(known))}"
-            )
-    chosen = [[task for task in tasks if known >= set(task.labels)] for known in labels]
+        if all(task.missing_in(known) for known in labels):
+            labeled_set = min(labeled_sets, key=lambda item: len(task.missing_in(_labels_of(item))))
+            raise UserError(f"task {task.name!r}: dataset {labeled_set.label!r} {missing_label(task, labeled_set)}")
+    chosen = [[task for task in tasks if not task.missing_in(known)] for known in labels]
     for labeled_set, of_set in zip(labeled_sets, chosen, strict=True):
         require(
             bool(of_set),
@@ -88,6 +83,38 @@ def _named_tasks(labeled_sets: Sequence[LabeledSet], tasks: Sequence[Task]) -> l
             f"{', '.join(task.name for task in tasks)}; add a task for it, or leave the dataset out",
         )
     return chosen
+
+
+def same_task(task: Task, labeled_set: LabeledSet, own: Sequence[Task]) -> list[Task]:
+    """Return the ways in which a set answers a task that classifiers of another set are fitted to.
+
+    It answers the task as it is if it has all of its labels. Otherwise its own tasks of the same kind answer it whose
+    positive labels have the same names, in capitals or not, with their own negative labels.
+
+    Args:
+        task: the task of the other set
+        labeled_set: the set
+        own: its own tasks
+
+    Returns:
+        The answering tasks, with their questions in the order of the task's; none if the set does not answer it.
+    """
+    if not task.missing_in(_labels_of(labeled_set)):
+        return [task]
+    wanted = [question.positive.casefold() for question in task.questions]
+    found = []
+    for other in own:
+        questions = {question.positive.casefold(): question for question in other.questions}
+        if other.kind == task.kind and questions.keys() == set(wanted):
+            found.append(replace(other, questions=tuple(questions[name] for name in wanted)))
+    return found
+
+
+def missing_label(task: Task, labeled_set: LabeledSet) -> str:
+    """Return which label of a task a set lacks, and which it has, as the end of a message."""
+    known = _labels_of(labeled_set)
+    missing = task.missing_in(known)[0]
+    return f"has no label {missing!r}{near(missing, known)}; its labels are {', '.join(sorted(known))}"
 
 
 def _labels_of(labeled_set: LabeledSet) -> set[str]:

@@ -75,14 +75,20 @@ def _last_controls(
     comparable = _one_task_per_dataset(task, tasks)
     if len(comparable) > 1:
         matrices = list(features.values())[-1]
-        yield dataset_source_case(last, comparable, matrices, concatenated(matrices))
+        compared = {other.labeled_set.label: matrices[other.labeled_set.label] for other in comparable}
+        yield dataset_source_case(last, comparable, compared, concatenated(compared))
 
 
 def _one_task_per_dataset(task: ProbeTask, tasks: Sequence[ProbeTask]) -> list[ProbeTask]:
-    """Return the first task of each dataset by this preset; none if `task` is not the first of its own dataset."""
+    """Return the first task of each dataset by this preset; none if `task` is not the first of its own dataset.
+
+    Two joined sets are no dataset: the control that tells their parts apart asks the same of them.
+    """
     firsts: dict[str, ProbeTask] = {}
+    if task.cohort.is_external:
+        return []
     for other in tasks:
-        if other.key.preset == task.key.preset:
+        if other.key.preset == task.key.preset and not other.cohort.is_external:
             firsts.setdefault(other.labeled_set.label, other)
     return list(firsts.values()) if firsts[task.labeled_set.label] is task else []
 
@@ -108,7 +114,9 @@ def list_few_labels(cases: Sequence[ProbeCase], seed: int) -> list[FewLabelsCase
 
 
 def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
-    """Return the cases that tell the parts of an official split apart: by the pixels and by the last checkpoint.
+    """Return the cases that tell parts apart that were not drawn at random: by the pixels and the last checkpoint.
+
+    These are the parts of an official split, and the two sets of an external validation.
 
     A dataset is asked once, as the last preset divides it for its first question.
     """
@@ -118,7 +126,8 @@ def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
     tasks = {
         case.task.labeled_set.label: case.task
         for case in cases
-        if case.task.cohort.is_official and case.key.dataset == firsts[case.task.labeled_set.label]
+        if (case.task.cohort.is_official or case.task.cohort.is_external)
+        and case.key.dataset == firsts[case.task.labeled_set.label]
     }
     shifts = []
     for label, task in tasks.items():
@@ -127,7 +136,7 @@ def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
             for code in (0, 1):
                 shift = shift_case(case, code, seed)
                 if shift is None:
-                    say(f"{label}: too few patients to tell the official parts apart within a class; left out")
+                    say(f"{label}: too few patients to tell the parts apart within a class; left out")
                 else:
                     shifts.append(shift)
     return shifts

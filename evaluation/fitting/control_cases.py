@@ -124,12 +124,12 @@ def _starts(matrices: Mapping[str, FeatureMatrix]) -> dict[str, int]:
 
 
 class ShiftCase(NamedTuple):
-    """Cases that tell the official test part from the development part, among images of one class.
+    """Cases that tell the test part from the development part, among images of one class.
 
     Attributes:
         whole: the case that has the features
         group: name of the class
-        case: the parts as upstream chose them
+        case: the parts as they are
         null: as many patients drawn at random instead of the tested ones
     """
 
@@ -140,13 +140,13 @@ class ShiftCase(NamedTuple):
 
 
 def shift_case(whole: ProbeCase, code: int, seed: int) -> ShiftCase | None:
-    """Return the cases that ask whether the two parts of an official split show one class in the same way.
+    """Return the cases that ask whether two parts, official ones or two sets, show one class in the same way.
 
     Patients are kept whole, and each is tested once, in five rounds; a large class is cut to 5,000 images. Features are
     scaled and C is 0.01 whatever the preset, because the parts are asked about and not the protocol.
 
     Args:
-        whole: a case with an official test part
+        whole: a case with one test part
         code: the class, 1 positive or 0 negative
         seed: determines the rounds and the null
 
@@ -166,10 +166,14 @@ def shift_case(whole: ProbeCase, code: int, seed: int) -> ShiftCase | None:
     group = question.positive if code == 1 else question.negative_name
     cases = [
         _parts_case(whole, f"{whole.name}, {what} among {group}", inside, part, seed)
-        for what, part in (("official test part", in_test), ("random part", at_random))
+        for what, part in ((_part_name(whole), in_test), ("random part", at_random))
     ]
     [case, null] = cases
     return None if case is None or null is None else ShiftCase(whole, group, case, null)
+
+
+def _part_name(case: ProbeCase) -> str:
+    return "tested set" if case.task.cohort.is_external else "official test part"
 
 
 def _some_patients(case: ProbeCase, code: int, seed: int) -> Int64:

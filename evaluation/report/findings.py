@@ -44,6 +44,7 @@ _RIVALS: Final[tuple[str, ...]] = (
     "border",
     "attributes",
 )
+_NO_CONTROLS: Final = ("checkpoint", "finetuned", "compared")
 _TITLES: Final[dict[str, str]] = {
     "gazda2021": "the paper's protocol",
     "rigorous": "scaled features, near-identical images in one part, cross-validation without an official split",
@@ -90,13 +91,14 @@ def _preset_section(results: Results, preset: str) -> PresetSection:
         [row for dataset in datasets for row in score_rows(results, dataset, listed(results, dataset))]
         for listed in (headline_rows, Results.rows_of)
     )
+    controls = " and its controls" if any(row.kind not in _NO_CONTROLS for row in results.rows) else ""
     return PresetSection(
         f"{preset}: {_TITLES.get(preset, 'as configured')}",
         [*(_finding(results, dataset) for dataset in datasets), *(_task_finding(results, task) for task in tasks)],
         score_tables(
-            f"Scores on the test part in percent, disease positive: {results.judged} and its controls. C is "
-            "chosen by the validation AUC, in the development part; AP: average precision, whose chance level is the "
-            f"share of positives; 'not converged' counts logistic regressions. Threshold of decisions: {threshold}.",
+            f"Scores on the test part in percent, disease positive: {results.judged}{controls}. C is chosen by the "
+            "validation AUC, in the development part; AP: average precision, whose chance level is the share of "
+            f"positives; 'not converged' counts logistic regressions. Threshold of decisions: {threshold}.",
             headline,
         ),
         score_tables("Every checkpoint. Do not choose one by these test scores.", everything)

@@ -42,9 +42,10 @@ def label_table(results: Results, task: TaskScores) -> Table:
         count = len(task.labels)
         cells.append((f"mean of {count}", "", *_pair(task.last), *(percent(means[name].auc.value) for name in others)))
     features = task.last.features if task.last else "no checkpoint"
+    beside = "; the last columns are AUCs of other features" if others else ""
     return Table(
-        f"{marked_label(task)}, {task.preset}: scores of each label on the test part in percent, {features}; the last "
-        "columns are AUCs of other features. AP: average precision, whose chance level is the share of positives.",
+        f"{marked_label(task)}, {task.preset}: scores of each label on the test part in percent, {features}{beside}. "
+        "AP: average precision, whose chance level is the share of positives.",
         ("label", "positive", "AUC", "95 %", "AP", "95 %", *others),
         cells,
         text_columns=1,

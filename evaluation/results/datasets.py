@@ -49,6 +49,31 @@ class SeenPart:
 
 
 @dataclass(frozen=True)
+class FittedSet:
+    """The set that classifiers were fitted to, in an external validation.
+
+    Attributes:
+        label: name of the set in the tables
+        name: name of its dataset
+        folder: folder or URL of its shards, without credentials
+        identity: hash of its packed images
+        task: name of the task that it answers
+        positive: name of its positive class
+        negative: name of its negative class
+        balance: how its classes are balanced, as in `Dataset`
+    """
+
+    label: str
+    name: str
+    folder: str
+    identity: str
+    task: str
+    positive: str
+    negative: str
+    balance: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset as one preset divides it for a question of a task.
 
@@ -63,7 +88,7 @@ class Dataset:
         negative: name of the negative class
         balance: none, development (classes balanced in that part), class (in both parts), or view (in both parts
             within each view)
-        split: origin of the parts, such as "official"
+        split: origin of the parts, such as "official"; "external" if the development part is of another set
         rounds: how many test parts there are; more than one in cross-validation, where every image is tested once, so
             that both `development` and `test` count the whole task
         development: images that classifiers may use
@@ -80,6 +105,7 @@ class Dataset:
         question: the label that is asked for, one of several of the task; empty if the task has only this question
         uncertain: meaning of an uncertain positive label: ignore, zeros or ones
         unmentioned: meaning of a blank positive label: ignore or absent
+        fitted_on: the other set that the development part is of, in an external validation
     """
 
     label: str
@@ -105,11 +131,17 @@ class Dataset:
     question: str = ""
     uncertain: str = "ignore"
     unmentioned: str = "ignore"
+    fitted_on: FittedSet | None = None
 
     @property
     def key(self) -> TaskKey:
         """Key of the rows that score this task."""
         return TaskKey(self.label, self.preset)
+
+    @property
+    def task_label(self) -> str:
+        """Name of the whole task in the tables: the label without the question."""
+        return self.label.removesuffix(f": {self.question}") if self.question else self.label
 
     @property
     def overlaps(self) -> bool:

@@ -1,14 +1,22 @@
 """Notes that a reader needs before believing a probe's table; they are stored with the results."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from evaluation.results import paper
+from evaluation.results.control_notes import (
+    LEAKS,
+    compare_with_chance,
+    missing_controls,
+    shift_notes,
+    shuffled_notes,
+)
 from evaluation.results.datasets import OVERLAP_MARK, Dataset, PartSize
 from evaluation.results.results import Results
-from evaluation.results.rows import AT_EDGE_MARK, ProbeResult, last_checkpoint
+from evaluation.results.rows import AT_EDGE_MARK, last_checkpoint
 from evaluation.results.scores import Estimate
-from evaluation.results.task_scores import TaskScores
+from evaluation.results.task_scores import TaskOverlap, TaskScores
 
 SIMULATED_NOTE: Final = (
     "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "
@@ -66,12 +74,23 @@ def notes_on(results: Results) -> list[str]:
     notes += [*_stage_notes(results), *_ancestor_notes(results)]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
+    notes += dict.fromkeys(note for dataset in results.datasets for note in _external_notes(dataset))
     notes += dict.fromkeys(note for dataset in results.datasets for note in _fit_notes(dataset, results.config))
     for dataset in results.single:
         rows = results.rows_of(dataset)
-        notes += [*_validation_notes(dataset, rows), *_shuffled_notes(dataset, rows)]
+        notes += [*_validation_notes(results, dataset), *shuffled_notes(dataset, rows)]
     notes += dict.fromkeys(note for task in results.tasks for note in _task_notes(results, task))
-    return [*notes, *_shift_notes(results)]
+    return [*notes, *shift_notes(results), *missing_controls(results)]
+
+
+def _external_notes(dataset: Dataset) -> Iterator[str]:
+    """Yield a note on what was fitted to which set, in an external validation."""
+    fitted = dataset.fitted_on
+    if fitted is not None:
+        yield (
+            f"{dataset.task_label}: C, classifier and threshold come from images of {fitted.label} alone; the test "
+            "part is every image of the other set that answers the task and shares no patient and no picture with them."
+        )
 
 
 def _stage_notes(results: Results) -> Iterator[str]:
@@ -108,8 +127,7 @@ def _ancestor_notes(results: Results) -> Iterator[str]:
 def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
     """Yield the notes on a task with several labels: one of each kind for all of them."""
     questions = results.questions_of(task)
-    most_seen = max(questions, key=lambda dataset: dataset.pretrained_images or 0)
-    yield from overlap_notes(most_seen)  # under its own name: images without this label are not in its test part
+    yield from _task_overlap_notes(task, questions)
     for policy, meaning in (("ones", "present"), ("zeros", "absent")):
         names = [dataset.question for dataset in questions if dataset.uncertain == policy]
         if names:
@@ -120,11 +138,22 @@ def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:
     for label, reason in task.left_out.items():
         yield f"{task.label}, {task.preset}: {label} is not scored and not in the means; the dataset {reason}."
     for row in task.rows:
-        if row.kind in _LEAKS:
+        if row.kind in LEAKS:
             yield (
                 f"{task.label}, {task.preset}, {row.features}: mean AUC {row.auc.value:.3f}"
-                f"{_compare_with_chance(row.auc, _LEAKS[row.kind])}."
+                f"{compare_with_chance(row.auc, LEAKS[row.kind])}."
             )
+
+
+def _task_overlap_notes(task: TaskScores, questions: Sequence[Dataset]) -> Iterator[str]:
+    """Yield the notes on what pretraining saw of a task's test images, each counted once for all labels."""
+    most_seen = max(questions, key=lambda dataset: dataset.pretrained_images or 0)
+    if task.overlap is None:  # unknown, or results of an older version: under the label's own name
+        yield from overlap_notes(most_seen)
+        return
+    yield from overlap_notes(replace(most_seen, label=task.label, pretrained_images=0, pretrained_patients=0))
+    if task.overlaps:
+        yield _overlap_note(task.label, describe_task_overlap(task.overlap))
 
 
 _FITS: Final = {
@@ -154,10 +183,11 @@ def overlap_notes(dataset: Dataset) -> Iterator[str]:
     if dataset.pictures_compared is False:
         yield f"{dataset.label}: only names tell whether pretraining saw the test images; pictures were not compared."
     if dataset.overlaps:
-        yield (
-            f"{OVERLAP_MARK} {dataset.label}: {describe_overlap(dataset)}, without labels, which may flatter the "
-            "checkpoints."
-        )
+        yield _overlap_note(dataset.label, describe_overlap(dataset))
+
+
+def _overlap_note(label: str, what: str) -> str:
+    return f"{OVERLAP_MARK} {label}: {what}, without labels, which may flatter the checkpoints."
 
 
 def describe_overlap(dataset: Dataset) -> str:
@@ -172,6 +202,16 @@ def describe_overlap(dataset: Dataset) -> str:
         f"{counts} ({positive} of {test.positive} {dataset.positive}, {negative} of {test.negative} "
         f"{dataset.negative}; {places})"
     )
+
+
+def describe_task_overlap(overlap: TaskOverlap) -> str:
+    """Return what pretraining saw of the test part of a task with several labels, by place."""
+    counts = (
+        f"pretraining saw {overlap.images} test images and {overlap.patients} test patients, each counted once for all "
+        "labels"
+    )
+    places = ", ".join(f"{count} in {place}" for place, count in overlap.places.items())
+    return f"{counts} ({places})" if places else counts
 
 
 def describe(dataset: Dataset) -> str:
@@ -196,18 +236,19 @@ def _count_patients(part: PartSize) -> str:
     return f"{part.patients} patients{groups}"
 
 
-def _validation_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
+def _validation_notes(results: Results, dataset: Dataset) -> Iterator[str]:
     """Yield a note if validation and test AUC of the last checkpoint have intervals that do not meet."""
-    last = last_checkpoint(rows)
+    last = last_checkpoint(results.rows_of(dataset))
     if last is None or last.validation is None or dataset.rounds > 1:
         return
     validation, test = last.validation, last.scores.auc
     if _is_above(validation, test) or _is_above(test, validation):
+        control = " See the control that tells these parts from each other." if results.shifts else ""
         yield (
             f"{dataset.label}, {dataset.preset}, {last.features}: validation AUC {_with_interval(validation)} and test "
             f"AUC {_with_interval(test)} part by more than their intervals: the test part is another distribution than "
-            "the development part. See the control that tells these parts from each other; what validation chose (C, "
-            "threshold, recalibration) may not suit the test part."
+            f"the development part.{control} What validation chose (C, threshold, recalibration) may not suit the test "
+            "part."
         )
 
 
@@ -218,46 +259,3 @@ def _is_above(one: Estimate, other: Estimate) -> bool:
 
 def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
-
-
-_LEAKS: Final = {
-    "shuffled": "code reads labels of the test part",
-    "shuffled_over_all": "patients or copies of images are in both parts",
-}
-
-
-def _shuffled_notes(dataset: Dataset, rows: Sequence[ProbeResult]) -> Iterator[str]:
-    """Yield a note on whether a probe fitted to shuffled labels scores at chance level."""
-    for row in rows:
-        if row.kind in _LEAKS:
-            auc = row.scores.auc
-            neighbors = f"; {row.knn_auc:.3f} by nearest neighbors" if row.kind == "shuffled_over_all" else ""
-            yield (
-                f"{dataset.label}, {dataset.preset}, {row.features}: AUC {auc.value:.3f}"
-                f"{_compare_with_chance(auc, _LEAKS[row.kind])}{neighbors}."
-            )
-
-
-def _compare_with_chance(auc: Estimate, otherwise: str) -> str:
-    if auc.low is None or auc.high is None:
-        return "; chance is 0.5"
-    interval = f" ({auc.low:.3f}-{auc.high:.3f})"
-    if auc.low <= 0.5 <= auc.high:
-        return f"{interval}: 0.5 is within its interval"
-    return f"{interval}: 0.5 is not within its interval. Chance alone does that once in 20 times; otherwise {otherwise}"
-
-
-def _shift_notes(results: Results) -> Iterator[str]:
-    """Yield a note on each dataset whose official parts are told apart within a class."""
-    for dataset in results.datasets:
-        shown = [item for item in results.shifts_of(dataset) if item.is_shown]
-        if shown:
-            aucs = "; ".join(
-                f"{item.auc.value:.2f} by {item.features} among {item.group} (at random {item.null.value:.2f})"
-                for item in shown
-            )
-            yield (
-                f"{dataset.label}: the official test part is drawn from another distribution than the development "
-                f"part, because a classifier tells them apart within a class: AUC {aucs}. So test scores also measure "
-                "robustness to this shift, and validation does not foretell them; --split=ignore adds rows without it."
-            )

@@ -83,7 +83,9 @@ PUBLISHED: Final = {
 
 def in_paper(dataset: Dataset) -> bool:
     """Return whether Table III covers this task: real images, the same classes and balance, the same kind of split."""
-    if dataset.simulated or dataset.name not in TABLE_III or dataset.task not in ("", dataset.name):
+    if dataset.simulated or dataset.fitted_on or dataset.name not in TABLE_III:
+        return False
+    if dataset.task not in ("", dataset.name):
         return False
     task = BUILT_IN[dataset.name][0]
     [question] = task.questions

@@ -1,7 +1,7 @@
 """Tasks in YAML files."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
@@ -32,6 +32,7 @@ class TaskFile:
         ones: labels whose uncertain values count as present, whatever `uncertain` says
         unmentioned: meaning of a blank label: ignore or absent
         test: official splits that can be the test part; the first that a set has is
+        names: groups of names that mean one label, which sets call otherwise; the first is a label of the task
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class TaskFile:
     ones: list[str] | None = None
     unmentioned: Unmentioned = "ignore"
     test: list[str] | None = None
+    names: list[list[str]] | None = None
 
 
 def read_task(path: Path) -> Task:
@@ -95,7 +97,23 @@ def _task(name: str, file: TaskFile) -> Task:
         Question(positive, negative, policies.get(positive, file.uncertain), file.unmentioned)
         for positive, negative in pairs
     )
-    return Task(name, file.kind, questions, test_splits=tuple(file.test or ("test",)))
+    splits = tuple(file.test or ("test",))
+    return Task(name, file.kind, questions, test_splits=splits, names=_names(file.names or [], named))
+
+
+def _names(groups: list[list[str]], labels: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of names if each begins with a label of its own and no name means two labels."""
+    every = [name for group in groups for name in group]
+    for group in groups:
+        _demand(len(group) > 1, f"names has the group {group}; give a label and its names in other sets")
+        _demand(
+            group[0] in labels, f"names begins a group with {group[0]!r}, no label of the task{near(group[0], labels)}"
+        )
+    for name in every:
+        _demand(every.count(name) == 1, f"names has {name!r} twice; a name means one label")
+    for name in (name for group in groups for name in group[1:]):
+        _demand(name not in labels, f"names makes {name!r} mean another label, but it is a label of the task; drop one")
+    return tuple(map(tuple, groups))
 
 
 def _binary_pair(file: TaskFile) -> list[tuple[str, str | None]]:

@@ -30,6 +30,21 @@ class MeanRow:
 
 
 @dataclass(frozen=True)
+class TaskOverlap:
+    """What pretraining saw of the test images of a task, each counted once however many labels it is tested for.
+
+    Attributes:
+        images: test images that pretraining saw, unlabeled, also as the same picture under another name
+        patients: test patients that pretraining saw, unlabeled
+        places: these images by the place in which pretraining saw them, such as "cell, test"
+    """
+
+    images: int
+    patients: int
+    places: dict[str, int]
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """A task with several labels by one preset.
 
@@ -45,6 +60,7 @@ class TaskScores:
         patients: their patients
         overlaps: whether pretraining saw any of the test part
         rows: the scores of each feature set
+        overlap: what pretraining saw of the test images; None if its shards are unavailable, and in older results
     """
 
     label: str
@@ -58,6 +74,7 @@ class TaskScores:
     patients: int
     overlaps: bool
     rows: list[MeanRow]
+    overlap: TaskOverlap | None = None
 
     @property
     def last(self) -> MeanRow | None:

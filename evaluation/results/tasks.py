@@ -1,6 +1,6 @@
 """Tasks: what a probe tells apart, as data. A task is one binary question, or several that share images and parts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -52,6 +52,7 @@ class Task:
         balance: which parts hold equally many images of each class: "none", "development" (the test part stays as it
             is), "class" (both parts), or "view" (both parts, within each view); only "none" if the task is not binary
         test_splits: official splits that can be the test part; the first that a set has is
+        names: groups of names that mean one label, which sets call otherwise; the first is the task's
     """
 
     name: str
@@ -59,11 +60,17 @@ class Task:
     questions: tuple[Question, ...]
     balance: Balance = "none"
     test_splits: tuple[str, ...] = ("test",)
+    names: tuple[tuple[str, ...], ...] = ()
 
     @property
     def labels(self) -> list[str]:
         """The labels that it reads, each once."""
         return list(dict.fromkeys(label for question in self.questions for label in question.labels))
+
+    def missing_in(self, known: Collection[str]) -> list[str]:
+        """Return the labels that are not among these known ones under any name."""
+        others = {group[0]: group for group in self.names}
+        return [label for label in self.labels if not any(name in known for name in others.get(label, (label,)))]
 
     def with_uncertain(self, policy: Uncertain | None) -> "Task":
         """Return the task with this meaning of every uncertain label; unchanged if it is None."""

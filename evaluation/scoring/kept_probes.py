@@ -47,7 +47,7 @@ def _described(case: ProbeCase, probes: Sequence[FittedProbe], backbone: KeptBac
         encoding=encoding_of(manifest.options),
         set=manifest.name,
         set_identity=manifest.identity,
-        features_file=f"features/{case.matrix.identity[:32]}.safetensors",
+        features_file=f"features/{(case.matrix.first or case.matrix.identity)[:32]}.safetensors",
         c=[probe.c for probe in probes],
         threshold=thresholds(case, probes),
         calibration=_platt(case, probes) if case.preset.chooses_threshold else [],

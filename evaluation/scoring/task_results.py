@@ -133,6 +133,7 @@ def _record(task: DividedTask, rows: list[MeanRow]) -> TaskScores:
         patients=len(np.unique(first.labeled_set.samples.patient_ids[images])),
         overlaps=any(question.record.overlaps for question in task.questions),
         rows=rows,
+        overlap=task.overlap,
     )
 
 

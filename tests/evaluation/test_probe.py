@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
-from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.probe import probe
@@ -240,10 +240,8 @@ def test_labels_of_tasks_say_how_they_differ(
     nih: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], balance: Balance | None, labels: list[str]
 ) -> None:
     sets = open_labeled_sets(ProbeData([str(nih)]))
-    tasks = open_probe_tasks(
-        sets, choose_tasks(sets, []), ["rigorous"], {}, folder=tmp_path, exclude=None, seed=0,
-        uncertain=None, balance=balance, split="ignore", folds=3, repeats=1, allow_overlap=False,
-    )  # fmt: skip
+    options = TaskOptions(["rigorous"], tmp_path, seed=0, balance=balance, split="ignore", folds=3)
+    tasks = open_probe_tasks(sets, choose_tasks(sets, []), {}, options)
     assert [task.key.dataset for task in tasks] == [f"chestxray14{label}" for label in labels]
     balances = [question.record.balance for task in tasks for question in task.questions]
     assert balances == ([balance] * 2 if balance else ["development", "class", "view"])

@@ -1,12 +1,18 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from evaluation.data.joined_sets import JoinedSets
 from evaluation.data.labeled_sets import LabeledSet
-from evaluation.data.task_choice import choose_tasks
-from evaluation.results.tasks import BUILT_IN, Question
+from evaluation.data.set_choice import choose_sets
+from evaluation.data.task_choice import choose_tasks, same_task
+from evaluation.data.task_variants import external_variants
+from evaluation.probe_config import ProbeConfig
+from evaluation.results.tasks import BUILT_IN, Question, Task, multilabel
 from infra.errors import UserError
+from infra.options import registered
 from sharding.format.manifest import Manifest
 from tests.support.sample_records import Label, make_samples
 
@@ -56,6 +62,54 @@ def test_a_named_task_is_for_the_sets_that_have_all_of_its_labels(tmp_path: Path
     three, two = labeled_set(of_classes("Mass", "Edema", "Hernia")), labeled_set(of_classes("PNEUMONIA", "NORMAL"))
     chosen = choose_tasks([three, two], [str(path), "cell"])
     assert [[task.name for task in of_set] for of_set in chosen] == [["sick"], ["cell"]]
+
+
+def test_another_set_answers_a_task_with_its_labels_or_with_its_own_task_of_the_same_positive_labels() -> None:
+    cell = labeled_set(of_classes("PNEUMONIA", "NORMAL"), "cell", "cell")
+    nih = labeled_set(of_classes("Pneumonia", "No Finding", "Edema"), "nih", "chestxray14")
+    assert same_task(BUILT_IN["cell"][0], labeled_set(of_classes("PNEUMONIA", "NORMAL")), []) == [BUILT_IN["cell"][0]]
+    assert same_task(BUILT_IN["cell"][0], nih, BUILT_IN["chestxray14"]) == list(BUILT_IN["chestxray14"])
+    assert same_task(BUILT_IN["chestxray14"][1], cell, BUILT_IN["cell"]) == [BUILT_IN["cell"][0]]
+    both = multilabel("both", ["EDEMA", "PNEUMONIA"])
+    [turned] = same_task(both, nih, [multilabel("own", ["Pneumonia", "Edema"]), multilabel("other", ["Edema", "x"])])
+    assert (turned.name, turned.labels) == ("own", ["Edema", "Pneumonia"])  # in the order of the fitted task
+    assert same_task(both, nih, BUILT_IN["chestxray14"]) == []
+
+
+def test_a_task_that_the_tested_set_does_not_answer_is_refused_with_the_missing_label(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sets = JoinedSets(labeled_set(of_classes("a", "b")), labeled_set(of_classes("A", "c"), "other"))
+    tasks = [Task("first", "binary", (Question("b"),)), Task("second", "binary", (Question("a"),))]
+    own = [Task("theirs", "binary", (Question("A", "c"),))]
+    found = list(external_variants(sets, tasks, own, "official"))
+    assert [(item.label, item.tasks.tested.name) for item in found] == [
+        ("other, theirs, fitted on mine, second", "theirs")
+    ]
+    assert "mine, first: other does not answer this task" in capsys.readouterr().err
+    with pytest.raises(UserError) as caught:
+        list(external_variants(sets, tasks[:1], own, "official"))
+    assert str(caught.value).startswith("dataset 'other' does not answer the task 'first' of dataset 'mine', because")
+    assert "has no label 'b'; its labels are A, c; if it calls labels otherwise, name a task file" in str(caught.value)
+
+
+def test_the_sets_to_fit_and_to_test_are_chosen_by_name() -> None:
+    one, two, three = (labeled_set(of_classes("a", "b"), name) for name in ("one", "two", "three"))
+    sets = [one, two, three]
+    assert choose_sets(sets, None, []) == (sets, [])
+    alone, joined = choose_sets(sets, "two", [])
+    assert (alone, [item.label for item in joined]) == ([], ["one, fitted on two", "three, fitted on two"])
+    alone, joined = choose_sets([one, two], "two", ["two", "one"])
+    assert (alone, [item.label for item in joined]) == ([two], ["one, fitted on two"])
+    for train_on, test_on, words in (
+        ("tow", [], "train_on=tow is none of the sets in data.shards (did you mean 'two'?); these are one, two, three"),
+        ("two", ["four"], "test_on=four is none of the sets"),
+        ("two", ["one"], "neither train_on nor test_on names 'three', which data.shards holds"),
+    ):
+        with registered(ProbeConfig), pytest.raises(UserError, match=re.escape(words)):
+            choose_sets(sets, train_on, test_on)
+    with pytest.raises(UserError, match="train_on=one needs another set to test on"):
+        choose_sets([one], "one", [])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from evaluation.data.answers import answers_of
+from evaluation.data.answers import answers_of, several_classes
 from evaluation.data.cohort import build_cohorts
 from evaluation.data.samples import Samples
 from evaluation.results.presets import PRESETS, PresetName, Uncertain
@@ -157,6 +157,20 @@ def test_classes_exclude_each_other_and_images_of_several_or_none_are_counted() 
     for cohort in cohorts.questions:
         assert cohort.excluded == {"label uncertain": 1, "none of the classes": 1, "several classes": 1}
         assert np.array_equal(cohort.folds, cohorts.questions[0].folds)
+
+
+def test_classes_that_overlap_are_blamed_for_the_images_that_they_leave_out() -> None:
+    names = ("a", "b", "c")
+    labels: list[Label] = [dict.fromkeys(names, 1) for _ in range(90)]
+    labels += [{name: int(name == one) for name in names} for one in names for _ in range(6)]
+    samples = make_samples([f"p{number}" for number in range(108)], labels)
+    task = Task("mine", "multiclass", tuple(Question(name) for name in names))
+    with pytest.raises(
+        UserError, match=r"because 90 images have several of its classes .* kind: multilabel keeps them"
+    ):
+        build_cohorts("own", task, samples, PRESETS["rigorous"], seed=0, folds=8)
+    assert several_classes(task, labels) == 90
+    assert several_classes(multilabel("mine", names), labels) == 0
 
 
 def test_a_task_whose_labels_all_lack_patients_is_refused_with_the_reasons() -> None:

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 
 from evaluation.report.c_path import c_path_table
 from evaluation.report.detail_tables import comparison_table, detail_tables, headline_rows
+from evaluation.report.findings import preset_sections
 from evaluation.report.score_table import DECISION_HEADER, RANKING_HEADER, score_rows, score_tables
+from evaluation.report.shift_table import shift_table
 from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import Table, csv_text, latex, markdown, verdict
-from evaluation.results.datasets import Dataset, PartSize
+from evaluation.report.task_tables import label_table
+from evaluation.results.datasets import Dataset, FittedSet, PartSize
 from evaluation.results.notes import F1_NOTE, OLD_NOTE, PAPER_NOTE, SIMULATED_NOTE, describe, notes_on
 from evaluation.results.paper import PUBLISHED, TABLE_III
 from evaluation.results.results import Results
 from evaluation.results.rows import Comparison, ProbeKind
 from evaluation.results.scores import Difference, Estimate
+from evaluation.results.task_scores import TaskOverlap, TaskScores
 from tests.support.probe_results import in_paper_dataset, made_dataset, made_results, made_row
 
 # Every cell of the paper's Table III, by row as printed: ACC, AUC, SEN, SPE, F1 at 1, 10 and 100 %.
@@ -154,8 +158,9 @@ def test_note_says_how_shuffled_labels_score_and_what_they_find(kind: ProbeKind,
     dataset = made_dataset("rigorous")
     row = made_row(dataset, "epoch 24, labels shuffled", kind, auc.value)
     results = replace(made_results([dataset]), rows=[replace(row, scores=replace(row.scores, auc=auc))])
-    [note] = [note for note in notes_on(results) if "shuffled" in note]
-    assert note.startswith("cell, rigorous, epoch 24, labels shuffled: AUC 0.")
+    [note] = [
+        note for note in notes_on(results) if note.startswith("cell, rigorous, epoch 24, labels shuffled: AUC 0.")
+    ]
     assert words in note
 
 
@@ -178,6 +183,66 @@ def test_note_names_the_classes_in_which_the_official_parts_are_told_apart() -> 
     assert "PNEUMONIA" not in note
     shifts = [replace(shift, auc=shift.null) for shift in made_results().shifts]
     assert not any("another distribution" in note for note in notes_on(replace(made_results(), shifts=shifts)))
+
+
+def test_note_says_of_two_sets_that_they_are_told_apart_and_whose_images_chose_everything() -> None:
+    fitted = FittedSet("nih", "chestxray14", "shards/nih", "0" * 64, "chestxray14", "Pneumonia", "No Finding", "none")
+    pair = made_dataset("rigorous", label="cell, fitted on nih", split="external", fitted_on=fitted)
+    results = made_results([pair])
+    assert any(note.startswith("cell, fitted on nih: a classifier tells the two sets apart") for note in results.notes)
+    assert any(
+        "from images of nih alone; the test part is every image of the other set" in note for note in results.notes
+    )
+    assert not any("official" in note or "paper" in note for note in results.notes)
+    assert shift_table(results, pair).caption.startswith("cell, fitted on nih, rigorous: tested set or fitted set?")
+
+
+def test_a_control_that_is_missing_is_named_with_the_reason() -> None:
+    dataset = made_dataset("rigorous")
+    shuffled = made_row(dataset, "epoch 24, labels shuffled within each part", "shuffled", 0.5)
+    results = made_results([dataset])
+    rows = [row for row in results.rows if row.kind != "shuffled_over_all"]
+    notes = notes_on(replace(results, rows=[*rows, shuffled], shifts=results.shifts[:1]))
+    for words in (
+        "cell, rigorous: the control with labels shuffled over all patients is missing, because there are so few",
+        "cell: the control size, file and gray level is missing, because they are unknown, or alike in all images.",
+        "cell: the control that tells development and test part apart is missing for one class, because a part has too",
+    ):
+        assert any(note.startswith(words) for note in notes)
+    assert not any("view, sex and age is missing" in note for note in notes)
+    trained = [row for row in results.rows if row.kind == "checkpoint"]
+    assert not any("missing" in note for note in notes_on(replace(results, rows=trained, shifts=[])))
+
+
+def test_tables_without_controls_do_not_speak_of_them() -> None:
+    results = made_results([made_dataset("rigorous")])
+    [section] = preset_sections(results)
+    assert "the last checkpoint and its controls. C is chosen" in section.headline[0].caption
+    trained = [row for row in results.rows if row.kind == "checkpoint"]
+    [bare] = preset_sections(replace(results, rows=trained))
+    assert "the last checkpoint. C is chosen" in bare.headline[0].caption
+    task = TaskScores("mine", "rigorous", "multilabel", ["a"], ["cell"], {}, "official", 9, 9, False, [])
+    assert "control" not in label_table(results, task).caption
+
+
+def test_overlap_of_a_task_with_several_labels_counts_each_image_once() -> None:
+    asked = [
+        made_dataset(
+            "rigorous", label=f"mine: {name}", question=name, pretrained_images=count, pretrained_patients=count
+        )
+        for name, count in (("a", 30), ("b", 20))
+    ]
+    labels = [dataset.label for dataset in asked]
+    overlap = TaskOverlap(40, 35, {"cell, test": 40})
+    task = TaskScores("mine", "rigorous", "multilabel", ["a", "b"], labels, {}, "official", 90, 80, True, [], overlap)
+    results = replace(made_results(asked), tasks=[task])
+    [note] = [note for note in notes_on(results) if note.startswith("†")]
+    assert note == (
+        "† mine: pretraining saw 40 test images and 35 test patients, each counted once for all labels (40 in cell, "
+        "test), without labels, which may flatter the checkpoints."
+    )
+    [older] = [n for n in notes_on(replace(results, tasks=[replace(task, overlap=None)])) if n.startswith("†")]
+    assert older.startswith("† mine: a: pretraining saw 30 test images")
 
 
 def test_path_of_c_shows_validation_its_error_and_test() -> None:

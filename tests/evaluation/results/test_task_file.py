@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.data.answers import answers_of
 from evaluation.results.task_file import read_task
 from evaluation.results.tasks import BUILT_IN, Question
 from infra.errors import UserError
@@ -21,6 +22,17 @@ def test_a_file_describes_labels_with_a_policy_each(tmp_path: Path) -> None:
         Question("Nodule", uncertain="zeros", unmentioned="absent"),
     )
     assert {question.uncertain for question in task.with_uncertain("ignore").questions} == {"ignore"}
+
+
+def test_a_file_says_what_sets_call_a_label(tmp_path: Path) -> None:
+    path = tmp_path / "lungs.yaml"
+    path.write_text("kind: binary\npositive: Pneumonia\nnegative: No Finding\nnames: [[No Finding, NORMAL, healthy]]\n")
+    task = read_task(path)
+    assert task.names == (("No Finding", "NORMAL", "healthy"),)
+    assert task.missing_in({"Pneumonia", "healthy"}) == []
+    assert task.missing_in({"NORMAL"}) == ["Pneumonia"]
+    answers = answers_of(task, [{"Pneumonia": 1, "NORMAL": 0}, {"Pneumonia": 0, "healthy": 1}, {"NORMAL": None}])
+    assert answers.tolist() == [[1, 0, -2]]
 
 
 def test_built_in_tasks_have_the_labels_of_their_name() -> None:
@@ -45,6 +57,10 @@ def test_built_in_tasks_have_the_labels_of_their_name() -> None:
         ("kind: binary\npositive: a\nnegative: a", "the classes overlap: both are 'a'"),
         ("kind: multilabel\nlabels: [Edema, Mass]\nones: [edemas]", "no label of the task (did you mean 'Edema'?)"),
         ("kind: multilabel\nlabels: [a, b]\nones: [a]\nzeros: [a]", "both zeros and ones name 'a'"),
+        ("kind: binary\npositive: a\nnames: [[a]]", "names has the group ['a']; give a label and its names"),
+        ("kind: binary\npositive: mass\nnames: [[Mass, x]]", "no label of the task (did you mean 'mass'?)"),
+        ("kind: multilabel\nlabels: [a, b]\nnames: [[a, x], [b, x]]", "names has 'x' twice"),
+        ("kind: multilabel\nlabels: [a, b]\nnames: [[a, b]]", "names makes 'b' mean another label"),
         ("kind: [", "not valid YAML"),
     ],
 )

@@ -15,7 +15,7 @@ from evaluation.data.features import Preprocessing
 from evaluation.data.labeled_sets import LabeledSet, ProbeData, open_labeled_sets
 from evaluation.data.lineage import Lineage
 from evaluation.data.overlap import Seen
-from evaluation.data.probe_tasks import open_probe_tasks
+from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
@@ -55,21 +55,8 @@ def chosen(
 ) -> tuple[UnseenImages, LabeledSet]:
     """The images to measure for a probe on these shards, after a pretraining on some of their splits."""
     [labeled_set] = open_labeled_sets(ProbeData([str(shards)]))
-    [divided] = open_probe_tasks(
-        [labeled_set],
-        choose_tasks([labeled_set], []),
-        ["gazda2021"],
-        {},
-        folder=folder,
-        exclude=None,
-        seed=0,
-        uncertain=None,
-        balance=None,
-        split="official",
-        folds=None,
-        repeats=1,
-        allow_overlap=False,
-    )
+    options = TaskOptions(["gazda2021"], folder, seed=0)
+    [divided] = open_probe_tasks([labeled_set], choose_tasks([labeled_set], []), {}, options)
     pretraining = DataConfig([str(shards)], splits)
     known = seen(labeled_set)
     lineage = Lineage(ShardSet([str(shards)], splits) if known else None, [])
