@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from evaluation.backbones.origins import OfCheckpoint, Origin, StateDict
+from evaluation.backbones.origins import Loaded, OfCheckpoint, Origin, StateDict
 from evaluation.backbones.transformers_folder import TransformersFolder, is_transformers_folder
 from evaluation.results.backbones import OutsideBackbone
 from infra.errors import UserError, require
@@ -48,10 +49,11 @@ class GrayInput(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, name: str, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalize each channel of a gray image by its own mean and standard deviation, (channels,) each."""
         super().__init__()
         self.network = network
+        self.name = name
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -59,6 +61,11 @@ class GrayInput(nn.Module):
         """Return the features of a batch of images."""
         features: Tensor = self.network((images - self.mean) / self.std)
         return features
+
+    @override
+    def extra_repr(self) -> str:
+        """Name the network: the text identifies stored features, and its layers do not show the number of heads."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -84,14 +91,14 @@ class OpenedBackbone:
 
     def load(self) -> GrayInput:
         """Return the backbone for gray images (N, 1, size, size) on the scale 0 to 1, in evaluation mode."""
-        return GrayInput(self.origin.load(self.input.size_px).network, self.input.mean, self.input.std).eval()
+        return _gray_input(self.origin, _load(self.origin, self.input.size_px).network, self.input)
 
     def untrained(self, seed: int) -> GrayInput:
         """Return the same with the random weights that a seed determines."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.origin.random(self.input.size_px, len(self.input.mean))
-        return GrayInput(network, self.input.mean, self.input.std).eval()
+        return _gray_input(self.origin, network, self.input)
 
     def record(self, name: str) -> OutsideBackbone:
         """Return what the results keep of the backbone under its name."""
@@ -124,13 +131,13 @@ def open_backbone(weights: str, what: str, options: InputOptions) -> OpenedBackb
         )
         known = Input(0, (), ())
     size_px = options.size_px or known.size_px
-    loaded = origin.load(size_px)
+    loaded = _load(origin, size_px)
     mean, std = (
         _of_channels(values, loaded.channels, what) for values in (options.mean or known.mean, options.std or known.std)
     )
-    backbone = GrayInput(loaded.network, mean, std).eval()
-    _require_features(backbone, size_px, what)
-    return OpenedBackbone(origin, sha256_file(origin.path), Input(size_px, mean, std), loaded.summary)
+    images = Input(size_px, mean, std)
+    _require_features(_gray_input(origin, loaded.network, images), size_px, what)
+    return OpenedBackbone(origin, sha256_file(origin.path), images, loaded.summary)
 
 
 def named_backbones(texts: Sequence[str], what: str, options: InputOptions) -> Mapping[str, OpenedBackbone]:
@@ -157,6 +164,16 @@ def named_backbones(texts: Sequence[str], what: str, options: InputOptions) -> M
         require(name not in opened, f"{what} has the name {name} twice; give each backbone its own")
         opened[name] = open_backbone(weights, f"{what}: {text}", options)
     return opened
+
+
+def _load(origin: Origin, size_px: int) -> Loaded:
+    """Read the weights without changing the global random state, from which networks are built first."""
+    with torch.random.fork_rng(devices=[]):
+        return origin.load(size_px)
+
+
+def _gray_input(origin: Origin, network: nn.Module, images: Input) -> GrayInput:
+    return GrayInput(network, origin.architecture, images.mean, images.std).eval()
 
 
 def _keys() -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -127,23 +128,30 @@ class TransformersFolder:
             f"{self.what} lacks {len(lacking)} of the values of its network ({', '.join(lacking[:3])}); copy or "
             "download the folder again",
         )
-        features = self._features(model, size_px, pools=not missing)
+        features = self._features(model, size_px)
         skipped = f"; skipped others: {len(unexpected)} ({', '.join(unexpected[:3])})" if unexpected else ""
         return Loaded(features, config.num_channels, f"{type(model).__name__}, {features.output}{skipped}")
 
     def random(self, size_px: int, channels: int) -> nn.Module:
         """Return the model with random weights."""
         model = _transformers().AutoModel.from_config(self._config(), trust_remote_code=False)
-        return self._features(model, size_px, pools=True)
+        return self._features(model, size_px)
 
-    def _features(self, model: Any, size_px: int, *, pools: bool) -> "_Features":
+    def _features(self, model: Any, size_px: int) -> "_Features":
         try:
-            return _Features(model, size_px, pools=pools).eval()
+            return _Features(model, size_px, pools=self._has_pooling_of(model)).eval()
         except Exception as error:  # each model has its own way to fail
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{self.what} does not take images of {size_px} px ({reason}); give another size"
             ) from error
+
+    def _has_pooling_of(self, model: Any) -> bool:
+        """Return whether the file has all weights of the model's pooling, which may need none."""
+        wanted = [name for name, _ in model.named_parameters() if name.startswith(_POOLER)]
+        with safe_open(self.path, framework="numpy") as file:
+            stored = list(file.keys())
+        return all(any(name.endswith(each) for name in stored) for each in wanted)
 
     def _config(self) -> Any:
         """Return the configuration, without running code that its folder or the hub holds."""

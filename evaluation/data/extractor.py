@@ -63,7 +63,7 @@ class Extractor:
         backbone = source.backbone()
         matrices = {}
         for labeled_set in labeled_sets:
-            identity = self.identity(backbone, labeled_set)
+            identity = self.identity(backbone, labeled_set.manifest.identity)
             values = self.keep(identity, None, labeled_set)
             if values is None:
                 values = self.extract(backbone, labeled_set.shards, f"{source.name} on {labeled_set.label}")
@@ -71,9 +71,9 @@ class Extractor:
             matrices[labeled_set.label] = FeatureMatrix(identity, values)
         return matrices
 
-    def identity(self, backbone: nn.Module, labeled_set: LabeledSet) -> str:
-        """Return the hash that identifies the features of a backbone on a set."""
-        return fingerprint(backbone, labeled_set.manifest.identity, self.preprocessing)
+    def identity(self, backbone: nn.Module, data_identity: str) -> str:
+        """Return the hash that identifies the features of a backbone on the images with this identity."""
+        return fingerprint(backbone, data_identity, self.preprocessing)
 
     @staticmethod
     def file_name(identity: str) -> str:

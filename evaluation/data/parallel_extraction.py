@@ -5,7 +5,7 @@ On CPUs one process with all threads extracts them one after another; docs/desig
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from infra.errors import RunFailed, UserError
 from infra.log import progress, say
 from infra.parallel import ordered_map
 from infra.ray_session import ray_session, reason_of
+from sharding.reading.shard_set import ShardSet
 
 Features = dict[FeatureSource, Mapping[str, FeatureMatrix]]  # source -> label of a set -> features
 
@@ -44,7 +45,7 @@ class ParallelExtractor:
         if self.address and sources:
             try:
                 return extract_with_ray(self.extractor, sources, labeled_sets, self.address)
-            except _NotOnCluster as reason:
+            except NotOnCluster as reason:
                 say(
                     f"warning: a machine of the cluster {self.address} cannot extract features ({reason}); this "
                     "machine extracts them"
@@ -75,7 +76,15 @@ def _store_all(share: tuple[Extractor, Sequence[tuple[FeatureSource, LabeledSet]
         extractor.fitting(source).features(source, [labeled_set])
 
 
-class _NotOnCluster(Exception):
+class _Images(NamedTuple):
+    """What a machine of a cluster needs of a labeled set; patients and labels stay here."""
+
+    label: str
+    identity: str
+    shards: ShardSet
+
+
+class NotOnCluster(Exception):
     """A machine of the cluster cannot do what this one may be able to do; the message is the reason."""
 
 
@@ -89,25 +98,25 @@ def extract_with_ray(
     Raises:
         UserError: if the cluster cannot be joined
         RunFailed: if a machine is lost more often than Ray repeats a task
-        _NotOnCluster: if a machine cannot read a set or a backbone, or features are not finite
+        NotOnCluster: if a machine cannot read a set or a backbone, or features are not finite
     """
     with ray_session(address=address):
         import ray  # noqa: PLC0415 (Ray reads its environment on import: see infra.ray_session)
 
         remote = ray.remote(**_share_of_a_machine(ray.nodes()))(_extract)
-        shared = {labeled_set.label: ray.put(labeled_set) for labeled_set in labeled_sets}
+        images = {each.label: _Images(each.label, each.manifest.identity, each.shards) for each in labeled_sets}
         stored = extractor.stored()
         given = {
-            (source, label): remote.remote(extractor, source, labeled_set, stored)
+            (source, label): remote.remote(extractor, source, of_set, stored)
             for source in sources
-            for label, labeled_set in shared.items()
+            for label, of_set in images.items()
         }
 
         def collected(source: FeatureSource, labeled_set: LabeledSet) -> FeatureMatrix:
             identity, values = ray.get(given[source, labeled_set.label])
             kept = extractor.keep(identity, values, labeled_set)
             if kept is None:  # the stored file is damaged
-                identity, values = ray.get(remote.remote(extractor, source, shared[labeled_set.label], frozenset()))
+                identity, values = ray.get(remote.remote(extractor, source, images[labeled_set.label], frozenset()))
                 kept = extractor.keep(identity, values, labeled_set)
             assert kept is not None, "a task that finds nothing stored returns values"
             return FeatureMatrix(identity, kept)
@@ -121,7 +130,7 @@ def extract_with_ray(
             for reference in given.values():
                 ray.cancel(reference)
             if isinstance(getattr(error, "cause", None), UserError | RunFailed):
-                raise _NotOnCluster(reason_of(error)) from error
+                raise NotOnCluster(reason_of(error)) from error
             raise RunFailed(f"features could not be extracted on {address}: {reason_of(error)}") from error
 
 
@@ -136,7 +145,7 @@ def _share_of_a_machine(nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _extract(
-    extractor: Extractor, source: FeatureSource, labeled_set: LabeledSet, stored: frozenset[str]
+    extractor: Extractor, source: FeatureSource, images: _Images, stored: frozenset[str]
 ) -> tuple[str, Float32 | None]:
     """Extract features on this machine of a cluster, unless they are stored.
 
@@ -145,7 +154,7 @@ def _extract(
     """
     here = on_this_machine(extractor).fitting(source)
     backbone = source.backbone()
-    identity = here.identity(backbone, labeled_set)
+    identity = here.identity(backbone, images.identity)
     if here.file_name(identity) in stored:
         return identity, None
-    return identity, here.extract(backbone, labeled_set.shards, f"{source.name} on {labeled_set.label}")
+    return identity, here.extract(backbone, images.shards, f"{source.name} on {images.label}")

@@ -101,6 +101,7 @@ def test_models_without_weights_for_their_pooling_give_the_cls_token(tmp_path: P
     with torch.no_grad():
         tokens = model.vit(pixel_values=(image.expand(-1, 3, -1, -1) - 0.5) / 0.5).last_hidden_state
         torch.testing.assert_close(backbone.load()(image), tokens[:, 0])
+    assert "CLS token" in backbone.untrained(0).network.extra_repr()  # the control gives the same output
     larger = opened(tmp_path, InputOptions(48, [0.5], [0.5]))  # its positions are resampled
     assert larger.load()(torch.rand(2, 1, 48, 48)).shape == (2, 16)
 
