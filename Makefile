@@ -1,7 +1,7 @@
 # make demo: run the whole chain on simulated radiographs.  make test: run the tests.  Both install what they need first.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := infra sharding ssl_core evaluation launch
+PACKAGES := infra sharding ssl_core evaluation launch sternum
 
 .PHONY: help install demo test gpu test-slow check format structure clean
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from infra.errors import UserError
 
-Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "timm", "onnx", "transformers"]
+Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ _PACKAGES: Final[dict[Extra, _Package]] = {
     "s3": _Package("s3fs", ("s3fs",)),
     "gcs": _Package("gcsfs", ("gcsfs",)),
     "dicom": _Package("pydicom with imagecodecs", ("pydicom", "imagecodecs")),
+    "parquet": _Package("pyarrow", ("pyarrow",)),
     "timm": _Package("timm", ("timm",)),
     "onnx": _Package("ONNX with onnxscript and onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
     "transformers": _Package("transformers", ("transformers",)),

@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "pretrain": "pretrain a backbone on shards, or resume a run (several processes: torchrun -m launch.pretrain)",
     "supervise": "restart a pretraining command until its run is finished",
     "probe": "score the frozen backbones of a run on labeled shards",
+    "embed": "write the features of images, in shards or files, as Parquet, CSV or NPZ",
+    "predict": "score new images with a probe of a run",
     "table": "compare probed runs with the paper's Table III, in Markdown, CSV and LaTeX",
     "compare": "compare runs, or recipes with several seeds each, on the same patients",
     "report": "write one HTML page about a run",

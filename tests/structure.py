@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("infra", "sharding", "ssl_core", "evaluation", "launch")
+PACKAGES = ("infra", "sharding", "ssl_core", "evaluation", "launch", "sternum")
 
 Graph = Mapping[str, set[str]]
 

@@ -1,14 +1,23 @@
 """The networks of kept probes: described when a run is probed, and opened again for new images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
+from evaluation.backbones.opened import GrayInput
+from evaluation.backbones.origins import OfCheckpoint, Origin, StateDict
+from evaluation.backbones.transformers_folder import TransformersFolder
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.results.backbones import OutsideBackbone
-from evaluation.results.kept_probes import KeptBackbone
+from evaluation.results.kept_probes import KeptBackbone, KeptProbe
+from infra.errors import UserError, require
+from infra.files import regular_size, sha256_file
 from infra.json_files import read_json
-from ssl_core.checkpoints.checkpoint import MANIFEST, MODEL, Checkpoint, Manifest, checkpoint_path
+from ssl_core.checkpoints.checkpoint import MANIFEST, MODEL, Checkpoint, Manifest, checkpoint_path, step_of
+from ssl_core.checkpoints.tensors import load_backbone
 
 
 def kept_backbone(
@@ -24,7 +33,7 @@ def kept_backbone(
     """
     if source.step is None:
         other = next(other for other in others if other.name == source.name)
-        network, weights, sha256 = other.network, other.file, other.sha256
+        network, weights, sha256 = other.network, str(Path(other.file).absolute()), other.sha256
         mean, std = other.mean, other.std
     else:
         checkpoint = Checkpoint(checkpoint_path(run, source.step), source.step)
@@ -41,4 +50,39 @@ def kept_backbone(
         fit=preprocessing.fit,
         mirrored=preprocessing.mirrored,
         executor=preprocessing.executor,
+        antialias=preprocessing.antialias,
     )
+
+
+def open_kept(run: Path, probe: KeptProbe) -> tuple[nn.Module, Preprocessing]:
+    """Return the backbone of a kept probe, and its input.
+
+    Raises:
+        UserError: if its weights are gone, or others stand in their place
+        RunFailed: if a checkpoint is damaged
+    """
+    backbone = probe.backbone
+    what, path = f"the weights of {probe.features!r}, {backbone.weights},", run / backbone.weights
+    way_out = "; probe the run again, or choose other features"
+    try:
+        regular_size(path)
+        sha256 = sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror}{way_out}") from error
+    require(sha256 == backbone.sha256, f"{what} have changed since the probe{way_out}")
+    own = Preprocessing(backbone.size_px, 0.0, 1.0, "", backbone.fit, backbone.mirrored, backbone.antialias)
+    if probe.step is not None:
+        [mean], [std] = backbone.mean, backbone.std
+        return load_backbone(Checkpoint(path.parent, probe.step)), replace(own, mean=mean, std=std)
+    network = _origin(path, backbone, what).load(backbone.size_px).network
+    return GrayInput(network, backbone.mean, backbone.std).eval(), own
+
+
+def _origin(path: Path, backbone: KeptBackbone, what: str) -> Origin:
+    """Return where the weights of others are from, by the file and its network."""
+    if backbone.network.startswith("transformers/"):
+        return TransformersFolder(path.parent, what)
+    step = step_of(path.parent.name)
+    if step is not None and (path.parent / MANIFEST).is_file():
+        return OfCheckpoint(Checkpoint(path.parent, step))
+    return StateDict(path, backbone.network, None, what, is_published=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from evaluation.results.classifier import Classifier
 from evaluation.results.datasets import TaskKey
 from evaluation.results.results import read_results
-from infra.arrays import Int64
+from infra.arrays import Float64, Int64
 from infra.errors import UserError, require
 from infra.files import read_regular, write_atomic
 from infra.json_files import BadJson, encode_json, read_json
@@ -44,6 +44,7 @@ class KeptBackbone:
         fit: how an image that is not square becomes a square
         mirrored: whether features are the means of those of the image and of its mirror image
         executor: what decoded the images, and the device if that was a GPU
+        antialias: whether images are smoothed before they are reduced
     """
 
     network: str
@@ -52,9 +53,10 @@ class KeptBackbone:
     size_px: int
     mean: list[float]
     std: list[float]
-    fit: str
+    fit: Literal["pad", "squash", "square"]
     mirrored: bool
     executor: str
+    antialias: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,24 +221,26 @@ class KeptProbes:
             numbers = [tensors[f"{number}.{name}"] for name in ("mean", "scale", "coefficients", "intercept")]
             development = f"development.{self._list.probes[number].development}"
             rows, patients = tensors[f"{development}.rows"], tensors[f"{development}.patients"]
-            require(_fit(probe, numbers, rows, patients), "its numbers do not fit the list")
+            require(_are_numbers_of(probe, numbers, rows, patients), "its numbers do not fit the list")
         except (OSError, UserError, SafetensorError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error}); {_probe_again(self.run)}") from error
-        classifiers = [Classifier(*each[:-1], float(each[-1])) for each in zip(*numbers, strict=True)]
+        classifiers = [
+            Classifier(mean, scale, coefficients, float(intercept))
+            for mean, scale, coefficients, intercept in zip(*numbers, strict=True)
+        ]
         return ProbeNumbers(classifiers, rows, patients)
 
 
-def _fit(probe: KeptProbe, numbers: list[np.ndarray[Any, Any]], rows: Int64, patients: Int64) -> bool:
-    """Return whether the numbers have the types and shapes of this probe's, and are finite."""
+def _are_numbers_of(probe: KeptProbe, numbers: list[Float64], rows: Int64, patients: Int64) -> bool:
+    """Return whether numbers have the types and shapes of this probe's, and are finite."""
     *matrices, intercept = numbers
     rounds = len(probe.threshold)
     return (
-        all(each.dtype == np.float64 and np.isfinite(each).all() for each in numbers)
+        all(each.dtype == np.float64 and bool(np.isfinite(each).all()) for each in numbers)
         and all(each.ndim == 2 and each.shape == matrices[0].shape for each in matrices)
         and (len(matrices[0]), intercept.shape, len(probe.calibration) or rounds) == (rounds, (rounds,), rounds)
-        and (matrices[1] > 0).all()
-        and (rows.dtype, patients.dtype, rows.shape) == (np.int64, np.int64, (probe.images,))
-        and patients.shape == rows.shape
+        and bool((matrices[1] > 0).all())
+        and all(each.dtype == np.int64 and each.shape == (probe.images,) for each in (rows, patients))
     )
 
 

@@ -1,7 +1,7 @@
 """DICOM files below a folder, as exported from a hospital's archive."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -150,20 +150,19 @@ def _header(root: Path, path: Path) -> dict[str, str] | Rejection:
 def _item(
     root: Path, path: Path, header: dict[str, str], pseudonyms: Pseudonyms, options: DicomOptions
 ) -> Sample | Rejection:
-    modality = header["Modality"]
-    if modality not in RADIOGRAPHS:
-        return Rejection(path.as_posix(), f"modality {modality or 'unknown'}, not {', '.join(RADIOGRAPHS)}")
+    if (problem := modality_problem(header)) is not None:
+        return Rejection(path.as_posix(), problem)
     if not options.allow_identifiers and (identifier := _identifier(header)) is not None:
         # An archive's folders have patients' names, an inode has not.
         raise UserError(
             f"a file below {root} still has {identifier}; see which: find {root} -inum {(root / path).stat().st_ino}; "
             f"de-identify the files, or pack them anyway with --{key(DicomOptions, 'allow_identifiers')}=true"
         )
-    if not _is_identity(header["PatientID"]):
+    if not is_identity(header["PatientID"]):
         return Rejection(path.as_posix(), "no PatientID")
     study, instance = header["StudyInstanceUID"], header["SOPInstanceUID"]
     return Sample(
-        key=f"dicom-{pseudonyms.of('path', path.as_posix())}",
+        key=key_of_file(path, pseudonyms),
         path=path,
         patient=pseudonyms.of("patient", header["PatientID"]),
         study=pseudonyms.of("study", study) if study else None,
@@ -188,7 +187,18 @@ def _day(header: dict[str, str], pseudonyms: Pseudonyms) -> int | None:
     return (date - datetime(_YEARS.start, 1, 1)).days - moved
 
 
-def _is_identity(patient: str) -> bool:
+def modality_problem(header: Mapping[str, str]) -> str | None:
+    """Return why a file with this header is no radiograph; None if it is one."""
+    modality = header["Modality"]
+    return None if modality in RADIOGRAPHS else f"modality {modality or 'unknown'}, not {', '.join(RADIOGRAPHS)}"
+
+
+def key_of_file(path: Path, pseudonyms: Pseudonyms) -> str:
+    """Return a sample's key, which is a pseudonym of its path below the root."""
+    return f"dicom-{pseudonyms.of('path', path.as_posix())}"
+
+
+def is_identity(patient: str) -> bool:
     """Return whether a PatientID tells patients apart, which `N/A` or `ANONYMOUS` cannot."""
     has_number = re.search(r"\d", patient) is not None
     return identifier_of(patient) is not None and (has_number or not _PLACEHOLDER.fullmatch(patient))

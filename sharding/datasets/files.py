@@ -75,7 +75,7 @@ def visible_files(root: Path, folder: Path = Path(), *, follow_links: bool = Fal
             if kind == _FOLDER:
                 inner.append(path)
             elif kind == _FILE:
-                yield path if _is_utf8(path) else Rejection(str(path), NOT_UTF8)
+                yield path if is_utf8(path) else Rejection(str(path), NOT_UTF8)
             else:
                 yield Rejection(str(path), kind)
         pending.extend(reversed(inner))
@@ -130,7 +130,8 @@ def _link_kind(target: Path, real_root: Path, followed: set[Path], follow_links:
     return NOT_A_FILE if target.exists() and not target.is_file() else _FILE
 
 
-def _is_utf8(path: Path) -> bool:
+def is_utf8(path: Path) -> bool:
+    """Return whether a path is text, which JSON, CSV and Parquet need."""
     try:
         str(path).encode()
     except UnicodeEncodeError:  # Python represents other bytes as lone surrogates

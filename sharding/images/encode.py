@@ -89,7 +89,7 @@ def encode_file(
     If `span` is given, the file is an archive that holds the image there: offset and size in bytes.
     """
     try:
-        return encode(_read(path, span), shorter_side_px, jpeg_quality, image_format, pass_through)
+        return encode(read_image_file(path, span), shorter_side_px, jpeg_quality, image_format, pass_through)
     except ImageRejected as rejected:
         return str(rejected)
     except MemoryError:
@@ -117,7 +117,7 @@ def encode(
     """
     image, (source_width, source_height) = decode(content, shorter_side_px)
     _require_gray_levels(image)
-    size = _reduced((source_width, source_height), shorter_side_px)
+    size = reduced_size((source_width, source_height), shorter_side_px)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     if pass_through and size == (source_width, source_height) and jpeg.is_plain_gray(content):
@@ -186,7 +186,7 @@ def _decode_image(
             if jpeg.has_too_many_scans(content, width * height):
                 raise ImageRejected(jpeg.TOO_MANY_SCANS)
             if shorter_side_px is not None:
-                image.draft("L", _reduced(image.size, 2 * shorter_side_px))
+                image.draft("L", reduced_size(image.size, 2 * shorter_side_px))
         elif getattr(image, "is_animated", False):
             raise ImageRejected(SEVERAL_FRAMES)
         image.load()
@@ -222,7 +222,8 @@ def _require_gray_levels(image: Image.Image) -> None:
         raise ImageRejected(f"only {levels} gray level{'s' if levels > 1 else ''}")
 
 
-def _read(path: Path, span: tuple[int, int] | None) -> bytes:
+def read_image_file(path: Path, span: tuple[int, int] | None = None) -> bytes:
+    """Return the content of an image file, or of a span of it; raises ImageRejected if it is not worth decoding."""
     try:
         if not path.is_file():
             raise ImageRejected(MISSING if not path.exists() else UNREADABLE)
@@ -293,7 +294,7 @@ def _gray(image: Image.Image) -> Image.Image:
     return ImageChops.multiply(image.convert("L"), image.getchannel("A"))
 
 
-def _reduced(size: tuple[int, int], shorter_side_px: int) -> tuple[int, int]:
+def reduced_size(size: tuple[int, int], shorter_side_px: int) -> tuple[int, int]:
     """Return `size` scaled so that its shorter side is at most `shorter_side_px`, each side rounded, at least 1."""
     shorter = min(size)
     if shorter <= shorter_side_px:

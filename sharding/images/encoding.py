@@ -21,6 +21,12 @@ class Encoding:
     jpeg_quality: int = 90
     pass_through: bool = False
 
+    def __str__(self) -> str:
+        """Describe the encoding in words."""
+        kept = ", gray JPEGs that are small enough as they are" * self.pass_through
+        quality = f"JPEG of quality {self.jpeg_quality}" if self.image_format == "jpeg" else self.image_format.upper()
+        return f"{quality} with a shorter side of at most {self.shorter_side_px} px{kept}"
+
 
 def encoding_of(options: Mapping[str, Any]) -> Encoding:
     """Return the encoding among the options of a manifest; raises KeyError if they do not hold it."""

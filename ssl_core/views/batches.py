@@ -249,8 +249,27 @@ def image_batches(
             f"{_sample_name(shards, positions, position)} does not decode: {reason}; pack the dataset again"
         )
 
+    return encoded_views(packed_batches(shards, local_batch, numbers), views, task, view_executor, stop)
+
+
+def encoded_views(
+    encoded: Generator[EncodedBatch, None, None],
+    views: ImageViews,
+    task: ViewTask,
+    view_executor: str,
+    reject: Reject,
+) -> Generator[Batch, None, None]:
+    """Yield the views of encoded images from anywhere; close it when done, which also closes `encoded`.
+
+    Args:
+        encoded: the images
+        views: views to make of each image
+        task: their size, number, normalization and device
+        view_executor: auto, dali or torchvision
+        reject: handles an image that does not decode
+    """
     maker = _Maker(build_view_executor(view_executor, task), views.draw)
-    return _batches(packed_batches(shards, local_batch, numbers), [maker], stop)
+    return _batches(encoded, [maker], reject)
 
 
 def _task(

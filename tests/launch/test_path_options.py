@@ -14,12 +14,17 @@ REQUIRED = {
     "shard": ["cell", "--root=raw", "--out=shards"],
     "pretrain": ["--data.shards=[shards]"],
     "probe": ["--data.shards=[shards]"],
+    "embed": ["--backbone=run", "--out=features.csv"],
+    "predict": ["--probe=run:cell"],
     "submit": ["ray"],
 }
+TAKES_URLS = {"views", "embed", "predict"}
 SUBJECTS = {
     "verify": "shards",
     "audit": "shards",
     "views": "shards",
+    "embed": "source",
+    "predict": "images",
     "pretrain": "run_folder",
     "supervise": "run_folder",
     "probe": "run_folder",
@@ -54,7 +59,7 @@ def path_options(capsys: pytest.CaptureFixture[str]) -> list[PathOption]:
         text = capsys.readouterr().out
         found += [PathOption(command, *match) for match in re.findall(r"^ +--(\S+) (\[?PATH\S*)", text, re.MULTILINE)]
         if command in SUBJECTS:
-            found.append(PathOption(command, SUBJECTS[command], "PATH|URL" if command == "views" else "PATH"))
+            found.append(PathOption(command, SUBJECTS[command], "PATH|URL" if command in TAKES_URLS else "PATH"))
     return found
 
 

@@ -51,6 +51,8 @@ COMMANDS: dict[str, list[str]] = {
         "--out=backbones",
         "--input.size_px=28",
     ],
+    "embed": ["embed", "shards", "--backbone=run", "--executor=torchvision", "--out=features.csv"],
+    "predict": ["predict", "raw/test/NORMAL", "--probe=run:cell", "--workers=1"],
     "report": ["report", "run"],
     "table": ["table", "run"],
     "config": ["probe", "run", "--config=probe.yaml"],

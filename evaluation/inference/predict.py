@@ -1,0 +1,84 @@
+"""`sternum predict`: scores of new images by a kept probe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.inference.config import PredictConfig
+from evaluation.inference.embedder import LOCAL_BATCH
+from evaluation.inference.images import (
+    BATCHES_A_PART,
+    FileImages,
+    ImageRecord,
+    ImageSource,
+    ShardImages,
+    nothing_but_refused,
+    require_one_kind,
+)
+from evaluation.inference.probes import Answer, Likeness, OpenedProbe, open_probe
+from infra.log import progress
+from infra.options import key
+from sharding.format.manifest import Rejection
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a probe says of n images.
+
+    Attributes:
+        probe: the probe
+        records: what identifies each image
+        answers: the answer to each question of the task
+        likeness: how like the training images they are; None if that is unknown
+        refused: the files that are no images
+    """
+
+    probe: OpenedProbe
+    records: list[ImageRecord]
+    answers: list[Answer]
+    likeness: Likeness | None
+    refused: list[Rejection]
+
+
+def predict(config: PredictConfig) -> Predictions:
+    """Score images by the backbone and the fitted classifiers of a probe.
+
+    An image file is prepared as the images of the probe's set were packed. So a file of that set, or the DICOM file
+    that an image of it was made from, gets the score of the packed image.
+
+    Raises:
+        UserError: if there are no images or no such probe
+        RunFailed: if no file is an image, or a checkpoint or a sample of a shard is damaged
+    """
+    probe = open_probe(config.probe, key(config, "probe"), preset=config.preset, features=config.features)
+    are_shards = require_one_kind(config.images, key(config, "images"))
+    files = None if are_shards else _files(config, probe)
+    sources: list[ImageSource] = [files] if files else _shards(config)
+    records, features, refused = list[ImageRecord](), [], list(files.refused if files else ())
+    for source in sources:
+        numbers = range(len(source.names))
+        for part in progress(source.parts(numbers), "predicting", total=len(numbers), unit="part"):
+            values = probe.embedder.features(part.batches, part.name_of)
+            features += [values] * bool(len(values))
+            records += part.records
+            refused += part.refused
+    if not features:
+        raise nothing_but_refused(refused)
+    values = np.concatenate(features)
+    return Predictions(probe, records, probe.answers(values), probe.likeness(values), refused)
+
+
+def _files(config: PredictConfig, probe: OpenedProbe) -> FileImages:
+    return FileImages(
+        [Path(location) for location in config.images],
+        probe.first.encoding,
+        LOCAL_BATCH,
+        BATCHES_A_PART,
+        workers=config.workers,
+        follow_links=config.follow_links,
+    )
+
+
+def _shards(config: PredictConfig) -> list[ImageSource]:
+    return [ShardImages(location, LOCAL_BATCH, BATCHES_A_PART, config.data.fetch) for location in config.images]

@@ -1,0 +1,49 @@
+"""`sternum predict`: scores new images with a probe of a run."""
+
+import sys
+from collections.abc import Sequence
+
+from evaluation.inference.config import PredictConfig
+from evaluation.inference.predict import predict
+from evaluation.inference.prediction_files import WARNING, as_csv, as_json
+from infra.config import parse
+from infra.files import write_atomic
+from infra.log import say
+from infra.signals import sigterm_interrupts
+from launch.refused_files import refusal
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the scores of all images.
+
+    Raises:
+        RunFailed: if files were refused, after the scores of all others are written
+    """
+    config = parse(
+        PredictConfig,
+        arguments,
+        command="predict",
+        description=(
+            "Score new images with the backbone and the fitted classifier of a probe, and say which of them are unlike "
+            f"the images that it was fitted to. {WARNING}"
+        ),
+        examples=[
+            "sternum predict film.dcm --probe=runs/first:cell",
+            "sternum predict films --probe=runs/first:cell --out=scores.csv",
+            'sternum predict films --probe=runs/first:cell --preset=gazda2021 --features="epoch 50" --out=scores.json',
+        ],
+        subject="images",
+    )
+    say(f"warning: {WARNING}")
+    with sigterm_interrupts():
+        predictions = predict(config)
+    if config.out is None:
+        sys.stdout.write(as_csv(predictions))
+        sys.stdout.flush()
+    else:
+        content = as_json(predictions) if config.out.suffix == ".json" else as_csv(predictions)
+        write_atomic(config.out, content)
+        say(f"wrote the scores of {len(predictions.records)} images to {config.out}")
+    if predictions.refused:
+        raise refusal(predictions.refused, config.out)
+    return 0
