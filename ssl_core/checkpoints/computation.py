@@ -1,25 +1,11 @@
 """What a run computes, to tell whether a start may continue the checkpoints of another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from infra.options import key
 
 INIT: Final = "model.init"
-# Options that older versions lacked, with what these versions did.
-_ADDED: Final[dict[str, Any]] = {
-    "train.stages": [],
-    "loss.decoupled": False,
-    "model.head_norm": False,
-    "views.antialias": False,
-    "views.rotation_probability": 1.0,
-    "views.jitter_probability": 1.0,
-    "views.contrast_about": "gray",
-    "views.clip": False,
-    "views.gamma_probability": 0.0,
-    "views.erase_probability": 0.0,
-    "views.small_views": 0,
-}
 
 
 class Difference(NamedTuple):
@@ -36,19 +22,21 @@ class Computation:
     Attributes:
         config: settings that determine the result, as JSON values by key; of model.init, the hash of the weights
         data_identity: identity of the shards' content
+        defaults: the same settings if nothing is chosen, which is what versions without an option did
     """
 
     config: dict[str, Any]
     data_identity: str
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def difference(self, before: "Computation") -> Difference | None:
-        """Return the first difference from an earlier start; a key that only one has belongs to another version."""
+        """Return the first difference from an earlier start; a key that it lacks belongs to a later version."""
         started, starts = before.config.get(INIT), self.config.get(INIT)  # versions without it had random weights
         if started != starts:
             remedy = f"use those with SHA-256 {started}" if started else f"leave {INIT} out"
             return Difference(f"the weights of {INIT} (SHA-256 {starts}) are not the first ones", remedy)
         for name, value in self.config.items():
-            earlier = before.config.get(name, _ADDED.get(name, value))
+            earlier = before.config.get(name, self.defaults.get(name, value))
             if value != earlier:
                 return Difference(f"{name}={value} differs from {earlier}", f"use {name}={earlier}")
         if self.data_identity != before.data_identity:

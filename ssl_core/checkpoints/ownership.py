@@ -56,7 +56,7 @@ class Ownership:
             run: the run folder
             computation: what the run computes
         """
-        self._store = store
+        self._store, self._computation = store, computation
         place = f"{gethostname()}:{run.absolute()}"
         self._me = Owner(token_hex(16), place, computation.config, computation.data_identity)
         self._is_claimed = False
@@ -98,7 +98,7 @@ class Ownership:
         )
 
     def _require_same(self, before: Computation | None, who: str) -> None:
-        difference = before and self._me.computation.difference(before)
+        difference = before and self._computation.difference(before)
         if difference:
             raise UserError(
                 f"{self._store.name}: {difference.what} of the run that {who}; {difference.remedy} to resume it, or "

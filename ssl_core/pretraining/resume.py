@@ -8,6 +8,7 @@ from typing import Any, Final
 from infra.errors import UserError
 from infra.options import key
 from infra.processes import Ranks, on_first_rank
+from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.checkpoint import Checkpoint
 from ssl_core.checkpoints.computation import INIT, Computation
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
@@ -47,6 +48,12 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
     return settings
 
 
+def computation_of(config: PretrainConfig, data_identity: str) -> Computation:
+    """Return what a run computes, to compare it with what the run of a checkpoint or a mirror does."""
+    plain = PretrainConfig(config.run_folder, DataConfig(config.data.shards))
+    return Computation(fixed_settings(config), data_identity, fixed_settings(plain))
+
+
 def recipe_of(config: PretrainConfig, data_identity: str) -> dict[str, Any]:
     """Return what two runs of one recipe have in common: the fixed settings but the seed, and the shards' content."""
     settings = {name: value for name, value in fixed_settings(config).items() if name != "seed"}
@@ -61,7 +68,7 @@ def open_mirror(config: PretrainConfig, data_identity: str, ranks: Ranks) -> Mir
     """
     url, opened = config.checkpoints.mirror, list[Mirror]()
     if url:
-        computation = Computation(fixed_settings(config), data_identity)
+        computation = computation_of(config, data_identity)
         on_first_rank(ranks, lambda: opened.append(Mirror(url, config.run_folder, computation)))
     return opened[0] if opened else None
 
@@ -93,7 +100,7 @@ def checkpoint_to_resume(
     checkpoint = newest_whole_checkpoint(run, speak=ranks.is_first, verify=ranks.local_rank == 0)
     if checkpoint is None:
         return None
-    now = Computation(fixed_settings(config), data_identity)
+    now = computation_of(config, data_identity)
     if difference := now.difference(checkpoint.state.computation):
         raise UserError(
             f"{difference.what} of the run in {run}; {difference.remedy} to resume it, or {_another_run(config)}"

@@ -16,7 +16,6 @@ from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
 from sharding.simulation.datasets import write_chexpert
 from ssl_core.checkpoints.checkpoint import find_checkpoints
-from ssl_core.checkpoints.computation import _ADDED, Computation
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
 from ssl_core.loss.config import LossConfig
@@ -26,7 +25,7 @@ from ssl_core.pretraining import train
 from ssl_core.pretraining.checks import aliasing_warning
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.failures import Diverged
-from ssl_core.pretraining.resume import fixed_settings
+from ssl_core.pretraining.resume import computation_of, fixed_settings
 from ssl_core.pretraining.run import Run
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
@@ -126,13 +125,11 @@ def test_a_run_with_every_option_of_views_loss_and_head_resumes_with_the_same_bi
 
 
 def test_a_run_of_a_version_without_the_options_continues_without_them_only(small: PretrainConfig) -> None:
-    now, changed = (
-        Computation(fixed_settings(config), "data") for config in (small, with_every_option(small, small.run_folder))
-    )
-    older = Computation({name: value for name, value in now.config.items() if name not in _ADDED}, "data")
+    now, changed = (computation_of(config, "data") for config in (small, with_every_option(small, small.run_folder)))
+    added = {name: value for name, value in changed.config.items() if value != now.config[name]}
+    older = replace(now, config={name: value for name, value in now.config.items() if name not in added})
     assert now.difference(older) is None
-    added = {name: changed.config[name] for name in _ADDED if changed.config[name] != now.config[name]}
-    assert {name.partition(".")[0] for name in added} == {"views", "loss", "model"}
+    assert {name.partition(".")[0] for name in added} >= {"views", "loss", "model"}
     for name, value in added.items():
         difference = replace(now, config=now.config | {name: value}).difference(older)
         assert difference is not None
@@ -276,6 +273,9 @@ def test_antialiased_views_cause_no_warning(small: PretrainConfig) -> None:
     for antialias in (False, True):
         config = replace(small, views=ViewSpec(size_px=24, antialias=antialias))
         assert (aliasing_warning(shards, config) is None) == antialias
+    growing = replace(small, train=replace(small.train, stages=["24@1"]))
+    assert aliasing_warning(shards, small) is None
+    assert "more than twice the 24 px of a view" in (aliasing_warning(shards, growing) or "")
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(small: PretrainConfig) -> None:
