@@ -119,8 +119,7 @@ def _ancestor_notes(results: Results) -> Iterator[str]:
             yield f"{trained}{shards}; test images that it saw there count as seen by pretraining."
         else:
             yield (
-                f"{trained}{shards or 'shards'} that are no longer available; it is unknown whether it saw test images "
-                "there."
+                f"{trained}{shards or 'shards'} that are not available; it is unknown whether it saw test images there."
             )
 
 

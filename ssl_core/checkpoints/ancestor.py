@@ -12,7 +12,7 @@ class Ancestor:
         sha256: its hash
         epoch: epochs that they were trained for; None if Sternum did not train them
         data_identity: identity of the shards that they were trained on; None likewise
-        shards: folders or URLs of these shards; empty if the configuration of their run was not there any more
+        shards: folders or URLs of these shards; empty if that is not known
         splits: the chosen official splits
         fraction_percent: the chosen percentage of the patients
     """

@@ -51,6 +51,7 @@ class CheckpointState:
         config: settings that determine the result (`pretraining.resume.fixed_settings`)
         size_px: width and height of the views of the last step; None in checkpoints of versions without stages, all of
             whose views had the size in `config`
+        shards: folders or URLs of the shards, as in data.shards; empty in checkpoints of older versions
         ancestors: the weights that the run descends from, the latest first; none if it began with random ones
     """
 
@@ -67,12 +68,24 @@ class CheckpointState:
     masked_in_epoch: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     size_px: int | None = None
+    shards: list[str] = field(default_factory=list)
     ancestors: list[Ancestor] = field(default_factory=list)
 
     @property
     def computation(self) -> Computation:
         """What the run computes."""
         return Computation(self.config, self.data_identity)
+
+    def lineage(self, weights: str, sha256: str) -> list[Ancestor]:
+        """Return what a run descends from that begins with this checkpoint's weights, the latest first.
+
+        Args:
+            weights: the file with the weights
+            sha256: its hash
+        """
+        splits, percent = self.config.get("data.splits", []), self.config.get("data.fraction_percent", 100)
+        latest = Ancestor(weights, sha256, self.epoch, self.data_identity, self.shards, splits, percent)
+        return [latest, *self.ancestors]
 
 
 @dataclass(frozen=True)

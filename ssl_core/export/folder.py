@@ -15,6 +15,7 @@ from typing import Final
 from infra.errors import UserError, require
 from infra.files import regular_size, sha256_file
 from infra.json_files import BadJson, read_json
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import FileRecord
 from ssl_core.model.architectures import Network, build_network, require_backbone
 from ssl_core.model.published import Input
@@ -96,6 +97,8 @@ class Contents(_Version):
         epoch: epochs done at that step
         checkpoint_sha256: hash of the checkpoint's model.safetensors
         files: size and hash of each other file, by its path in the folder
+        ancestors: what the weights were trained on, and the weights that their run descends from; without the places of
+            the shards, since an export is given away
     """
 
     sternum: str
@@ -107,6 +110,7 @@ class Contents(_Version):
     epoch: float
     checkpoint_sha256: str
     files: dict[str, FileRecord] = field(default_factory=dict)
+    ancestors: list[Ancestor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

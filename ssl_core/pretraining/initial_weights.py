@@ -1,12 +1,11 @@
 """The weights that a run starts from instead of random ones: `model.init`."""
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from infra import config as configuration
 from infra.errors import RunFailed, UserError, require
 from infra.files import regular_size, sha256_file, write_atomic
 from infra.json_files import BadJson, encode_json, read_json
@@ -59,7 +58,7 @@ class Start:
         latest = self.ancestors[0]
         if latest.epoch is None:
             return text
-        return f"{text}; trained for {latest.epoch:g} epochs on {', '.join(latest.shards) or 'unknown shards'}"
+        return f"{text}; trained for {latest.epoch:.4g} epochs on {', '.join(latest.shards) or 'unknown shards'}"
 
 
 def initial_sha256(config: PretrainConfig) -> str | None:
@@ -92,26 +91,22 @@ def start_from(config: PretrainConfig, encoder: Encoder) -> Start | None:
     head = encoder.head.state_dict()
     values = {name: weights.tensors.get(f"head.{name}") for name in head} if checkpoint else {}
     same = {name: value for name, value in values.items() if value is not None and value.shape == head[name].shape}
-    if same.keys() == head.keys():
+    is_loaded = same.keys() == head.keys()
+    if is_loaded:
         encoder.head.load_state_dict(same)
-    is_loaded = "loaded too" if same.keys() == head.keys() else "random"
-    ancestors = _ancestors(path, weights.sha256, checkpoint)
-    return Start(init, str(path), weights.sha256, found, f"projection head {is_loaded}", ancestors)
+        found = replace(found, others=[name for name in found.others if not name.startswith("head.")])
+    outcome = f"projection head {'loaded too' if is_loaded else 'random'}"
+    return Start(init, str(path), weights.sha256, found, outcome, _ancestors(path, weights.sha256, checkpoint))
 
 
 def _ancestors(path: Path, sha256: str, checkpoint: Checkpoint | None) -> list[Ancestor]:
     """Return the weights in a file and those that their run descends from; of a foreign file nothing more is known."""
-    if checkpoint is None:
-        return [Ancestor(str(path), sha256)]
-    state = checkpoint.state
-    run = checkpoint.path.absolute().parent.parent
-    shards: list[str] = []
-    with suppress(UserError):  # a copied checkpoint has no configuration beside it
-        data = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain").data
-        shards = [str(location) for location in data.shards]
-    splits, fraction_percent = state.config.get("data.splits", []), state.config.get("data.fraction_percent", 100)
-    latest = Ancestor(str(path), sha256, state.epoch, state.data_identity, shards, splits, fraction_percent)
-    return [latest, *state.ancestors]
+    if checkpoint:
+        return checkpoint.state.lineage(str(path), sha256)
+    if is_export(path.parent):
+        latest, *earlier = open_export(path.parent, str(path)).contents.ancestors or [Ancestor("", "")]
+        return [replace(latest, weights=str(path), sha256=sha256), *earlier]
+    return [Ancestor(str(path), sha256)]
 
 
 def record_start(run: Path, start: Start) -> None:

@@ -154,6 +154,7 @@ def _resume(run: Run, engine: Engine, start: Start | None) -> CheckpointState:
         sternum_version=version("sternum"),
         torch_version=torch.__version__,
         config=fixed_settings(run.config),
+        shards=[str(location) for location in run.config.data.shards],
         ancestors=start.ancestors if start else [],
     )
     if checkpoint is None:

@@ -73,6 +73,13 @@ def test_a_checkpoint_is_compared_with_the_input_of_its_own_run(run: Path) -> No
         assert other.sha256 == sha256_file(last.path / MODEL)
 
 
+def test_a_checkpoint_of_an_early_stage_is_compared_at_its_own_size(run: Path) -> None:
+    last = find_checkpoints(run)[-1]
+    of_stage = save_checkpoint(run, replace(last.state, step=99, size_px=24), *load_state(last))
+    assert opened(str(of_stage.path)).input.size_px == 24
+    assert opened(str(of_stage.path), InputOptions(size_px=32)).input.size_px == 32
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_export_is_compared_with_the_input_that_it_names(channels: int, tmp_path: Path) -> None:
     network = write_export(tmp_path / "export", channels=channels)

@@ -140,32 +140,31 @@ def test_what_the_runs_before_it_saw_is_refused_and_counted_as_seen(
     run = make_run(tmp_path / "run", cell_shards, (5,), ("train",), ancestors=before)
     assert probe(run, cell_shards) == 2
     assert "pretraining saw 20 test images and 20 test patients" in capsys.readouterr().err
-    assert probe(run, cell_shards, "--allow_overlap=true") == 0
-    results = results_of(run)
-    assert results.run is not None
-    assert [(training.weights, training.compared) for training in results.run.before] == [
-        ("second", True),
-        ("first", True),
-    ]
-    assert any("descends from first, trained for 23 epochs on" in note for note in results.notes)
 
 
-def test_a_probe_says_which_earlier_trainings_it_cannot_compare(
+def test_a_probe_says_which_earlier_trainings_it_compares_and_which_it_cannot(
     tmp_path: Path, cell_shards: Path, collection_shards: Path, make_run: MakeRun
 ) -> None:
     gone = shutil.copytree(collection_shards, tmp_path / "gone")
-    before = (Ancestor("moco.pth", "1" * 64), trained_on(gone, "first"), replace(trained_on(gone, "lost"), shards=[]))
+    train = ShardSet([cell_shards], ["train"])
+    before = (
+        Ancestor("moco.pth", "1" * 64),
+        trained_on(gone, "first"),
+        replace(trained_on(gone, "lost"), shards=[]),
+        Ancestor("oldest", "2" * 64, 8.0, train.identity, [str(cell_shards)], ["train"]),
+    )
     shutil.rmtree(gone)
     run = make_run(tmp_path / "run", cell_shards, (5,), ("train",), ancestors=before)
     assert probe(run, cell_shards) == 0
     results = results_of(run)
     assert results.datasets[0].pretrained_images == 0
     assert results.run is not None
-    assert [training.compared for training in results.run.before] == [False] * 3
+    assert [training.compared for training in results.run.before] == [False, False, False, True]
     notes = [note for note in results.notes if "descends from" in note]
     assert "moco.pth; Sternum cannot know which images these weights have seen" in notes[0]
-    assert f"first, trained for 23 epochs on {gone} that are no longer available; it is unknown" in notes[1]
-    assert "lost, trained for 23 epochs on shards that are no longer available" in notes[2]
+    assert f"first, trained for 23 epochs on {gone} that are not available; it is unknown" in notes[1]
+    assert "lost, trained for 23 epochs on shards that are not available" in notes[2]
+    assert f"oldest, trained for 8 epochs on {cell_shards}; test images that it saw there count as seen" in notes[3]
     assert sternum(["report", str(run)]) == 0
     assert "Sternum cannot know which images" in (run / "report.html").read_text()
 

@@ -10,12 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infra.errors import UserError
+from infra.files import sha256_file
 from infra.metrics import read_metrics
 from infra.processes import Ranks
 from infra.status import read_status
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
+from ssl_core.export.folder import open_export
+from ssl_core.export.write import write_contents
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.initial_weights import RECORD, initial_sha256, start_from
@@ -138,14 +141,16 @@ def test_a_run_and_its_checkpoints_are_starts_with_the_projection_head(config: P
     # A run knows all that it descends from, and the data of each.
     third = replace(third, model=replace(config.model, init=str(second.run_folder)))
     pretrain(stopped_after(third, 1), Ranks())
-    (first.run_folder / "config.yaml").unlink()
+    state_of_first = late.state
+    shutil.rmtree(first.run_folder)
     pretrain(stopped_after(third, 2), Ranks())
+    state_of_second = find_checkpoints(second.run_folder)[-1].state
     for of_third in find_checkpoints(third.run_folder):
         of_second, of_first = of_third.state.ancestors
-        assert of_first == find_checkpoints(second.run_folder)[-1].state.ancestors[0]
-        assert (of_second.epoch, of_first.epoch) == (find_checkpoints(second.run_folder)[-1].epoch, late.epoch)
+        assert [of_first] == state_of_second.ancestors
+        assert (of_second.epoch, of_first.epoch) == (state_of_second.epoch, state_of_first.epoch)
         assert of_first.shards == of_second.shards == config.data.shards
-        assert {of_first.data_identity, of_second.data_identity} == {late.state.data_identity}
+        assert {of_first.data_identity, of_second.data_identity} == {state_of_first.data_identity}
     assert json.loads((third.run_folder / RECORD).read_text())["ancestors"][1]["weights"] == str(late.path / MODEL)
 
 
@@ -179,6 +184,19 @@ def test_a_start_that_cannot_be_is_one_line(config: PretrainConfig, tmp_path: Pa
     ):
         with pytest.raises(UserError, match=message):
             initialized(config, init)
+
+
+def test_an_export_hands_on_what_its_weights_saw(config: PretrainConfig, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    write_export(export, TINY_RESNET)
+    saw, before = Ancestor("run, step 7", "0" * 64, 0.5, "data", splits=["train"]), Ancestor("moco.pth", "1" * 64)
+    write_contents(export, replace(open_export(export, "export").contents, ancestors=[saw, before]))
+    start = start_from(
+        replace(config, model=replace(config.model, init=str(export))), build_encoder(config.model, config.seed)
+    )
+    assert start is not None
+    path = export / MODEL
+    assert start.ancestors == [replace(saw, weights=str(path), sha256=sha256_file(path)), before]
 
 
 @pytest.mark.slow
