@@ -67,7 +67,7 @@ def read(root: Path, *, follow_links: bool = False) -> Iterator[Sample | Rejecti
     splits = _splits(root)
     parser, wrong_findings = CellParser(), OddCells()
     named: set[str] = set()
-    claimed = {table.name, *_LISTS}
+    claimed = {table.name, *_present_lists(root)}
     for where, cells in read_table(table, COLUMNS):
         name = cells["Image Index"]
         path = images.get(name, Path("images") / name)
@@ -107,15 +107,18 @@ def _images(root: Path, follow_links: bool) -> dict[str, Path]:
     return paths
 
 
+def _present_lists(root: Path) -> list[str]:
+    return [name for name in _LISTS if (root / name).is_file()]
+
+
 def _splits(root: Path) -> dict[str, str]:
     """Return image name -> split, empty without the lists."""
     splits: dict[str, str] = {}
     in_both: list[str] = []
-    for list_name, split in _LISTS.items():
-        if (root / list_name).is_file():
-            names = read_list(root / list_name)
-            in_both += [name for name in names if splits.get(name, split) != split]
-            splits |= dict.fromkeys(names, split)
+    for list_name in _present_lists(root):
+        names, split = read_list(root / list_name), _LISTS[list_name]
+        in_both += [name for name in names if splits.get(name, split) != split]
+        splits |= dict.fromkeys(names, split)
     if in_both:
         raise UserError(
             f"{len(in_both)} image(s) are in both {' and '.join(_LISTS)} of root={root}, such as {in_both[0]}; "
@@ -126,8 +129,8 @@ def _splits(root: Path) -> dict[str, str]:
 
 def _unused_lists(table: Path, splits: dict[str, str], named: set[str]) -> list[str]:
     """Return the lists that name no image of the table, and report names without a row and rows without a split."""
-    if not splits:
-        return []
+    if not splits:  # there is no list, or every one is empty
+        return _present_lists(table.parent)
     present = Counter(split for name, split in splits.items() if name in named)
     without_split, without_row = len(named - splits.keys()), len(splits.keys() - named)
     if named and not present:

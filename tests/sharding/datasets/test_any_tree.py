@@ -79,7 +79,7 @@ LAYOUTS = {
 }
 LISTS = ("train_val_list.txt", "test_list.txt")
 # A rejection for a file or a part of the dataset; all others are for rows.
-FILE_REASONS = ("file without", "hidden or", "link", "neither a", "path is not UTF-8", "missing part")
+FILE_REASONS = ("file without", "hidden or", "link", "neither a", "path is not UTF-8", "missing part", "table that")
 
 
 @st.composite
