@@ -34,8 +34,8 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, radiograph: RadiographMaker) -> Iterator[Path]:
     """A table as long as CheXpert's; the images are hard links of 32 small ones."""
-    root = tmp_path_factory.mktemp("chexpert")
-    sources = [root / f"source{seed}.jpg" for seed in range(32)]
+    root, originals = tmp_path_factory.mktemp("chexpert"), tmp_path_factory.mktemp("originals")
+    sources = [originals / f"{seed}.jpg" for seed in range(32)]
     for seed, source in enumerate(sources):
         radiograph(seed, 32, 39).save(source)
     endless_sources = cycle(sources)
