@@ -18,7 +18,9 @@ from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.finetuning.config import FinetuneConfig
-from evaluation.probe import probe
+from evaluation.fitting.finetuning.kept import read_predictions, read_record
+from evaluation.fitting.threshold import youden_threshold
+from evaluation.probe import Prober, open_subject, probe
 from evaluation.probe_config import ProbeConfig
 from evaluation.results.notes import describe
 from evaluation.results.presets import PRESETS, Balance
@@ -377,6 +379,14 @@ def test_finetuned_network_is_compared_with_the_frozen_one_on_the_same_patients(
     difference = frozen.scores.auc.value - finetuned.scores.auc.value
     assert comparison.difference.value == pytest.approx(difference, abs=1e-12)
     assert comparison.difference.low is not None
+    [task] = Prober(config, open_subject(config)).tasks
+    classes, fold = task.cohort.classes, task.cohort.folds[0]
+    kept = run / "finetuned" / "cell-rigorous"
+    record, predictions = read_record(kept), read_predictions(kept)
+    [validation], [test] = predictions["validation"], predictions["test"]
+    assert roc_auc_score(classes[fold == 1], validation) == pytest.approx(finetuned.validation_auc, abs=1e-12)
+    assert roc_auc_score(classes[fold == -1], test) == pytest.approx(finetuned.scores.auc.value, abs=1e-12)
+    assert finetuned.threshold == record.thresholds == [youden_threshold(classes[fold == 1], validation)]
 
 
 @pytest.mark.usefixtures("one_c")
