@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.inference.arrays import array_batches
 from evaluation.backbones.opened import InputOptions
+from evaluation.inference.arrays import array_batches
 from evaluation.inference.backbones import name_backbone
 from evaluation.inference.embedder import Embedder, build_embedder
 from evaluation.inference.probes import Answer, Likeness, OpenedProbe, open_probe

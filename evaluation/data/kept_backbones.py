@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from evaluation.backbones.opened import GrayInput
+from evaluation.backbones.opened import OpenedBackbone
 from evaluation.backbones.origins import OfCheckpoint, Origin, StateDict
 from evaluation.backbones.transformers_folder import TransformersFolder
 from evaluation.data.feature_sources import FeatureSource
@@ -18,6 +18,7 @@ from infra.files import regular_size, sha256_file
 from infra.json_files import read_json
 from ssl_core.checkpoints.checkpoint import MANIFEST, MODEL, Checkpoint, Manifest, checkpoint_path, step_of
 from ssl_core.checkpoints.tensors import load_backbone
+from ssl_core.model.published import Input
 
 
 def kept_backbone(
@@ -74,8 +75,8 @@ def open_kept(run: Path, probe: KeptProbe) -> tuple[nn.Module, Preprocessing]:
     if probe.step is not None:
         [mean], [std] = backbone.mean, backbone.std
         return load_backbone(Checkpoint(path.parent, probe.step)), replace(own, mean=mean, std=std)
-    network = _origin(path, backbone, what).load(backbone.size_px).network
-    return GrayInput(network, backbone.mean, backbone.std).eval(), own
+    images = Input(backbone.size_px, tuple(backbone.mean), tuple(backbone.std))
+    return OpenedBackbone(_origin(path, backbone, what), sha256, images, "").load(), own
 
 
 def _origin(path: Path, backbone: KeptBackbone, what: str) -> Origin:

@@ -219,9 +219,7 @@ def require_one_kind(sources: Sequence[Location], what: str) -> bool:
 def nothing_but_refused(refused: Sequence[Rejection]) -> RunFailed:
     """Return the error for a source of which no file could be used."""
     first = refused[0]
-    return RunFailed(
-        f"no file is an image that can be used; of {len(refused)}, the first is {first.path}: {first.reason}"
-    )
+    return RunFailed(f"no file is an image that can be used; the first of {len(refused)}, {first.path}: {first.reason}")
 
 
 def _encoded_batch(images: Sequence[PreparedImage], records: list[ImageRecord]) -> EncodedBatch:

@@ -13,9 +13,9 @@ from evaluation.data.kept_backbones import open_kept
 from evaluation.inference.embedder import Embedder, build_embedder
 from evaluation.inference.neighbors import Neighbors
 from evaluation.inference.probe_choice import choose, split_words
+from evaluation.results.classifier import recalibrate
 from evaluation.results.kept_probes import KeptProbe, KeptProbes, ProbeNumbers
 from evaluation.results.presets import PresetName
-from evaluation.scoring.calibration import recalibrate
 from infra.arrays import Bool, Float32, Float64
 from infra.errors import UserError, require
 from infra.files import read_regular

@@ -3,15 +3,14 @@
 from typing import Final
 
 import numpy as np
-from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
+from evaluation.results.classifier import finite_logit
 from evaluation.results.scores import Bin, Calibration
 from evaluation.scoring.decision_curves import decision_curve
 from infra.arrays import Float64, Int64
 
-_MARGIN: Final = 1e-6  # keeps probabilities away from 0 and 1, where the logit is infinite
 _BINS: Final = 10
 _LEAST_IMAGES: Final = 5  # in a bin
 
@@ -33,7 +32,7 @@ def platt(classes: Int64, probabilities: Float64) -> tuple[float, float]:
     """
     positive = classes == 1
     assert 0 < positive.sum() < len(classes), "Platt scaling needs both classes in validation"
-    values = _logit(probabilities)
+    values = finite_logit(probabilities)
     # Unit scale, because values close to each other look flat to the solver.
     center, scale = values.mean(), values.std() if np.ptp(values) > 0 else 1.0
     target = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2))
@@ -45,11 +44,6 @@ def platt(classes: Int64, probabilities: Float64) -> tuple[float, float]:
     )
     slope = float(model.coef_[0, 0]) / scale
     return float(slope), float(model.intercept_[0] - slope * center)
-
-
-def recalibrate(probabilities: Float64, slope: float, intercept: float) -> Float64:
-    """Apply Platt's map to probabilities (n,)."""
-    return expit(slope * _logit(probabilities) + intercept)
 
 
 def calibration(classes: Int64, probabilities: Float64, recalibrated: Float64) -> Calibration:
@@ -64,10 +58,6 @@ def calibration(classes: Int64, probabilities: Float64, recalibrated: Float64) -
     bins, bins_recalibrated = (_bins(classes, values) for values in (probabilities, recalibrated))
     decisions = decision_curve(classes, recalibrated)
     return Calibration(brier, brier_recalibrated, brier_prevalence, bins, bins_recalibrated, decisions)
-
-
-def _logit(probabilities: Float64) -> Float64:
-    return logit(np.clip(probabilities, _MARGIN, 1 - _MARGIN))
 
 
 def _bins(classes: Int64, probabilities: Float64) -> list[Bin]:

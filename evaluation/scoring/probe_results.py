@@ -15,11 +15,12 @@ from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
 from evaluation.fitting.threshold import threshold_of
+from evaluation.results.classifier import recalibrate
 from evaluation.results.datasets import TaskKey
 from evaluation.results.rows import Comparison, Draw, FewLabels, ProbeResult
 from evaluation.results.scores import Calibration, Estimate, Gap, Subgroup
 from evaluation.scoring.c_path import c_path
-from evaluation.scoring.calibration import calibration, platt, recalibrate
+from evaluation.scoring.calibration import calibration, platt
 from evaluation.scoring.delong import applies, delong_difference
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.recipes import recipe_difference

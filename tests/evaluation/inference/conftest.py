@@ -1,17 +1,23 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
+from evaluation.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
+from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from tests.evaluation.conftest import MakeRun
 
 
 @pytest.fixture(scope="session")
 def probed(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_run: MakeRun) -> Path:
-    """A run that keeps the probes of its last checkpoint, with the official test part and cross-validated."""
+    """A run that keeps probes of its last checkpoint and of other weights: with the test part, and cross-validated."""
     run = make_run(tmp_path_factory.mktemp("probed") / "run", shards, steps=(5,))
+    other = make_run(run.parent / "other", shards, steps=(7,))
+    weights = run.parent / "weights.safetensors"
+    shutil.copy(find_checkpoints(other)[0].path / MODEL, weights)
     config = ProbeConfig(
         run,
         ProbeData([str(shards)]),
@@ -24,6 +30,8 @@ def probed(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_run: Mak
         split="ignore",
         allow_overlap=True,
         bootstrap_resamples=0,
+        compare=[f"checkpoint={other}", f"file={weights}@resnet18"],
+        input=InputOptions(32, [0.5], [0.25]),
     )
     probe(config, "sternum probe run")
     return run

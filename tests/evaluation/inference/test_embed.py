@@ -37,7 +37,7 @@ def embedded(out: Path, run: Path, *source: Path, **options: Any) -> Embedded:
 
 
 def stored_features(run: Path) -> Float32:
-    kept = KeptProbes(run).probes[0]
+    kept = next(probe for probe in KeptProbes(run).probes if probe.kind == "checkpoint")
     features: Float32 = safetensors.numpy.load_file(run / kept.features_file)["features"]
     return features
 

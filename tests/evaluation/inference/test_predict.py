@@ -23,9 +23,9 @@ from tests.support.disk_faults import flip_a_bit
 Key = tuple[str, int]  # key of an image in the shards, number of its test part
 
 
-def own_scores(run: Path, label: str) -> dict[Key, float]:
+def own_scores(run: Path, label: str, features: str = "epoch 1") -> dict[Key, float]:
     with (run / "predictions.csv").open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["set"] == label]
+        lines = [line for line in csv.DictReader(file) if (line["set"], line["features"]) == (label, features)]
     return {(line["key"], int(line["fold"])): float(line["score"]) for line in lines}
 
 
@@ -34,13 +34,14 @@ def key_of(path: str) -> str:
     return "_".join(Path(path).with_suffix("").parts[-3:])
 
 
-def predicted(run: Path, task: str, *images: Path) -> Predictions:
-    return predict(PredictConfig(list(map(str, images)), f"{run}:{task}", workers=1))
+def predicted(run: Path, task: str, *images: Path, features: str | None = None) -> Predictions:
+    return predict(PredictConfig(list(map(str, images)), f"{run}:{task}", workers=1, features=features))
 
 
-def test_files_of_the_test_part_get_the_very_scores_of_the_probe(probed: Path, raw: Path) -> None:
-    own = own_scores(probed, "cell")
-    result = predicted(probed, "cell", raw / "test")
+@pytest.mark.parametrize("features", ["epoch 1", "checkpoint", "file"])
+def test_files_of_the_test_part_get_the_very_scores_of_the_probe(probed: Path, raw: Path, features: str) -> None:
+    own = own_scores(probed, "cell", features)
+    result = predicted(probed, "cell", raw / "test", features=features)
     [answer] = result.answers
     scores = dict(zip((key_of(str(record.path)) for record in result.records), answer.score, strict=True))
     assert len(scores) == 32
@@ -132,7 +133,10 @@ def train_again(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove_checkpoint, r"the weights of 'epoch 1', checkpoints/step-5/model\.safetensors, cannot be read: No such file"),
+        (
+            remove_checkpoint,
+            r"the weights of 'epoch 1', checkpoints/step-5/model\.safetensors, cannot be read: No",
+        ),
         (train_again, "have changed since the probe; probe the run again"),
         (lambda run: shutil.rmtree(run / "probes"), r"keeps no fitted probes; probe it again .*: sternum probe run$"),
     ],

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from evaluation.results.classifier import recalibrate
 from evaluation.results.scores import Bin
-from evaluation.scoring.calibration import calibration, platt, recalibrate
+from evaluation.scoring.calibration import calibration, platt
 
 
 def _predicted(seed: int, count: int, distort: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
