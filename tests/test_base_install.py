@@ -20,6 +20,8 @@ write_cell(Path("raw/cell"), {"train": 24, "val": 8, "test": 16}, seed=0, size_p
 folder = Path("raw/folder/NORMAL")
 folder.mkdir(parents=True)
 (folder / "film.dcm").write_bytes(bytes(128) + b"DICM")
+Path("dino").mkdir()
+Path("dino/config.json").write_text('{"model_type": "dinov2"}')
 """
 PRETRAIN = (
     "pretrain run --data.shards=[shards/chexpert] --data.splits=[train] --data.global_batch=4 --data.lanes=2 "
@@ -88,6 +90,7 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "ray",
         "s3fs",
         "timm",
+        "transformers",
     }
 
 
@@ -127,6 +130,12 @@ def refusal(base: Base, words: Sequence[str]) -> str:
             "take a network of torchvision",
         ),
         (PROBE, "search=ray needs Ray Tune", "ray", "use search=serial"),
+        (
+            "probe --backbones=[a=dino] --out=new --data.shards=[shards/cell] --search=serial",
+            "backbones: a=dino needs transformers",
+            "transformers",
+            "name a file of torchvision or timm",
+        ),
         ("submit ray -- sternum probe run", "sternum submit ray needs Ray Tune", "ray", ""),
         ("shard dicom --root=raw/folder --out=new", "the dataset dicom needs pydicom", "dicom", ""),
         ("shard folder --root=raw/folder --out=new", "raw/folder/NORMAL/film.dcm needs pydicom", "dicom", ""),
