@@ -58,11 +58,8 @@ class _Preprocessor:
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Return whether a folder holds the configuration of a transformers model."""
-    try:
-        return bool(read_json(folder / CONFIG, _ModelType).model_type)
-    except (FileNotFoundError, BadJson):
-        return False
+    """Return whether a folder looks like a model of transformers; `TransformersFolder` checks it."""
+    return (folder / CONFIG).is_file()
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,16 @@ class TransformersFolder:
     what: str
 
     def __post_init__(self) -> None:
-        """Raise UserError if transformers is not installed."""
+        """Raise UserError if this is another kind of folder, or transformers is not installed."""
+        try:
+            model_type = read_json(self.folder / CONFIG, _ModelType).model_type
+        except (FileNotFoundError, BadJson) as error:
+            raise UserError(f"{self.what}: {self.folder / CONFIG} cannot be read: {error}; copy it again") from error
+        require(
+            bool(model_type),
+            f"{self.what}: its {CONFIG} names no model_type, so it is no model of transformers; name the file with its "
+            f"network, such as {self.path}@timm/resnet50",
+        )
         require_extra("transformers", self.what, instead="name a file of torchvision or timm")
 
     @property

@@ -72,6 +72,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert opened(folder).input.mean == pytest.approx([0.5307])
     with pytest.raises(UserError, match="does not take images of 8 px"):
         opened(folder, InputOptions(size_px=8))
+    config = (folder / CONFIG).read_text()
     edit(folder / CONFIG, attn_implementation="someone/attention")
     with pytest.raises(UserError, match="asks for the attention 'someone/attention', which is code from elsewhere"):
         opened(folder)
@@ -84,8 +85,16 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         opened(folder)
     assert not (tmp_path / "executed").exists()
     (folder / PREPROCESSOR).unlink()
-    with pytest.raises(UserError, match=r"does not say which images it takes; give --size_px, --mean, --std"):
+    with pytest.raises(UserError, match=r"does not say which images it takes; give --\S*size_px, --\S*mean, --\S*std"):
         opened(folder)
+    for text, message in (
+        ("{", "cannot be read"),
+        ('{"architecture": "vit"}', "names no model_type, so it is no model"),
+    ):
+        (folder / CONFIG).write_text(text)
+        with pytest.raises(UserError, match=message):
+            opened(folder)
+    (folder / CONFIG).write_text(config)
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"holds no model\.safetensors, and Sternum unpickles nothing"):
         opened(folder, InputOptions(28, [0.5], [0.5]))
