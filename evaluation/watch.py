@@ -22,7 +22,8 @@ def watch(config: ProbeConfig, command: str = "", each: Callable[[Results], None
     """Probe checkpoints as they appear until the run has ended, then once more with everything for the last one.
 
     A run ends when its status says finished or refused. A run that failed or was killed has ended if it is not
-    restarted within `RESTART_S`; so has one whose status is missing or damaged. For a paused or preempted run, the watch waits: the same command resumes it.
+    restarted within `RESTART_S`; so has one whose status is missing or damaged. For a paused or preempted run, the
+    watch waits: the same command resumes it.
 
     Args:
         config: the options
