@@ -24,7 +24,7 @@ from ssl_core.checkpoints.checkpoint import find_checkpoints
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "commands.md"
-FOLDERS = ("infra", "sharding", "ssl_core", "evaluation", "launch", "benchmarks", "tests")
+FOLDERS = ("infra", "sharding", "ssl_core", "evaluation", "launch", "sternum", "benchmarks", "tests")
 PAGES = [
     README,
     ROOT / "SECURITY.md",
@@ -133,6 +133,8 @@ def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str
         "pretrain",
         "supervise",
         "probe",
+        "embed",
+        "predict",
         "table",
         "compare",
         "submit",
