@@ -7,6 +7,8 @@ its limit, DALI            the same executor, with encoded bytes and parameters 
 sternum, torchvision       the same with the torchvision executor
 its limit, torchvision
 sternum, ..., antialias    as above, with views.antialias
+..., siblings of a study   the same with second views of other images, for sets that have them, such as --patients
+..., siblings of a patient
 torchvision + DataLoader   image files, Pillow and torchvision.transforms.v2 in the workers of a DataLoader
 webdataset                 our shards, webdataset's shuffle and decoding, the same transforms, its WebLoader
 mosaicml-streaming         its shards of the same bytes, its dataset, the same transforms, a DataLoader
@@ -42,7 +44,9 @@ from benchmarks.loader_ways import NEEDS, WAYS, Batches, Task
 from infra.errors import RunFailed
 from infra.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
-from sharding.simulation.datasets import write_cell
+from sharding.reading.shard_set import ShardSet
+from sharding.reading.siblings import Same, Siblings
+from sharding.simulation.datasets import write_cell, write_chexpert
 
 SHORTER_SIDE_PX: Final = 320
 _PACE: Final = 0.8  # of the rate just measured, which the simulated consumer takes
@@ -267,6 +271,10 @@ def text(results: dict[str, list[Figures] | str]) -> str:
                 f"  {kind}: {100 * statistics.median(reached):.1f} % of the limit ({span}); "
                 f"the limit takes {100 * cpu:.1f} % of the CPU time"
             )
+        for others in ("siblings of a study", "siblings of a patient"):
+            if reached := shares(results, f"{name}, {others}", name):
+                span = f"{100 * min(reached):.1f} to {100 * max(reached):.1f}"
+                lines.append(f"  {kind}, {others}: {100 * statistics.median(reached):.1f} % of the rate ({span})")
     return "\n".join(lines)
 
 
@@ -275,12 +283,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     parser.add_argument("--images", type=int, default=640, help="simulated radiographs; 0 for none")
+    parser.add_argument("--patients", type=int, default=0, help="simulated patients with several images each")
     parser.add_argument("--shards", type=Path, nargs="*", default=[], help="more packed sets, each measured separately")
     parser.add_argument("--size_px", type=int, nargs="+", default=[224, 96], help="width and height of a view")
     parser.add_argument("--local_batch", type=int, default=64)
     parser.add_argument("--cpus", type=int, default=2, help="CPUs to use, and workers or threads of each loader")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="loaders to measure")
+    usual = [name for name in WAYS if "siblings" not in name]
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=usual, help="loaders to measure")
     parser.add_argument("--step", action="store_true", help="consume the batches by training a ResNet-50")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--window_s", type=float, default=5.0, help="length of a turn; waiting takes half of it more")
@@ -296,6 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_cell(folder / "cell", {"train": options.images}, seed=0, size_px=400)
             pack(PackConfig("cell", folder / "cell", folder / "shards", SHORTER_SIDE_PX))
             sets = {f"simulated, {options.images} images of {SHORTER_SIDE_PX} px": folder / "shards", **sets}
+        if options.patients:
+            write_chexpert(folder / "chexpert", options.patients, seed=0, size_px=400)
+            pack(PackConfig("chexpert", folder / "chexpert", folder / "patients", SHORTER_SIDE_PX))
+            sets = {describe(folder / "patients"): folder / "patients", **sets}
         for number, (what, shards) in enumerate(sets.items()):
             for size_px in options.size_px:
                 block = f"{what}, two views of {size_px} px"
@@ -305,6 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 blocks[block] = measure(task, turn, options.repeats, options.ways)
                 print(f"{block}\n{text(blocks[block])}", flush=True)
     write_atomic(options.out, json.dumps(as_json(blocks, options, turn), indent=1) + "\n")
+
+
+def describe(patients: Path) -> str:
+    """Describe the simulated patients by how many of their images have siblings."""
+    shards = ShardSet([patients])
+    same: tuple[Same, ...] = ("study", "patient")
+    shares = [f"{100 * Siblings(shards, what, 1, 0).has_any.mean():.0f} % with siblings of a {what}" for what in same]
+    return f"simulated, {shards.samples} images of patients, {SHORTER_SIDE_PX} px, {', '.join(shares)}"
 
 
 def as_json(

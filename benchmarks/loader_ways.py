@@ -21,6 +21,7 @@ from sharding.reading.stream import sample_batches
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import training_batches
 from ssl_core.views.drawing import draw_views
+from ssl_core.views.second_images import siblings_of
 from ssl_core.views.spec import VIEWS, ViewSpec
 
 Batches = Iterator[list[torch.Tensor]]
@@ -56,7 +57,14 @@ def sternum(executor: str, task: Task, **options: Any) -> Batches:
     shards, order = _order(task)
     spec = replace(task.spec, **options)
     batches = training_batches(
-        shards, order, spec, seed=0, view_executor=executor, device=task.device, threads=task.cpus
+        shards,
+        order,
+        spec,
+        seed=0,
+        siblings=siblings_of(spec, shards, 0),
+        view_executor=executor,
+        device=task.device,
+        threads=task.cpus,
     )
     return (batch.views for batch in batches)
 
@@ -254,8 +262,12 @@ def _on_device(task: Task, loader: Any) -> Batches:
 
 WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
     "sternum, DALI": partial(sternum, "dali"),
+    "sternum, DALI, siblings of a study": partial(sternum, "dali", second_from="same_study"),
+    "sternum, DALI, siblings of a patient": partial(sternum, "dali", second_from="same_patient"),
     "its limit, DALI": partial(limit, "dali"),
     "sternum, torchvision": partial(sternum, "torchvision"),
+    "sternum, torchvision, siblings of a study": partial(sternum, "torchvision", second_from="same_study"),
+    "sternum, torchvision, siblings of a patient": partial(sternum, "torchvision", second_from="same_patient"),
     "its limit, torchvision": partial(limit, "torchvision"),
     "sternum, DALI, antialias": partial(sternum, "dali", antialias=True),
     "sternum, torchvision, antialias": partial(sternum, "torchvision", antialias=True),
@@ -265,11 +277,7 @@ WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
     "DALI, separate operators": dali_operators,
 }
 # Modules that a loader needs beyond those of the base install, and how to get them.
-NEEDS: Final = {
-    "sternum, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
-    "its limit, DALI": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
-    "sternum, DALI, antialias": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
+NEEDS: Final = {name: ("nvidia.dali", "pip install nvidia-dali-cuda130") for name in WAYS if "DALI" in name} | {
     "webdataset": ("webdataset", "pip install webdataset"),
     "mosaicml-streaming": ("streaming", "pip install mosaicml-streaming"),
-    "DALI, separate operators": ("nvidia.dali", "pip install nvidia-dali-cuda130"),
 }
