@@ -42,9 +42,9 @@ NO_SIBLINGS: Final = DrawnSiblings(_nothing(), Positions(_nothing(), _nothing(),
 class Siblings:
     """The siblings of all samples of a shard set: other images of the same study or patient in the same official split.
 
-    A draw depends on (seed, epoch, sample), and on identities and days of the siblings alone. All images of a patient belong
-    to one fraction, and a shard to one split, so neither the fraction and the splits that a run trains on nor the order
-    of the shards or the number of processes change a draw.
+    A draw depends on (seed, epoch, sample), and on the identities and days of the siblings alone. All images of a
+    patient belong to one fraction, and a shard to one split, so neither the fraction and the splits that a run trains
+    on nor the order of the shards or the number of processes change a draw.
 
     Attributes:
         same: what siblings have in common
