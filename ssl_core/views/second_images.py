@@ -10,7 +10,7 @@ from infra.options import key, setting
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import Same, Siblings
 from sharding.reading.stream import packed_metadata
-from ssl_core.views.spec import SecondFrom, ViewSpec
+from ssl_core.views.spec import MOST_DAYS, SecondFrom, ViewSpec
 
 _SAME: Final[dict[SecondFrom, Same]] = {"same_study": "study", "same_patient": "patient"}
 
@@ -47,8 +47,9 @@ def siblings_of(spec: ViewSpec, shards: ShardSet, seed: int) -> Siblings | None:
 
 
 def _days(spec: ViewSpec, shards: ShardSet) -> Float64:
-    """Return the day of each sample (samples,) in packed order, NaN if unknown."""
+    """Return the day of each sample (samples,) in packed order, NaN if unknown or no day that packing writes."""
     days = np.array([metadata.get("day", np.nan) for metadata in packed_metadata(shards)], np.float64)
+    days[np.abs(days) > MOST_DAYS] = np.nan
     require(
         not np.isnan(days).all(),
         f"{setting(spec, 'second_days')} needs the days of images, which these shards do not hold; pack them with "

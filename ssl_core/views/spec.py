@@ -9,6 +9,7 @@ from ssl_core.views.parameters import Steps
 
 VIEWS: Final = 2
 SECOND: Final = 1  # the view that may show a sibling
+MOST_DAYS: Final = 99_999  # of a sample's day, and between two samples
 SecondFrom = Literal["same_image", "same_study", "same_patient"]
 
 
@@ -104,7 +105,7 @@ class ViewSpec:
         }
         for name, largest in most.items():
             require_between(self, name, 0, largest, f"try {getattr(type(self), name)}")
-        require_between(self, "second_days", 0, 99_999, "try 365")
+        require_between(self, "second_days", 0, MOST_DAYS, "try 365")
         for name in ("second_probability", "second_days"):
             require(
                 self.second_from != "same_image" or getattr(self, name) == getattr(type(self), name),

@@ -53,10 +53,11 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "split": ("train", "Validation", "test"),
     "label": ("sick", "well", "None"),
     "Age": ("50", "050Y", "003D", "50+", "414"),
+    "day": ("0", "-380", "20180115", "2018-01-15"),
     "Name": ("1", "2"),
     "Severity": ("MILD", "normal-pcr+"),
 }
-FOLDER_COLUMNS = ("path", "patient", "split", "label", "view", "sex", "age", "study")
+FOLDER_COLUMNS = ("path", "patient", "split", "label", "view", "sex", "age", "study", "day")
 TABLES = {
     "chexpert": ("train.csv", chexpert.COLUMNS),
     "chestxray14": ("Data_Entry_2017.csv", chestxray14.COLUMNS),
