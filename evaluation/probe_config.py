@@ -55,9 +55,9 @@ class ProbeConfig:
             gets rows of its own, which rigorous cross-validates)
         exclude: audit.json of an audit of these datasets; of images that show the same picture, only the one that the
             audit lets stay is probed
-        compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, published weights in the
-            local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, FILE@NETWORK, or the folder
-            of a vision model of transformers
+        compare: also probe weights of others, as [NAME=WEIGHTS,...]: a run, a checkpoint, an export, published weights
+            in the local cache such as torchvision/resnet50.IMAGENET1K_V2 or timm/resnet50.a1_in1k, FILE@NETWORK, or the
+            folder of a vision model of transformers
         backbones: probe such weights without a run; the first are compared with the others
         out: folder for the results of --backbones
         input: the images that the weights of --compare or --backbones take

@@ -170,9 +170,16 @@ def remove_folder(path: Path) -> None:
     _remove(removed)
 
 
-def remove_remains(folder: Path) -> None:
-    """Remove unfinished files and folders of killed processes; no other process may write to `folder` meanwhile."""
-    for pattern in (".*.partial-*", ".*.removed-*"):
+def remove_remains(folder: Path, name: str | None = None) -> None:
+    """Remove unfinished files and folders of killed processes.
+
+    Args:
+        folder: where they are
+        name: name of the file or folder that was not finished; by default every name. No other process may write it
+            meanwhile
+    """
+    stem = "*" if name is None else glob.escape(name)
+    for pattern in (f".{stem}.partial-*", f".{stem}.removed-*"):
         for remains in folder.glob(pattern):
             _remove(remains)
 

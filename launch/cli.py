@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "table": "compare probed runs with the paper's Table III, in Markdown, CSV and LaTeX",
     "compare": "compare runs, or recipes with several seeds each, on the same patients",
     "report": "write one HTML page about a run",
+    "export": "write the backbone of a run for torchvision, timm, transformers and onnxruntime",
     "submit": "run sternum probe as a job on a Ray cluster",
     "demo": "run the whole pipeline on simulated radiographs in minutes",
 }

@@ -86,6 +86,7 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "gcsfs",
         "imagecodecs",
         "nvidia-dali-cuda130",
+        "onnx",
         "pydicom",
         "ray",
         "s3fs",
@@ -104,6 +105,7 @@ def test_the_base_pretrains_probes_and_reports(pretrained: Base) -> None:
     pretrained.sternum(f"{PROBE} --search=serial")
     pretrained.sternum("table run")
     pretrained.sternum("report run")
+    pretrained.sternum("export run --out=export --onnx=false")
 
 
 def refusal(base: Base, words: Sequence[str]) -> str:
@@ -129,6 +131,7 @@ def refusal(base: Base, words: Sequence[str]) -> str:
             "timm",
             "take a network of torchvision",
         ),
+        ("export run --out=new", "onnx=true needs ONNX", "onnx", "add --onnx=false"),
         (PROBE, "search=ray needs Ray Tune", "ray", "use search=serial"),
         (
             "probe --backbones=[a=dino] --out=new --data.shards=[shards/cell] --search=serial",

@@ -121,7 +121,7 @@ def checkpoint_sources(run: Path, pretraining: PretrainConfig, choice: Checkpoin
     Raises:
         UserError: if there is no checkpoint, or a checkpoint's architecture differs from the run's configuration.
     """
-    checkpoints = _choose(run, find_checkpoints(run), choice)
+    checkpoints = choose_checkpoints(run, choice)
     for checkpoint in checkpoints:
         if checkpoint.state.backbone != pretraining.model.backbone:
             raise UserError(
@@ -141,8 +141,18 @@ def checkpoint_sources(run: Path, pretraining: PretrainConfig, choice: Checkpoin
     ]
 
 
-def _choose(run: Path, checkpoints: Sequence[Checkpoint], choice: CheckpointChoice) -> list[Checkpoint]:
-    """Return the chosen checkpoints; an epoch is the first checkpoint with that many whole epochs."""
+def choose_checkpoints(run: Path, choice: CheckpointChoice, what: str = "checkpoints") -> list[Checkpoint]:
+    """Return the chosen checkpoints of a run; an epoch is the first checkpoint with that many whole epochs.
+
+    Args:
+        run: the run
+        choice: all, last, or epochs
+        what: the option, for messages
+
+    Raises:
+        UserError: if the run has no checkpoint, or none of a chosen epoch
+    """
+    checkpoints = find_checkpoints(run)
     if not checkpoints:
         raise UserError(f"{run} holds no checkpoint; pretrain first: sternum pretrain --help")
     if choice == "all":
@@ -154,6 +164,6 @@ def _choose(run: Path, checkpoints: Sequence[Checkpoint], choice: CheckpointChoi
         of_epoch = [checkpoint for checkpoint in checkpoints if int(checkpoint.epoch) == epoch]
         if not of_epoch:
             epochs = ", ".join(f"{checkpoint.epoch:g}" for checkpoint in checkpoints)
-            raise UserError(f"checkpoints names epoch {epoch}, but {run} has only epochs {epochs}; choose among these")
+            raise UserError(f"{what} names epoch {epoch}, but {run} has only epochs {epochs}; choose among these")
         chosen.append(of_epoch[0])
     return chosen

@@ -7,24 +7,19 @@ from typing import Final
 
 import jinja2
 
-from evaluation.data.labeled_sets import display_name
 from evaluation.report.backbone_table import backbone_table
 from evaluation.report.findings import dataset_sections, preset_sections
 from evaluation.report.pictures import Picture, loss_picture
 from evaluation.report.selection_tables import selection_tables
+from evaluation.report.shard_folders import ShardFolder, shard_folder
 from evaluation.report.task_tables import parts_table
 from evaluation.results import paper
 from evaluation.results.notes import describe_overlap
 from evaluation.results.results import read_results
 from evaluation.results.selection import read_selection
 from infra import config as configuration
-from infra.errors import RunFailed, UserError
 from infra.files import write_atomic
 from infra.metrics import read_metrics
-from infra.urls import Location, shown
-from sharding.format.manifest import Manifest
-from sharding.reading.location import LocalFolder, open_location
-from sharding.reading.manifests import read_manifest
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 
@@ -41,15 +36,6 @@ _FILES: Final = (
     ("selection.json", "the choice of a checkpoint without labels"),
     ("table3.md", "the paper's Table III next to this run, also as table3.csv and table3.tex"),
 )
-
-
-@dataclass(frozen=True)
-class ShardFolder:
-    """One folder of pretraining shards; the manifest is None if it cannot be read on this machine."""
-
-    folder: str
-    label: str
-    manifest: Manifest | None
 
 
 @dataclass(frozen=True)
@@ -139,15 +125,5 @@ def _pretraining(run: Path) -> Pretraining:
         config_text=(run / "config.yaml").read_text(encoding="utf-8"),
         metrics=[line for line in read_metrics(run) if "loss" in line],
         checkpoints=find_checkpoints(run),
-        data=[_shard_folder(folder) for folder in config.data.shards],
+        data=[shard_folder(folder) for folder in config.data.shards],
     )
-
-
-def _shard_folder(location: Location) -> ShardFolder:
-    """Describe a folder of shards. A URL is not opened: a run may come from a stranger, who would choose the server."""
-    try:
-        folder = open_location(location)
-        manifest = read_manifest(folder.path) if isinstance(folder, LocalFolder) else None
-    except (UserError, RunFailed):
-        manifest = None
-    return ShardFolder(shown(location), display_name(manifest) if manifest else "", manifest)

@@ -82,8 +82,8 @@ def markdown(table: Table) -> str:
     The text of a cell, which may come from somebody else's `results.json`, stays text: it opens no column, no HTML tag
     and no escape sequence of a terminal.
     """
-    cells = [[_escape_markdown(text) for text in row] for row in table.cells]
-    return _layout(table, "pipe", cells, [_escape_markdown(name) for name in table.header])
+    cells = [[escape_markdown(text) for text in row] for row in table.cells]
+    return _layout(table, "pipe", cells, [escape_markdown(name) for name in table.header])
 
 
 def csv_text(table: Table) -> str:
@@ -139,7 +139,8 @@ def _escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, without tags, columns, code and escape sequences of a terminal."""
     visible = "".join(character if character.isprintable() else " " for character in text)
     return re.sub(r"[\\|<`]", r"\\\g<0>", visible)
 

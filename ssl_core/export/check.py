@@ -6,9 +6,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from infra.errors import require
 from ssl_core.model.architectures import Network
 
-TOLERANCE: Final = 1e-4  # absolute, and relative to the feature
+TOLERANCE: Final = 1e-4  # absolute, and relative to the largest feature
 _IMAGES: Final = 2
 
 
@@ -31,8 +32,8 @@ class Reference:
         """
         if features.shape != self.features.shape or not features.isfinite().all():
             return float("inf")
-        allowed = TOLERANCE * (1 + self.features.abs())
-        return float(((features - self.features).abs() / allowed).max())
+        allowed = TOLERANCE * max(1.0, float(self.features.abs().max()))
+        return float((features - self.features).abs().max()) / allowed
 
     def first(self, count: int) -> "Reference":
         """Return the first images alone."""
@@ -47,9 +48,17 @@ def reference(network: Network, size_px: int, channels: int) -> Reference:
         network: the network that was trained
         size_px: sides of the images
         channels: of the images, 1 or 3
+
+    Raises:
+        UserError: if the features are not finite
     """
     gray = torch.randn(_IMAGES, 1, size_px, size_px, generator=torch.Generator().manual_seed(0))
-    return Reference(gray.expand(-1, channels, -1, -1).contiguous(), network.module.eval()(gray))
+    features = network.module.eval()(gray)
+    require(
+        bool(features.isfinite().all()),
+        f"the features of this {network.name} are not finite; its training diverged: export another checkpoint",
+    )
+    return Reference(gray.expand(-1, channels, -1, -1).contiguous(), features)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from infra.errors import UserError, require
 from infra.files import regular_size, sha256_file
@@ -43,7 +43,7 @@ class Packing:
 
     set: str
     shorter_side_px: int
-    image_format: str
+    image_format: Literal["jpeg", "png"]
     jpeg_quality: int
     pass_through: bool
 
@@ -60,10 +60,11 @@ class Preparation:
         fit: how an image that is not square becomes a square: pad (its longer side fits, its border is repeated beside
             it), squash (each side is scaled alone) or square (the longer side is cut about the center)
         mirrored: whether features are the means of those of the image and of its mirror image
+        antialias: whether a side that the input would show more than 1.5 times smaller is first reduced to that, by
+            a triangle as wide as the new pixels
         packing: how the images of each set were stored
         gray: how colors become gray levels from 0 to 255: Pillow's convert("L")
         interpolation: between pixel centers; outside the image, its border is repeated
-        antialias: whether the image is smoothed before it is reduced to the input
     """
 
     size_px: int
@@ -72,10 +73,10 @@ class Preparation:
     std: float
     fit: Fit
     mirrored: bool
+    antialias: bool
     packing: list[Packing]
     gray: str = "luma (ITU-R 601-2)"
     interpolation: str = "bilinear"
-    antialias: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from infra.json_files import encode_json
 from ssl_core.checkpoints.tensor_file import write_tensors
 from ssl_core.export.check import TOLERANCE, Reference, features_of
 from ssl_core.export.folder import WEIGHTS, Preparation
-from ssl_core.export.timm_names import in_timm_names, timm_name
+from ssl_core.export.timm_names import SUBFOLDER, in_timm_names, timm_name
 from ssl_core.model.architectures import TIMM, Network, build_network
 
 CONFIG: Final = "config.json"
-SUBFOLDER: Final = "timm"  # for weights whose names differ from those of the file beside it
 _CROP_MODES: Final = {"pad": "border", "squash": "squash", "square": "center"}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_core.model.architectures import TIMM, Network
 
+SUBFOLDER: Final = "timm"  # of an export, for weights whose names differ from those of the file beside it
 _VITS: Final = {
     "vit_b_16": "vit_base_patch16_224",
     "vit_b_32": "vit_base_patch32_224",

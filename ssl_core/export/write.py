@@ -46,7 +46,7 @@ def write_forms(folder: Path, trained: Network, preparation: Preparation, *, onn
         what: the option of the channels with its value, for messages
 
     Raises:
-        UserError: if the network cannot have this number of channels
+        UserError: if the network cannot have this number of channels, or its features are not finite
         RunFailed: if the features of a form differ
     """
     size_px, channels = preparation.size_px, preparation.channels

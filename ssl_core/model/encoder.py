@@ -19,8 +19,8 @@ class ModelConfig:
         projection_width: units of the head's hidden layer (Table I: 2048)
         projection_size: d, the size of the vectors that the loss compares (Table I: 128)
         init: weights to start from instead of random ones: a .safetensors or .pth file, a run (its newest checkpoint),
-            a checkpoint, or published weights in the local cache, such as torchvision/resnet50.IMAGENET1K_V2 or
-            timm/resnet50.a1_in1k; nothing is downloaded
+            a checkpoint, an export, or published weights in the local cache, such as torchvision/resnet50.IMAGENET1K_V2
+            or timm/resnet50.a1_in1k; nothing is downloaded
         head_norm: whether a batch norm without scale and shift follows the head's last layer; Table I has none, the
             heads of SimCLR's own code and of other libraries do
     """

@@ -123,7 +123,7 @@ def _file(config: PretrainConfig) -> Path:
     if is_published_name(init):
         return published_weights(init, what).path
     path = Path(init).expanduser()
-    require(path.exists(), f"{what} does not exist; name a file with weights, a run, or a checkpoint")
+    require(path.exists(), f"{what} does not exist; name a file with weights, a run, a checkpoint, or an export")
     if not path.is_dir():
         return path
     if is_export(path):

@@ -32,6 +32,7 @@ READING = {
     "probe": ["probe", "{path}", "--data.shards=[shards]", "--search=serial"],
     "table": ["table", "{path}"],
     "report": ["report", "{path}"],
+    "export": ["export", "{path}", "--out=out", "--onnx=false"],
 }
 # For each argument that names something to write, a command line.
 WRITING = {

@@ -17,6 +17,7 @@ REQUIRED = {
     "embed": ["--backbone=run", "--out=features.csv"],
     "predict": ["--probe=run:cell"],
     "submit": ["ray"],
+    "export": ["--out=out"],
 }
 TAKES_URLS = {"views", "embed", "predict"}
 SUBJECTS = {
@@ -30,6 +31,7 @@ SUBJECTS = {
     "probe": "run_folder",
     "table": "run_folders",
     "report": "run_folder",
+    "export": "run_folder",
 }
 
 

@@ -55,6 +55,8 @@ COMMANDS: dict[str, list[str]] = {
     "predict": ["predict", "raw/test/NORMAL", "--probe=run:cell", "--workers=1"],
     "report": ["report", "run"],
     "table": ["table", "run"],
+    "export": ["export", "run", "--out=again", "--onnx=false"],
+    "init": ["pretrain", "next", *PRETRAIN[2:], "--model.init=exported", "--check"],
     "config": ["probe", "run", "--config=probe.yaml"],
 }
 COMMANDS["backbones"] += ["--input.size_px=28", "--data.shards=[shards]", *SHORT, "--presets=[gazda2021]"]
@@ -98,6 +100,7 @@ def folders(probed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with inside(folder):
         for name in ("finetune", "select", "backbones", "report", "table"):
             assert sternum(COMMANDS[name]) == 0, name
+        assert sternum(["export", "run", "--out=exported", "--onnx=false"]) == 0
     # A watch waits for a paused run to go on.
     status = folder / "run" / "status.json"
     status.write_text(status.read_text().replace('"paused"', '"finished"'))
@@ -215,7 +218,7 @@ def test_pickle_at_any_path_that_a_command_reads_is_not_executed(
     paths = paths_read(folders, tmp_path / "first", command)
     assert paths, "the hook saw nothing"
     # The hook does not see files that the library of safetensors maps into memory.
-    for written in ("run", "dino", "backbones"):
+    for written in ("run", "dino", "backbones", "exported"):
         paths |= {path.relative_to(folders) for path in (folders / written).rglob("*.safetensors")}
     for number, path in enumerate(sorted(paths)):
         copy = copy_of(folders, tmp_path / str(number))

@@ -41,6 +41,7 @@ LOCAL = "--rdzv-endpoint=localhost:29400 --rdzv-conf=last_call_timeout=3"
 # By default, one preset; and the run that two processes made is resumed under supervision once, by one process: the
 # second of the two commands that do so has all that the first has.
 CHEAPER = {
+    "sternum export": ": sternum export",  # test_export.py runs it
     SHORTER: f"{SHORTER} --presets=[gazda2021]",
     "sternum supervise runs/paper -- torchrun --nproc-per-node=2": ": torchrun",
     "--nnodes=1:4 --nproc-per-node=2": "--nnodes=1:4 --nproc-per-node=1",
@@ -138,6 +139,7 @@ def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str
         "table",
         "compare",
         "submit",
+        "export",
     ):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

@@ -21,9 +21,21 @@ def write_export(folder: Path, name: str = "timm/test_vit", channels: int = 1) -
         std=0.25,
         fit="pad",
         mirrored=False,
+        antialias=False,
         packing=[Packing("cell", 320, "jpeg", 90, False)],
     )
     folder.mkdir()
     write_forms(folder, network, preparation, onnx=False, what=f"channels={channels}")
-    write_contents(folder, Contents(VERSION, "-", name, channels, network.feature_size, "run", 7, 0.5, "0" * 64))
+    contents = Contents(
+        VERSION,
+        sternum="-",
+        network=name,
+        channels=channels,
+        feature_size=network.feature_size,
+        run="run",
+        step=7,
+        epoch=0.5,
+        checkpoint_sha256="0" * 64,
+    )
+    write_contents(folder, contents)
     return network
