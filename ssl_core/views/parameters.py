@@ -178,9 +178,12 @@ def reduction(length: int, reduced: int) -> Float32:
     step = length / reduced
     centers = (np.arange(reduced) + 0.5) * step - 0.5
     reach = int(np.ceil(step)) + 1
-    pixels = np.floor(centers)[:, None] + np.arange(-reach, reach + 1)  # (reduced, 2 reach + 1)
+    pixels = np.floor(centers).astype(np.int64)[:, None] + np.arange(-reach, reach + 1)  # (reduced, 2 reach + 1)
     weights = np.maximum(0, 1 - np.abs(pixels - centers[:, None]) / step)
-    matrix = np.zeros((reduced, length))
-    rows = np.broadcast_to(np.arange(reduced)[:, None], pixels.shape)
-    np.add.at(matrix, (rows, np.clip(pixels, 0, length - 1).astype(np.int64)), weights)
-    return (matrix / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((reduced, reach + length + reach), np.float32)  # with the pixels beyond both borders
+    np.put_along_axis(matrix, pixels + reach, weights, axis=1)
+    within = matrix[:, reach:-reach].copy()
+    within[:, 0] += matrix[:, :reach].sum(axis=1)
+    within[:, -1] += matrix[:, -reach:].sum(axis=1)
+    return within
