@@ -64,8 +64,12 @@ def measure(image: Image2d, shrink: float, size_px: int, random: np.random.Gener
 def _view(image: Image2d, crop: Crop, size_px: int, limit: float | None) -> npt.NDArray[Any]:
     sizes = [np.array([float(length)]) for length in image.shape]
     matrix, reduced = matrix_and_size(size_px, crop, *sizes, antialias=limit is not None, most_shrink=limit or 1.0)
-    pixels = reduce(torch.from_numpy(image.astype(np.float32))[None], *reduced[0].astype(int).tolist())
-    return warp(pixels, matrix, size_px)[0, 0, _BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX].numpy()
+    pixels = image.astype(np.float32)
+    if reduced[0].any():
+        pixels = reduce(pixels, *reduced[0].astype(int).tolist())
+    return warp(torch.from_numpy(pixels)[None], matrix, size_px)[
+        0, 0, _BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX
+    ].numpy()
 
 
 def _below(image: Image2d, most: float) -> Image2d:

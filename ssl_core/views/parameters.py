@@ -5,9 +5,12 @@ its contrast and its brightness, normalize, erase a rectangle.
 
 Coordinates are continuous: pixel (column, row) covers [column, column + 1) x [row, row + 1), so its center is at
 (column + 0.5, row + 0.5). Crop, resize, flip and rotation form one affine map, so a pixel is interpolated only once
-(bilinear; outside the image, its border is repeated). A map that shrinks alone would alias. So with `antialias` an
-image of which a view shrinks a side by more than MOST_SHRINK is reduced first, by a triangle as wide as the new pixels
-(PIL's and torchvision's antialiased bilinear resize), to the size at which the map shrinks that side by MOST_SHRINK.
+(bilinear; outside the image, its border is repeated).
+
+A map that shrinks alone would alias. So with `antialias` an image of which a view shrinks a side by more than
+MOST_SHRINK is reduced first, to the size at which the map shrinks that side by MOST_SHRINK. A new pixel is the mean of
+the old ones with weights that fall linearly to 0 at a distance of one new pixel, as in the antialiased bilinear resize
+of PIL, torchvision and DALI; outside the image, its border is repeated, as in DALI.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -59,7 +62,7 @@ class ViewParameters(NamedTuple):
         blur_sigma_px: (N,), 0 for no blur; the kernel ends at ceil(3 sigma), the border is mirrored about its pixels
         brightness: (N,); a value v from 0 to 1 becomes brightness * (pivot + contrast * (v - pivot))
         contrast: (N,)
-        reduced_px: (N, 2) height and width to which the image is reduced first, those of the image for no reduction
+        reduced_px: (N, 2) height and width to which the image is reduced first, 0 x 0 for no reduction
         gamma: (N,) exponent of the values from 0 to 1
         erased_px: (N, 4) left, top, width and height of a rectangle of the view that becomes 0, the mean gray level;
             0 x 0 for none
@@ -122,10 +125,11 @@ def matrix_and_size(
     sizes = np.stack([heights, widths], axis=1)  # (N, 2)
     matrix = _matrix(size_px, crop)
     if not antialias:
-        return matrix.astype(np.float32), sizes.astype(np.float32)
+        return matrix.astype(np.float32), np.zeros_like(sizes, np.float32)
     shrink = np.stack([crop.height, crop.width], axis=1) / size_px
     reduced = np.maximum(1, np.rint(sizes * np.minimum(1, most_shrink / shrink)))
-    return (matrix * (reduced / sizes)[:, ::-1, None]).astype(np.float32), reduced.astype(np.float32)
+    is_reduced = (reduced < sizes).any(axis=1, keepdims=True)
+    return (matrix * (reduced / sizes)[:, ::-1, None]).astype(np.float32), (reduced * is_reduced).astype(np.float32)
 
 
 def _matrix(size_px: int, crop: Crop) -> Float64:
@@ -167,23 +171,3 @@ def whole_image(
     plain = ones.astype(np.float32)
     nothing = np.zeros((len(height), 4), np.float32)
     return ViewParameters(matrix, 0 * plain, plain, plain, reduced_px, plain, nothing)
-
-
-def reduction(length: int, reduced: int) -> Float32:
-    """Return the matrix (reduced, length) that reduces a row or column of pixels; outside, its border is repeated.
-
-    Each new pixel is the mean of the old ones with weights that fall linearly to 0 at a distance of one new pixel, as
-    in the antialiased resize of PIL, torchvision and DALI (the first two leave out what is beyond the border).
-    """
-    step = length / reduced
-    centers = (np.arange(reduced) + 0.5) * step - 0.5
-    reach = int(np.ceil(step)) + 1
-    pixels = np.floor(centers).astype(np.int64)[:, None] + np.arange(-reach, reach + 1)  # (reduced, 2 reach + 1)
-    weights = np.maximum(0, 1 - np.abs(pixels - centers[:, None]) / step)
-    weights /= weights.sum(axis=1, keepdims=True)
-    matrix = np.zeros((reduced, reach + length + reach), np.float32)  # with the pixels beyond both borders
-    np.put_along_axis(matrix, pixels + reach, weights, axis=1)
-    within = matrix[:, reach:-reach].copy()
-    within[:, 0] += matrix[:, :reach].sum(axis=1)
-    within[:, -1] += matrix[:, -reach:].sum(axis=1)
-    return within

@@ -146,8 +146,9 @@ def _outline(cell: Axes, drawn: DrawnView, view: ViewParameters, position: int, 
     """Outline a view's crop on the original."""
     corners = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]) * size_px
     x, y = view.matrix[position, :, :2] @ corners + view.matrix[position, :, 2:]  # in the reduced image
-    reduced_h, reduced_w = view.reduced_px[position]
-    x, y = x * (drawn.image_w[position] / reduced_w), y * (drawn.image_h[position] / reduced_h)
+    if view.reduced_px[position].any():
+        reduced_h, reduced_w = view.reduced_px[position]
+        x, y = x * (drawn.image_w[position] / reduced_w), y * (drawn.image_h[position] / reduced_h)
     cell.plot(x, y, color=color, linewidth=1.5)
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from infra.arrays import Float32, UInt8
 from sharding.images.encode import DECODER_ERRORS, FORMATS
 from ssl_core.views.header_check import header_problem
-from ssl_core.views.parameters import GRAY, ViewParameters, reduction
+from ssl_core.views.parameters import GRAY, ViewParameters
 from ssl_core.views.spec import SECOND
 from ssl_core.views.task import ViewBatch, ViewExecutor, ViewInputs, blank_out, first_line, until_failure
 
@@ -73,13 +73,16 @@ class TorchvisionExecutor(ViewExecutor):
         decoded = _decode(encoded, int(row["height"]), int(row["width"]))
         if isinstance(decoded, str):
             return decoded
-        image = decoded.to(self.task.device)
+        device, sizes_px = self.task.device, self.task.sizes_px
+        image = torch.from_numpy(decoded).to(device)[None]
         if not self.task.steps.antialias and not self.task.small_sizes_px:
             return list(warp(image, matrices[views], self.task.size_px))
-        return [
-            warp(reduce(image, *sizes[view].astype(int).tolist()), matrices[[view]], self.task.sizes_px[view])[0]
-            for view in views
-        ]
+        warped = []
+        for view in views:
+            height, width = sizes[view].astype(int).tolist()
+            reduced = torch.from_numpy(reduce(decoded, height, width)).to(device)[None] if height else image
+            warped.append(warp(reduced, matrices[[view]], sizes_px[view])[0])
+        return warped
 
     def _finish(self, pixels: torch.Tensor, view: ViewParameters) -> torch.Tensor:
         task = self.task
@@ -117,8 +120,8 @@ def _with_second(
     return [*views[:SECOND], *second, *views[SECOND:]]
 
 
-def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
-    """Decode to gray levels (1, H, W), or return why not.
+def _decode(encoded: UInt8, height: int, width: int) -> Float32 | str:
+    """Decode to gray levels (H, W), or return why not.
 
     Pillow decodes, because torchvision 0.29 deprecates its own decoders.
     """
@@ -129,20 +132,21 @@ def _decode(encoded: UInt8, height: int, width: int) -> torch.Tensor | str:
         with Image.open(BytesIO(encoded.data), formats=FORMATS) as image:
             if image.size != (width, height):  # a JPEG may declare a second size, which the check does not see
                 return f"it declares {image.width} x {image.height} px too"
-            return torch.from_numpy(np.array(image.convert("L"), np.float32))[None]
+            return np.array(image.convert("L"), np.float32)
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         return first_line(error)
 
 
-def reduce(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Reduce one image (1, H, W) without aliasing to (1, height, width), by `parameters.reduction`."""
-    if image.shape[1:] == (height, width):
-        return image
-    by_rows, by_columns = (
-        torch.from_numpy(reduction(length, reduced)).to(image.device)
-        for length, reduced in zip(image.shape[1:], (height, width), strict=True)
-    )
-    return by_rows @ image @ by_columns.T
+def reduce(image: Float32, height: int, width: int) -> Float32:
+    """Reduce one image (H, W) without aliasing to (height, width).
+
+    Pillow and torchvision leave out what is beyond the border. So Pillow gets the image with its border repeated, and
+    the box of the image itself, beyond which it reads.
+    """
+    beyond = int(np.ceil(max(image.shape[0] / height, image.shape[1] / width)))
+    padded = Image.fromarray(np.pad(image, beyond, mode="edge"))
+    box = (beyond, beyond, beyond + image.shape[1], beyond + image.shape[0])
+    return np.array(padded.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
 def warp(image: torch.Tensor, matrices: Float32, size_px: int) -> torch.Tensor:
