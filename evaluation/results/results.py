@@ -56,7 +56,8 @@ class Results:
     @property
     def judged(self) -> str:
         """What the other features are compared with, in words."""
-        return "the last checkpoint" if self.run else f"the first backbone ({self.outside[0].name})"
+        first = "".join(f" ({backbone.name})" for backbone in self.outside[:1])  # a stranger's file may name none
+        return "the last checkpoint" if self.run else f"the first backbone{first}"
 
     @property
     def fraction_percent(self) -> int:
