@@ -1,3 +1,7 @@
+import hashlib
+import json
+import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +49,16 @@ RECORD = NetworkRecord(
     seed=0,
 )
 PREDICTIONS = {"test": np.random.default_rng(0).random((2, 5)), "validation": np.empty((2, 0))}
+
+
+class Planted:
+    """Unpickling it creates a folder."""
+
+    def __init__(self, bait: Path) -> None:
+        self.bait = bait
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.bait),)
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +110,15 @@ def test_another_format_is_refused(folder: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(UserError, match="is in format 2, and this Sternum reads format 1"):
         read_record(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "predictions.safetensors", "network.json"])
+def test_a_pickle_with_a_manifest_that_vouches_for_it_is_not_executed(folder: Path, tmp_path: Path, name: str) -> None:
+    content = pickle.dumps(Planted(tmp_path / "executed"))
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunFailed, match="is damaged"):
+        load_network(folder) and read_predictions(folder)
+    assert not (tmp_path / "executed").exists()
