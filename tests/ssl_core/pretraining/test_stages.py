@@ -170,8 +170,12 @@ def test_stages_that_cannot_be_are_one_line(config: PretrainConfig, change: dict
         replace(config, train=replace(config.train, **change))
 
 
+def planned(config: PretrainConfig, ranks: Ranks) -> None:
+    list(check_plan(config, ranks))
+
+
 @pytest.mark.parametrize("backbone", ["timm/vit_tiny_patch16_224", pytest.param("vit_b_32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("command", [pretrain, lambda config, ranks: list(check_plan(config, ranks))])
+@pytest.mark.parametrize("command", [pretrain, pytest.param(planned, marks=pytest.mark.slow)])
 def test_a_network_that_is_bound_to_one_size_is_refused(
     backbone: str, command: Callable[[PretrainConfig, Ranks], None], config: PretrainConfig
 ) -> None:
