@@ -272,10 +272,19 @@ def text(results: dict[str, list[Figures] | str]) -> str:
                 f"the limit takes {100 * cpu:.1f} % of the CPU time"
             )
         for others in ("siblings of a study", "siblings of a patient"):
-            if reached := shares(results, f"{name}, {others}", name):
-                span = f"{100 * min(reached):.1f} to {100 * max(reached):.1f}"
-                lines.append(f"  {kind}, {others}: {100 * statistics.median(reached):.1f} % of the rate ({span})")
+            for whose in (f"sternum, {kind}", f"its limit, {kind}"):
+                lines += compared(results, f"{whose}, {others}", whose)
+        lines += compared(results, f"{name}, siblings of a patient", f"{other}, siblings of a patient")
     return "\n".join(lines)
+
+
+def compared(results: dict[str, list[Figures] | str], name: str, other: str) -> list[str]:
+    """Return a line with the rate of `name` in percent of that of `other`; none if either was not measured."""
+    if not (reached := [100 * share for share in shares(results, name, other)]):
+        return []
+    cpu = statistics.median(100 * b.cpu_us_per_image / a.cpu_us_per_image for a, b in pairs(results, name, other))
+    span = f"{min(reached):.1f} to {max(reached):.1f}"
+    return [f"  {name}: {statistics.median(reached):.1f} % of the rate of {other} ({span}), by CPU time {cpu:.1f} %"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -69,16 +69,26 @@ def sternum(executor: str, task: Task, **options: Any) -> Batches:
     return (batch.views for batch in batches)
 
 
-def limit(executor: str, task: Task) -> Batches:
+def limit(executor: str, task: Task, **options: Any) -> Batches:
     """Return the views of the executor alone: nothing is read, ordered, verified or drawn."""
     shards, order = _order(task)
-    stream = sample_batches(shards, order)
+    spec = replace(task.spec, **options)
+    siblings = siblings_of(spec, shards, 0)
+    stream = sample_batches(shards, order, siblings=siblings)
     encoded = list(islice(stream, order.first_step_after_epoch(0)))
     stream.close()
-    inputs = [ViewInputs(b.encoded, b.rows, draw_views(task.spec, 0, b.rows, b.epochs)) for b in encoded]
-    device = torch.device(task.device)
+    inputs = [
+        ViewInputs(b.encoded, b.rows, draw_views(spec, 0, b.rows, b.epochs, b.second_rows), b.siblings) for b in encoded
+    ]
     views = ViewTask(
-        task.size_px, VIEWS, shards.pixel_mean, shards.pixel_std, task.local_batch, device, threads=task.cpus
+        task.size_px,
+        VIEWS,
+        shards.pixel_mean,
+        shards.pixel_std,
+        task.local_batch,
+        torch.device(task.device),
+        threads=task.cpus,
+        siblings=siblings is not None,
     )
     view_executor = build_view_executor(executor, views)
     return (batch.views for batch in view_executor.run(cycle(inputs)))
@@ -265,6 +275,7 @@ WAYS: Final[dict[str, Callable[[Task], Batches]]] = {
     "sternum, DALI, siblings of a study": partial(sternum, "dali", second_from="same_study"),
     "sternum, DALI, siblings of a patient": partial(sternum, "dali", second_from="same_patient"),
     "its limit, DALI": partial(limit, "dali"),
+    "its limit, DALI, siblings of a patient": partial(limit, "dali", second_from="same_patient"),
     "sternum, torchvision": partial(sternum, "torchvision"),
     "sternum, torchvision, siblings of a study": partial(sternum, "torchvision", second_from="same_study"),
     "sternum, torchvision, siblings of a patient": partial(sternum, "torchvision", second_from="same_patient"),
