@@ -231,7 +231,7 @@ def test_runs_of_one_recipe_differ_in_their_seed_alone(made: MakeRun, capsys: py
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a"], "recipes=['a'] must be at least two"),
+        (["a"], "recipes=[a] must be at least two"),
         (["a", "a"], "recipes has a twice"),
         (["a", "absent"], "absent is neither a CSV file with predictions nor a probed run"),
         (["a", "b/predictions.csv"], "name the run folder instead: b"),
