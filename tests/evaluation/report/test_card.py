@@ -30,7 +30,9 @@ def sternums_input(path: Path, packing: Packing, fit: Fit, antialias: bool) -> F
     gray = np.asarray(decode(packed.content)[0], np.float32)
     view = whole_image(SIZE_PX, [packed.height], [packed.width], fit, antialias=antialias)
     height, width = view.reduced_px[0].astype(int).tolist()
-    pixels = warp(reduce(torch.from_numpy(gray)[None], height, width), view.matrix, SIZE_PX)[0, 0]
+    if height:
+        gray = reduce(gray, height, width)
+    pixels = warp(torch.from_numpy(gray)[None], view.matrix, SIZE_PX)[0, 0]
     values: Float32 = ((pixels / 255 - MEAN) / STD).numpy()
     return values
 

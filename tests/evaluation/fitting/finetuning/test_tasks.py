@@ -139,10 +139,9 @@ def test_the_kept_network_says_of_each_test_image_what_the_probe_says(
         lines = [line for line in csv.DictReader(file) if line["features"] == NAME]
     assert len(lines) == sum(item.test.images for item in results.datasets)
     for line in lines:
-        label = line["set"].removeprefix("folder: ")
-        assert float(line["score"]) == pytest.approx(known[label, line["key"]], abs=1e-5)
+        assert float(line["score"]) == pytest.approx(known[line["question"], line["key"]], abs=1e-5)
     for label, row in zip(LABELS, rows_of(results), strict=True):
-        of_label = [line for line in lines if line["set"] == f"folder: {label}"]
+        of_label = [line for line in lines if line["question"] == label]
         classes, scores = ([float(line[name]) for line in of_label] for name in ("label", "score"))
         assert row.scores.auc.value == pytest.approx(roc_auc_score(classes, scores), abs=1e-12)
 
