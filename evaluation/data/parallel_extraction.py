@@ -1,6 +1,7 @@
 """Features of several backbones and sets at once: a process for each GPU, or tasks of a Ray cluster.
 
-On CPUs one process with all threads extracts them one after another; docs/design.md says what several would gain.
+On CPUs one process with all threads extracts them one after another; several that share the threads are not faster
+(docs/design.md).
 """
 
 from collections.abc import Mapping, Sequence
