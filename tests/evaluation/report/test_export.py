@@ -128,7 +128,6 @@ def test_the_python_of_a_card_gives_the_features_of_a_probe(
         ("densenet121", 1),
         ("convnext_tiny", 3),
         ("vit_b_16", 1),
-        ("vit_b_16", 3),
         ("timm/test_vit", 1),
     ],
 )
