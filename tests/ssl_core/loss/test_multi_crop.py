@@ -118,6 +118,7 @@ def steps(rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
     return [step_of_a_linear_model(rank, world, config) for config in CONFIGS]
 
 
+@pytest.mark.slow  # by default, test_invariance.py has small views on two and four ranks
 def test_parameter_gradients_are_the_global_ones_when_five_ranks_hold_unequal_shares() -> None:
     alone = steps(0, 1)
     everywhere = on_ranks(len(SHARES), steps)
