@@ -112,6 +112,7 @@ def with_every_option(small: PretrainConfig, run_folder: Path) -> PretrainConfig
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_every_option_of_views_loss_and_head_resumes_with_the_same_bits(
     small: PretrainConfig, tmp_path: Path
 ) -> None:
