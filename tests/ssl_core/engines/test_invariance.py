@@ -139,15 +139,19 @@ def errors(result: Found, expected: Found) -> tuple[float, float, str]:
     """The relative error of the loss, and the largest of a parameter's gradient, ||g - g0|| / ||g0||, with its name.
 
     A bias that batch norm takes away again, at once or after a projection, has the gradient 0: what is left are the
-    last digits of sums over images whose terms are not small. So the error of a bias is relative to a thirtieth of its
-    weight's gradient, if its own is smaller.
+    last digits of sums over images whose terms are not small. So has the scale of a batch norm whose channels all pass
+    another batch norm, as in DenseNets. So the error of a bias is relative to a thirtieth of its weight's gradient, if
+    its own is smaller, and that of a scale to its bias's gradient.
     """
     (loss, gradients), (loss0, gradients0) = result, expected
     assert gradients.keys() == gradients0.keys()
-    sizes = {name: gradient.norm() for name, gradient in gradients0.items()}
-    for name in gradients0:
-        if name.endswith(".bias"):
-            sizes[name] = torch.maximum(sizes[name], sizes[name.removesuffix("bias") + "weight"] / 30)
+    norms = {name: gradient.norm() for name, gradient in gradients0.items()}
+    sizes = dict(norms)
+    for bias in (name for name in norms if name.endswith(".bias")):
+        weight = bias.removesuffix("bias") + "weight"
+        sizes[bias] = torch.maximum(norms[bias], norms[weight] / 30)
+        if gradients0[weight].dim() == 1:
+            sizes[weight] = torch.maximum(norms[weight], norms[bias])
     relative = {name: ((gradients[name] - gradients0[name]).norm() / sizes[name]).item() for name in gradients0}
     name = max(relative, key=relative.__getitem__)
     return abs((loss - loss0) / loss0), relative[name], name
