@@ -32,6 +32,7 @@ from evaluation.results.kept_probes import KeptBackbone, write_kept_probes
 from evaluation.results.notes import notes_on
 from evaluation.results.predictions import write_predictions
 from evaluation.results.presets import PRESETS
+from evaluation.results.replaced import warn_of_lost_results
 from evaluation.results.results import VERSION, Results, write_results
 from evaluation.results.rows import ProbeResult
 from evaluation.results.selection import write_selection
@@ -111,7 +112,7 @@ class Prober:
     """
 
     def __init__(self, config: ProbeConfig, subject: Subject, command: str = "") -> None:
-        """Remove what a killed probe left unfinished, and divide the datasets.
+        """Remove what a killed probe left unfinished, divide the datasets, and say which results will be replaced.
 
         Raises:
             UserError: for a dataset or option that cannot be probed.
@@ -145,6 +146,7 @@ class Prober:
                 allow_overlap=config.allow_overlap,
             ),
         )
+        warn_of_lost_results(subject.folder, [task.key for task in self.divided])
         self.tasks = [question for task in self.divided for question in task.questions]
         self.extractor = build_extractor(
             self.folder,

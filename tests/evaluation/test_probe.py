@@ -271,6 +271,19 @@ def test_nothing_is_extracted_or_fitted_twice(run: Path, shards: Path) -> None:
     assert again.rows == serial.rows
 
 
+@pytest.mark.usefixtures("one_c")
+def test_results_that_a_probe_leaves_out_are_named_before_it_starts(
+    run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(run, shards, checkpoints="last", controls=False)
+    probe(config)
+    capsys.readouterr()
+    Prober(config, open_subject(config))  # extracts and fits nothing yet
+    assert "results.json" not in capsys.readouterr().err
+    Prober(replace(config, presets=["rigorous"]), open_subject(config))
+    assert f"{run}/results.json holds 'cell' by gazda2021, which this probe leaves out" in capsys.readouterr().err
+
+
 @pytest.mark.slow  # by default, test_ray_search.py compares the searches, and test_demo.py probes with Ray
 def test_results_are_the_same_with_ray(run: Path, shards: Path, ray: None) -> None:
     serial = probe(config_of(run, shards))
