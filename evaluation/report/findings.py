@@ -44,6 +44,7 @@ _RIVALS: Final[tuple[str, ...]] = (
     "border",
     "attributes",
 )
+_WITHOUT_ARTICLE: Final = ("finetuned", "compared")  # an epoch, or a name that the user gave
 _NO_CONTROLS: Final = ("checkpoint", "finetuned", "compared")
 _TITLES: Final[dict[str, str]] = {
     "gazda2021": "the paper's protocol",
@@ -123,7 +124,8 @@ def _finding(results: Results, dataset: Dataset) -> str:
     )
     for row in rows:
         if row.kind in _RIVALS:
-            text += f"; {_compare(results, dataset, (last.features, last.scores.auc), (row.features, row.scores.auc))}"
+            ours, theirs = (last.features, last.scores.auc), (row.features, row.scores.auc)
+            text += f"; {_compare(results, dataset, ours, theirs, row.kind)}"
     return text + "."
 
 
@@ -138,16 +140,18 @@ def _task_finding(results: Results, task: TaskScores) -> str:
     )
     for row in task.rows:
         if row.kind in _RIVALS:
-            text += f"; {_compare(results, task, (last.features, last.auc), (row.features, row.auc))}"
+            text += f"; {_compare(results, task, (last.features, last.auc), (row.features, row.auc), row.kind)}"
     return text + "."
 
 
 def _compare(
-    results: Results, dataset: Dataset | TaskScores, last: tuple[str, Estimate], other: tuple[str, Estimate]
+    results: Results, dataset: Dataset | TaskScores, last: tuple[str, Estimate], other: tuple[str, Estimate], kind: str
 ) -> str:
     """Return how far the last checkpoint's AUC is above another one, and whether a comparison confirms that."""
     difference = 100 * (last[1].value - other[1].value)
-    text = f"{abs(difference):.1f} points {'above' if difference > 0 else 'BELOW'} the {other[0]}"
+    points = f"{abs(difference):.1f}"
+    side = f"{points} points {'above' if difference > 0 else 'BELOW'}" if float(points) else "level with"
+    text = f"{side} {other[0]}" if kind in _WITHOUT_ARTICLE else f"{side} the {other[0]}"
     facts = [f"{percent(other[1].value)} %"]
     for item in results.comparisons_of(dataset):
         bounds = point_interval(item.difference)

@@ -122,6 +122,16 @@ def test_finding_says_below_when_a_control_is_better(run: Path) -> None:
     assert "10.0 points BELOW the untrained backbone" in page.text
 
 
+def test_finding_names_no_side_where_the_shown_digits_are_equal_and_fits_the_article(run: Path) -> None:
+    dataset = made_dataset("gazda2021")
+    rows = [made_row(dataset, "untrained backbone", "untrained", 0.8004)]
+    rows.append(made_row(dataset, "epoch 1", "checkpoint", 0.8, epoch=1.0, step=5))
+    rows.append(made_row(dataset, "epoch 1, fine-tuned", "finetuned", 0.75))
+    text = page_of(run, replace(made_results([dataset]), rows=rows)).text
+    assert "at epoch 1; level with the untrained backbone (80.0 %" in text
+    assert "; 5.0 points above epoch 1, fine-tuned (75.0 %" in text
+
+
 def test_report_leaves_out_what_was_not_measured(run: Path) -> None:
     dataset = made_dataset("gazda2021")
     row = made_row(dataset, "epoch 1", "checkpoint", 0.8, epoch=1.0, step=5)
