@@ -10,6 +10,7 @@ from infra.log import say
 from infra.process_group import end_process
 from infra.processes import ranks_from_environment
 from infra.signals import sigterm_interrupts
+from infra.words import counted
 from launch.cli import run_command
 from launch.refused_files import refusal
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     with sigterm_interrupts():
         embedded = embed(config, ranks)
     if ranks.is_first:
-        say(f"wrote the features of {embedded.images} images to {config.out}")
+        say(f"wrote the features of {counted(embedded.images, 'image')} to {config.out}")
     if embedded.refused:
         raise refusal(embedded.refused, config.out.with_suffix(REFUSED))
     return 0

@@ -10,6 +10,7 @@ from infra.config import parse
 from infra.files import write_atomic
 from infra.log import say
 from infra.signals import sigterm_interrupts
+from infra.words import counted
 from launch.refused_files import refusal
 
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         content = as_json(predictions) if config.out.suffix == ".json" else as_csv(predictions)
         write_atomic(config.out, content)
-        say(f"wrote the scores of {len(predictions.records)} images to {config.out}")
+        say(f"wrote the scores of {counted(len(predictions.records), 'image')} to {config.out}")
     if predictions.refused:
         raise refusal(predictions.refused, config.out)
     return 0

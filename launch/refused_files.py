@@ -6,6 +6,7 @@ from typing import Final
 
 from infra.errors import RunFailed
 from infra.log import say
+from infra.words import counted
 from sharding.format.manifest import Rejection
 
 _SHOWN: Final = 20
@@ -20,6 +21,7 @@ def refusal(refused: Sequence[Rejection], listed: Path | None) -> RunFailed:
     """
     for item in refused[:_SHOWN]:
         say(f"refused: {item.path}: {item.reason}")
-    count = f"{len(refused)} file{'s' if len(refused) > 1 else ''}"
     where = listed or "the output"
-    return RunFailed(f"refused {count}, which {where} lists with the reasons; the others are done")
+    return RunFailed(
+        f"refused {counted(len(refused), 'file')}, which {where} lists with the reasons; the others are done"
+    )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from infra.config import parse
 from infra.log import say
+from infra.words import counted
 from sharding.format.manifest import Manifest
 from sharding.packing.pack import PackConfig, pack
 
@@ -33,7 +34,7 @@ def _summary(manifest: Manifest) -> str:
         splits[shard.split or "no split"] += shard.samples
     reasons = Counter(rejection.reason for rejection in manifest.rejected)
     lines = [
-        f"{manifest.samples} images of {manifest.patients} patients in {len(manifest.shards)} shards ("
+        f"{manifest.samples} images of {manifest.patients} patients in {counted(len(manifest.shards), 'shard')} ("
         + ", ".join(f"{split} {samples}" for split, samples in splits.items())
         + ")",
         f"rejected: {len(manifest.rejected)}" + (", listed in manifest.json" if reasons else ""),

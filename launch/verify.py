@@ -9,6 +9,7 @@ from infra.config import parse
 from infra.errors import RunFailed
 from infra.log import say
 from infra.options import require_workers
+from infra.words import counted
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     for difference in differences:
         say(f"{config.shards}: {difference}")
     if differences:
-        raise RunFailed(f"{config.shards} differs from its manifest in {len(differences)} ways; pack the dataset again")
+        raise RunFailed(
+            f"{config.shards} differs from its manifest in {counted(len(differences), 'way')}; pack the dataset again"
+        )
     manifest = read_manifest(config.shards)
     duration_s = time.perf_counter() - start_s
-    say(f"{config.shards} is whole: {manifest.samples} samples in {len(manifest.shards)} shards, {duration_s:.1f} s")
+    shards = counted(len(manifest.shards), "shard")
+    say(f"{config.shards} is whole: {manifest.samples} samples in {shards}, {duration_s:.1f} s")
     return 0

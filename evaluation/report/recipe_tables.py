@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from evaluation.comparison.records import RecipeComparison, RecipeDifference, RecipeScore
 from evaluation.report.tables import Table, interval, p_value, percent, point_interval, points
+from infra.words import counted
 
 
 def recipe_tables(comparison: RecipeComparison) -> list[Table]:
@@ -96,10 +97,10 @@ def _differences(comparison: RecipeComparison) -> Table:
 
 
 def _difference_notes(comparison: RecipeComparison) -> Iterator[str]:
-    count = len(comparison.differences)
+    count = counted(len(comparison.differences), "difference")
     if any(item.p_holm is not None for item in comparison.differences):
         yield (
-            f"Verdicts: Holm's adjustment over the {count} difference{'s' if count > 1 else ''} of this table, at 5 %. "
+            f"Verdicts: Holm's adjustment over the {count} of this table, at 5 %. "
             "Each interval is that of its difference alone."
         )
     if any(item.about == "these weights" for item in comparison.differences):

@@ -12,6 +12,7 @@ from evaluation.results.notes import NO_RUN_NOTE, PAPER_NOTE, SIMULATED_NOTE, ov
 from evaluation.results.results import Results
 from evaluation.results.rows import ProbeResult, last_checkpoint
 from evaluation.results.scores import Estimate
+from infra.words import counted
 from sharding.format.fractions import FRACTIONS_PERCENT
 
 HEADER: Final = ("dataset", "features", "fraction", "ACC", "AUC", "95 %", "SEN", "SPE", "F1")
@@ -127,7 +128,7 @@ def _notes(results: Sequence[Results], preset: str) -> Iterator[str]:
         seeds = ", ".join(str(item.seed) for item in (run, *others))
         yield (
             f"Ours, {fraction} %: {run.backbone} at {run.size_px} px, global batch {run.global_batch}, "
-            f"{run.epochs:.4g} epochs, seed{'s' if others else ''} {seeds}."
+            f"{counted(run.epochs, 'epoch')}, seed{'s' if others else ''} {seeds}."
         )
     for backbone in (backbone for item in results if item.run is None for backbone in item.outside):
         yield f"{backbone.name}: {backbone.network} at {backbone.size_px} px, SHA-256 {backbone.sha256[:12]}."

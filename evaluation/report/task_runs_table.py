@@ -8,6 +8,7 @@ from evaluation.report.tables import Table, marked_label, percent
 from evaluation.results.notes import NO_RUN_NOTE
 from evaluation.results.results import Results
 from evaluation.results.task_scores import TaskScores
+from infra.words import counted
 
 HEADER: Final = (
     *("label", "features", "fraction", "seed"),
@@ -82,7 +83,7 @@ def _notes(run: _Run) -> Iterator[str]:
     described = run.results.run
     what = (
         f"{marked_label(run.task)}, {described.fraction_percent} %, seed {described.seed}: {described.backbone} at "
-        f"{described.size_px} px, {described.epochs:.4g} epochs"
+        f"{described.size_px} px, {counted(described.epochs, 'epoch')}"
         if described
         else f"{run.task.label}, {', '.join(backbone.name for backbone in run.results.outside)}: without a run"
     )

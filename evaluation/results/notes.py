@@ -17,6 +17,7 @@ from evaluation.results.results import Results
 from evaluation.results.rows import AT_EDGE_MARK, last_checkpoint
 from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskOverlap, TaskScores
+from infra.words import counted
 
 SIMULATED_NOTE: Final = (
     "Simulated radiographs are drawn by a program. Scores on them show that the machinery works and prove nothing "
@@ -113,7 +114,7 @@ def _ancestor_notes(results: Results) -> Iterator[str]:
         if weights.data_identity is None:
             yield f"The run descends from {weights.weights}; Sternum cannot know which images these weights have seen."
             continue
-        trained = f"The run descends from {weights.weights}, trained for {weights.epochs:g} epochs on "
+        trained = f"The run descends from {weights.weights}, trained for {counted(weights.epochs or 0, 'epoch')} on "
         shards = ", ".join(weights.shards)
         if weights.compared:
             yield f"{trained}{shards}; test images that it saw there count as seen by pretraining."

@@ -14,6 +14,7 @@ from evaluation.results.scores import Estimate
 from evaluation.results.selection import MeasureVerdict
 from evaluation.selection.label_free import MEASURES, goodness, has_collapsed
 from infra.arrays import Float64
+from infra.words import counted
 
 LOSS: Final = "pretext loss"
 LAST: Final = "last"
@@ -44,14 +45,15 @@ def choose_checkpoint(measured: Mapping[str, Mapping[str, float]]) -> tuple[str,
     sound = {name: values[_DECIDES] for name, values in measured.items() if not has_collapsed(values)}
     if not sound:
         spread = max(values["spread"] for values in measured.values())
+        subject = f"all {len(names)} checkpoints have" if len(names) > 1 else "the only checkpoint has"
         return names[-1], (
-            f"all {len(names)} checkpoints have collapsed: their features hardly differ between images (spread at most "
+            f"{subject} collapsed: features hardly differ between images (spread at most "
             f"{spread:.2g}); none is worth using; this is merely the last"
         )
     best = min(sound, key=lambda name: sound[name])
     chosen = [name for name, value in sound.items() if value <= sound[best] + _TIE * abs(sound[best])][-1]
     collapsed = len(names) - len(sound)
-    among = f"{len(sound)} checkpoints" + (f" that have not collapsed ({collapsed} have)" if collapsed else "")
+    among = counted(len(sound), "checkpoint") + (f" that did not collapse ({collapsed} did)" if collapsed else "")
     if chosen == best:
         return chosen, f"its {_DECIDES} of {sound[best]:.2f} is the lowest of {among}"
     return chosen, (

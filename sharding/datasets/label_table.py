@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from infra.errors import UserError, require
 from infra.log import say
 from infra.options import key, require_described, setting
+from infra.words import counted
 from sharding.datasets.labels import LabelParser, Labels
 from sharding.datasets.pseudonyms import Pseudonyms, read_key
 from sharding.datasets.table import read_table
@@ -199,10 +200,12 @@ class LabelTable:
             f"{self._images - self._without_count} of {self._images} images of {images}"
         )
         if unmatched:
-            say(f"warning: {table}: {len(unmatched)} rows match no image{_examples(unmatched, len(unmatched))}")
+            rows = counted(len(unmatched), "row")
+            say(f"warning: {table}: {rows} without an image{_examples(unmatched, len(unmatched))}")
         if self._without_count:
             count = self._without_count
-            say(f"warning: {table}: {count} images have no row, so no labels{_examples(self._without, count)}")
+            images_without = counted(count, "image")
+            say(f"warning: {table}: {images_without} without a row, so without labels{_examples(self._without, count)}")
         if self._replaced:
             say(
                 f"{table}: its labels replace those of {images} with the same name: {', '.join(sorted(self._replaced))}"

@@ -11,6 +11,7 @@ from infra.files import regular_size, sha256_file, write_atomic
 from infra.json_files import BadJson, encode_json, read_json
 from infra.log import say
 from infra.options import setting
+from infra.words import counted
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import (
     MANIFEST,
@@ -58,7 +59,7 @@ class Start:
         latest = self.ancestors[0]
         if latest.epoch is None:
             return text
-        return f"{text}; trained for {latest.epoch:.4g} epochs on {', '.join(latest.shards) or 'unknown shards'}"
+        return f"{text}; trained for {counted(latest.epoch, 'epoch')} on {', '.join(latest.shards) or 'unknown shards'}"
 
 
 def initial_sha256(config: PretrainConfig) -> str | None:

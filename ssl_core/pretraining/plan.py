@@ -17,6 +17,7 @@ from infra.extras import require_extra
 from infra.files import require_space
 from infra.options import key, registered, setting
 from infra.processes import Ranks, require_world
+from infra.words import counted
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.format.label_counts import LabelCounts
 from sharding.format.manifest import Manifest
@@ -97,8 +98,9 @@ def _data(shards: ShardSet) -> str:
     size = sum(shard.size_bytes for shard in shards.shards)
     splits = sorted({shard.split or "no split" for shard in shards.shards})
     return (
-        f"data: {shards.samples:,} images of {patients:,} patients in {len(shards.shards)} shards ({_megabytes(size)}) "
-        f"of {', '.join(dict.fromkeys(shards.names))}; {', '.join(splits)}"
+        f"data: {counted(shards.samples, 'image')} of {counted(patients, 'patient')} in "
+        f"{counted(len(shards.shards), 'shard')} ({_megabytes(size)}) of "
+        f"{', '.join(dict.fromkeys(shards.names))}; {', '.join(splits)}"
     )
 
 
@@ -179,8 +181,8 @@ def _steps(config: PretrainConfig, order: SampleOrder, world: int, first: int, t
     stop = f", this start until step {last:,}" if last < total else ""
     each = config.data.global_batch // world
     return (
-        f"steps: {total:,} in {train.epochs} epochs of {order.samples / order.global_batch:,.1f} steps, "
-        f"{config.data.global_batch} images a step on {world} processes ({each} each); {start}{stop}"
+        f"steps: {total:,} in {counted(train.epochs, 'epoch')} of {order.samples / order.global_batch:,.1f} steps, "
+        f"{config.data.global_batch} images a step on {counted(world, 'process')} ({each} each); {start}{stop}"
     )
 
 
@@ -234,11 +236,11 @@ def _disk(config: PretrainConfig, memory: StepMemory, order: SampleOrder, steps:
         require_space(folder, kept * each)
     except UserError as error:
         raise UserError(
-            f"{kept} checkpoints of {_megabytes(each)}: {error}, or keep fewer: --{key(rule, 'keep_last')}=2"
+            f"{counted(kept, 'checkpoint')} of {_megabytes(each)}: {error}, or keep fewer: --{key(rule, 'keep_last')}=2"
         ) from error
     free = _free_bytes(folder)
     return (
-        f"disk: {kept} checkpoints of {_megabytes(each)} are kept at a time, {_megabytes(kept * each)} of "
+        f"disk: {counted(kept, 'checkpoint')} of {_megabytes(each)} at a time, {_megabytes(kept * each)} of "
         f"{_megabytes(free)} free"
     )
 

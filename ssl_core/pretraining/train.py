@@ -15,6 +15,7 @@ from infra.errors import RunFailed
 from infra.log import progress, say
 from infra.options import key, registered, setting
 from infra.processes import Ranks, decoding_threads, on_first_rank, require_same
+from infra.words import counted
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import Positions
@@ -108,8 +109,9 @@ def _train(run: Run, learning_step: LearningStep) -> None:
     on_first_rank(run.ranks, lambda: _start_writing(run, start))
     with _open_outputs(run, engine) as outputs:
         outputs.say(
-            f"pretraining {config.model.backbone} on {run.shards.samples} samples, {config.train.epochs} epochs, "
-            f"{run.ranks.world} x {run.device.type}: steps {state.step} to {run.last_step} in {config.run_folder}"
+            f"pretraining {config.model.backbone} on {run.shards.samples} samples, "
+            f"{counted(config.train.epochs, 'epoch')}, {run.ranks.world} x {run.device.type}: "
+            f"steps {state.step} to {run.last_step} in {config.run_folder}"
         )
         on_first_rank(run.ranks, lambda: _show_views(run, outputs))
         with closing(_batches(run)) as batches:

@@ -156,14 +156,21 @@ def test_choice_skips_collapsed_checkpoints() -> None:
         {"epoch 1": healthy(-2), "epoch 2": healthy(-1), "epoch 3": collapsed(-4), "epoch 4": dead}
     )
     assert chosen == "epoch 1"
-    assert why == "its uniformity of -2.00 is the lowest of 2 checkpoints that have not collapsed (2 have)"
+    assert why == "its uniformity of -2.00 is the lowest of 2 checkpoints that did not collapse (2 did)"
 
 
 def test_choice_says_so_when_all_have_collapsed() -> None:
     chosen, why = choose_checkpoint({"epoch 1": collapsed(-1), "epoch 2": collapsed(-2)})
     assert chosen == "epoch 2"
-    assert why.startswith("all 2 checkpoints have collapsed: their features hardly differ between images (spread at")
+    assert why.startswith("all 2 checkpoints have collapsed: features hardly differ between images (spread at")
     assert "none is worth using" in why
+
+
+def test_choice_counts_one_checkpoint_in_the_singular() -> None:
+    only, left = {"epoch 1": healthy(-2)}, {"epoch 1": healthy(-2), "epoch 2": collapsed(-3)}
+    assert choose_checkpoint(only)[1] == "its uniformity of -2.00 is the lowest of 1 checkpoint"
+    assert choose_checkpoint(left)[1].endswith("is the lowest of 1 checkpoint that did not collapse (1 did)")
+    assert choose_checkpoint({"epoch 1": collapsed(-2)})[1].startswith("the only checkpoint has collapsed: ")
 
 
 @pytest.fixture

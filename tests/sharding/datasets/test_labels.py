@@ -131,8 +131,8 @@ def test_a_table_joined_by_path_adds_labels_counts_what_does_not_match_and_enter
     assert manifest.rejected == []  # the table lies among the images, and was used
     said = capsys.readouterr().err
     assert "l.csv: 3 of 4 values of path match 3 of 4 images of the dataset" in said
-    assert "warning: l.csv: 2 rows match no image: l.csv line 6, l.csv line 5" in said
-    assert "warning: l.csv: 1 images have no row, so no labels: well/4.png" in said
+    assert "warning: l.csv: 2 rows without an image: l.csv line 6, l.csv line 5" in said
+    assert "warning: l.csv: 1 image without a row, so without labels: well/4.png" in said
     assert "l.csv: its labels replace those of the dataset with the same name: sick" in said
 
 
@@ -199,7 +199,7 @@ def test_dicom_joins_by_an_identifier_that_enters_neither_shards_nor_messages(
     _, found = packed(config)
     assert sorted(meta["labels"]["mass"] for meta in found.values()) == expected
     said = capsys.readouterr().err
-    assert "1 rows match no image: l.csv line" in said
+    assert "1 row without an image: l.csv line" in said
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir()) + said.encode()
     assert not any(text in written for text in (b"0123", b"0456", b"1.9.1", b"1.8.0", b"9876543", b"DOE"))
 

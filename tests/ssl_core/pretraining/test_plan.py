@@ -111,7 +111,7 @@ def test_small_views_that_a_network_does_not_take_are_refused(small: PretrainCon
         (lambda config: replace(config, train=replace(config.train, micro_batches=5)), r"micro_batches=5 must divide"),
         (
             lambda config: replace(config, train=replace(config.train, checkpoint_every_epochs=1, epochs=10**5)),
-            r"100000 checkpoints of .* MB are free; .*, or keep fewer: --checkpoints\.keep_last=2",
+            r"100,000 checkpoints of .* MB are free; .*, or keep fewer: --checkpoints\.keep_last=2",
         ),
     ],
 )
