@@ -189,7 +189,7 @@ def _origin(weights: str, what: str) -> Origin:
     require(path.exists(), f"{what} does not exist; name a file with weights, or a folder that holds them")
     if path.is_dir():
         return _origin_in(path, what)
-    require(bool(network), f"{what} needs its network: NAME=FILE@NETWORK, such as @resnet50")
+    require(bool(network), f"{what} needs its network: add @NETWORK at its end, such as @resnet50")
     require_backbone(network, what)
     return StateDict(path, network, published_input(network), what)
 

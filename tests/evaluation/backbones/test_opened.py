@@ -138,7 +138,7 @@ def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
     [
         ("weights.pth", r"compare: 'weights\.pth' must be NAME=WEIGHTS, such as imagenet=torchvision/resnet50"),
         ("a=nothing.pth@resnet50", r"compare: a=nothing\.pth@resnet50 does not exist; name a file"),
-        ("a=weights.pth", r"needs its network: NAME=FILE@NETWORK"),
+        ("a=weights.pth", r"^compare: a=weights\.pth needs its network: add @NETWORK at its end, such as @resnet50$"),
         ("a=weights.pth@resnet19", r"compare: a=weights\.pth@resnet19 must be one of "),
         ("a=folder", r"compare: a=folder is a folder without checkpoints or config\.json; name a run"),
         ("a=torchvision/resnet18.IMAGENET1K_V1", r"is not in torch's cache, and Sternum downloads no weights"),
@@ -153,6 +153,14 @@ def test_weights_that_cannot_be_found_are_named(
     Path("folder").mkdir()
     with pytest.raises(UserError, match=message):
         named_backbones([text], "compare", InputOptions())
+
+
+def test_the_weights_of_a_single_backbone_are_asked_for_their_network_without_a_name(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.pth"
+    weights.touch()
+    with pytest.raises(UserError) as caught:
+        open_backbone(str(weights), f"backbone={weights}", InputOptions())
+    assert str(caught.value) == f"backbone={weights} needs its network: add @NETWORK at its end, such as @resnet50"
 
 
 def saved(path: Path, state: Mapping[str, object]) -> str:
