@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from evaluation.data.labeled_sets import LabeledSet
+from evaluation.data.labeled_sets import LabeledSet, ProbeLabels
 from evaluation.results.task_file import SUFFIXES, near, read_task
 from evaluation.results.tasks import BUILT_IN, Question, Task, multilabel
 from infra.errors import UserError, require
 from infra.log import say
+from infra.options import key
 
 # Names of a class that is the absence of a disease, in lower case.
 _HEALTHY: Final = frozenset(("normal", "no finding", "healthy", "negative", "control", "none", "benign", "no", "0"))
@@ -35,7 +36,8 @@ def choose_tasks(
     for labeled_set in labeled_sets:
         require(
             bool(_labels_of(labeled_set)),
-            f"dataset {labeled_set.label!r} has no labels to probe; pack it again with its labels, or name another set",
+            f"dataset {labeled_set.label!r} has no labels to probe; name a table of them: "
+            f"--{key(ProbeLabels, 'csv')}=FILE, pack the set again with its labels, or name another set",
         )
     if names:
         require(positive is None, f"positive={positive} is for sets without a task, but tasks names some; keep one")
@@ -139,8 +141,10 @@ def implied_task(labeled_set: LabeledSet, positive: str | None = None) -> Task:
     known = sorted(_labels_of(labeled_set))
     present = Counter(label for of_image in labels for label, value in of_image.items() if value == 1)
     if not _are_classes(labels):
+        if len(known) == 1:
+            return Task(name, "binary", (Question(known[0]),))
         say(f"{name}: the labels do not exclude each other, so each is probed on its own: {', '.join(known)}")
-        return multilabel(name, known) if len(known) > 1 else Task(name, "binary", (Question(known[0]),))
+        return multilabel(name, known)
     require(len(known) > 1, f"dataset {name!r} has only the class {known[0]!r}; a probe needs two classes")
     if len(known) > 2:
         say(f"{name}: {len(known)} classes, each is told apart from the others: {', '.join(known)}")

@@ -42,13 +42,17 @@ def test_two_classes_are_a_binary_task_whose_positive_class_is_said_and_can_be_c
     assert rarer.questions == (Question("b", "a"),)
 
 
-def test_more_classes_are_multiclass_and_labels_that_go_together_are_multilabel() -> None:
+def test_more_classes_are_multiclass_and_labels_that_go_together_are_multilabel(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     [[classes]] = choose_tasks([labeled_set(of_classes("a", "b", "c"))], [])
     assert (classes.kind, classes.labels) == ("multiclass", ["a", "b", "c"])
     [[labels]] = choose_tasks([labeled_set([{"a": 1, "b": 1}, {"a": 0, "b": 0}, {"a": -1, "b": None}])], [])
     assert (labels.kind, labels.labels) == ("multilabel", ["a", "b"])
+    assert "mine: the labels do not exclude each other, so each is probed on its own: a, b" in capsys.readouterr().err
     [[one]] = choose_tasks([labeled_set([{"a": 1}, {"a": 0}])], [])
     assert (one.kind, one.questions) == ("binary", (Question("a"),))
+    assert capsys.readouterr().err == ""  # one label excludes nothing
 
 
 def test_a_dataset_of_the_paper_has_its_own_tasks() -> None:
@@ -133,7 +137,8 @@ def test_a_set_that_no_named_task_fits_and_a_set_without_labels_are_refused() ->
     with pytest.raises(UserError, match="dataset 'b' has the labels of none of the tasks cell"):
         choose_tasks([first, second], ["cell"])
     nothing = replace(first, samples=make_samples(["p", "q"], [{}, {"a": None}]))
-    with pytest.raises(UserError, match="dataset 'a' has no labels to probe"):
+    table = r"dataset 'a' has no labels to probe; name a table of them: --data\.labels\.csv=FILE, pack the set again"
+    with registered(ProbeConfig), pytest.raises(UserError, match=table):
         choose_tasks([nothing], [])
     with pytest.raises(UserError, match="dataset 'mine' has only the class 'a'; a probe needs two classes"):
         choose_tasks([labeled_set(of_classes("a"))], [])
