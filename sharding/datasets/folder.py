@@ -100,9 +100,10 @@ def read(root: Path, options: FolderOptions, *, follow_links: bool = False) -> I
         items = _read_tree(root, follow_links)
     yield from items
     if options.patient is None:
+        table = "" if options.csv else f"a table of the images, {key(options, 'csv')}, with "
         say(
             "warning: the images have no patients, so each counts as a separate patient, in splits and in confidence "
-            f"intervals; name the patient column: {key(options, 'patient')}"
+            f"intervals; name {table}the patient column: {key(options, 'patient')}"
         )
 
 

@@ -35,6 +35,24 @@ def test_folder_options_reach_the_reader_from_the_command_line(
 
 
 @pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        ([], "name a table of the images, folder.csv, with the patient column: folder.patient\n"),
+        (["--folder.csv=t.csv"], "intervals; name the patient column: folder.patient\n"),
+    ],
+)
+def test_images_without_patients_are_warned_of_with_the_options_that_name_them(
+    options: list[str], way_out: str, tmp_path: Path, radiograph: RadiographMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "root" / "sick").mkdir(parents=True)
+    radiograph(1).save(tmp_path / "root" / "sick" / "1.png")
+    if options:
+        (tmp_path / "root" / "t.csv").write_text("path\nsick/1.png\n")
+    shard.main(["folder", f"--root={tmp_path / 'root'}", f"--out={tmp_path / 'out'}", "--workers=1", *options])
+    assert way_out in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["chexpert", "--cell.patients=by_number"], r"cell\.\* are options of dataset cell, not of chexpert"),
