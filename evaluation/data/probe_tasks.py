@@ -212,10 +212,11 @@ def _divided(
     overlap = task_overlap(probed, cohorts.questions, seen) if seen else None
     if overlap and overlap.images + overlap.patients > 0 and not options.allow_overlap:
         what = describe_overlap(questions[0].record) if task.kind == "binary" else describe_task_overlap(overlap)
+        other_split = "" if isinstance(probed, JoinedSets) else "pretrain on --data.splits=[train], "
         raise UserError(
             f"dataset {key.dataset!r}: {what}, which flatters the checkpoints; leave these images out (sternum audit "
-            "PRETRAINING TESTED writes the audit.json for --exclude), pretrain on --data.splits=[train], or pass "
-            "--allow_overlap=true to have the rows marked"
+            f"PRETRAINING TESTED writes the audit.json for --exclude), {other_split}or pass --allow_overlap=true to "
+            "have the rows marked"
         )
     for label, reason in cohorts.left_out.items():
         say(f"{key.dataset}, {key.preset}: {label} is left out; the dataset {reason}")

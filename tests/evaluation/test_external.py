@@ -221,6 +221,16 @@ def test_several_labels_fine_tuning_few_labels_and_the_own_test_part_work_too(
     assert "50 images of 50 patients" in capsys.readouterr().out
 
 
+def test_a_tested_set_that_was_pretrained_on_is_refused_without_the_advice_of_another_split(
+    tmp_path: Path, hospitals: list[Location], make_run: MakeRun
+) -> None:
+    run = make_run(tmp_path / "run", Path(hospitals[1]), (5,), ())
+    with pytest.raises(
+        UserError, match=r"flatters the checkpoints; leave .* for --exclude\), or pass --allow_overlap="
+    ):
+        probe(config_of(run, hospitals))
+
+
 def test_options_that_do_not_fit_are_refused_in_one_line(hospitals: list[Location]) -> None:
     with pytest.raises(UserError, match=r"test_on=\[a\] needs the set that classifiers are fitted to: train_on=NAME"):
         config_of(Path("run"), hospitals, train_on=None, test_on=["a"])
