@@ -8,12 +8,14 @@ from evaluation.backbones.opened import InputOptions
 from evaluation.inference.embedder import LOCAL_BATCH, ExecutorName
 from evaluation.results.presets import PresetName
 from infra.errors import require
-from infra.options import key, require_at_least, require_workers
+from infra.options import key, require_at_least, require_workers, setting
 from infra.urls import Location, require_no_credentials
+from sharding.datasets import require_set_name
 from sharding.reading.fetch import FetchConfig
 from ssl_core.views.parameters import Fit
 
 PREDICTION_SUFFIXES: Final = (".csv", ".json")
+DICOM: Final = "dicom"  # the dataset as which DICOM files are packed
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class EmbedConfig:
         follow_links: also read files that symbolic links reach outside of a folder
         pseudonym_key: key of the pseudonyms with which sternum shard dicom packs; DICOM files then have its keys and
             patients instead of their paths
+        name: name of the set of DICOM files, as in sternum shard dicom --name; by default the dataset's, dicom
         input: images that the backbone takes, in place of what is known of it
         data: how remote shards are read
     """
@@ -59,6 +62,7 @@ class EmbedConfig:
     workers: int = 0
     follow_links: bool = False
     pseudonym_key: Path | None = None
+    name: str | None = None
     input: InputOptions = field(default_factory=InputOptions)
     data: RemoteData = field(default_factory=RemoteData)
 
@@ -67,6 +71,12 @@ class EmbedConfig:
         require(bool(self.source), f"{key(self, 'source')} must name shards, image files or folders of them")
         for location in self.source:
             require_no_credentials(location, key(self, "source"))
+        require(
+            self.name is None or self.pseudonym_key is not None,
+            f"{setting(self, 'name')} is for DICOM files with pseudonyms; name their key too: "
+            f"{key(self, 'pseudonym_key')}",
+        )
+        require_set_name(self, DICOM)
         require_at_least(self, "local_batch", 1, f"try {LOCAL_BATCH}")
         require_workers(self)
 

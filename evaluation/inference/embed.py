@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from evaluation.inference.backbones import NamedBackbone, name_backbone
-from evaluation.inference.config import EmbedConfig
+from evaluation.inference.config import DICOM, EmbedConfig
 from evaluation.inference.embedder import Embedder, build_embedder
 from evaluation.inference.feature_files import require_known, write_features
 from evaluation.inference.images import (
@@ -30,6 +30,7 @@ from infra.locks import locked
 from infra.log import progress, say
 from infra.options import key, setting
 from infra.processes import Ranks
+from sharding.datasets.image_files import DicomSet
 from sharding.datasets.pseudonyms import read_key
 from sharding.format.manifest import Rejection
 from sharding.images.encoding import Encoding
@@ -100,7 +101,6 @@ def _shards(config: EmbedConfig) -> list[ImageSource]:
 
 
 def _files(config: EmbedConfig, encoding: Encoding, ranks: Ranks) -> FileImages:
-    option = config.pseudonym_key
     files = FileImages(
         [Path(location) for location in config.source],
         encoding,
@@ -108,12 +108,18 @@ def _files(config: EmbedConfig, encoding: Encoding, ranks: Ranks) -> FileImages:
         BATCHES_A_PART,
         workers=config.workers or max(1, len(os.sched_getaffinity(0)) // ranks.local_world),
         follow_links=config.follow_links,
-        pseudonyms=None if option is None else read_key(option, key(config, "pseudonym_key")),
+        dicom_set=_dicom_set(config),
     )
     files.require_own_keys()
     if ranks.is_first:
         say(f"image files are prepared as packing does it: {encoding}")
     return files
+
+
+def _dicom_set(config: EmbedConfig) -> DicomSet | None:
+    if config.pseudonym_key is None:
+        return None
+    return DicomSet(config.name or DICOM, read_key(config.pseudonym_key, key(config, "pseudonym_key")))
 
 
 def _compute(embedder: Embedder, sources: Sequence[ImageSource], folder: PartFolder, ranks: Ranks) -> list[str]:

@@ -15,8 +15,7 @@ from infra.arrays import UInt8
 from infra.errors import RunFailed, UserError, require
 from infra.parallel import ordered_map, worker_count
 from infra.urls import Location, scheme_of, shown
-from sharding.datasets.image_files import ImageFile, PreparedImage, find_image_files, prepare
-from sharding.datasets.pseudonyms import Pseudonyms
+from sharding.datasets.image_files import DicomSet, ImageFile, PreparedImage, find_image_files, prepare
 from sharding.format.manifest import INDEX_ROW, MANIFEST_NAME, PARTIAL, Rejection
 from sharding.images.encoding import Encoding
 from sharding.reading.fetch import FetchConfig
@@ -36,7 +35,7 @@ class ImageRecord:
         key: key of the sample in its set, or that which packing would give
         path: the file, as the user knows it; None for an image in shards, and where the path may name the patient
         patient: identity of the patient, 16 hexadecimal digits as in predictions.csv; None if unknown
-        dataset: name of the set; None for image files
+        dataset: name of the set; None for image files of no set
         split: official split
         sha256: hash of the file, or of the encoded image in the shard
     """
@@ -137,14 +136,14 @@ class FileImages:
         *,
         workers: int = 0,
         follow_links: bool = False,
-        pseudonyms: Pseudonyms | None = None,
+        dicom_set: DicomSet | None = None,
     ) -> None:
         """List the files; raises UserError if there are none."""
         items = list(find_image_files(sources, follow_links=follow_links))
         self._files = [item for item in items if isinstance(item, ImageFile)]
         self.refused = [item for item in items if isinstance(item, Rejection)]
-        self._prepare = partial(prepare, encoding=encoding, pseudonyms=pseudonyms)
-        self._identity = f"{encoding} {pseudonyms and pseudonyms.fingerprint}"
+        self._prepare = partial(prepare, encoding=encoding, dicom_set=dicom_set)
+        self._identity = f"{encoding} {dicom_set and (dicom_set.name, dicom_set.pseudonyms.fingerprint)}"
         self._local_batch, self._files_a_part, self._workers = local_batch, local_batch * batches_a_part, workers
 
     def require_own_keys(self) -> None:
@@ -228,7 +227,7 @@ def _encoded_batch(images: Sequence[PreparedImage], records: list[ImageRecord]) 
             key=image.key,
             path=image.path,
             patient=None if image.patient is None else f"{image.patient:016x}",
-            dataset=None,
+            dataset=image.dataset,
             split=None,
             sha256=image.sha256,
         )

@@ -13,12 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from infra.errors import require
+from infra.options import setting
 from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, dicom, folder, webdataset
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
 from sharding.datasets.webdataset import WebdatasetOptions
-from sharding.format.manifest import Rejection
+from sharding.format.manifest import SET_NAME, SET_NAME_RULE, Rejection
 from sharding.format.sample import Sample
 
 READERS: Final[dict[str, Callable[..., Iterator[Sample | Rejection]]]] = {
@@ -43,6 +45,18 @@ OPTIONS: Final[dict[str, type[ReaderOptions]]] = {
 def root_of(dataset: str, root: Path) -> Path:
     """Return the folder that the paths of a dataset's samples are relative to: `root`, but for a part of CheXpert."""
     return chexpert.root_of(root) if dataset == "chexpert" else root
+
+
+def require_set_name(config: Any, dataset: str) -> None:
+    """Raise UserError unless the field `name` can name a set of this dataset; None stands for the dataset's name."""
+    name = dataset if config.name is None else config.name
+    require(
+        SET_NAME.fullmatch(name) is not None, f"{setting(config, 'name')} must have {SET_NAME_RULE}; try hospital-a"
+    )
+    require(
+        name == dataset or name not in READERS,
+        f"{setting(config, 'name')} is the name of another dataset; try {name}-{dataset}",
+    )
 
 
 def recorded(options: ReaderOptions) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Final
 
 from infra.errors import UserError, require
 from sharding.datasets.dicom import is_identity, key_of_file, modality_problem
@@ -17,8 +16,6 @@ from sharding.format.writer import patient_identity
 from sharding.images.encode import TOO_MUCH_MEMORY, ImageRejected, encode, read_image_file
 from sharding.images.encoding import Encoding
 from sharding.images.file_formats import DICOM_HEAD_BYTES, is_dicom
-
-_DICOM_SET: Final = "dicom"  # the name of a set of DICOM files, unless packing gives another
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,19 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class DicomSet:
+    """A set of DICOM files, as packing hides who is on them.
+
+    Attributes:
+        name: name of the set, of which identities are made
+        pseudonyms: pseudonyms of files and patients
+    """
+
+    name: str
+    pseudonyms: Pseudonyms
+
+
+@dataclass(frozen=True)
 class PreparedImage:
     """An image file, encoded as for a shard.
 
@@ -42,6 +52,7 @@ class PreparedImage:
         key: the key that packing would give it
         path: the file as the user knows it; None if only pseudonyms may be shown
         patient: the patient's identity, as in the index of shards; None if it is unknown
+        dataset: name of the set that the image would be packed in; None if it is unknown
         sha256: hash of the file
         content: the encoded image
         height: in pixels
@@ -51,6 +62,7 @@ class PreparedImage:
     key: str
     path: str | None
     patient: int | None
+    dataset: str | None
     sha256: str
     content: bytes
     height: int
@@ -86,16 +98,16 @@ def find_image_files(sources: Sequence[Path], *, follow_links: bool = False) -> 
         require(found > 0, f"{source} holds no file; name a folder of images")
 
 
-def prepare(file: ImageFile, encoding: Encoding, pseudonyms: Pseudonyms | None = None) -> PreparedImage | Rejection:
+def prepare(file: ImageFile, encoding: Encoding, dicom_set: DicomSet | None = None) -> PreparedImage | Rejection:
     """Decode, reduce and encode a file exactly as packing does.
 
-    With pseudonyms, a DICOM file gets the key and the patient that packing would give it under this key and the set's
-    default name, and its path, which may name the patient, is not shown.
+    In a set of DICOM files, such a file gets the key and the patient that packing would give it, and its path, which
+    may name the patient, is not shown.
 
     Args:
         file: the file
         encoding: how it is encoded
-        pseudonyms: pseudonyms of DICOM files
+        dicom_set: the set to which DICOM files belong
 
     Returns:
         The image, or why it is refused.
@@ -109,11 +121,12 @@ def prepare(file: ImageFile, encoding: Encoding, pseudonyms: Pseudonyms | None =
         return Rejection(str(file.path), str(rejected))
     except MemoryError:
         return Rejection(str(file.path), TOO_MUCH_MEMORY)
-    hidden = pseudonyms if is_radiograph else None
+    hidden = dicom_set if is_radiograph else None
     return PreparedImage(
-        key=key_of_file(file.below, hidden) if hidden else key_of_path(file.below),
+        key=key_of_file(file.below, hidden.pseudonyms) if hidden else key_of_path(file.below),
         path=None if hidden else str(file.path),
         patient=_identity(patient_id, hidden) if hidden else None,
+        dataset=hidden.name if hidden else None,
         sha256=sha256(content).hexdigest(),
         content=image.content,
         height=image.height,
@@ -134,5 +147,7 @@ def _patient_of_radiograph(content: bytes) -> str:
     return header["PatientID"]
 
 
-def _identity(patient_id: str, pseudonyms: Pseudonyms) -> int | None:
-    return patient_identity(_DICOM_SET, pseudonyms.of("patient", patient_id)) if is_identity(patient_id) else None
+def _identity(patient_id: str, dicom_set: DicomSet) -> int | None:
+    if not is_identity(patient_id):
+        return None
+    return patient_identity(dicom_set.name, dicom_set.pseudonyms.of("patient", patient_id))

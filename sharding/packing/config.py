@@ -15,13 +15,12 @@ from infra.options import (
     setting,
 )
 from infra.urls import Location, require_no_credentials, scheme_of, shown
-from sharding.datasets import OPTIONS, READERS
+from sharding.datasets import OPTIONS, READERS, require_set_name
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions
 from sharding.datasets.folder import FolderOptions
 from sharding.datasets.label_table import DICOM_JOINS, LabelOptions
 from sharding.datasets.webdataset import WebdatasetOptions
-from sharding.format.manifest import SET_NAME, SET_NAME_RULE
 
 _MAX_SIDE_PX: Final = 8192
 _SCHEMES: Final = ("http", "https", "s3", "gs")  # of tars that are downloaded
@@ -87,14 +86,7 @@ class PackConfig:
             UserError: if a value is out of range, or two values exclude each other
         """
         require(self.dataset in READERS, f"{setting(self, 'dataset')} is unknown; use one of {', '.join(READERS)}")
-        require(
-            SET_NAME.fullmatch(self.set_name) is not None,
-            f"{setting(self, 'name')} must have {SET_NAME_RULE}; try hospital-a",
-        )
-        require(
-            self.set_name == self.dataset or self.set_name not in READERS,
-            f"{setting(self, 'name')} is the name of another dataset; try {self.set_name}-{self.dataset}",
-        )
+        require_set_name(self, self.dataset)
         self._check_root()
         require_between(self, "shorter_side_px", 16, _MAX_SIDE_PX, "try 320")
         require_between(self, "jpeg_quality", 1, 100, "try 90")

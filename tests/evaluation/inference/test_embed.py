@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,10 @@ def test_files_give_the_features_of_their_packed_images_in_every_format(
         assert set(arrays["patient"].tolist()) == {""}
 
 
-def test_dicom_files_have_the_keys_and_patients_of_their_packing(probed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [None, "hospital-d"])
+def test_dicom_files_have_the_keys_and_patients_of_their_packing(
+    name: str | None, probed: Path, tmp_path: Path
+) -> None:
     films, key = tmp_path / "films" / "Doe^Jane", tmp_path / "key"
     films.mkdir(parents=True)
     ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -106,20 +110,37 @@ def test_dicom_files_have_the_keys_and_patients_of_their_packing(probed: Path, t
     key.write_bytes(bytes(range(32)))
     key.chmod(0o600)
     root = films.parent
-    pack(PackConfig("dicom", root, tmp_path / "packed", shorter_side_px=40, workers=1, dicom=DicomOptions(key)))
-    result = embedded(tmp_path / "of_files.parquet", probed, root, pseudonym_key=key)
+    packing = PackConfig("dicom", root, tmp_path / "packed", shorter_side_px=40, workers=1, dicom=DicomOptions(key))
+    pack(replace(packing, name=name))
+    result = embedded(tmp_path / "of_files.parquet", probed, root, pseudonym_key=key, name=name)
     embedded(tmp_path / "of_shards.parquet", probed, tmp_path / "packed")
     (of_files, features), (of_shards, others) = (
         rows_of(tmp_path / f"of_{name}.parquet") for name in ("files", "shards")
     )
-    by_key = {row["key"]: (row["patient"], values) for row, values in zip(of_shards, others, strict=True)}
+    by_key = {
+        row["key"]: (row["patient"], row["dataset"], values) for row, values in zip(of_shards, others, strict=True)
+    }
     for row, values in zip(of_files, features, strict=True):
-        patient, expected = by_key.pop(row["key"])
-        assert (row["patient"], row["path"]) == (patient, None)
+        patient, dataset, expected = by_key.pop(row["key"])
+        assert (row["patient"], row["dataset"], row["path"]) == (patient, dataset, None)
+        assert dataset == (name or "dicom")
         np.testing.assert_allclose(values, expected, atol=1e-5)
     assert not by_key
     assert [item.reason for item in result.refused] == ["modality CT, not CR, DX, RG"]
     assert b"Doe" not in (tmp_path / "of_files.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "a"}, "name=a is for DICOM files with pseudonyms; name their key too: pseudonym_key"),
+        ({"name": "a b", "pseudonym_key": Path("key")}, "name=a b must have 1 to 40 letters"),
+        ({"name": "cell", "pseudonym_key": Path("key")}, "name=cell is the name of another dataset; try cell-dicom"),
+    ],
+)
+def test_name_that_packing_would_not_give_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EmbedConfig(["films"], "run", Path("f.csv"), **options)
 
 
 def test_broken_file_is_listed_and_all_others_are_embedded(probed: Path, raw: Path, tmp_path: Path) -> None:
