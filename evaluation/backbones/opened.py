@@ -103,9 +103,17 @@ class OpenedBackbone:
     def record(self, name: str) -> OutsideBackbone:
         """Return what the results keep of the backbone under its name."""
         size_px, mean, std = self.input
-        path, network = str(self.origin.path), self.origin.architecture
         return OutsideBackbone(
-            name, path, network, self.sha256, size_px, list(mean), list(std), self.summary, self.antialias
+            name=name,
+            file=str(self.origin.path),
+            network=self.origin.architecture,
+            sha256=self.sha256,
+            size_px=size_px,
+            mean=list(mean),
+            std=list(std),
+            summary=self.summary,
+            antialias=self.antialias,
+            trained_on=self.origin.trained_on if isinstance(self.origin, StateDict) else "",
         )
 
 
@@ -198,7 +206,9 @@ def _origin_in(folder: Path, what: str) -> Origin:
     if is_export(folder):
         export = open_export(folder, what)
         antialias = export.preparation.antialias
-        return StateDict(export.weights, export.network, export.input, what, antialias=antialias)
+        return StateDict(
+            export.weights, export.network, export.input, what, antialias=antialias, trained_on=export.trained_on
+        )
     if is_transformers_folder(folder):
         return TransformersFolder(folder, what)
     checkpoint = _checkpoint_in(folder)

@@ -65,6 +65,7 @@ class StateDict:
         what: the option with its value, for messages
         is_published: whether the library itself says which network the file holds
         antialias: whether these images were reduced without aliasing, as the libraries do
+        trained_on: what an export states of its training data; empty if nothing does
     """
 
     path: Path
@@ -73,6 +74,7 @@ class StateDict:
     what: str
     is_published: bool = False
     antialias: bool = True
+    trained_on: str = ""
 
     def load(self, size_px: int) -> Loaded:
         """Read the weights, whatever stands before their names; the whole network must be there."""

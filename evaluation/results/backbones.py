@@ -65,6 +65,7 @@ class OutsideBackbone:
         std: likewise
         summary: what the file gave to the network: parts left out, counted and named; empty in older results
         antialias: whether images are reduced without aliasing
+        trained_on: what an export states of its training data; empty for others, and in older results
     """
 
     name: str
@@ -76,3 +77,4 @@ class OutsideBackbone:
     std: list[float]
     summary: str = ""
     antialias: bool = False
+    trained_on: str = ""

@@ -48,8 +48,8 @@ CROSS_NOTE: Final = (
     "(Nadeau and Bengio 2003). They are meant for the mean AUC of such classifiers."
 )
 NO_RUN_NOTE: Final = (
-    "These backbones were probed without a run, so nothing says which images they were trained on. They may have seen "
-    "the test images, even with their labels; ask whoever trained them."
+    "These backbones were probed without a run, so the test images were not compared with the images that they were "
+    "trained on. They may have seen the test images, even with their labels; ask whoever trained them."
 )
 OLD_NOTE: Final = (
     "These results are of version 2: their intervals are narrower for small classes and in cross-validation, and they "
@@ -72,6 +72,11 @@ def notes_on(results: Results) -> list[str]:
         CROSS_NOTE: any(dataset.rounds > 1 for dataset in results.datasets),
     }
     notes = [note for note, applies in general.items() if applies]
+    notes += [
+        f"{item.name}: the export states that it was trained on {item.trained_on}."
+        for item in results.outside
+        if item.trained_on
+    ]
     notes += [*_stage_notes(results), *_ancestor_notes(results)]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))

@@ -148,6 +148,16 @@ class Export:
         """The images that the network takes, as one gray channel."""
         return Input(self.preparation.size_px, (self.preparation.mean,), (self.preparation.std,))
 
+    @property
+    def trained_on(self) -> str:
+        """The sets and the identity of the training data, as recorded; empty if the export does not state them."""
+        sets = ", ".join(packing.set for packing in self.preparation.packing)
+        ancestors = self.contents.ancestors
+        if not ancestors or ancestors[0].data_identity is None:
+            return ""
+        began = f"; its run began with {ancestors[1].weights}" if len(ancestors) > 1 else ""
+        return f"{sets or 'a set'} (SHA-256 of the data {ancestors[0].data_identity}){began}"
+
 
 def is_export(folder: Path) -> bool:
     """Return whether a folder is an export."""

@@ -12,13 +12,16 @@ from evaluation.backbones.opened import InputOptions, OpenedBackbone, named_back
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.probe import probe
 from evaluation.probe_config import ProbeConfig
+from evaluation.results.notes import NO_RUN_NOTE, notes_on
 from infra import config as configuration
 from infra.errors import UserError
 from infra.files import sha256_file
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
 from ssl_core.pretraining.config import PretrainConfig
 from tests.support.exports import write_export
+from tests.support.probe_results import made_results
 from tests.support.tiny_resnet import TINY_RESNET
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -90,6 +93,18 @@ def test_an_export_is_compared_with_the_input_that_it_names(channels: int, tmp_p
         torch.testing.assert_close(other.load()(image), expected, rtol=1e-5, atol=1e-5)
     assert (other.origin.architecture, other.input.size_px) == ("timm/test_vit", 32)
     assert other.sha256 == sha256_file(tmp_path / "export" / "model.safetensors")
+    assert other.record("exp").trained_on == ""  # it has no ancestors
+
+
+def test_a_note_says_what_an_export_states_of_its_training(tmp_path: Path) -> None:
+    begun = [Ancestor("run/model.safetensors", "1" * 64, 3.0, "ab" * 32), Ancestor("imagenet.pth", "2" * 64)]
+    write_export(tmp_path / "export", ancestors=begun)
+    record = opened(str(tmp_path / "export")).record("exp")
+    stated = f"cell (SHA-256 of the data {'ab' * 32}); its run began with imagenet.pth"
+    assert record.trained_on == stated
+    notes = notes_on(replace(made_results(), run=None, outside=[record]))
+    assert f"exp: the export states that it was trained on {stated}." in notes
+    assert NO_RUN_NOTE in notes and "not compared with the images that they were trained on" in NO_RUN_NOTE
 
 
 def begun_from(run: Path, weights: Path) -> None:
