@@ -10,7 +10,7 @@ import yaml
 
 from evaluation.report.findings import preset_sections
 from evaluation.report.score_table import score_rows, score_tables
-from evaluation.report.shard_folders import ShardFolder
+from evaluation.report.shard_folders import ShardFolder, are_of_run
 from evaluation.report.tables import Table, escape_markdown, markdown
 from evaluation.report.task_tables import score_tables_of
 from evaluation.results.notes import describe, notes_on
@@ -28,6 +28,7 @@ _FITS: Final = {
     "squash": "each side is scaled alone",
     "square": "the longer side is cut about the center",
 }
+_UNKNOWN: Final = ("unknown", "unknown")
 _CAPTION: Final = "Test part, in percent."
 
 
@@ -65,7 +66,7 @@ def model_card(
         contents: what the export holds
         preparation: how an image becomes the input
         forms: the forms in which the weights were written
-        data: the shards that the run was pretrained on
+        data: the folders that the run was pretrained on
         results: the scores of the run, if it was probed
     """
     scores = of_checkpoint(results, checkpoint.step) if results else None
@@ -82,7 +83,7 @@ def model_card(
         forms=forms,
         timm_path=f"{{folder}}/{SUBFOLDER}" if forms.timm == Path(SUBFOLDER) else "{folder}",
         torchvision=None if forms.network.name.startswith(TIMM) else _torchvision(forms.network, preparation),
-        data=_data_table(data),
+        data=_data_table(data, checkpoint.state.data_identity),
         recipe=yaml.safe_dump(checkpoint.state.config, sort_keys=True).replace("`", "'"),  # ends no code block
         scores=_sections(scores) if scores else [],
         notes=notes_on(scores) if scores else [],
@@ -148,13 +149,17 @@ def _torchvision(network: Network, preparation: Preparation) -> _Torchvision:
     return _Torchvision(f"{network.name}(weights=None{size})", layers)
 
 
-def _data_table(data: Sequence[ShardFolder]) -> Table:
+def _data_table(data: Sequence[ShardFolder], identity: str) -> Table:
+    is_same = are_of_run(data, identity)
     cells: list[tuple[str, ...]] = []
     for number, folder in enumerate(data, start=1):
-        manifest = folder.manifest
-        if manifest is None:
-            cells.append((f"set {number}, not on the machine that wrote this card", "", "", "", ""))
+        manifest, used = folder.manifest, folder.used
+        if manifest is None or not is_same:
+            why = "not on the machine that wrote this card" if is_same else "not as it was when the run read it"
+            cells.append((f"set {number}, {why}", "", *_UNKNOWN, "", "", ""))
             continue
-        counts = (str(manifest.samples), str(manifest.patients), str(len(manifest.rejected)))
-        cells.append((folder.label, manifest.identity, *counts))
-    return Table("", ("set", "identity (SHA-256)", "images", "patients", "files rejected"), cells, text_columns=2)
+        totals = (str(manifest.samples), str(manifest.patients), str(len(manifest.rejected)))
+        counts = (str(used.images), str(used.patients)) if used else _UNKNOWN
+        cells.append((folder.label, manifest.identity, *counts, *totals))
+    header = ("set", "identity (SHA-256)", "images used", "patients used", "images in all", "patients in all")
+    return Table("", (*header, "files rejected"), cells, text_columns=2)

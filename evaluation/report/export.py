@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from evaluation.data.feature_sources import choose_checkpoints
 from evaluation.report.card import model_card
-from evaluation.report.shard_folders import ShardFolder, shard_folder
+from evaluation.report.shard_folders import ShardFolder, shard_folders
 from evaluation.results.results import RESULTS_NAME, Results, read_results
 from infra import config as configuration
 from infra.errors import UserError
@@ -49,7 +49,7 @@ def export(run: Path, out: Path, epoch: int | None, channels: int, *, onnx: bool
     path = real_path(checkpoint.path) / MODEL
     sha256 = sha256_file(path)
     results = read_results(run)
-    data = [shard_folder(location) for location in config.data.shards]
+    data = shard_folders(config.data)
     preparation = _preparation(config, checkpoint.state, channels, data, results)
     contents = Contents(
         version=VERSION,

@@ -11,7 +11,7 @@ from evaluation.report.backbone_table import backbone_table
 from evaluation.report.findings import dataset_sections, preset_sections
 from evaluation.report.pictures import Picture, loss_picture
 from evaluation.report.selection_tables import selection_tables
-from evaluation.report.shard_folders import ShardFolder, shard_folder
+from evaluation.report.shard_folders import ShardFolder, shard_folders
 from evaluation.report.task_tables import parts_table
 from evaluation.results import paper
 from evaluation.results.notes import describe_overlap
@@ -125,5 +125,5 @@ def _pretraining(run: Path) -> Pretraining:
         config_text=(run / "config.yaml").read_text(encoding="utf-8"),
         metrics=[line for line in read_metrics(run) if "loss" in line],
         checkpoints=find_checkpoints(run),
-        data=[shard_folder(folder) for folder in config.data.shards],
+        data=shard_folders(config.data),
     )

@@ -48,7 +48,7 @@ def choose_shards(
     parts: list[tuple[int, Manifest]] = []
     counts: list[int] = []
     for folder, manifest in zip(folders, manifests, strict=True):
-        chosen = manifest.select([split for split in splits if split in _splits(manifest)], fraction_percent)
+        chosen = choose_in_folder(manifest, splits, fraction_percent)
         shards += [(folder, shard) for shard in chosen]
         parts.append((sum(shard.samples for shard in chosen), manifest))
         counts.append(len(chosen))
@@ -56,6 +56,15 @@ def choose_shards(
         if isinstance(folder, LocalFolder):
             _require_size(folder.path, shard)
     return ShardSelection(shards, counts, *_mix_pixels(parts))
+
+
+def choose_in_folder(manifest: Manifest, splits: Sequence[str], fraction_percent: int) -> list[Shard]:
+    """Choose as `choose_shards` does, in one of the folders.
+
+    Raises:
+        UserError: if no shard is left
+    """
+    return manifest.select([split for split in splits if split in _splits(manifest)], fraction_percent)
 
 
 def _require_different(folders: Sequence[ShardFolder]) -> None:

@@ -113,6 +113,9 @@ def test_the_python_of_a_card_gives_the_features_of_a_probe(
     card = (out / "README.md").read_text()
     for words in ("This checkpoint has not been probed", "not a medical device", ShardSet([shards]).identity):
         assert words in card, words
+    used = [record for record in packed_metadata(ShardSet([shards])) if record["split"] == "train"]
+    patients = len({record["patient"] for record in used})
+    assert re.search(rf"\| cell +\| [0-9a-f]{{64}} +\| +{len(used)} \| +{patients} \|", card)
     assert str(shards) not in card  # it may name a hospital or a patient
     assert not list(out.parent.glob(".*"))
 
@@ -162,6 +165,19 @@ def test_a_card_quotes_the_scores_of_its_checkpoint_beside_the_controls(shards: 
     for words in ("development 5232 images of 2790 patients", "0123456789abcdef", "| untrained backbone", "\\<script>"):
         assert words in card, words
     assert "<script>" not in card.replace("\\<script>", "")
+
+
+def test_a_card_says_when_the_images_used_are_unknown(shards: Path, tmp_path: Path) -> None:
+    for name in ("gone", "other"):
+        run = made_run(tmp_path / name, shards, TINY_RESNET, 32)
+        config = configuration.load(PretrainConfig, run / "config.yaml", command="pretrain")
+        data = {"gone": DataConfig([str(tmp_path)]), "other": replace(config.data, splits=["test"])}[name]
+        configuration.save(replace(config, data=data), run / "config.yaml")
+        export(run, tmp_path / "out", None, 1, onnx=False)
+        card = (tmp_path / "out" / "README.md").read_text()
+        why = {"gone": "not on the machine that wrote this card", "other": "not as it was when the run read it"}[name]
+        assert re.search(rf"\| set 1, {why} +\| +\| +unknown \| +unknown \|", card)
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
