@@ -134,7 +134,7 @@ def _sections(results: Results) -> list[_Section]:
     for preset, section in zip(presets, preset_sections(results), strict=True):
         single = [dataset for dataset in results.single if dataset.preset == preset]
         rows = [row for dataset in single for row in score_rows(results, dataset, results.rows_of(dataset))]
-        tables = score_tables(_CAPTION, rows) if rows else []
+        tables = score_tables(_CAPTION, rows)
         tables += [table for task in results.tasks if task.preset == preset for table in score_tables_of(results, task)]
         sections.append(_Section(section.title, section.findings, tables))
     return sections

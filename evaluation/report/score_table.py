@@ -34,7 +34,9 @@ class ScoreRow(NamedTuple):
 
 
 def score_tables(caption: str, rows: Sequence[ScoreRow]) -> list[Table]:
-    """Return rows of scores as two tables: one of the ranking by probability, one of the decisions by the threshold."""
+    """Return rows of scores as two tables, of the ranking by probability and of the decisions; none without rows."""
+    if not rows:
+        return []
     styles = [row.style for row in rows]
     return [
         Table(caption, RANKING_HEADER, [row.ranking for row in rows], styles=styles),

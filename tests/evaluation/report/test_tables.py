@@ -222,6 +222,9 @@ def test_tables_without_controls_do_not_speak_of_them() -> None:
     [bare] = preset_sections(replace(results, rows=trained))
     assert "the last checkpoint. C is chosen" in bare.headline[0].caption
     task = TaskScores("mine", "rigorous", "multilabel", ["a"], ["cell"], {}, "official", 9, 9, False, [])
+    asked = made_dataset("rigorous", label="mine: a", question="a")
+    [several] = preset_sections(replace(made_results([asked]), tasks=[replace(task, datasets=["mine: a"])]))
+    assert several.headline == several.everything == []  # no header without rows
     assert "control" not in label_table(results, task).caption
 
 
