@@ -73,12 +73,12 @@ def _paper_row(results: Results, dataset: Dataset) -> ScoreRow:
 
 def _ranking(dataset: Dataset, row: ProbeResult) -> tuple[str, ...]:
     return (
-        *(marked_label(dataset), _features(row), _chosen_c(row)),
+        *(marked_label(dataset), _features(row), chosen_c(row)),
         *with_interval(row.validation or Estimate(row.validation_auc)),
         *with_interval(row.scores.auc),
         *with_interval(row.scores.ap),
         "" if row.knn_auc is None else percent(row.knn_auc),
-        f"{row.unconverged} of {row.fits}" if row.fits else "",
+        not_converged(row),
     )
 
 
@@ -102,7 +102,12 @@ def with_interval(score: Estimate | None) -> tuple[str, str]:
     return ("", "") if score is None else (percent(score.value), interval(score))
 
 
-def _chosen_c(row: ProbeResult) -> str:
+def not_converged(row: ProbeResult) -> str:
+    """Return how many fits did not converge; empty for a fine-tuned network."""
+    return f"{row.unconverged} of {row.fits}" if row.fits else ""
+
+
+def chosen_c(row: ProbeResult) -> str:
     """Return the C of all rounds, or their range; empty for a fine-tuned network."""
     if not row.c:
         return ""

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Final
 
 from evaluation.report.detail_tables import calibration_table, comparison_table, few_labels_table, subgroup_tables
-from evaluation.report.score_table import with_interval
+from evaluation.report.score_table import chosen_c, not_converged, with_interval
 from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, marked_label, percent
 from evaluation.results.datasets import Dataset
@@ -40,13 +40,23 @@ def label_table(results: Results, task: TaskScores) -> Table:
     means = {row.features: row for row in task.rows}
     if task.last:
         count = len(task.labels)
-        cells.append((f"mean of {count}", "", *_pair(task.last), *(percent(means[name].auc.value) for name in others)))
+        cells.append(
+            (
+                f"mean of {count}",
+                "",
+                "",
+                "",
+                *_pair(task.last),
+                "",
+                *(percent(means[name].auc.value) for name in others),
+            )
+        )
     features = task.last.features if task.last else "no checkpoint"
     beside = "; the last columns are AUCs of other features" if others else ""
     return Table(
         f"{marked_label(task)}, {task.preset}: scores of each label on the test part in percent, {features}{beside}. "
         "AP: average precision, whose chance level is the share of positives.",
-        ("label", "positive", "AUC", "95 %", "AP", "95 %", *others),
+        ("label", "positive", "C", "validation AUC", "AUC", "95 %", "AP", "95 %", "not converged", *others),
         cells,
         text_columns=1,
         notes=[f"{name} is not scored: the dataset {reason}." for name, reason in task.left_out.items()],
@@ -56,7 +66,10 @@ def label_table(results: Results, task: TaskScores) -> Table:
 def _label_cells(results: Results, dataset: Dataset, name: str, others: Sequence[str]) -> tuple[str, ...]:
     rows = {row.features: row for row in results.rows_of(dataset)}
     last = last_checkpoint(list(rows.values()))
-    scores = (*with_interval(last.scores.auc), *with_interval(last.scores.ap)) if last else ("",) * 4
+    scores = ("",) * 7
+    if last:
+        chosen = chosen_c(last), percent(last.validation_auc)
+        scores = (*chosen, *with_interval(last.scores.auc), *with_interval(last.scores.ap), not_converged(last))
     positive = f"{dataset.test.positive} of {dataset.test.images}"
     return (name, positive, *scores, *(percent(rows[other].scores.auc.value) for other in others))
 

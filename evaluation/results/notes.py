@@ -33,7 +33,7 @@ F1_NOTE: Final = (
 )
 CONVERGENCE_NOTE: Final = (
     "Some fits reached the iteration limit before they converged (scikit-learn's default limit on unscaled features, "
-    "as in the paper). Their scores are what such a probe gives, not the optimum; see the last column."
+    "as in the paper). Their scores are what such a probe gives, not the optimum; see 'not converged'."
 )
 EDGE_NOTE: Final = (
     f"{AT_EDGE_MARK} C is an end of the grid (in cross-validation: in at least one round); a wider grid might score "

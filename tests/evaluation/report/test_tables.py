@@ -224,6 +224,8 @@ def test_tables_without_controls_do_not_speak_of_them() -> None:
     task = TaskScores("mine", "rigorous", "multilabel", ["a"], ["cell"], {}, "official", 9, 9, False, [])
     asked = made_dataset("rigorous", label="mine: a", question="a")
     [several] = preset_sections(replace(made_results([asked]), tasks=[replace(task, datasets=["mine: a"])]))
+    [row] = label_table(made_results([asked]), replace(task, datasets=["mine: a"])).cells
+    assert (row[2:4], row[8]) == (("0.001", "98.3"), "0 of 36")  # what notes speak of
     assert several.headline == several.everything == []  # no header without rows
     assert "control" not in label_table(results, task).caption
 
