@@ -112,7 +112,7 @@ def test_one_network_is_scored_and_compared_for_each_label_and_for_their_mean(pr
     frozen = task.last
     assert frozen is not None
     assert compared[task.label].difference.value == pytest.approx(frozen.auc.value - mean.auc.value, abs=1e-12)
-    [finding] = re.findall(r"points (?:above|BELOW) the epoch 1, fine-tuned", report(probed).read_text())
+    [finding] = re.findall(r"(?:points above|points BELOW|level with) epoch 1, fine-tuned", report(probed).read_text())
     assert finding
 
 
