@@ -25,6 +25,7 @@ from evaluation.inference.images import (
     require_one_kind,
 )
 from evaluation.inference.parts import EmbeddedPart, PartFolder
+from infra.errors import require
 from infra.files import disk_errors, write_atomic
 from infra.locks import locked
 from infra.log import progress, say
@@ -66,6 +67,11 @@ def embed(config: EmbedConfig, ranks: Ranks) -> Embedded:
     """
     require_known(config.out, key(config, "out"))
     are_shards = require_one_kind(config.source, key(config, "source"))
+    require(
+        not are_shards or config.pseudonym_key is None,
+        f"{setting(config, 'pseudonym_key')} is for DICOM files, but {key(config, 'source')} names shards, which have "
+        "their pseudonyms; leave it out",
+    )
     backbone = name_backbone(
         config.backbone,
         setting(config, "backbone"),

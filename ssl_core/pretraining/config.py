@@ -65,8 +65,3 @@ class PretrainConfig:
     def views_of_stages(self) -> list[ViewSpec]:
         """Return the views of each stage; those of the last one are `views`."""
         return [*(replace(self.views, size_px=stage.size_px) for stage in self.train.early_stages), self.views]
-
-    @property
-    def largest_px(self) -> int:
-        """Width and height of the largest views of any stage."""
-        return max(views.size_px for views in self.views_of_stages())

@@ -143,6 +143,12 @@ def test_name_that_packing_would_not_give_is_one_line(options: dict[str, Any], m
         EmbedConfig(["films"], "run", Path("f.csv"), **options)
 
 
+def test_key_of_pseudonyms_is_refused_for_shards_which_have_theirs(probed: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pseudonym_key=key is for DICOM files, but source names shards"):
+        embedded(tmp_path / "features.csv", probed, shards, pseudonym_key=Path("key"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_broken_file_is_listed_and_all_others_are_embedded(probed: Path, raw: Path, tmp_path: Path) -> None:
     shutil.copytree(raw / "val", tmp_path / "films")
     broken = tmp_path / "films" / "NORMAL" / "broken.jpeg"
