@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
+from ssl_core.engines.train_config import Precision
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.encoder import Backbone, ModelConfig, build_encoder
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.train_config import Precision
 
 _SAMPLES: Final = 16  # of the batch that is spread
 _SIZE_PX: Final = 64

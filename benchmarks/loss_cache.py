@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.apart import Memory, apart, free_bytes
 from benchmarks.common import table
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
+from ssl_core.engines.train_config import Precision
 from ssl_core.loss.ntxent import LossConfig, nt_xent
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.train_config import Precision
 
 _CALLS: Final = 3
 _FREE: Final = 0.9  # share of the free memory that a step may take

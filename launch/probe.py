@@ -4,8 +4,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
+from evaluation.probing.watch import watch
 from evaluation.report.backbone_table import backbone_table
 from evaluation.report.detail_tables import detail_tables
 from evaluation.report.score_table import score_rows, score_tables
@@ -15,7 +16,6 @@ from evaluation.report.task_tables import detail_tables_of, parts_table, score_t
 from evaluation.results.notes import describe
 from evaluation.results.results import Results
 from evaluation.results.selection import read_selection
-from evaluation.watch import watch
 from infra.config import parse
 from infra.log import say
 from infra.signals import sigterm_interrupts

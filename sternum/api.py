@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.backbones.opened import InputOptions
+from evaluation.data.backbones.opened import InputOptions
 from evaluation.inference.arrays import array_batches
 from evaluation.inference.backbones import name_backbone
 from evaluation.inference.embedder import Embedder, build_embedder

@@ -10,7 +10,7 @@ BEHIND_AN_EXTRA = {
     "sharding.images.dicom",
     "sharding.images.dicom_decoding",
     "sharding.images.dicom_grayscale",
-    "ssl_core.export.timm_folder",
+    "ssl_core.checkpoints.export.timm_folder",
     "ssl_core.model.timm_networks",
     "ssl_core.views.dali",
 }

@@ -15,7 +15,7 @@ def test_imports_follow_the_layers() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("package", "most_arrows"), [("sharding", 15), ("ssl_core", 14), ("evaluation", 34)])
+@pytest.mark.parametrize(("package", "most_arrows"), [("sharding", 15), ("ssl_core", 10), ("evaluation", 30)])
 def test_few_rooms_of_a_package_import_each_other(package: str, most_arrows: int) -> None:
     assert structure_of(package, module_imports(ROOT)).arrows <= most_arrows
 

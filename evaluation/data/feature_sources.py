@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from torch import nn
 
-from evaluation.backbones.opened import OpenedBackbone
+from evaluation.data.backbones.opened import OpenedBackbone
 from evaluation.data.features import RawPixels
 from evaluation.results.rows import ProbeKind
 from infra.errors import UserError, require

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from evaluation.backbones.opened import OpenedBackbone
-from evaluation.backbones.origins import OfCheckpoint, Origin, StateDict
-from evaluation.backbones.transformers_folder import TransformersFolder
+from evaluation.data.backbones.opened import OpenedBackbone
+from evaluation.data.backbones.origins import OfCheckpoint, Origin, StateDict
+from evaluation.data.backbones.transformers_folder import TransformersFolder
 from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing
 from evaluation.results.backbones import OutsideBackbone

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from evaluation.backbones.opened import OpenedBackbone
+from evaluation.data.backbones.opened import OpenedBackbone
 from evaluation.data.feature_sources import (
     CheckpointChoice,
     FeatureSource,

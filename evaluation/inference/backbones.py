@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from evaluation.backbones.opened import InputOptions, OpenedBackbone, open_backbone
-from evaluation.backbones.origins import OfCheckpoint
+from evaluation.data.backbones.opened import InputOptions, OpenedBackbone, open_backbone
+from evaluation.data.backbones.origins import OfCheckpoint
 from evaluation.data.features import Preprocessing
 from infra import config as configuration
 from infra.errors import RunFailed, UserError
@@ -15,8 +15,8 @@ from infra.log import say
 from sharding.images.encoding import Encoding, encoding_of
 from sharding.reading.fetch import FetchConfig
 from sharding.reading.manifests import read_manifest
+from ssl_core.checkpoints.export.folder import Preparation, is_export, open_export
 from ssl_core.checkpoints.tensors import load_backbone
-from ssl_core.export.folder import Preparation, is_export, open_export
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.parameters import Fit
 

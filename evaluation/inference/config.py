@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from evaluation.backbones.opened import InputOptions
+from evaluation.data.backbones.opened import InputOptions
 from evaluation.inference.embedder import LOCAL_BATCH, ExecutorName
 from evaluation.results.presets import PresetName
 from infra.errors import require

@@ -16,9 +16,9 @@ from evaluation.report.task_tables import score_tables_of
 from evaluation.results.notes import describe, notes_on
 from evaluation.results.results import Results
 from ssl_core.checkpoints.checkpoint import Checkpoint
-from ssl_core.export.folder import Contents, Preparation
-from ssl_core.export.timm_names import SUBFOLDER
-from ssl_core.export.write import Forms
+from ssl_core.checkpoints.export.folder import Contents, Preparation
+from ssl_core.checkpoints.export.timm_names import SUBFOLDER
+from ssl_core.checkpoints.export.write import Forms
 from ssl_core.model.architectures import TIMM, Network
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.parameters import MOST_SHRINK

@@ -17,9 +17,9 @@ from infra.json_files import BadJson, decode_json, encode_json
 from infra.log import say
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, CheckpointState, step_of
+from ssl_core.checkpoints.export.folder import CARD, VERSION, Contents, Packing, Preparation
+from ssl_core.checkpoints.export.write import write_contents, write_forms
 from ssl_core.checkpoints.tensors import load_backbone
-from ssl_core.export.folder import CARD, VERSION, Contents, Packing, Preparation
-from ssl_core.export.write import write_contents, write_forms
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.parameters import Fit
 

@@ -9,9 +9,9 @@ import torch
 
 from infra.errors import require
 from infra.options import key, setting
+from ssl_core.engines.train_config import Precision
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.train_config import Precision
 
 
 @dataclass(frozen=True)

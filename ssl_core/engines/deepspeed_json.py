@@ -10,8 +10,8 @@ from infra.json_files import BadJson, read_json
 from infra.options import key, setting
 from sharding.reading.data_config import DataConfig
 from ssl_core.engines.config import EngineConfig
+from ssl_core.engines.train_config import Precision, TrainConfig
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.train_config import Precision, TrainConfig
 
 # Communication of gradients, and reports on standard output. All other settings would change the result, have an option
 # of ours, or write files outside the run folder.

@@ -13,12 +13,12 @@ from infra.errors import RunFailed
 from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.gradient_cache import Projector, contrast_gradients
 from ssl_core.engines.loss_scale import LossScale
+from ssl_core.engines.train_config import Precision
 from ssl_core.loss.ntxent import Identities, LossReport
 from ssl_core.model.batch_norm import running_statistics_kept, synchronize_batch_norm
 from ssl_core.model.cpu_convolution import use_matrix_products
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import build_optimizer
-from ssl_core.train_config import Precision
 
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 _INITIAL_LOSS_SCALE: Final = 2.0**16

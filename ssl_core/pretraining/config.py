@@ -9,10 +9,10 @@ from infra.options import require_seed, setting
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
+from ssl_core.engines.train_config import TrainConfig
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.train_config import TrainConfig
 from ssl_core.views.spec import ViewSpec
 
 __all__ = ["PretrainConfig", "TrainConfig"]

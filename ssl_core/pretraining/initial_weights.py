@@ -23,7 +23,7 @@ from ssl_core.checkpoints.checkpoint import (
     other_version,
     step_of,
 )
-from ssl_core.export.folder import is_export, open_export
+from ssl_core.checkpoints.export.folder import is_export, open_export
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.published import is_published_name, published_weights
 from ssl_core.model.weights import Fit, fit, load, read_weights

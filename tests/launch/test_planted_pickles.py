@@ -15,7 +15,7 @@ import torch
 import torchvision
 import transformers
 
-from evaluation import watch as watching
+from evaluation.probing import watch as watching
 from launch.cli import main as sternum
 from sharding.simulation.datasets import write_cell
 from tests.structure import PACKAGES

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from ssl_core.checkpoints.ancestor import Ancestor
-from ssl_core.export.folder import VERSION, Contents, Packing, Preparation
-from ssl_core.export.write import write_contents, write_forms
+from ssl_core.checkpoints.export.folder import VERSION, Contents, Packing, Preparation
+from ssl_core.checkpoints.export.write import write_contents, write_forms
 from ssl_core.model.architectures import Network, build_network
 
 SIZE_PX: Final = 32

@@ -9,7 +9,7 @@ from evaluation.data.labeled_sets import LabeledSet
 from evaluation.data.set_choice import choose_sets
 from evaluation.data.task_choice import choose_tasks, same_task
 from evaluation.data.task_variants import external_variants
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
 from evaluation.results.tasks import BUILT_IN, Question, Task, multilabel
 from infra.errors import UserError
 from infra.options import registered

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.backbones.opened import InputOptions
+from evaluation.data.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from tests.evaluation.conftest import MakeRun
 

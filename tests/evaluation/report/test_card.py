@@ -13,7 +13,7 @@ from PIL import Image
 from evaluation.report.card import of_checkpoint, prepare_code
 from infra.arrays import Float32
 from sharding.images.encode import decode, encode
-from ssl_core.export.folder import Packing, Preparation
+from ssl_core.checkpoints.export.folder import Packing, Preparation
 from ssl_core.views.parameters import Fit, whole_image
 from ssl_core.views.torchvision import reduce, warp
 from tests.support.pictures import picture

@@ -28,8 +28,8 @@ from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, CheckpointState, find_checkpoints
+from ssl_core.checkpoints.export.folder import open_export
 from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint
-from ssl_core.export.folder import open_export
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.views.batches import WholeImage, image_batches

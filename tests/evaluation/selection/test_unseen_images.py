@@ -17,8 +17,8 @@ from evaluation.data.lineage import Lineage
 from evaluation.data.overlap import Seen
 from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.results.selection import SELECTION_NAME, CheckpointSelection
 from evaluation.selection.label_free import MEASURES
 from evaluation.selection.unseen_images import UnseenImages, measure_checkpoints, unseen_images

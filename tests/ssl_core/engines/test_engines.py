@@ -17,10 +17,10 @@ from torch import Tensor
 from infra.errors import UserError
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.engines.deepspeed_json import deepspeed_settings
+from ssl_core.engines.train_config import Precision
 from ssl_core.loss.ntxent import LossConfig, NonFinite
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.train_config import Precision
 from tests.support.process_group import on_ranks
 from tests.support.small_encoder import small_encoder, small_encoder_in_double, two_views
 

@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core.engines.engine import AutocastEncoder
+from ssl_core.engines.train_config import Precision
 from ssl_core.model.batch_norm import synchronize_batch_norm
 from ssl_core.model.encoder import Encoder
-from ssl_core.train_config import Precision
 from tests.support.fork_server import fork_context
 from tests.support.process_group import on_ranks
 from tests.support.small_encoder import SIZE_PX, small_encoder

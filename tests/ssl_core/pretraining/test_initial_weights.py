@@ -17,8 +17,8 @@ from infra.status import read_status
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
-from ssl_core.export.folder import open_export
-from ssl_core.export.write import write_contents
+from ssl_core.checkpoints.export.folder import open_export
+from ssl_core.checkpoints.export.write import write_contents
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.initial_weights import RECORD, initial_sha256, start_from

@@ -6,7 +6,7 @@ from torch import nn
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.network import FinetunedNetwork
 from evaluation.fitting.finetuning.rates import build_adamw, rate_factors, require_blocks, set_rate
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
 from infra.errors import UserError
 from infra.options import registered
 from ssl_core.model.encoder import Backbone

@@ -18,8 +18,8 @@ from sklearn.metrics import roc_auc_score
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.kept import load_network, read_record
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.report.page import report
 from evaluation.results.results import Results, read_results
 from evaluation.results.rows import ProbeResult

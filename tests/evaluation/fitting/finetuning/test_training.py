@@ -23,7 +23,7 @@ from evaluation.fitting.finetuning.network import LinearHead
 from evaluation.fitting.finetuning.probe_head import probe_head
 from evaluation.fitting.finetuning.targets import Targets
 from evaluation.fitting.finetuning.training import Finetuned, finetune
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
 from evaluation.results.presets import PRESETS
 from infra.errors import RunFailed, UserError
 from infra.options import registered

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from typing_extensions import override
 
-from evaluation.backbones.origins import Loaded
+from evaluation.data.backbones.origins import Loaded
 from infra.errors import UserError, require
 from infra.extras import require_extra
 from infra.json_files import BadJson, read_json

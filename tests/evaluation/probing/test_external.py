@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.fitting.finetuning.config import FinetuneConfig
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.report.page import report
 from evaluation.results.kept_probes import KeptProbes
 from evaluation.results.results import Results

@@ -9,11 +9,11 @@ import torch
 import torchvision
 from torchvision.models import get_model
 
-from evaluation.backbones.opened import InputOptions
+from evaluation.data.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetuning.config import FinetuneConfig
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.results.notes import NO_RUN_NOTE
 from evaluation.results.results import read_results
 from infra.errors import UserError

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from evaluation.probe import Prober, open_subject
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import Prober, open_subject
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
 from infra.locks import is_locked, locked

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import yaml
 
-from evaluation.backbones.opened import named_backbones
+from evaluation.data.backbones.opened import named_backbones
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
@@ -27,7 +27,7 @@ from evaluation.fitting.finetuning.rates import require_blocks
 from evaluation.fitting.finetuning.tasks import FinetunedLabel, Finetuner
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cases import KEPT_KINDS, ProbeCase
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
 from evaluation.results.kept_probes import KeptBackbone, write_kept_probes
 from evaluation.results.notes import notes_on
 from evaluation.results.predictions import write_predictions

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from evaluation.backbones.opened import InputOptions
+from evaluation.data.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Uncertain

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from evaluation.backbones.origins import Loaded, OfCheckpoint, Origin, StateDict
-from evaluation.backbones.transformers_folder import TransformersFolder, is_transformers_folder
+from evaluation.data.backbones.origins import Loaded, OfCheckpoint, Origin, StateDict
+from evaluation.data.backbones.transformers_folder import TransformersFolder, is_transformers_folder
 from evaluation.results.backbones import OutsideBackbone
 from infra.errors import UserError, require
 from infra.files import sha256_file
 from infra.options import key, require_at_least, setting
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
-from ssl_core.export.folder import is_export, open_export
+from ssl_core.checkpoints.export.folder import is_export, open_export
 from ssl_core.model.architectures import require_backbone
 from ssl_core.model.published import Input, is_published_name, published_input, published_weights
 

@@ -20,8 +20,8 @@ from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.kept import read_predictions, read_record
 from evaluation.fitting.threshold import youden_threshold
-from evaluation.probe import Prober, open_subject, probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import Prober, open_subject, probe
 from evaluation.results.notes import describe
 from evaluation.results.presets import PRESETS, Balance
 from evaluation.results.results import Results, read_results

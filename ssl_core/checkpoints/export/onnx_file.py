@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from infra.errors import RunFailed
-from ssl_core.export.check import TOLERANCE, Reference
+from ssl_core.checkpoints.export.check import TOLERANCE, Reference
 
 ONNX: Final = "model.onnx"
 INPUT: Final = "images"

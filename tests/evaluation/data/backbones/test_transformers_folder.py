@@ -7,8 +7,8 @@ import torch
 import transformers
 from PIL import Image
 
-from evaluation.backbones.opened import InputOptions, OpenedBackbone, open_backbone
-from evaluation.backbones.transformers_folder import CONFIG, PREPROCESSOR, WEIGHTS
+from evaluation.data.backbones.opened import InputOptions, OpenedBackbone, open_backbone
+from evaluation.data.backbones.transformers_folder import CONFIG, PREPROCESSOR, WEIGHTS
 from infra.errors import UserError
 from infra.files import sha256_file
 

@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch import nn
 
-from evaluation.backbones.opened import InputOptions, OpenedBackbone, named_backbones, open_backbone
+from evaluation.data.backbones.opened import InputOptions, OpenedBackbone, named_backbones, open_backbone
 from evaluation.data.labeled_sets import ProbeData
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.results.notes import NO_RUN_NOTE, notes_on
 from infra import config as configuration
 from infra.errors import UserError

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from ssl_core.export.folder import CONTENTS, PREPARATION, WEIGHTS, is_export, load_network, open_export
+from ssl_core.checkpoints.export.folder import CONTENTS, PREPARATION, WEIGHTS, is_export, load_network, open_export
 from tests.support.exports import SIZE_PX, write_export
 
 NETWORKS = ["resnet18", "timm/test_vit"]

@@ -11,10 +11,10 @@ from infra.extras import has_extra
 from infra.files import sha256_file
 from infra.json_files import encode_json
 from ssl_core.checkpoints.checkpoint import FileRecord
+from ssl_core.checkpoints.export.check import TOLERANCE, Reference, features_of, reference
+from ssl_core.checkpoints.export.folder import CONTENTS, PREPARATION, WEIGHTS, Contents, Preparation
+from ssl_core.checkpoints.export.weights import with_channels
 from ssl_core.checkpoints.tensor_file import write_tensors
-from ssl_core.export.check import TOLERANCE, Reference, features_of, reference
-from ssl_core.export.folder import CONTENTS, PREPARATION, WEIGHTS, Contents, Preparation
-from ssl_core.export.weights import with_channels
 from ssl_core.model.architectures import Network, build_network
 
 
@@ -57,7 +57,7 @@ def write_forms(folder: Path, trained: Network, preparation: Preparation, *, onn
     _check_weights(folder / WEIGHTS, network, size_px, expected)
     timm, not_in_timm = _write_timm(folder, network, preparation, expected)
     if onnx:
-        from ssl_core.export.onnx_file import write_onnx  # noqa: PLC0415
+        from ssl_core.checkpoints.export.onnx_file import write_onnx  # noqa: PLC0415
 
         write_onnx(folder, network.module, expected)
     return Forms(network, timm, not_in_timm, onnx)
@@ -87,7 +87,7 @@ def _write_timm(
 ) -> tuple[Path | None, str]:
     if not has_extra("timm"):
         return None, 'timm is not installed; pip install "sternum[timm]"'
-    from ssl_core.export.timm_folder import NotInTimm, write_timm  # noqa: PLC0415
+    from ssl_core.checkpoints.export.timm_folder import NotInTimm, write_timm  # noqa: PLC0415
 
     try:
         return write_timm(folder, network, preparation, expected).relative_to(folder), ""

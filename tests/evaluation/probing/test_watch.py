@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evaluation import watch as watching
 from evaluation.data.labeled_sets import ProbeData
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing import watch as watching
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError
 from infra.locks import locked

@@ -10,10 +10,10 @@ import timm
 
 from infra.errors import UserError
 from infra.json_files import encode_json
+from ssl_core.checkpoints.export.check import TOLERANCE, Reference, features_of
+from ssl_core.checkpoints.export.folder import WEIGHTS, Preparation
+from ssl_core.checkpoints.export.timm_names import SUBFOLDER, in_timm_names, timm_name
 from ssl_core.checkpoints.tensor_file import write_tensors
-from ssl_core.export.check import TOLERANCE, Reference, features_of
-from ssl_core.export.folder import WEIGHTS, Preparation
-from ssl_core.export.timm_names import SUBFOLDER, in_timm_names, timm_name
 from ssl_core.model.architectures import TIMM, Network, build_network
 
 CONFIG: Final = "config.json"

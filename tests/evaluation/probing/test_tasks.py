@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from evaluation.data.labeled_sets import ProbeData
-from evaluation.probe import probe
-from evaluation.probe_config import ProbeConfig
+from evaluation.probing.config import ProbeConfig
+from evaluation.probing.probe import probe
 from evaluation.report.page import report
 from evaluation.results.results import Results, read_results
 from infra.errors import UserError
