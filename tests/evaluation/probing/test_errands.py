@@ -44,9 +44,10 @@ def films(count: int) -> Iterator[tuple[int, UInt8, bool, bool]]:
         yield number, pixels.astype(np.uint8), effusion, mass
 
 
-def probed(shards: str, *options: str) -> Results:
+def probed(shards: str, *options: str, init: str | None = None) -> Results:
     """Pretrain on shards, probe and report; return the results."""
-    assert sternum(["pretrain", "run", f"--data.shards=[{shards}]", *PRETRAIN]) == 0
+    start = [] if init is None else [f"--model.init={init}"]
+    assert sternum(["pretrain", "run", f"--data.shards=[{shards}]", *PRETRAIN, *start]) == 0
     assert sternum(["probe", "run", f"--data.shards=[{shards}]", *PROBE, *options]) == 0
     assert sternum(["report", "run"]) == 0
     assert sternum(["table", "run", "--preset=rigorous"]) == 0
@@ -119,3 +120,24 @@ def test_tars_of_others_with_labels_in_their_json_or_a_table(folder: Path, sourc
     ]
     assert sternum([*pack, "--shorter_side_px=40", "--workers=1", *options[source]]) == 0
     require_two_labels(probed("shards"), (folder / "run" / "report.html").read_text())
+
+
+def test_an_export_starts_a_run_that_is_probed_beside_its_initial_weights(folder: Path) -> None:
+    (folder / "films" / "chest").mkdir(parents=True)
+    table = ["path,effusion,mass"]
+    for number, pixels, effusion, mass in films(60):
+        Image.fromarray(pixels).save(folder / "films" / "chest" / f"{number}.png")
+        table.append(f"chest/{number}.png,{int(effusion)},{int(mass)}")
+    (folder / "findings.csv").write_text("\n".join(table) + "\n")
+    labels = ["--labels.csv=findings.csv", "--labels.join=path", "--labels.columns=[effusion,mass]"]
+    pack = ["shard", "folder", "--root=films", "--out=shards", "--shorter_side_px=40", "--workers=1"]
+    assert sternum([*pack, *labels]) == 0
+    first = probed("shards")
+    assert sternum(["export", "run", "--out=exported", "--onnx=false"]) == 0
+
+    (folder / "run").rename(folder / "first")
+    second = probed("shards", init="exported")
+    before, after = ({row.kind: row for row in results.rows} for results in (first, second))
+    assert after["initial"].features == "initial weights"
+    assert after["initial"].scores.auc == before["checkpoint"].scores.auc
+    assert after["checkpoint"].scores.auc != before["checkpoint"].scores.auc

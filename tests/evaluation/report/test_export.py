@@ -131,7 +131,9 @@ def test_the_python_of_a_card_gives_the_features_of_a_probe(
         ("densenet121", 1),
         ("convnext_tiny", 3),
         ("vit_b_16", 1),
+        ("vit_b_16", 3),
         ("timm/test_vit", 1),
+        ("timm/test_vit", 3),
     ],
 )
 def test_others_get_the_features_of_a_probe_without_sternum(
