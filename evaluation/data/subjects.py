@@ -1,10 +1,12 @@
 """What a probe judges: the checkpoints of a run, or backbones from anywhere without a run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+
+from torch import nn
 
 from evaluation.data.backbones.opened import OpenedBackbone
 from evaluation.data.feature_sources import (
@@ -51,6 +53,11 @@ class Subject(ABC):
         """What the results keep of the backbones from elsewhere."""
         return [backbone.record(name) for name, backbone in self.outside.items()]
 
+    @property
+    @abstractmethod
+    def untrained(self) -> Callable[[int], nn.Module]:
+        """Builds the judged backbone with the random weights of a seed."""
+
     @abstractmethod
     def controls(self) -> list[FeatureSource]:
         """Return the controls that have a network."""
@@ -89,11 +96,14 @@ class RunSubject(Subject):
         self.views = self.pretraining.views
         self.input = Input(self.views.size_px, (newest.pixel_mean,), (newest.pixel_std,))
 
+    @property
+    def untrained(self) -> Callable[[int], nn.Module]:
+        """Builds the backbone before its first step."""
+        return partial(untrained_backbone, self.pretraining.model, size_px=self.views.size_px)
+
     def controls(self) -> list[FeatureSource]:
         """Return raw pixels, the backbone before its first step with other seeds too, and before `model.init`."""
-        model, size_px = self.pretraining.model, self.views.size_px
-        untrained = partial(untrained_backbone, model, size_px=size_px)
-        draws = untrained_sources(untrained, self.pretraining.seed, self._untrained_seeds)
+        draws = untrained_sources(self.untrained, self.pretraining.seed, self._untrained_seeds)
         return [pixels_source(), *draws, *initial_source(self.folder, self.pretraining)]
 
     def sources(self) -> list[FeatureSource]:
@@ -140,11 +150,15 @@ class BackbonesSubject(Subject):
         self.input = Input(size_px, (fmean(mean),), (fmean(std),))
         self.views = ViewSpec(size_px=size_px, antialias=first.antialias)
 
+    @property
+    def untrained(self) -> Callable[[int], nn.Module]:
+        """Builds the first backbone with random weights."""
+        return self.outside[self._first].untrained
+
     def controls(self) -> list[FeatureSource]:
         """Return raw pixels, and the first backbone with random weights."""
-        untrained = self.outside[self._first].untrained
         own_input = OwnInput(self.input.size_px, self.views.antialias)
-        draws = untrained_sources(untrained, self._first_seed, self._untrained_seeds, own_input)
+        draws = untrained_sources(self.untrained, self._first_seed, self._untrained_seeds, own_input)
         return [pixels_source(), *draws]
 
     def sources(self) -> list[FeatureSource]:

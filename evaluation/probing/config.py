@@ -36,6 +36,7 @@ class ProbeConfig:
         few_labels: also probe with 1, 5, 10 and 25 percent of the labels (only rigorous; last checkpoint and controls)
         finetune: end-to-end training of the last checkpoint's backbone, next to the frozen probe
         select: also choose a checkpoint without labels, and judge that choice by the labels; writes selection.json
+        pictures: write pictures of test images, with what the probe says of them, into the folder pictures/
         probe_fit: how an image that is not square becomes a square: pad (its longer side fits, its border is repeated
             beside it), squash (each side is scaled alone) or square (the longer side is cut about the center)
         mirrored: average the features of an image and of its mirror image
@@ -74,6 +75,7 @@ class ProbeConfig:
     few_labels: bool = True
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     select: bool = False
+    pictures: bool = True
     probe_fit: Fit = "pad"
     mirrored: bool = False
     watch: bool = False

@@ -27,6 +27,8 @@ from evaluation.fitting.finetuning.rates import require_blocks
 from evaluation.fitting.finetuning.tasks import FinetunedLabel, Finetuner
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cases import KEPT_KINDS, ProbeCase
+from evaluation.pictures.pictures import remove_pictures, write_pictures
+from evaluation.pictures.probed import Probed
 from evaluation.probing.config import ProbeConfig
 from evaluation.results.kept_probes import KeptBackbone, write_kept_probes
 from evaluation.results.notes import notes_on
@@ -201,7 +203,10 @@ class Prober:
             predictions=write_predictions(self.subject.folder, image_predictions(cases, fitted, finetuned)),
         )
         write_kept_probes(self.subject.folder, kept_probes(cases, fitted, self._backbones))
+        remove_pictures(self.subject.folder)  # those of an earlier probe would stand beside new results
         write_results(self.subject.folder, results)
+        if final and config.pictures and list(features)[-1].kind == "checkpoint":
+            write_pictures(self.subject.folder, self._probed(features, cases, fitted))
         if final and self.unseen is not None and self.subject.pretraining is not None:
             self._select(self.subject.pretraining, self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
@@ -215,6 +220,9 @@ class Prober:
     @property
     def _bootstrap(self) -> dict[str, int]:
         return {"resamples": self.config.bootstrap_resamples, "seed": self.config.seed}
+
+    def _probed(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> Probed:
+        return Probed(features, cases, fitted, self.extractor, self.subject.untrained, **self._bootstrap)
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""

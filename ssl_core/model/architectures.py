@@ -61,10 +61,11 @@ _FAMILIES: Final = {  # by the module of torchvision.models
 def backbone_names() -> list[str]:
     """Return the names of torchvision's ResNets, DenseNets, ConvNeXts and ViTs."""
     models = torchvision.models
-    return [name for name in models.list_models(module=models) if _family_of(name) in _FAMILIES]
+    return [name for name in models.list_models(module=models) if family_of(name) in _FAMILIES]
 
 
-def _family_of(name: str) -> str:
+def family_of(name: str) -> str:
+    """Return the family of a network of torchvision: the module there that defines it."""
     return str(torchvision.models.get_model_builder(name).__module__.rpartition(".")[2])
 
 
@@ -108,7 +109,7 @@ def build_network(name: str, size_px: int = USUAL_SIZE_PX, channels: int = 1) ->
 
 
 def _build_of_torchvision(name: str, size_px: int, channels: int) -> Network:
-    family = _family_of(name)
+    family = family_of(name)
     stem, classifier, options = _FAMILIES[family]
     if family == "vision_transformer":
         require_whole_patches(name, size_px, patch_px=int(name.rpartition("_")[2]))  # vit_b_16

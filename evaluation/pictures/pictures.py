@@ -1,0 +1,32 @@
+"""`RUN/pictures/`: the pictures of a finished probe, written as a whole beside its results."""
+
+from pathlib import Path
+
+from evaluation.pictures.attention import write_attention
+from evaluation.pictures.picture_folder import PictureFolder
+from evaluation.pictures.probed import Probed
+from evaluation.results.picture_records import FOLDER
+from infra.files import atomic_folder, remove_folder, remove_remains
+
+
+def write_pictures(run: Path, probed: Probed) -> None:
+    """Write the pictures of a probe; each kind of picture is one call.
+
+    Args:
+        run: the folder of the results
+        probed: the probe
+
+    Raises:
+        RunFailed: if an image is damaged
+        UserError: if the disk is full or not writable
+    """
+    with atomic_folder(run / FOLDER) as path:
+        folder = PictureFolder(path, probed.extractor)
+        write_attention(probed, folder)
+
+
+def remove_pictures(run: Path) -> None:
+    """Remove the pictures of an earlier probe, and what a killed one left, before its results are replaced."""
+    remove_remains(run, FOLDER)
+    if (run / FOLDER).exists():
+        remove_folder(run / FOLDER)
