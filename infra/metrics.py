@@ -1,24 +1,20 @@
 """The metrics of a run, written as `metrics.jsonl` for programs and as TensorBoard events for people."""
 
-import os
 import re
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
 from infra.append_file import AppendFile
 from infra.errors import RunFailed
+from infra.event_file import EventFile
 from infra.files import read_regular, write_atomic
 from infra.json_files import BadJson, decode_json, encode_line
 from infra.log import say
@@ -48,16 +44,16 @@ class MetricsWriter:
         path = folder / _NAME
         write_atomic(path, b"".join(encode_line(line) for line in read_metrics(folder) if line["step"] <= steps_done))
         self._lines = AppendFile(path)
-        self._events = _Events(folder / "events", first_step=steps_done + 1)
+        self._events = EventFile(folder / "events", first_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers by name at a step; names include units, such as `speed/images_per_s`."""
         self._lines.write(encode_line({"step": step, "time_s": round(time.time(), 3), **values}))
-        self._events.write([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
+        self._events.write(step, [scalar(name, value) for name, value in values.items()])
 
     def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
         """Show an image in TensorBoard: (H, W, C)."""
-        self._events.write([Event(summary=image(name, pixels, dataformats="HWC"))])
+        self._events.write(0, [image(name, pixels, dataformats="HWC")])
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -67,28 +63,6 @@ class MetricsWriter:
     ) -> None:
         self._lines.close()
         self._events.close()
-
-
-class _Events:
-    """A TensorBoard event file, without SummaryWriter, whose thread dies when the disk is full."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        # TensorBoard reads the files of a folder by name, so the name starts with the time.
-        name = f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = AppendFile(folder / name)
-        start = Event(step=first_step, session_log=SessionLog(status=SessionLog.START))  # drops later events
-        self.write([Event(file_version="brain.Event:2"), start])
-
-    def write(self, events: list[Event]) -> None:
-        records = BytesIO()
-        writer = RecordWriter(records)
-        for event in events:
-            event.wall_time = time.time()
-            writer.write(event.SerializeToString())
-        self._file.write(records.getvalue())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
