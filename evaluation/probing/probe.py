@@ -211,10 +211,7 @@ class Prober:
             self._select(self.subject.pretraining, self.unseen, features, cases, fitted)
         self.curves.show(results.rows)
         if final:
-            self.curves.show_hyperparameters(
-                (result, [probe for case in row for probe in fitted[case]])
-                for result, row in zip(rows, grouped, strict=True)
-            )
+            self.curves.show_classifiers(zip(rows, grouped, strict=True), fitted)
         return results
 
     @property

@@ -4,15 +4,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
+from torch.utils.tensorboard.summary import scalar
 
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.probing import watch as watching
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
 from evaluation.results.results import Results
+from evaluation.results.rows import ProbeResult
 from infra.errors import RunFailed, UserError
+from infra.event_file import EventFile
 from infra.locks import locked
 from infra.status import State, Status, write_status
 from ssl_core.checkpoints.checkpoint import CheckpointState
@@ -36,10 +43,12 @@ def config_of(run_folder: Path, shards: Path) -> ProbeConfig:
     )
 
 
-def curve(run: Path, name: str) -> dict[int, float]:
-    events = EventAccumulator(str(run / "events" / "probe"))
-    events.Reload()
-    return {event.step: event.value for event in events.Scalars(name)}
+def read_events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
+    return {event.step: event.value for event in events.Scalars(tag)}
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +81,49 @@ def test_each_checkpoint_is_probed_as_it_appears_and_one_that_is_removed_keeps_i
     assert steps == [[5, 10], [5, 10, 15], [5, 10, 15]]
     assert not any(row.kind == "shuffled" for row in rounds[1].rows)
     assert any(row.kind == "shuffled" for row in results.rows)
-    shown = curve(run, "probe/cell/gazda2021/auc")
+    shown = scalars(read_events(run / "events" / "probe"), "probe/cell/gazda2021/auc")
     expected = {row.step: row.scores.auc.value for row in results.rows if row.kind == "checkpoint"}
     assert shown == pytest.approx(expected)
 
 
-def test_probing_again_shows_each_step_once_and_every_c_as_hyperparameters(run: Path, shards: Path) -> None:
-    for _ in range(2):
-        results = probe(replace(config_of(run, shards), controls=False))
-    assert list(curve(run, "probe/cell/gazda2021/acc")) == [5, 10]
-    assert len(list((run / "events" / "probe").glob("[0-9]*"))) == 3 * len(results.rows)
+def test_a_probe_shows_each_step_once_with_its_interval_and_nothing_of_an_earlier_probe(
+    run: Path, shards: Path
+) -> None:
+    for earlier in ("probe", "probe/0000", "classifiers/nih_epoch-2_rigorous"):
+        with EventFile(run / "events" / earlier) as events:
+            events.write(10, [scalar("probe/cell/rigorous/acc", 0.5), scalar("probe/cell/gazda2021/acc", 0.5)])
+    results = probe(replace(config_of(run, shards), bootstrap_resamples=100))
+    assert not (run / "events" / "probe" / "0000").exists()
+    assert {path.name for path in (run / "events" / "classifiers").iterdir()} == {
+        "cell_untrained-backbone_gazda2021",
+        "cell_epoch-2_gazda2021",
+    }
+    of_probe = read_events(run / "events" / "probe")
+    scores = {row.step: row.scores.acc for row in results.rows if row.kind == "checkpoint"}
+    assert scalars(of_probe, "probe/cell/gazda2021/acc") == pytest.approx({s: e.value for s, e in scores.items()})
+    assert scalars(of_probe, "probe_interval/cell/gazda2021/acc_low") == pytest.approx(
+        {step: estimate.low for step, estimate in scores.items()}
+    )
+    assert not [tag for tag in of_probe.Tags()["scalars"] if "rigorous" in tag]
+    last = next(row for row in results.rows if row.step == 10)
+    require_curves_of(last, read_events(run / "events" / "classifiers" / "cell_epoch-2_gazda2021"))
+
+
+def require_curves_of(row: ProbeResult, events: EventAccumulator) -> None:
+    """Check that a classifier's run shows the scores of its row, also as the areas below its two curves."""
+    roc = scalars(events, "roc/cell/gazda2021")
+    assert np.trapezoid(list(roc.values()), np.array(list(roc)) / 100) == pytest.approx(row.scores.auc.value, abs=0.02)
+    [curve] = events.Tensors("precision_recall/cell/gazda2021")
+    true_positives, false_positives, *_ = make_ndarray(curve.tensor_proto)
+    assert (curve.step, true_positives[0], false_positives[0]) == (10, 16, 16)  # every image is above threshold 0
+    assert scalars(events, "classifier/auc") == {0: pytest.approx(row.scores.auc.value)}
+    [start] = [
+        HParamsPluginData.FromString(content).session_start_info
+        for tag, content in events.PluginTagToContent("hparams").items()
+        if tag == SESSION_START_INFO_TAG
+    ]
+    assert start.hparams["features"].string_value == "epoch 2"
+    assert start.hparams["C"].number_value == row.c[0]
 
 
 @pytest.mark.parametrize("left", ["failed", "running"])
