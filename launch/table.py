@@ -8,7 +8,7 @@ from pathlib import Path
 from evaluation.report.table_iii import table_iii
 from evaluation.report.tables import Table, csv_text, latex, markdown
 from evaluation.report.task_runs_table import task_runs_tables
-from evaluation.results.presets import PresetName
+from evaluation.results.presets import PRESETS, PresetName
 from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import Results, read_results
 from infra.config import parse
@@ -24,13 +24,14 @@ class TableConfig:
     Args:
         run_folders: probed runs, pretrained on one fraction of the images or several; runs of one fraction, which may
             differ only in their seed, become one row; of a probe without a run, each backbone is a row
-        preset: protocol of the scores: gazda2021 (the paper's) or rigorous
+        preset: protocol of the scores: gazda2021 (the paper's) or rigorous; by default the first of these by which all
+            runs were probed
         out: folder for table3.md, table3.csv and table3.tex, and for table-TASK.* of each task with several labels; the
             first run's folder by default
     """
 
     run_folders: list[Path]
-    preset: PresetName = "gazda2021"
+    preset: PresetName | None = None
     out: Path | None = None
 
 
@@ -52,11 +53,13 @@ def main(arguments: Sequence[str]) -> int:
         ),
         subject="run_folders",
     )
-    results = _read(config.run_folders, config.preset)
+    runs = [(run, _read(run)) for run in config.run_folders]
+    preset: PresetName = config.preset or next((name for name in PRESETS if _all_have(name, runs)), "gazda2021")
+    results = _grouped(runs, preset)
     out = config.out or config.run_folders[0]
-    if any(dataset.preset == config.preset for of_run in results for dataset in of_run.single):
-        _write(table_iii(results, config.preset), out, "table3")
-    for label, table in task_runs_tables(results, config.preset).items():
+    if any(dataset.preset == preset for of_run in results for dataset in of_run.single):
+        _write(table_iii(results, preset), out, "table3")
+    for label, table in task_runs_tables(results, preset).items():
         _write(table, out, f"table-{file_name_of(label)}")
     return 0
 
@@ -72,21 +75,38 @@ def _write(table: Table, out: Path, name: str) -> None:
     say(f"wrote {out / name}.md, {name}.csv and {name}.tex")
 
 
-def _read(runs: Sequence[Path], preset: PresetName) -> list[Results]:
-    """Read the results of each run.
+_Probed = tuple[Path, Results]  # a run and its results
+
+
+def _read(run: Path) -> Results:
+    """Read the results of a run; raises UserError if it was not probed."""
+    results = read_results(run)
+    if results is None:
+        raise UserError(f"{run / 'results.json'} does not exist; probe the run first: sternum probe {run}")
+    return results
+
+
+def _presets(results: Results) -> list[str]:
+    """Return the presets by which checkpoints were probed, in the order of the results."""
+    return list(dict.fromkeys(row.preset for row in results.rows if row.kind == "checkpoint"))
+
+
+def _all_have(preset: PresetName, runs: Sequence[_Probed]) -> bool:
+    return all(preset in _presets(results) for _, results in runs)
+
+
+def _grouped(runs: Sequence[_Probed], preset: PresetName) -> list[Results]:
+    """Return the results with those of one recipe side by side.
 
     Raises:
         UserError: if a run was not probed by this preset, or two runs of a fraction differ in more than their seed
     """
-    by_recipe: dict[int | Path, list[tuple[Path, Results]]] = {}
-    for run in runs:
-        results = read_results(run)
-        if results is None:
-            raise UserError(f"{run / 'results.json'} does not exist; probe the run first: sternum probe {run}")
-        presets = {row.preset: None for row in results.rows if row.kind == "checkpoint"}
+    by_recipe: dict[int | Path, list[_Probed]] = {}
+    for run, results in runs:
+        presets = _presets(results)
         if preset not in presets:
             known = ", ".join(presets) or "no preset"
-            hint = f"name --preset={next(iter(presets))}, or " if presets else ""
+            hint = f"name --preset={presets[0]}, or " if presets else ""
             raise UserError(
                 f"preset={preset}: {run} was probed by {known}; {hint}run sternum probe with --presets=[{preset}]"
             )

@@ -112,5 +112,15 @@ def test_results_of_another_version_are_refused(probed: MakeRun, capsys: pytest.
 def test_preset_that_was_not_probed_by_is_refused_with_those_that_were(
     probed: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = refused(capsys, probed("run", presets=("rigorous",)))
+    message = refused(capsys, probed("run", presets=("rigorous",)), "--preset=gazda2021")
     assert "was probed by rigorous; name --preset=rigorous, or run sternum probe with --presets=[gazda2021]" in message
+
+
+def test_preset_that_all_runs_have_is_taken_if_none_is_named(
+    probed: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict, both = probed("strict", presets=("rigorous",)), probed("both", 10)
+    assert sternum(["table", str(strict), str(both)]) == 0
+    assert "by the preset rigorous" in capsys.readouterr().out
+    lenient = probed("lenient", presets=("gazda2021",))
+    assert f"preset=gazda2021: {strict} was probed by rigorous" in refused(capsys, strict, lenient)
