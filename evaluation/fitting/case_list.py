@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from evaluation.data.attributes import encode_attributes, image_attributes, metadata_attributes
 from evaluation.data.extractor import Features
 from evaluation.data.feature_matrix import border, concatenated
@@ -118,28 +120,33 @@ def list_shifts(cases: Sequence[ProbeCase], seed: int) -> list[ShiftCase]:
 
     These are the parts of an official split, and the two sets of an external validation.
 
-    A dataset is asked once, as the last preset divides it for its first question.
+    A dataset is asked once, as the last preset divides it for the question with the most patients of either class in
+    either part.
     """
-    firsts: dict[str, str] = {}
-    for case in cases:
-        firsts.setdefault(case.task.labeled_set.label, case.key.dataset)
-    tasks = {
-        case.task.labeled_set.label: case.task
-        for case in cases
-        if (case.task.cohort.is_official or case.task.cohort.is_external)
-        and case.key.dataset == firsts[case.task.labeled_set.label]
-    }
+    tasks = dict.fromkeys(case.task for case in cases if case.task.cohort.is_official or case.task.cohort.is_external)
+    by_set: dict[str, list[ProbeTask]] = {}
+    for task in tasks:
+        by_set.setdefault(task.labeled_set.label, []).append(task)
     shifts = []
-    for label, task in tasks.items():
-        whole = [case for case in cases if case.task is task]
+    for of_set in by_set.values():
+        asked = max((task for task in of_set if task.key.preset == of_set[-1].key.preset), key=_fewest_patients)
+        whole = [case for case in cases if case.task is asked]
         for case in [case for case in whole if case.kind == "pixels" or case is last_case(cases, case)]:
             for code in (0, 1):
                 shift = shift_case(case, code, seed)
                 if shift is None:
-                    say(f"{label}: too few patients to tell the parts apart within a class; left out")
+                    name = asked.record.class_name(code)
+                    say(f"{asked.key.dataset}: too few patients of {name} to tell the parts apart; left out")
                 else:
                     shifts.append(shift)
     return shifts
+
+
+def _fewest_patients(task: ProbeTask) -> int:
+    """Return how many patients of a class a part has, for the class and part that have the fewest."""
+    cohort = task.cohort
+    parts = (cohort.in_test[0], cohort.in_development[0])
+    return min(len(np.unique(cohort.patients[part & (cohort.classes == code)])) for part in parts for code in (0, 1))
 
 
 def _share_rounds(draws: Sequence[ProbeCase | None]) -> list[ProbeCase]:

@@ -162,8 +162,7 @@ def shift_case(whole: ProbeCase, code: int, seed: int) -> ShiftCase | None:
     at_random = np.empty_like(in_test)
     for of_patient, drawn in zip(members, is_tested[permutation(len(members), seed, "probe-shift-null")], strict=True):
         at_random[of_patient] = drawn
-    question = whole.task.cohort.question
-    group = question.positive if code == 1 else question.negative_name
+    group = whole.task.record.class_name(code)
     cases = [
         _parts_case(whole, f"{whole.name}, {what} among {group}", inside, part, seed)
         for what, part in ((_part_name(whole), in_test), ("random part", at_random))

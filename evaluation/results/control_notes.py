@@ -1,6 +1,6 @@
 """Notes on controls: what those of labels and parts show, and why one is missing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from evaluation.results.datasets import Dataset, TaskKey
@@ -98,9 +98,20 @@ def _missing_shifts(results: Results) -> Iterator[str]:
             fitted = dataset.fitted_on.folder if dataset.fitted_on else dataset.folder
             pairs.setdefault((fitted, dataset.folder), []).append(dataset)
     for datasets in pairs.values():
-        told = {item.group for dataset in datasets for item in results.shifts_of(dataset)}
+        asked = next((dataset for dataset in datasets if results.shifts_of(dataset)), None)
+        told = {item.group for item in results.shifts_of(asked)} if asked else set()
         if len(told) < 2:
-            yield (
-                f"{datasets[0].task_label}: the control that tells development and test part apart is missing for "
-                f"{'one class' if told else 'both classes'}, because a part has too few patients of it."
-            )
+            yield _missing_shift(asked or datasets[-1], told, len({dataset.question for dataset in datasets}))
+
+
+def _missing_shift(asked: Dataset, told: Collection[str], questions: int) -> str:
+    """Return the note on a control that none or only one class of a question has."""
+    control = "the control that tells development and test part apart"
+    if not told and questions > 1:
+        return (
+            f"{asked.task_label}: {control} is missing, because for each label a part has too few patients of a class."
+        )
+    missing = [name for name in (asked.positive, asked.negative) if name not in told]
+    return (
+        f"{asked.label}: {control} is missing among {' and '.join(missing)}, because a part has too few patients of it."
+    )

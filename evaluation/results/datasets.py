@@ -143,6 +143,10 @@ class Dataset:
         """Name of the whole task in the tables: the label without the question."""
         return self.label.removesuffix(f": {self.question}") if self.question else self.label
 
+    def class_name(self, code: int) -> str:
+        """Return the name of a class: 1 positive, 0 negative."""
+        return self.positive if code == 1 else self.negative
+
     @property
     def overlaps(self) -> bool:
         """Whether pretraining saw any of the test part."""

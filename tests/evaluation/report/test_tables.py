@@ -206,12 +206,25 @@ def test_a_control_that_is_missing_is_named_with_the_reason() -> None:
     for words in (
         "cell, rigorous: the control with labels shuffled over all patients is missing, because there are so few",
         "cell: the control size, file and gray level is missing, because they are unknown, or alike in all images.",
-        "cell: the control that tells development and test part apart is missing for one class, because a part has too",
+        "cell: the control that tells development and test part apart is missing among PNEUMONIA, because a part has",
     ):
         assert any(note.startswith(words) for note in notes)
     assert not any("view, sex and age is missing" in note for note in notes)
     trained = [row for row in results.rows if row.kind == "checkpoint"]
     assert not any("missing" in note for note in notes_on(replace(results, rows=trained, shifts=[])))
+
+
+def test_missing_control_of_a_task_with_several_labels_names_the_label_that_was_asked() -> None:
+    asked = [made_dataset("rigorous", label=f"mine: {name}", question=name, positive=name) for name in "ab"]
+    shuffled = [made_row(dataset, "shuffled", "shuffled", 0.5) for dataset in asked]
+    results = made_results(asked)
+    results = replace(results, rows=[*results.rows, *shuffled])
+    [of_b] = [shift for shift in results.shifts if (shift.dataset, shift.group) == ("mine: b", "NORMAL")]
+    control = "the control that tells development and test part apart is missing"
+    assert any(note.startswith(f"mine: b: {control} among b, ") for note in notes_on(replace(results, shifts=[of_b])))
+    assert any(
+        note.startswith(f"mine: {control}, because for each label ") for note in notes_on(replace(results, shifts=[]))
+    )
 
 
 def test_tables_without_controls_do_not_speak_of_them() -> None:
