@@ -103,13 +103,17 @@ def calibration_table(results: Results, dataset: Dataset) -> Table:
 
 
 def subgroup_tables(results: Results, dataset: Dataset) -> list[Table]:
-    """Return the last checkpoint's scores in subgroups, and the widest gaps between subgroups."""
+    """Return the last checkpoint's scores in subgroups, and the widest gaps between subgroups.
+
+    A question of several lists only the subgroups that are scored, since those of all questions stand in one table.
+    """
     last = last_checkpoint(results.rows_of(dataset))
     if last is None:
         return []
     title = f"{marked_label(dataset)}, {dataset.preset}, {last.features}"
+    small = "left out" if dataset.question else "only counted"
     groups = Table(
-        f"{title}: subgroups of the test part, in percent; those with too few images for a score are only counted",
+        f"{title}: subgroups of the test part, in percent; those with too few images for a score are {small}",
         ("attribute", "group", "images", "patients", "positive", "AUC", "95 %", "SEN", "95 %", "SPE", "95 %"),
         [
             (
@@ -119,6 +123,7 @@ def subgroup_tables(results: Results, dataset: Dataset) -> list[Table]:
                 *(text for score in (group.auc, group.sen, group.spe) for text in with_interval(score)),
             )
             for group in last.subgroups
+            if group.auc is not None or not dataset.question
         ],
     )
     gaps = Table(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.report.c_path import c_path_table
-from evaluation.report.detail_tables import comparison_table, detail_tables, headline_rows
+from evaluation.report.detail_tables import comparison_table, detail_tables, headline_rows, subgroup_tables
 from evaluation.report.findings import preset_sections
 from evaluation.report.score_table import DECISION_HEADER, RANKING_HEADER, score_rows, score_tables
 from evaluation.report.shift_table import shift_table
@@ -309,6 +309,13 @@ def test_detail_tables_show_only_what_was_measured() -> None:
     assert all(word in caption for word, caption in zip(words, captions, strict=True))
     for table in detail_tables(results, strict):
         assert {len(row) for row in table.cells} == {len(table.header)}
+
+
+def test_subgroups_without_scores_are_counted_for_one_question_and_left_out_for_several() -> None:
+    for question, groups in (("", ["F", "M", "unknown"]), ("a", ["F", "M"])):
+        dataset = made_dataset("rigorous", question=question)
+        table, _ = subgroup_tables(made_results([dataset]), dataset)
+        assert [row[1] for row in table.cells] == groups
 
 
 def test_difference_is_called_shown_only_when_its_adjusted_p_value_is_small() -> None:
