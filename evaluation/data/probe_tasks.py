@@ -212,7 +212,8 @@ def _divided(
     overlap = task_overlap(probed, cohorts.questions, seen) if seen else None
     if overlap and overlap.images + overlap.patients > 0 and not options.allow_overlap:
         what = describe_overlap(questions[0].record) if task.kind == "binary" else describe_task_overlap(overlap)
-        other_split = "" if isinstance(probed, JoinedSets) else "pretrain on --data.splits=[train], "
+        kept_apart = questions[0].cohort.is_official  # otherwise images of all splits are tested
+        other_split = "pretrain on --data.splits=[train], " if kept_apart else ""
         raise UserError(
             f"dataset {key.dataset!r}: {what}, which flatters the checkpoints; leave these images out (sternum audit "
             f"PRETRAINING TESTED writes the audit.json for --exclude), {other_split}or pass --allow_overlap=true to "

@@ -88,13 +88,17 @@ def test_a_set_that_was_pretrained_on_by_another_reader_is_refused(
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_pretraining_on_the_other_split_of_the_same_set_is_no_overlap(
-    tmp_path: Path, cell_shards: Path, make_run: MakeRun
+def test_pretraining_on_the_other_split_of_the_same_set_is_no_overlap_unless_the_split_is_ignored(
+    tmp_path: Path, cell_shards: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "run", cell_shards, (5,), ("train",))
     assert probe(run, cell_shards) == 0
     (dataset,) = results_of(run).datasets
     assert (dataset.pretrained_images, dataset.pretrained_patients, dataset.pictures_compared) == (0, 0, True)
+    assert probe(run, cell_shards, "--split=ignore") == 2
+    refusal = capsys.readouterr().err
+    assert "dataset 'cell, split ignored': pretraining saw" in refusal
+    assert "--data.splits" not in refusal  # it would test the same images
 
 
 @pytest.mark.parametrize("packed", ["now", "by an older version"])
