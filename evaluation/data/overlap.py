@@ -1,7 +1,7 @@
 """What a pretraining saw of labeled sets: the same images by their identities, and the same pictures under any name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,12 +27,15 @@ class Seen:
         places: (N,) set and split in which it saw the image, such as "cell, test", and the weights of an earlier run
             that saw it there; empty for others
         pictures_compared: whether pictures were compared, not only identities
+        is_whole: whether all trainings that are judged were compared; otherwise, unseen means only that these did not
+            see it
     """
 
     images: Bool
     patients: Bool
     places: list[str]
     pictures_compared: bool
+    is_whole: bool = True
 
     def joined(self, other: "Seen") -> "Seen":
         """Return what either of two trainings saw."""
@@ -50,11 +53,12 @@ class Seen:
             np.concatenate([self.patients, others.patients]),
             [*self.places, *others.places],
             self.pictures_compared and others.pictures_compared,
+            self.is_whole and others.is_whole,
         )
 
 
 def seen_by_pretraining(labeled_sets: Sequence[LabeledSet], lineage: Lineage, folder: Path) -> dict[str, Seen]:
-    """Compare labeled sets with the shards of a pretraining, and with those of the runs that it descends from.
+    """Compare labeled sets with the shards of all trainings that are known.
 
     Args:
         labeled_sets: the sets
@@ -62,22 +66,24 @@ def seen_by_pretraining(labeled_sets: Sequence[LabeledSet], lineage: Lineage, fo
         folder: folder that keeps the copies that were found
 
     Returns:
-        What pretraining saw, by the label of the set; empty if the shards of the pretraining itself are unavailable.
+        What pretraining saw, by the label of the set; empty if the shards of the run itself are unavailable, or without
+        a run, those of all backbones.
 
     Raises:
         UserError: if a labeled set has the name of a pretraining set but other pictures
         RunFailed: if an image is damaged
     """
-    if lineage.own is None:
+    if lineage.has_run and lineage.own is None:
         return {}
     seen: dict[str, Seen] = {}
-    for weights, shards in lineage.available:
+    for weights, shards in lineage.available_of_all:
         require_one_set_per_name(shards, *(labeled_set.shards for labeled_set in labeled_sets))
         index = shards.whole_index()
         for labeled_set in labeled_sets:
             now = _seen(labeled_set, shards, index, folder, weights)
             seen[labeled_set.label] = seen[labeled_set.label].joined(now) if labeled_set.label in seen else now
-    return seen
+    is_whole = lineage.has_run or lineage.knows_all_others
+    return {label: replace(of_set, is_whole=is_whole) for label, of_set in seen.items()}
 
 
 def _seen(labeled_set: LabeledSet, pretraining: ShardSet, index: Records, folder: Path, weights: str) -> Seen:

@@ -34,6 +34,8 @@ def question_record(
     tested = cohort.rows[in_test]
     patients = probed.samples.patient_ids[tested]
     labeled_set = probed.tested if isinstance(probed, JoinedSets) else probed
+    images = _certain(seen, int(seen.images[tested].sum())) if seen else None
+    people = _certain(seen, len(np.unique(patients[seen.images[tested] | seen.patients[tested]]))) if seen else None
     return Dataset(
         label=key.dataset,
         preset=key.preset,
@@ -53,8 +55,8 @@ def question_record(
         development=_part_size(probed, cohort, preset, cohort.in_development),
         test=_part_size(probed, cohort, preset, cohort.in_test),
         excluded=cohort.excluded,
-        pretrained_images=int(seen.images[tested].sum()) if seen else None,
-        pretrained_patients=len(np.unique(patients[seen.images[tested] | seen.patients[tested]])) if seen else None,
+        pretrained_images=images,
+        pretrained_patients=people,
         pretrained_parts=_seen_parts(seen, tested, cohort.classes[in_test]) if seen else [],
         pictures_compared=seen.pictures_compared if seen else None,
         not_square=int(np.sum(np.diff(probed.samples.sizes[cohort.rows]) != 0)),
@@ -62,11 +64,18 @@ def question_record(
     )
 
 
-def task_overlap(probed: ProbedSet, cohorts: Sequence[Cohort], seen: Seen) -> TaskOverlap:
-    """Return what pretraining saw of the test images of any question of a task."""
+def _certain(seen: Seen, count: int) -> int | None:
+    """Return how many are seen; None if none are, as far as some of the trainings tell."""
+    return count if count or seen.is_whole else None
+
+
+def task_overlap(probed: ProbedSet, cohorts: Sequence[Cohort], seen: Seen) -> TaskOverlap | None:
+    """Return what pretraining saw of the test images of any question of a task; None if that is unknown."""
     tested = np.unique(np.concatenate([cohort.rows[cohort.in_test.any(axis=0)] for cohort in cohorts]))
     known = tested[seen.images[tested] | seen.patients[tested]]
     places = Counter(seen.places[row] for row in tested.tolist() if seen.images[row])
+    if not len(known) and not seen.is_whole:
+        return None
     return TaskOverlap(
         images=int(seen.images[tested].sum()),
         patients=len(np.unique(probed.samples.patient_ids[known])),

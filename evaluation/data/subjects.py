@@ -19,10 +19,11 @@ from evaluation.data.feature_sources import (
     pixels_source,
     untrained_sources,
 )
-from evaluation.data.lineage import Lineage, open_lineage
+from evaluation.data.lineage import Lineage, open_lineage, open_trainings
 from evaluation.results.backbones import OutsideBackbone, Run
 from infra import config as configuration
 from sharding.reading.fetch import FetchConfig
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.model.encoder import untrained_backbone
 from ssl_core.model.published import Input
@@ -57,6 +58,10 @@ class Subject(ABC):
     @abstractmethod
     def untrained(self) -> Callable[[int], nn.Module]:
         """Builds the judged backbone with the random weights of a seed."""
+
+    @property
+    def _trainings(self) -> dict[str, list[Ancestor]]:
+        return {name: backbone.trainings for name, backbone in self.outside.items()}
 
     @abstractmethod
     def controls(self) -> list[FeatureSource]:
@@ -112,8 +117,8 @@ class RunSubject(Subject):
         return [*compared, *checkpoint_sources(self.folder, self.pretraining, self._choice)]
 
     def lineage(self, fetch: FetchConfig) -> Lineage:
-        """Open the shards of the run, and of the runs that it descends from."""
-        return open_lineage(self.pretraining.data, self._newest, fetch)
+        """Open the shards of the run, of the runs that it descends from, and of weights to compare it with."""
+        return open_lineage(self.pretraining.data, self._newest, self._trainings, fetch)
 
     def describe(self, probed: Iterable[FeatureSource], lineage: Lineage) -> Run:
         """Describe the run."""
@@ -167,8 +172,8 @@ class BackbonesSubject(Subject):
         return [*others, first.judged()]
 
     def lineage(self, fetch: FetchConfig) -> Lineage:
-        """Return no shards: nothing says what the backbones were trained on."""
-        return Lineage(None, [])
+        """Open the shards of the backbones that runs trained; nothing says what others were trained on."""
+        return Lineage(None, [], open_trainings(self._trainings, fetch), has_run=False)
 
     def describe(self, probed: Iterable[FeatureSource], lineage: Lineage) -> None:
         """Return None."""

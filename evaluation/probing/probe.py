@@ -271,7 +271,7 @@ class Prober:
             notes=[],
             tasks=tasks,
             shifts=[shift_result(shift, fitted, **self._bootstrap) for shift in shifts],
-            outside=self.subject.records,
+            outside=[replace(item, trainings=self.lineage.records_of(item.name)) for item in self.subject.records],
             attribute_aucs=attribute_aucs(cases, **self._bootstrap) if self.config.controls else [],
         )
         return replace(results, notes=notes_on(results))

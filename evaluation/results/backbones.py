@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EarlierTraining:
-    """Weights that the run descends from.
+    """Weights that a run or another backbone descends from, or those of such a backbone itself.
 
     Attributes:
         weights: the file that the next run began with
@@ -66,6 +66,8 @@ class OutsideBackbone:
         summary: what the file gave to the network: parts left out, counted and named; empty in older results
         antialias: whether images are reduced without aliasing
         trained_on: what an export states of its training data; empty for others, and in older results
+        trainings: of a checkpoint of Sternum, its training and those before it, the latest first; empty for others, and
+            in older results
     """
 
     name: str
@@ -78,3 +80,4 @@ class OutsideBackbone:
     summary: str = ""
     antialias: bool = False
     trained_on: str = ""
+    trainings: list[EarlierTraining] = field(default_factory=list)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from evaluation.results import paper
+from evaluation.results.backbones import EarlierTraining
 from evaluation.results.control_notes import (
     LEAKS,
     compare_with_chance,
@@ -68,7 +69,7 @@ def notes_on(results: Results) -> list[str]:
         CONVERGENCE_NOTE: any(row.unconverged for row in by_paper),
         EDGE_NOTE: any(row.at_edge for row in results.rows),
         INTERVAL_NOTE: any(row.scores.auc.method for row in results.rows),
-        NO_RUN_NOTE: results.run is None,
+        NO_RUN_NOTE: results.run is None and not any(item.trainings for item in results.outside),
         CROSS_NOTE: any(dataset.rounds > 1 for dataset in results.datasets),
     }
     notes = [note for note, applies in general.items() if applies]
@@ -114,19 +115,27 @@ def _stage_notes(results: Results) -> Iterator[str]:
 
 
 def _ancestor_notes(results: Results) -> Iterator[str]:
-    """Yield a note on each of the weights that the run descends from: whether what they saw is known."""
+    """Yield a note on the trainings before the run and of other backbones: whether what they saw is known."""
     for weights in results.run.before if results.run else []:
-        if weights.data_identity is None:
-            yield f"The run descends from {weights.weights}; Sternum cannot know which images these weights have seen."
-            continue
-        trained = f"The run descends from {weights.weights}, trained for {counted(weights.epochs or 0, 'epoch')} on "
-        shards = ", ".join(weights.shards)
-        if weights.compared:
-            yield f"{trained}{shards}; test images that it saw there count as seen by pretraining."
-        else:
+        yield _training_note(f"The run descends from {weights.weights}", weights)
+    for item in results.outside:
+        for number, weights in enumerate(item.trainings):
+            yield _training_note(f"{item.name} descends from {weights.weights}" if number else item.name, weights)
+        if results.run is None and not item.trainings and any(other.trainings for other in results.outside):
             yield (
-                f"{trained}{shards or 'shards'} that are not available; it is unknown whether it saw test images there."
+                f"{item.name}: nothing says which images it was trained on; it may have seen the test images, even "
+                "with their labels."
             )
+
+
+def _training_note(what: str, weights: EarlierTraining) -> str:
+    """Return the note on one training; `what` names its weights."""
+    if weights.data_identity is None:
+        return f"{what}; Sternum cannot know which images these weights have seen."
+    trained, shards = f"{what}, trained for {counted(weights.epochs or 0, 'epoch')} on ", ", ".join(weights.shards)
+    if weights.compared:
+        return f"{trained}{shards}; test images that it saw there count as seen by pretraining."
+    return f"{trained}{shards or 'shards'} that are not available; it is unknown whether it saw test images there."
 
 
 def _task_notes(results: Results, task: TaskScores) -> Iterator[str]:

@@ -14,6 +14,7 @@ from evaluation.results.backbones import OutsideBackbone
 from infra.errors import UserError, require
 from infra.files import sha256_file
 from infra.options import key, require_at_least, setting
+from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.export.folder import is_export, open_export
 from ssl_core.model.architectures import require_backbone
@@ -99,6 +100,13 @@ class OpenedBackbone:
             torch.manual_seed(seed)
             network = self.origin.random(self.input.size_px, len(self.input.mean))
         return _gray_input(self.origin, network, self.input)
+
+    @property
+    def trainings(self) -> list[Ancestor]:
+        """What a checkpoint of Sternum was trained on, the latest first; nothing is known of other weights."""
+        if not isinstance(self.origin, OfCheckpoint):
+            return []
+        return self.origin.checkpoint.state.lineage(str(self.origin.path), self.sha256)
 
     def record(self, name: str) -> OutsideBackbone:
         """Return what the results keep of the backbone under its name."""

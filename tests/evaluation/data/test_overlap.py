@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.results.datasets import SeenPart
+from evaluation.results.notes import NO_RUN_NOTE
 from evaluation.results.results import Results, read_results
 from launch.cli import main as sternum
 from sharding.reading.shard_set import ShardSet
@@ -171,6 +172,43 @@ def test_a_probe_says_which_earlier_trainings_it_compares_and_which_it_cannot(
     assert f"oldest, trained for 8 epochs on {cell_shards}; test images that it saw there count as seen" in notes[3]
     assert sternum(["report", str(run)]) == 0
     assert "Sternum cannot know which images" in (run / "report.html").read_text()
+
+
+def test_what_the_runs_behind_other_backbones_saw_is_refused(
+    tmp_path: Path, cell_shards: Path, collection_shards: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", cell_shards, (5,), ("train",))
+    other = make_run(tmp_path / "other", collection_shards, (5,), ())
+    assert probe(run, cell_shards, f"--compare=[other={other}]") == 2
+    assert f"dataset 'cell': {SIX_SEEN[:-1]} (by other))" in capsys.readouterr().err
+    assert probe_backbones(tmp_path / "out", cell_shards, f"mine={run},other={other}") == 2
+    assert f"dataset 'cell': {SIX_SEEN[:-1]} (by other))" in capsys.readouterr().err
+
+
+def probe_backbones(out: Path, labeled: Path, backbones: str, *options: str) -> int:
+    words = PROBE.replace("--checkpoints=last ", "").split()
+    return sternum(
+        ["probe", f"--backbones=[{backbones}]", f"--out={out}", f"--data.shards=[{labeled}]", *words, *options]
+    )
+
+
+@pytest.mark.slow
+def test_a_probe_without_a_run_says_which_trainings_it_compares(
+    tmp_path: Path, cell_shards: Path, collection_shards: Path, make_run: MakeRun
+) -> None:
+    run = make_run(tmp_path / "run", cell_shards, (5,), ("train",))
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes((run / "checkpoints" / "step-5" / "model.safetensors").read_bytes())
+    compared = f"mine, trained for 1 epoch on {cell_shards}; test images that it saw there count as seen"
+    seen: list[int | None] = []
+    for backbones in (f"mine={run}", f"mine={run},foreign={foreign}@resnet18"):
+        assert probe_backbones(tmp_path / "out", cell_shards, backbones) == 0
+        results = results_of(tmp_path / "out")
+        assert any(note.startswith(compared) for note in results.notes)
+        assert NO_RUN_NOTE not in results.notes
+        seen.append(results.datasets[0].pretrained_images)
+    assert seen == [0, None]  # the training of the foreign weights is unknown
+    assert any(note.startswith("foreign: nothing says which images it was trained on") for note in results.notes)
 
 
 def test_copies_that_an_audit_lists_are_left_out_and_counted(
