@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         subject="run_folders",
     )
     runs = [(run, _read(run)) for run in config.run_folders]
-    preset: PresetName = config.preset or next((name for name in PRESETS if _all_have(name, runs)), "gazda2021")
+    probed_by_all: list[PresetName] = [name for name in PRESETS if _all_have(name, runs)]
+    preset = config.preset or (probed_by_all or ["gazda2021"])[0]
     results = _grouped(runs, preset)
     out = config.out or config.run_folders[0]
     if any(dataset.preset == preset for of_run in results for dataset in of_run.single):

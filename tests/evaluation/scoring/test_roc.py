@@ -12,7 +12,7 @@ from infra.arrays import Float64
 def predictions(images: int = 300, parts: int = 1) -> Predictions:
     random = np.random.default_rng(parts)
     classes = (random.random(images) < 0.3).astype(np.int64)
-    probabilities = np.round(random.random(images) / 2 + classes * 0.2, 2)  # with ties
+    probabilities = np.round(random.random(images) / 2 + classes * 0.2, 2).astype(np.float64)  # with ties
     part = random.integers(0, parts, images)
     return Predictions(classes, probabilities, probabilities > 0.5, np.arange(images), part)
 
