@@ -1,127 +1,146 @@
-"""`sternum submit ray --address=URL -- sternum probe ...`: runs a probe as a job on a Ray cluster."""
+"""`sternum submit slurm|kubernetes|ray -- sternum COMMAND ...`: runs a command on a cluster."""
 
-import json
-import os
-import shlex
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
-import requests
-
+from infra.clusters import kubernetes, ray_jobs, slurm
+from infra.clusters.job import Job, job_of
+from infra.clusters.kubernetes import KubernetesConfig
+from infra.clusters.ray_jobs import RayConfig
+from infra.clusters.slurm import SlurmConfig
 from infra.config import parse
-from infra.errors import RunFailed, UserError, require
-from infra.extras import require_extra
+from infra.errors import require
 from infra.log import say
-from infra.options import key, setting
-from infra.urls import require_no_credentials
+from infra.options import key, require_at_least, setting
 from launch.cli import split_at_dashes
 
-_TIMEOUT_S: Final = 10.0
-_ON_CLUSTER: Final = "--address=auto"  # the job uses the cluster that runs it
+_NAME: Final = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
+_VARIABLE: Final = r"[A-Za-z_]\w*=.*"
+_SECRET: Final = r"(?i)\w*(SECRET|TOKEN|PASSWORD)(?!\w*_(PATH|FILE)=)\w*="
 
 
 @dataclass(frozen=True)
 class SubmitConfig:
-    """The cluster that runs the command.
+    """The cluster, and what the command needs of it.
 
     Args:
-        cluster: type of cluster; ray is the only one
-        address: URL of the job server; Ray's dashboard serves it on port 8265 of the head node
+        cluster: kind of cluster
+        name: name of the job, made from the command and its subject by default
+        nodes: number of machines
+        gpus: GPUs of each machine; a pretraining has one process for each, or one process without GPUs
+        cpus: CPU cores of each machine
+        memory_gb: memory of each machine
+        env: environment variables, such as [NCCL_SOCKET_IFNAME=ib0,GLOO_SOCKET_IFNAME=ib0]
         dry_run: print the job and submit nothing
+        slurm: SLURM
+        kubernetes: Kubernetes
+        ray: Ray
     """
 
-    cluster: Literal["ray"]
-    address: str = "http://127.0.0.1:8265"
+    cluster: Literal["slurm", "kubernetes", "ray"]
+    name: str | None = None
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 8
+    memory_gb: int = 32
+    env: list[str] = field(default_factory=list)
     dry_run: bool = False
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
-        require_no_credentials(self.address, key(self, "address"))
-        parts = urlsplit(self.address)
         require(
-            parts.scheme in ("http", "https") and bool(parts.hostname),
-            f"{setting(self, 'address')} must be the URL of a job server; try http://HEAD:8265",
+            self.name is None or re.fullmatch(_NAME, self.name) is not None,
+            f"{setting(self, 'name')} must be at most 40 lower-case letters, digits and hyphens, a letter first",
         )
+        for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("memory_gb", 1)):
+            require_at_least(self, name, least, f"try {least}")
+        for word in self.env:
+            variable = word.partition("=")[0]
+            require(
+                re.fullmatch(_VARIABLE, word) is not None, f"{key(self, 'env')}: {variable} must look like NAME=VALUE"
+            )
+            require(
+                re.match(_SECRET, word) is None,
+                f"{key(self, 'env')}: {variable} looks like a secret, which would be readable in the job; leave it out",
+            )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Submit the command after `--` and print the job's name."""
+    """Submit the command after `--`, or print the job."""
     words, command = split_at_dashes(arguments)
     config = parse(
         SubmitConfig,
         words,
         command="submit",
         description=(
-            "Run the `sternum probe` command after `--` as a job on a Ray cluster. All nodes need Sternum, and the "
-            "command's folders must exist on the head node. If the cluster requires a token, set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN_PATH; http:// sends the token and the job without TLS, so use https://, or a tunnel: "
-            "ssh -L 8265:localhost:8265 HEAD."
+            "Run the Sternum command after `--` on a cluster. Pretraining and embed use all GPUs of all machines, "
+            "probe uses all machines by Ray; the other commands use one machine. Sternum must be installed on all "
+            "machines, and the folders of the command must exist there. docs/clusters.md has the way from one machine "
+            "to many."
         ),
         examples=(
-            "sternum submit ray --address=http://head:8265 -- sternum probe /shared/runs/first \\",
-            "    --data.shards=[/shared/shards/cell]",
-            "sternum submit ray --address=http://head:8265 --dry_run=true -- sternum probe --config=/shared/probe.yaml",
+            "sternum submit slurm --nodes=4 --gpus=8 --slurm.partition=gpu -- \\",
+            "    sternum pretrain runs/paper --config=gazda2021 --data.shards=[shards/chexpert]",
+            "sternum submit slurm --gpus=1 --slurm.seeds=[0,1,2] --dry_run=true -- \\",
+            "    sternum pretrain runs/seed-{seed} --seed={seed} --config=cpu --data.shards=[shards/cell]",
+            "sternum submit kubernetes --config=cluster.yaml --nodes=4 --gpus=8 -- \\",
+            "    sternum pretrain /runs/paper --config=gazda2021 --data.shards=[s3://bucket/chexpert]",
+            "sternum submit ray --ray.address=http://head:8265 -- sternum probe /runs/paper --data.shards=[/cell]",
         ),
         subject="cluster",
     )
-    job = job_of(command)
-    if config.dry_run:
-        sys.stdout.write(json.dumps(job, indent=1) + "\n")
-        return 0
-    name = submit(config.address, job)
-    sys.stdout.write(f"{name}\n")
-    say(f"submitted; to follow its output: ray job logs --follow --address={config.address} {name}")
-    return 0
-
-
-def job_of(command: Sequence[str]) -> dict[str, Any]:
-    """Return the job that runs a command, in the form that Ray's job server takes.
-
-    Raises:
-        UserError: if the command is not `sternum probe`, or names another cluster
-    """
-    require(
-        list(command[:2]) == ["sternum", "probe"],
-        f"command={shlex.join(command)!r} must be sternum probe, the only command that uses a Ray cluster, after `--`; "
-        "sternum submit --help shows an example",
+    job = job_of(
+        command,
+        name=config.name,
+        nodes=len(config.ray.hosts) or config.nodes,
+        gpus=config.gpus,
+        cpus=config.cpus,
+        memory_gb=config.memory_gb,
+        env=config.env,
+        is_on_ray=config.cluster == "ray",
     )
-    other = [word for word in command if word.split("=")[0] in ("--address", "--search")]
-    require(not other, f"{' '.join(other)} must be left out: the job searches on the cluster that runs it")
-    return {
-        "entrypoint": shlex.join([*command, _ON_CLUSTER]),
-        "runtime_env": {},
-    }  # nothing to upload: the nodes have Sternum
+    return {"slurm": _by_slurm, "kubernetes": _by_kubernetes, "ray": _by_ray}[config.cluster](job, config)
 
 
-def submit(address: str, job: dict[str, Any]) -> str:
-    """Submit a job and return its name.
+def _by_slurm(job: Job, config: SubmitConfig) -> int:
+    _require_command(job)
+    script = slurm.render(job, config.slurm)
+    if config.dry_run:
+        return _print(script)
+    number = slurm.submit(script)
+    say(f"submitted; the output goes to {job.name}-{number}.out, for an array to {job.name}-{number}_TASK.out")
+    return _print(f"{number}\n")
 
-    Raises:
-        UserError: if the job server cannot be reached
-        RunFailed: if the job server refuses the job
-    """
-    require_extra("ray", "sternum submit ray")
-    from ray.exceptions import AuthenticationError  # noqa: PLC0415  # a dry run needs no Ray
-    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
-    try:
-        requests.get(f"{address}/api/version", timeout=_TIMEOUT_S)  # Ray's client has no timeout
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS overrides `address`
-        client = JobSubmissionClient(address)
-    except (OSError, RuntimeError) as error:  # OSError is from requests
-        raise UserError(
-            f"no job server answers at address={address} ({error}); check the address, and start the head "
-            "node with its dashboard (pip install 'ray[default]')"
-        ) from error
-    except AuthenticationError as error:
-        raise UserError(
-            f"address={address}: the cluster requires a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
-            "file with the cluster's token"
-        ) from error
-    try:
-        name: str = client.submit_job(**job)
-    except RuntimeError as error:
-        raise RunFailed(f"{address} refused the job: {error}") from error
-    return name
+def _by_kubernetes(job: Job, config: SubmitConfig) -> int:
+    manifests = kubernetes.render(job, config.kubernetes)
+    return _print(manifests if config.dry_run else f"{kubernetes.submit(manifests)}\n")
+
+
+def _by_ray(job: Job, config: SubmitConfig) -> int:
+    if config.ray.hosts:
+        require(job.way == "cluster", f"{setting(config.ray, 'hosts')} makes a cluster; submit the command to it later")
+        return _print(ray_jobs.render_cluster(job, config.ray))
+    _require_command(job)
+    if config.dry_run:
+        return _print(ray_jobs.render(job))
+    name = ray_jobs.submit(job, config.ray)
+    say(f"submitted; to follow its output: ray job logs --follow --address={config.ray.address} {name}")
+    return _print(f"{name}\n")
+
+
+def _require_command(job: Job) -> None:
+    require(
+        job.way != "cluster",
+        "nothing to submit; add a command after `--`, such as: -- sternum pretrain runs/first --config=gazda2021",
+    )
+
+
+def _print(text: str) -> int:
+    sys.stdout.write(text)
+    return 0

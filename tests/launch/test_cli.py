@@ -80,7 +80,7 @@ def imported(program: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("command", ["", "verify", "audit", "table", "supervise", "report"])
+@pytest.mark.parametrize("command", ["", "verify", "audit", "table", "supervise", "report", "runs"])
 def test_help_waits_for_no_heavy_library(command: str) -> None:
     words = [*command.split(), "--help"]
     program = f"from launch.cli import main\ntry:\n    main({words})\nexcept SystemExit:\n    pass"

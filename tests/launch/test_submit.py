@@ -1,7 +1,9 @@
 import json
+import re
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -13,34 +15,88 @@ PROBE = ["--", "sternum", "probe", "/shared/runs/a b", "--data.shards=[/shared/c
 
 
 def test_dry_run_prints_what_would_be_submitted_and_reaches_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ray", "--address=http://192.0.2.1:8265", "--dry_run=true", *PROBE]) == 0
+    assert main(["ray", "--ray.address=http://192.0.2.1:8265", "--dry_run=true", *PROBE]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "entrypoint": "sternum probe '/shared/runs/a b' '--data.shards=[/shared/cell]' --address=auto",
         "runtime_env": {},
     }
 
 
+SHARD = ["--", "sternum", "shard", "cell", "--root=cell", "--out=shards"]
+PRETRAIN = ["--", "sternum", "pretrain", "runs/first", "--config=cpu"]
+IMAGE = "--kubernetes.image=sternum"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["slurm", *PROBE], "slurm"),
-        (["ray"], "must be sternum probe, the only command that uses a Ray cluster, after `--`"),
-        (["ray", "--", "rm", "-r", "x"], "command='rm -r x' must be sternum probe"),
+        (["ray"], "nothing to submit; add a command after `--`"),
+        (["ray", "--", "rm", "-r", "x"], "rm must be a command of Sternum"),
         (["ray", *PROBE, "--address=ray://elsewhere:10001"], "--address=ray://elsewhere:10001 must be left out"),
-        (["ray", "--address=head:8265", *PROBE], "address=head:8265 must be the URL of a job server"),
+        (["ray", "--ray.address=head:8265", *PROBE], "ray.address=head:8265 must be the URL of a job server"),
+        (["ray", *PRETRAIN], "sternum pretrain runs on SLURM or Kubernetes, not on a Ray cluster"),
+        (["ray", "--ray.hosts=[a,b]", *PROBE], "ray.hosts=[a,b] makes a cluster"),
+        (["slurm"], "nothing to submit; add a command after `--`"),
+        (["slurm", "--nodes=2", *SHARD], "nodes=2: sternum shard uses one machine"),
+        (["slurm", "--nodes=0", *PRETRAIN], "nodes=0 must be at least 1"),
+        (["slurm", "--", "sternum", "pretrain", "--config=cpu"], "sternum pretrain needs its run folder"),
+        (["slurm", "--slurm.stop_before_s=7200", "--slurm.hours=2", *PRETRAIN], "slurm.stop_before_s=7200 must be"),
+        (["slurm", "--slurm.partition=a b", *PRETRAIN], "slurm.partition=a b is no name"),
+        (["slurm", "--slurm.sbatch=[--nodes=3]", *PRETRAIN], "slurm.sbatch=--nodes=3 must be an option of sbatch"),
+        (["slurm", "--slurm.sbatch=[qos]", *PRETRAIN], "slurm.sbatch=qos must be an option of sbatch"),
+        (["slurm", "--slurm.seeds=[0,1]", *PRETRAIN], "slurm.seeds=[0,1] and {seed} in the command belong together"),
+        (["slurm", *PRETRAIN, "--seed={seed}"], "slurm.seeds=[] and {seed} in the command belong together"),
+        (["slurm", "--slurm.seeds=[0,1]", *PRETRAIN, "--seed={seed}"], "runs/first would be the run folder of several"),
+        (["slurm", "--env=[WANDB_TOKEN=abc]", *PRETRAIN], "env: WANDB_TOKEN looks like a secret"),
+        (["slurm", "--env=[NCCL_DEBUG]", *PRETRAIN], "env: NCCL_DEBUG must look like NAME=VALUE"),
+        (["slurm", "--name=My Job", *PRETRAIN], "name=My Job must be at most 40"),
+        (["kubernetes", *PRETRAIN], "kubernetes.image is missing"),
+        (["kubernetes", IMAGE, "--kubernetes.kind=RayJob", *PRETRAIN], "kubernetes.kind=RayJob is not for sternum"),
+        (["kubernetes", IMAGE, "--nodes=2", "--kubernetes.kind=Job", *PRETRAIN], "kubernetes.kind=Job is not for"),
+        (
+            ["kubernetes", IMAGE, "--memory_gb=8", *PRETRAIN],
+            "kubernetes.shared_memory_gb=8 must be less",
+        ),
+        (["kubernetes", IMAGE, "--kubernetes.volumes=[shards]", *PRETRAIN], "kubernetes.volumes=shards must look like"),
     ],
 )
-def test_what_is_no_probe_on_a_ray_cluster_is_refused(words: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
-        main(words)
+def test_what_cannot_run_is_refused_in_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        main([*words[:1], "--dry_run=true", *words[1:]])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("cluster", "tool"), [("slurm", "sbatch"), ("kubernetes", "kubectl")])
+def test_a_machine_without_the_tool_of_the_cluster_is_told_the_way_out(
+    cluster: str, tool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tool} is not installed on this machine; .* --dry_run=true > FILE"):
+        main([cluster, IMAGE, *PRETRAIN])
+
+
+@pytest.mark.parametrize(("cluster", "tool"), [("slurm", "sbatch"), ("kubernetes", "kubectl")])
+def test_the_tool_gets_what_a_dry_run_prints_and_its_refusal_is_one_line(
+    cluster: str, tool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / tool
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/received\necho 42\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert main([cluster, IMAGE, *PRETRAIN]) == 0
+    assert capsys.readouterr().out == "42\n"
+    assert main([cluster, IMAGE, "--dry_run=true", *PRETRAIN]) == 0
+    assert capsys.readouterr().out == (tmp_path / "received").read_text()
+    program.write_text("#!/bin/sh\necho 'no such partition\nreally' >&2\nexit 1\n")
+    with pytest.raises(RunFailed, match=f"^{tool} refused the job: no such partition really$"):
+        main([cluster, IMAGE, *PRETRAIN])
 
 
 def test_job_server_that_does_not_answer_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(UserError, match=f"no job server answers at address=http://127.0.0.1:{port} "):
-        main(["ray", f"--address=http://127.0.0.1:{port}", *PROBE])
+    with pytest.raises(UserError, match=f"no job server answers at ray.address=http://127.0.0.1:{port} "):
+        main(["ray", f"--ray.address=http://127.0.0.1:{port}", *PROBE])
 
 
 class JobServer(BaseHTTPRequestHandler):
@@ -79,7 +135,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_job_that_the_server_takes_is_named(server: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ray", f"--address={server}/", *PROBE]) == 0
+    assert main(["ray", f"--ray.address={server}/", *PROBE]) == 0
     output = capsys.readouterr()
     assert output.out == "probe\n"
     assert f"ray job logs --follow --address={server}" in output.err
@@ -88,10 +144,10 @@ def test_job_that_the_server_takes_is_named(server: str, capsys: pytest.CaptureF
 def test_job_that_the_server_refuses_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JobServer, "refusal", "no room")
     with pytest.raises(RunFailed, match=r"refused the job: .*no room"):
-        main(["ray", f"--address={server}", *PROBE])
+        main(["ray", f"--ray.address={server}", *PROBE])
 
 
 def test_cluster_that_asks_for_a_token_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JobServer, "token", "secret")
     with pytest.raises(UserError, match="requires a token; set RAY_AUTH_MODE=token"):
-        main(["ray", f"--address={server}", *PROBE])
+        main(["ray", f"--ray.address={server}", *PROBE])

@@ -1,0 +1,116 @@
+"""Kubernetes: manifests that run a Sternum command, for Kubeflow, KubeRay or a plain Job, and `kubectl`."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from infra.clusters.job import Job, Way, template
+from infra.clusters.tools import run_tool
+from infra.errors import require
+from infra.options import key, require_at_least, setting
+
+Kind = Literal["TrainJob", "PyTorchJob", "Job", "RayJob", "RayCluster"]
+
+_NAME: Final = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+_LABEL: Final = r"[A-Za-z0-9]([-\w./]*[A-Za-z0-9])?"
+_IMAGE: Final = r"[\w./:@-]+"
+_ALONE: Final = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1")  # opens no port
+_DEFAULT: Final[dict[Way, Kind]] = {
+    "ranks": "TrainJob",
+    "ray": "RayJob",
+    "single": "Job",
+    "cluster": "RayCluster",
+}
+_WAYS: Final[dict[Kind, Sequence[Way]]] = {
+    "TrainJob": ["ranks"],
+    "PyTorchJob": ["ranks"],
+    "Job": ["ranks", "single"],
+    "RayJob": ["ray"],
+    "RayCluster": ["cluster"],
+}
+
+
+@dataclass(frozen=True)
+class KubernetesConfig:
+    """Kubernetes.
+
+    Args:
+        image: container image with Sternum, such as one that infra/containers builds; required
+        kind: resource that runs the command: TrainJob (Kubeflow Trainer 2), PyTorchJob (Kubeflow Training Operator 1),
+            RayJob (KubeRay) or Job, by default the one that suits the command; or RayCluster, without a command
+        namespace: namespace of the job, the user's default if null
+        volumes: PersistentVolumeClaims and where the command sees them, such as [shards:/shards,runs:/runs]
+        secrets: Secrets whose entries become environment variables, such as the keys of an object store
+        shared_memory_gb: size of /dev/shm, a part of the memory
+        rdma: resource of the network cards for RDMA, such as rdma/hca_shared_devices_a; each machine gets one
+        restarts: how often a machine's part of the job is restarted
+        ray_version: version of Ray in the image
+        node_selector: labels of the machines to take, such as [gpu=h100]
+    """
+
+    image: str | None = None
+    kind: Kind | None = None
+    namespace: str | None = None
+    volumes: list[str] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)
+    shared_memory_gb: int = 8
+    rdma: str | None = None
+    restarts: int = 10
+    ray_version: str = "2.60.0"
+    node_selector: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "shared_memory_gb", 1, "try 8")
+        require_at_least(self, "restarts", 0, "try 10")
+        for name, form, example in (
+            ("volumes", rf"{_NAME}:/[^:\s]*", "shards:/shards"),
+            ("secrets", _NAME, "object-store"),
+            ("node_selector", rf"{_LABEL}=({_LABEL})?", "gpu=h100"),
+        ):
+            for word in getattr(self, name):
+                require(re.fullmatch(form, word) is not None, f"{key(self, name)}={word} must look like {example}")
+        for name, form in (("namespace", _NAME), ("rdma", _LABEL), ("image", _IMAGE), ("ray_version", r"[\d.]+")):
+            word = getattr(self, name)
+            require(word is None or re.fullmatch(form, word) is not None, f"{setting(self, name)} is no name")
+
+
+def render(job: Job, config: KubernetesConfig) -> str:
+    """Return the manifests of a job.
+
+    Raises:
+        UserError: if the image is missing, or the kind of resource does not suit the command
+    """
+    require(config.image is not None, f"{key(config, 'image')} is missing; build one: docs/clusters.md#containers")
+    require(
+        config.shared_memory_gb < job.memory_gb,
+        f"{setting(config, 'shared_memory_gb')} must be less than memory_gb={job.memory_gb}, of which it is a part",
+    )
+    kind = config.kind or _DEFAULT[job.way]
+    what = f"sternum {job.command} on {job.nodes} nodes" if job.command else "a cluster without a command"
+    require(
+        job.way in _WAYS[kind] and (kind != "Job" or job.nodes == 1),
+        f"{key(config, 'kind')}={kind} is not for {what}; leave it out to use {_DEFAULT[job.way]}",
+    )
+    words = _words(job, kind)
+    return template(f"{kind.lower()}.yaml.j2").render(job=job, config=config, words=words, entrypoint=shlex.join(words))
+
+
+def _words(job: Job, kind: Kind) -> list[str]:
+    """Return the command line of each machine; Kubeflow sets torchrun's number of machines and meeting point."""
+    if job.way == "ranks":
+        supervise = ["sternum", "supervise", job.arguments[0], "--"] if job.command == "pretrain" else []
+        ranks = ["torchrun", f"--nproc-per-node={job.processes_per_node}", *(_ALONE if kind == "Job" else ())]
+        return [*supervise, *ranks, "-m", f"launch.{job.command}", *job.arguments]
+    return ["sternum", job.command, *job.arguments]
+
+
+def submit(manifests: str) -> str:
+    """Give manifests to kubectl, and return what it created.
+
+    Raises:
+        UserError: if this machine has no kubectl
+        RunFailed: if kubectl or the cluster refuses them
+    """
+    return run_tool(["kubectl", "create", "--filename=-"], manifests)

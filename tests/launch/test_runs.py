@@ -1,0 +1,83 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from infra.metrics import MetricsWriter
+from infra.status import Status, write_status
+from launch.runs import facts_of, find_runs, main
+from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.tensors import save_checkpoint
+
+HOUR_S = 3600
+
+
+def write_run(folder: Path, state: Status, starts: int = 1) -> None:
+    for start in range(starts):
+        with MetricsWriter(folder, steps_done=start) as metrics:
+            metrics.write(start + 1, {"epoch": 0.5 * (start + 1), "loss": 3.0 - start})
+    save_checkpoint(folder, CheckpointState(starts, 0.5, "resnet18", "-", 0.5, 0.25, 1, "-", "-"), {}, {})
+    write_status(folder, state)
+
+
+def test_runs_at_any_depth_are_listed_with_what_their_files_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "first", Status("finished", 2), starts=2)
+    write_run(tmp_path / "seeds" / "0", Status("failed", 1, "no space left"))
+    (tmp_path / "shards" / "cell").mkdir(parents=True)
+    assert main([str(tmp_path)]) == 0
+    header, _, first, second, *notes = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "state", "step", "epoch", "loss", "last", "checkpoint", "restarts", "last", "sign"]
+    assert first.split()[:8] == ["first", "finished", "2", "1.00", "2.0000", "step", "2", "1"]
+    assert second.split()[:8] == ["seeds/0", "failed", "1", "0.50", "3.0000", "step", "1", "0"]
+    assert notes == [f"{tmp_path}/seeds/0: failed: no space left"]
+
+
+def test_a_run_that_was_killed_long_ago_is_silent(tmp_path: Path) -> None:
+    write_run(tmp_path, Status("running", 1))
+    assert facts_of(tmp_path).state == "running"
+    for name in ("status.json", "metrics.jsonl"):
+        os.utime(tmp_path / name, times=(0, time.time() - 2 * HOUR_S))
+    assert facts_of(tmp_path).state == "silent"
+
+
+def test_damaged_files_are_named_and_hide_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", Status("running", 1), starts=2)
+    (tmp_path / "a" / "status.json").write_bytes(b"\0\0")
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3, "lo\n{"step": 4')
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    assert main([str(tmp_path)]) == 0
+    _, _, first, second, *notes = capsys.readouterr().out.splitlines()
+    assert first.split()[:5] == ["a", "unknown", "2", "1.00", "2.0000"]
+    assert second.split()[:5] == ["b", "unknown", "-", "-", "-"]
+    assert [note.partition(" is ")[0] for note in notes] == [
+        f"{tmp_path}/a: status.json",
+        f"{tmp_path}/b: status.json",
+        f"{tmp_path}/b: metrics.jsonl",
+    ]
+
+
+def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
+    line = b'{"step": 1, "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(b"damaged\n" + line * 100_000 + b'{"step": 2, "loss": null}\n')
+    facts = facts_of(tmp_path)
+    assert facts.metrics == {"step": 2, "loss": None}
+    assert [note.partition(" is ")[0] for note in facts.notes] == ["status.json"]
+
+
+def test_a_run_is_not_searched_for_runs(tmp_path: Path) -> None:
+    write_run(tmp_path, Status("finished", 1))
+    write_run(tmp_path / "probes" / "inner", Status("finished", 1))
+    assert list(find_runs(tmp_path)) == [tmp_path]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_runs_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="name the folder that holds your runs"):
+        main([str(tmp_path / name)])
