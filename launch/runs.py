@@ -106,7 +106,7 @@ def facts_of(run: Path) -> RunFacts:
     except RunFailed as error:
         notes.append(str(error))
     seen_s = max((_changed_s(run / name) for name in (_STATUS, _METRICS)), default=0.0)
-    state = status.state if status else "unknown"
+    state: str = status.state if status else "unknown"
     if status and status.state == "running" and time.time() - seen_s > _SILENT_S:
         state = "silent"
     if status and status.state in ("refused", "failed"):

@@ -1,0 +1,103 @@
+"""A command submitted to a real job server of Ray on this machine, which asks for a token."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from infra.errors import UserError
+from infra.status import Status, write_status
+from launch.submit import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class JobServer:
+    """The address of a job server, and the file with its token."""
+
+    address: str
+    token: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
+    """Ray with its dashboard on the loopback address, started as the file for `ray up` starts a head."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0" * 64)
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces the loopback address, on Linux too
+            "RAY_raylet_start_wait_time_s": "240",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        words = ["--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=1"]
+        words += ["--port=0", "--dashboard-port=0", f"--temp-dir={folder}", "--object-store-memory=80000000"]
+        log = Path(folder) / "start.log"
+        with log.open("w") as file:
+            head = subprocess.Popen(
+                [Path(sys.executable).with_name("ray"), "start", *words], env=environment, stdout=file, stderr=file
+            )
+        try:
+            yield JobServer(wait_for_address(Path(folder), log, head), token)
+        finally:
+            processes = psutil.Process(head.pid).children(recursive=True)
+            for process in [*processes, psutil.Process(head.pid)]:
+                process.kill()
+            head.wait(30)
+
+
+def wait_for_address(folder: Path, log: Path, head: subprocess.Popen[bytes]) -> str:
+    """Return the address of the dashboard, from the line that `ray start` prints."""
+    until_s = time.monotonic() + 300
+    while time.monotonic() < until_s:
+        assert head.poll() is None, log.read_text()
+        for word in log.read_text().split():
+            if word.startswith("127.0.0.1:") and "View the Ray dashboard" in log.read_text():
+                return f"http://{word}"
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def test_a_submitted_command_runs_on_the_cluster_and_its_output_comes_back(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(tmp_path / "run", Status("finished", 7))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(server.token))
+    command = ["sternum", "runs", str(tmp_path)]
+    assert main(["ray", f"--ray.address={server.address}", "--", *command]) == 0
+    name = capsys.readouterr().out.strip()
+    client = JobSubmissionClient(server.address)
+    until_s = time.monotonic() + 400
+    while not client.get_job_status(name).is_terminal():
+        assert time.monotonic() < until_s, client.get_job_logs(name)
+        time.sleep(1)
+    assert client.get_job_status(name) == JobStatus.SUCCEEDED, client.get_job_logs(name)
+    assert "finished" in client.get_job_logs(name)
+
+
+def test_whoever_has_no_token_is_turned_away(server: JobServer) -> None:
+    """In a process of its own, because Ray keeps the first token that it uses."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    words = ["submit", "ray", f"--ray.address={server.address}", "--", "sternum", "runs", "/"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "launch", *words], env=clean, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == UserError.exit_code
+    assert "requires a token; set RAY_AUTH_MODE=token" in ended.stderr
+    assert ended.stderr.count("\n") == 1
