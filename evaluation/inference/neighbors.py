@@ -16,6 +16,32 @@ from infra.rng import permutation
 
 _SAMPLE: Final = 1000  # images whose own distances are computed
 _BLOCK: Final = 1 << 26  # distances in memory at once
+FEATURES_A_BLOCK: Final = 1 << 23  # in memory once more
+
+
+def nearest(queries: Float32, features: Float32, rows: Int64, count: int) -> tuple[Int64, Float64]:
+    """Find the images whose features have the highest cosines with those of other images.
+
+    Args:
+        queries: features (m, D) of the other images
+        features: features (N, D) of all images
+        rows: (n,) rows of the images to look among; of equally near ones the first comes first
+        count: how many to find, k; all if there are fewer
+
+    Returns:
+        Their rows (m, k) and their cosines (m, k), the nearest first.
+    """
+    wanted = directions(queries)
+    best, cosines = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
+    step = max(1, FEATURES_A_BLOCK // (features.shape[1] + len(queries)))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        of_block = (wanted @ directions(features[block]).T).astype(np.float64).clip(-1, 1)
+        best = np.concatenate([best, np.broadcast_to(block, of_block.shape)], axis=1)
+        cosines = np.concatenate([cosines, of_block], axis=1)
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        best, cosines = np.take_along_axis(best, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+    return best, cosines
 
 
 class Neighbors:
@@ -23,11 +49,11 @@ class Neighbors:
 
     def __init__(self, features: Float32, patients: Int64) -> None:
         """Take their features (n, D) and the codes of their patients (n,)."""
-        self._directions, self._patients = _normalized(features), patients
+        self._directions, self._patients = directions(features), patients
 
     def distances(self, features: Float32) -> Float64:
         """Return the distance (m,) of each image to the nearest, for features (m, D)."""
-        blocks = [block.min(axis=1) for _, block in self._blocks(_normalized(features))]
+        blocks = [block.min(axis=1) for _, block in self._blocks(directions(features))]
         return np.concatenate([*blocks, np.empty(0)])
 
     def quantiles(self, distances: Float64) -> Float64:
@@ -56,7 +82,7 @@ class Neighbors:
             yield start, np.clip(1.0 - cosines.astype(np.float64), 0, 2)
 
 
-def _normalized(features: Float32) -> Float32:
-    """Return rows of length 1; a row of zeros remains."""
+def directions(features: Float32) -> Float32:
+    """Return features (n, D) scaled to length 1; a row of zeros remains."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.where(lengths > 0, lengths, 1)).astype(np.float32)

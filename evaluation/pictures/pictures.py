@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evaluation.pictures.attention import write_attention
+from evaluation.pictures.faults import write_faults
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.probed import Probed
 from evaluation.results.picture_records import FOLDER
@@ -23,6 +24,7 @@ def write_pictures(run: Path, probed: Probed) -> None:
     with atomic_folder(run / FOLDER) as path:
         folder = PictureFolder(path, probed.extractor)
         write_attention(probed, folder)
+        write_faults(probed, folder)
 
 
 def remove_pictures(run: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from evaluation.inference.neighbors import Neighbors
+from evaluation.inference.neighbors import Neighbors, nearest
 from infra.arrays import Float32
 
 random = np.random.default_rng(0)
@@ -18,6 +18,27 @@ def test_distances_are_those_of_scikit_learns_neighbors() -> None:
     trained, new = features(300), features(40)
     peer = NearestNeighbors(n_neighbors=1, metric="cosine").fit(trained)
     assert Neighbors(trained, np.arange(300)).distances(new) == pytest.approx(peer.kneighbors(new)[0][:, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 10, 1 << 23])
+def test_nearest_images_are_those_of_scikit_learn_in_blocks_of_any_size(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.inference.neighbors.FEATURES_A_BLOCK", block)
+    everything, new = features(300), features(7)
+    rows = np.random.default_rng(1).permutation(300)[:200]
+    peer = NearestNeighbors(n_neighbors=5, metric="cosine").fit(everything[rows])
+    distances, positions = peer.kneighbors(new)
+    found, cosines = nearest(new, everything, rows, 5)
+    assert np.array_equal(found, rows[positions])
+    assert cosines == pytest.approx(1 - distances, abs=1e-6)
+
+
+def test_fewer_images_than_neighbors_are_all_found() -> None:
+    everything = features(3)
+    found, cosines = nearest(features(2), everything, np.array([2, 0]), 5)
+    assert np.sort(found).tolist() == [[0, 2], [0, 2]]
+    assert (np.diff(cosines) <= 0).all()
 
 
 def test_quantile_of_images_like_the_training_images_is_spread_evenly() -> None:
