@@ -90,10 +90,13 @@ def _make_run(
         for step in range(1, (steps[-1] if steps else 0) + 1):
             metrics.write(step, {"epoch": step / 5, "loss": 3 - step / 10})
     identity = ShardSet([shards], splits).identity
-    settings = {"views.size_px": config.views.size_px}
+    settings = {"views.size_px": config.views.size_px, "data.splits": [*splits]}
     for step in steps:
         state = CheckpointState(
-            step, step / 5, "resnet18", identity, 0.5, 0.25, 1, "-", "-", config=settings, ancestors=[*ancestors]
+            *(step, step / 5, "resnet18", identity, 0.5, 0.25, 1, "-", "-"),
+            config=settings,
+            shards=[str(shards)],
+            ancestors=[*ancestors],
         )
         save_checkpoint(run, state, build_encoder(config.model, seed=step).state_dict(), {})
     return run
