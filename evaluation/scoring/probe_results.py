@@ -31,7 +31,7 @@ from evaluation.scoring.scores import (
     resampled_aucs,
     score,
 )
-from evaluation.scoring.subgroups import age_group, subgroups
+from evaluation.scoring.subgroups import people_groups, subgroups
 from infra.arrays import Float64, Int64
 
 NEIGHBORS: Final = 20
@@ -59,6 +59,11 @@ def predict(case: ProbeCase, probes: Sequence[FittedProbe]) -> Predictions:
         patients=_of_test(case, np.tile(case.patients, (len(probes), 1))),
         parts=_of_test(case, np.repeat(np.arange(len(probes))[:, None], len(case.patients), axis=1)),
     )
+
+
+def tested_rows(case: ProbeCase) -> Int64:
+    """Return the rows (m,) of the test images in the matrix, round after round."""
+    return _of_test(case, np.tile(case.rows, (len(case.folds), 1)))
 
 
 def _of_test(case: ProbeCase, values: Int64) -> Int64:
@@ -135,16 +140,14 @@ def _subgroups(
 ) -> tuple[list[Subgroup], list[Gap]]:
     """Score the groups of each attribute that varies over the test part."""
     samples = case.task.labeled_set.samples
-    tested = _of_test(case, np.tile(case.rows, (len(case.folds), 1)))
-    rows = tested.tolist()
-    attributes = {
-        "sex": [samples.sexes[row] for row in rows],
-        "age": [age_group(samples.ages[row]) for row in rows],
-        "view": [samples.views[row] for row in rows],
-    }
-    varying = {name: groups for name, groups in attributes.items() if len(set(groups)) > 1}
-    identities = samples.patient_ids[tested]
-    return subgroups(predictions, varying, identities=identities, resamples=resamples, seed=seed)
+    tested = tested_rows(case)
+    return subgroups(
+        predictions,
+        people_groups(samples, tested),
+        identities=samples.patient_ids[tested],
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def _calibration(case: ProbeCase, probes: Sequence[FittedProbe], predictions: Predictions) -> Calibration:

@@ -59,7 +59,7 @@ def summarize(predictions: Predictions, resampled: Sequence[ResampledScores]) ->
     """Return the scores of m test images with intervals from resampled scores, which come in chunks."""
     values = weighted_scores(predictions, np.ones((1, len(predictions.classes))))
     assert not np.isnan(values["auc"][0]), "no part of the images to score holds both classes"
-    evidence = _evidence(predictions)
+    evidence = score_evidence(predictions)
     return Scores(
         **{name: _estimate(float(value), name, resampled, evidence[name]) for name, [value] in values.items()}
     )
@@ -74,7 +74,7 @@ def _estimate(value: float, name: str, resampled: Sequence[ResampledScores], evi
     return estimate(value, np.concatenate([chunk[name] for chunk in resampled]), evidence)
 
 
-def _evidence(predictions: Predictions) -> dict[str, Evidence]:
+def score_evidence(predictions: Predictions) -> dict[str, Evidence]:
     """Return what each field of Scores rests on."""
     parts, part = np.unique(predictions.parts, return_inverse=True)
     patients, patient = np.unique(predictions.patients, return_inverse=True)
@@ -90,7 +90,7 @@ def _evidence(predictions: Predictions) -> dict[str, Evidence]:
 
 def auc_evidence(predictions: Predictions) -> Evidence:
     """Return what an AUC rests on: the patients of the smaller class."""
-    return _evidence(predictions)["auc"]
+    return score_evidence(predictions)["auc"]
 
 
 def auc_estimate(predictions: Predictions, resampled: Float64, value: float | None = None) -> Estimate:

@@ -1,4 +1,4 @@
-"""Scores of a probe in subgroups by sex, age and view."""
+"""Groups of test images by sex, age, view and size, and the scores of a probe in such groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from evaluation.data.samples import Samples
 from evaluation.results.scores import Gap, Scores, Subgroup
 from evaluation.scoring.intervals import Evidence, estimate_difference
 from evaluation.scoring.scores import (
@@ -17,16 +18,43 @@ from evaluation.scoring.scores import (
     summarize,
     weighted_scores,
 )
-from infra.arrays import Bool, UInt64
+from infra.arrays import Bool, Int64, UInt64
 
 UNKNOWN: Final = "unknown"
 _AGES: Final = {"under 18": 0.0, "18-39": 18.0, "40-59": 40.0, "60-79": 60.0, "80 and over": 80.0}  # youngest, in years
+_SIZES: Final = {
+    "under 256 px": 1,
+    "256-511 px": 256,
+    "512-1023 px": 512,
+    "1024-2047 px": 1024,
+    "2048 px and over": 2048,
+}
 _LEAST_OF_CLASS: Final = 10
+
+Attributes = Mapping[str, Sequence[str | None]]  # attribute -> the group of each image, None if it is unknown
+GroupKey = tuple[str, str]  # attribute, group
+
+
+def people_groups(samples: Samples, rows: Int64) -> Attributes:
+    """Return the groups by sex, age and view of the images in some rows (m,), without attributes that do not vary."""
+    chosen = rows.tolist()
+    attributes = {
+        "sex": [samples.sexes[row] for row in chosen],
+        "age": [age_group(samples.ages[row]) for row in chosen],
+        "view": [samples.views[row] for row in chosen],
+    }
+    return {name: groups for name, groups in attributes.items() if len(set(groups)) > 1}
+
+
+def size_groups(samples: Samples, rows: Int64) -> Attributes:
+    """Return the groups by the size of the sources of the images in some rows (m,); nothing if it does not vary."""
+    groups = [size_group(pixels) for pixels in samples.source_sizes[rows].min(axis=1).tolist()]
+    return {"shorter side": groups} if len(set(groups)) > 1 else {}
 
 
 def subgroups(
     predictions: Predictions,
-    attributes: Mapping[str, Sequence[str | None]],
+    attributes: Attributes,
     *,
     identities: UInt64 | None = None,
     smallest: int = 50,
@@ -49,9 +77,9 @@ def subgroups(
     Returns:
         The groups, and a gap for each attribute with at least two scored groups.
     """
-    groups = _groups(attributes)
+    groups = images_by_group(attributes)
     scored = {key: inside for key, inside in groups.items() if _is_scorable(predictions.of(inside), smallest)}
-    resampled: dict[_Key, list[ResampledScores]] = {key: [] for key in scored}
+    resampled: dict[GroupKey, list[ResampledScores]] = {key: [] for key in scored}
     for weights in image_weights(predictions.patients, resamples=resamples, seed=seed):
         for key, inside in scored.items():
             resampled[key].append(weighted_scores(predictions.of(inside), weights[:, inside]))
@@ -71,12 +99,15 @@ def age_group(age: float | None) -> str | None:
     return reached[-1] if reached else None
 
 
-_Key = tuple[str, str]  # attribute, group
+def size_group(pixels: int) -> str | None:
+    """Return the group of a shorter side in pixels, in octaves from 256 to 2048; None if it is unknown (0)."""
+    reached = [group for group, least in _SIZES.items() if pixels >= least]
+    return reached[-1] if reached else None
 
 
-def _groups(attributes: Mapping[str, Sequence[str | None]]) -> dict[_Key, Bool]:
-    """Return (m,) the images of each group: an attribute's groups by name, ages ascending, unknown last."""
-    order = {name: position for position, name in enumerate(_AGES)} | {UNKNOWN: len(_AGES)}
+def images_by_group(attributes: Attributes) -> dict[GroupKey, Bool]:
+    """Return (m,) the images of each group: groups by name, ages and sizes ascending, unknown last."""
+    order = {name: position for position, name in enumerate([*_AGES, *_SIZES, UNKNOWN])}
     groups = {}
     for attribute, values in attributes.items():
         named = np.array([UNKNOWN if value is None else value for value in values])
@@ -92,7 +123,7 @@ def _is_scorable(predictions: Predictions, smallest: int) -> bool:
     return enough and not np.isnan(auc(predictions))
 
 
-def _subgroup(key: _Key, predictions: Predictions, patients: int, scores: Scores | None) -> Subgroup:
+def _subgroup(key: GroupKey, predictions: Predictions, patients: int, scores: Scores | None) -> Subgroup:
     return Subgroup(
         *key,
         images=len(predictions.classes),
@@ -106,9 +137,9 @@ def _subgroup(key: _Key, predictions: Predictions, patients: int, scores: Scores
 
 def _gap(
     attribute: str,
-    scores: Mapping[_Key, Scores],
-    resampled: Mapping[_Key, Sequence[ResampledScores]],
-    evidence: Mapping[_Key, Evidence],
+    scores: Mapping[GroupKey, Scores],
+    resampled: Mapping[GroupKey, Sequence[ResampledScores]],
+    evidence: Mapping[GroupKey, Evidence],
 ) -> Gap | None:
     known = [key for key in scores if key[0] == attribute and key[1] != UNKNOWN]
     if len(known) < 2:
