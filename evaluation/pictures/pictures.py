@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from evaluation.pictures.attention import write_attention
+from evaluation.pictures.embedded_images import embedded_images
+from evaluation.pictures.embeddings import embeddings
 from evaluation.pictures.faults import write_faults
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.probed import Probed
-from evaluation.results.picture_records import FOLDER
+from evaluation.results.embedding_records import EMBEDDINGS
+from evaluation.results.picture_records import FOLDER, write_pictures_record
 from infra.files import atomic_folder, remove_folder, remove_remains
 
 
@@ -25,6 +28,8 @@ def write_pictures(run: Path, probed: Probed) -> None:
         folder = PictureFolder(path, probed.extractor)
         write_attention(probed, folder)
         write_faults(probed, folder)
+        images = embedded_images([case.task for case in probed.cases], probed.features, probed.seed)
+        write_pictures_record(path, EMBEDDINGS, embeddings(images))
 
 
 def remove_pictures(run: Path) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
+from evaluation.results.embedding_records import read_embeddings
 from evaluation.results.picture_records import Attention, read_attention
 from tests.evaluation.conftest import MakeRun
 
@@ -49,6 +50,14 @@ def test_correct_positives_and_negatives_have_maps(probed: Path) -> None:
         image, map_ = (np.asarray(Image.open(probed / "pictures" / name)) for name in (item.image.file, item.file))
         assert image.shape == map_.shape == (40, 40) and image.std() > 5
         assert map_.max() > 240 and len(np.unique(map_)) > 5
+
+
+def test_the_features_of_the_test_images_have_a_map(probed: Path) -> None:
+    record = read_embeddings(probed)
+    assert record is not None
+    [of_set] = record.sets
+    assert (of_set.dataset, of_set.preset, sum(of_set.positive), len(of_set.keys)) == ("cell", "rigorous", 16, 32)
+    assert [(item.features, item.missing, len(item.x)) for item in of_set.maps] == [("epoch 2", "", 32)]
 
 
 def test_the_folder_is_that_of_the_results_beside_it(probed: Path, shards: Path) -> None:
