@@ -51,7 +51,7 @@ class PictureFolder:
         records = [self._record(labeled_set, row, label) for row, label in zip(rows.tolist(), known, strict=True)]
         files = dict(zip(rows.tolist(), (record.file for record in records), strict=True))
         missing = np.array(sorted(row for row, file in files.items() if not (self.path / file).exists()), np.int64)
-        for row, pixels in zip(missing.tolist(), self._pixels(labeled_set, missing), strict=True):
+        for row, pixels in zip(missing.tolist(), self.pixels(labeled_set, missing, _side_px(labeled_set)), strict=True):
             self.write_gray(files[row], pixels)
         return records
 
@@ -65,12 +65,12 @@ class PictureFolder:
         """Write a gray image (H, W); the folder appears as a whole, so its files need not."""
         Image.fromarray(pixels).save(self.path / file, "JPEG", quality=_QUALITY)
 
-    def _pixels(self, labeled_set: ProbedSet, rows: Int64) -> Iterator[UInt8]:
+    def pixels(self, labeled_set: ProbedSet, rows: Int64, side_px: int) -> Iterator[UInt8]:
         """Yield the gray levels (side, side) of images (n,) in ascending order, framed as the probe frames them."""
         if not len(rows):
             return
         extractor = self.extractor
-        views = WholeImage(_side_px(labeled_set), extractor.preprocessing.fit, antialias=True)
+        views = WholeImage(side_px, extractor.preprocessing.fit, antialias=True)
         with closing(
             image_batches(
                 labeled_set.shards,

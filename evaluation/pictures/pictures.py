@@ -8,8 +8,10 @@ from evaluation.pictures.embeddings import embeddings
 from evaluation.pictures.faults import write_faults
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.probed import Probed
+from evaluation.pictures.projector import write_projector
 from evaluation.results.embedding_records import EMBEDDINGS
 from evaluation.results.picture_records import FOLDER, write_pictures_record
+from evaluation.scoring.tensorboard_curves import probe_events
 from infra.files import atomic_folder, remove_folder, remove_remains
 
 
@@ -30,6 +32,7 @@ def write_pictures(run: Path, probed: Probed) -> None:
         write_faults(probed, folder)
         images = embedded_images([case.task for case in probed.cases], probed.features, probed.seed)
         write_pictures_record(path, EMBEDDINGS, embeddings(images))
+        write_projector(probe_events(run), images, folder)
 
 
 def remove_pictures(run: Path) -> None:

@@ -205,13 +205,13 @@ class Prober:
         write_kept_probes(self.subject.folder, kept_probes(cases, fitted, self._backbones))
         remove_pictures(self.subject.folder)  # those of an earlier probe would stand beside new results
         write_results(self.subject.folder, results)
+        self.curves.show(results.rows)
+        if final:
+            self.curves.show_classifiers(zip(rows, grouped, strict=True), fitted)
         if final and config.pictures and list(features)[-1].kind == "checkpoint":
             write_pictures(self.subject.folder, self._probed(features, cases, fitted))
         if final and self.unseen is not None and self.subject.pretraining is not None:
             self._select(self.subject.pretraining, self.unseen, features, cases, fitted)
-        self.curves.show(results.rows)
-        if final:
-            self.curves.show_classifiers(zip(rows, grouped, strict=True), fitted)
         return results
 
     @property

@@ -31,6 +31,11 @@ _BESIDE_LAST: Final[tuple[ProbeKind, ...]] = ("untrained", "initial", "compared"
 _LONGEST_NAME: Final = 200  # of a folder, in characters
 
 
+def probe_events(run: Path) -> Path:
+    """Return the folder of TensorBoard's run `probe`."""
+    return run / "events" / "probe"
+
+
 class Curves:
     """Writes the runs `probe` and `classifiers/...` of TensorBoard in `run/events`.
 
@@ -38,7 +43,7 @@ class Curves:
     """
 
     def __init__(self, run: Path) -> None:
-        self.probe, self._classifiers = run / "events" / "probe", run / "events" / "classifiers"
+        self._probe, self._classifiers = probe_events(run), run / "events" / "classifiers"
         self._shown: set[tuple[TaskKey, int]] = set()
         self._has_begun = False
 
@@ -51,7 +56,7 @@ class Curves:
             self._begin()
         if not (new or is_first):
             return
-        with EventFile(self.probe) as events:  # without a checkpoint too, because the projector belongs to a run
+        with EventFile(self._probe) as events:  # without a checkpoint too, because the projector belongs to a run
             if is_first:
                 events.write(0, _bands(new))
             for row in new:
@@ -61,7 +66,7 @@ class Curves:
 
     def show_picture(self, tag: str, pixels: UInt8, step: int) -> None:
         """Write a picture (H, W, C) at the step of a checkpoint."""
-        with EventFile(self.probe) as events:
+        with EventFile(self._probe) as events:
             events.write(step, [image(tag, pixels, dataformats="HWC")])
 
     def show_classifiers(self, rows: Iterable[tuple[ProbeResult, Sequence[ProbeCase]]], fitted: FittedCases) -> None:
@@ -85,7 +90,7 @@ class Curves:
     def _begin(self) -> None:
         """Remove what an earlier probe has shown."""
         self._has_begun = True
-        for folder in (self.probe, self._classifiers):
+        for folder in (self._probe, self._classifiers):
             shutil.rmtree(folder, ignore_errors=True)
 
 
