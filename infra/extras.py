@@ -6,7 +6,9 @@ from typing import Final, Literal
 
 from infra.errors import UserError
 
-Extra = Literal["dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers"]
+Extra = Literal[
+    "dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers", "prometheus"
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ _PACKAGES: Final[dict[Extra, _Package]] = {
     "timm": _Package("timm", ("timm",)),
     "onnx": _Package("ONNX with onnxscript and onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
     "transformers": _Package("transformers", ("transformers",)),
+    "prometheus": _Package("prometheus-client", ("prometheus_client",)),
 }
 
 

@@ -1,17 +1,25 @@
 import os
+import re
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import requests
 
 from infra.errors import UserError
 from infra.metrics import MetricsWriter
 from infra.status import Status, write_status
-from launch.runs import facts_of, find_runs, main
+from launch.runs import main
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
+from ssl_core.pretraining.run_facts import facts_of, find_runs
 
 HOUR_S = 3600
+ROOT = Path(__file__).parents[2]
 
 
 def write_run(folder: Path, state: Status, starts: int = 1) -> None:
@@ -81,3 +89,43 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="name the folder that holds your runs"):
         main([str(tmp_path / name)])
+
+
+def scraped(folder: Path) -> dict[str, float]:
+    """Return the samples of one scrape over HTTP, by their names and labels."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "launch", "runs", str(folder), f"--port={port}"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        assert server.stderr.readline().endswith(f"at http://127.0.0.1:{port}/metrics\n")
+        listening = [connection.laddr[0] for connection in psutil.Process(server.pid).net_connections()]
+        lines = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text.splitlines()
+        server.terminate()
+        assert server.wait(60) == 143
+    assert set(listening) == {"127.0.0.1"}
+    pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, _, value in pairs}
+
+
+def test_prometheus_reads_the_facts_of_every_run_and_grafana_asks_for_nothing_else(tmp_path: Path) -> None:
+    write_run(tmp_path / "first", Status("running", 2), starts=2)
+    write_run(tmp_path / "seeds" / "0", Status("failed", 1, "no space left"))
+    samples = scraped(tmp_path)
+    assert samples['sternum_run_state{run="first",state="running"}'] == 1
+    assert samples['sternum_run_state{run="seeds/0",state="failed"}'] == 1
+    assert samples['sternum_metric{name="loss",run="first"}'] == 2.0
+    assert samples['sternum_checkpoint_step{run="first"}'] == 2
+    assert samples['sternum_restarts{run="first"}'] == 1
+    assert samples['sternum_damaged_files{run="seeds/0"}'] == 1
+    assert time.time() - samples['sternum_last_sign_seconds{run="first"}'] < HOUR_S
+    asked = set(re.findall(r"sternum_\w+", (ROOT / "infra" / "grafana" / "sternum.json").read_text()))
+    assert asked == {name.partition("{")[0] for name in samples}
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port={port}: Address already in use; choose a free port"):
+            main([str(tmp_path), f"--port={port}"])
