@@ -12,6 +12,7 @@ import torch
 from infra import config as configuration
 from infra.devices import device_of
 from infra.errors import RunFailed
+from infra.hardware import hardware_of, record_hardware
 from infra.log import progress, say
 from infra.options import key, registered, setting
 from infra.processes import Ranks, decoding_threads, on_first_rank, require_same
@@ -174,11 +175,12 @@ def _resume(run: Run, engine: Engine, start: Start | None) -> CheckpointState:
 
 
 def _start_writing(run: Run, start: Start | None) -> None:
-    """Write the configuration, and drop the logs of steps after the checkpoint, which will be made again."""
+    """Write configuration and hardware, and drop the logs of steps after the checkpoint, which will be made again."""
     folder, step = run.config.run_folder, run.session.step
     if start and step == 0:
         record_start(folder, start)
     configuration.save(run.config, folder / "config.yaml")
+    record_hardware(folder, hardware_of(run.ranks, run.device, step))
     truncate_sample_log(folder, step)
     run.session.write_status()  # replaces the state of an earlier start, such as `failed`
 
