@@ -1,40 +1,18 @@
-"""The report's sections on a probe: sentences, tables and figures, in the order in which a reader needs them."""
+"""What a page or a model card says first of a probe: a sentence for each dataset, then the scores to quote."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from evaluation.report.attribute_table import attribute_table
-from evaluation.report.c_path import c_path_table
-from evaluation.report.detail_tables import (
-    calibration_table,
-    comparison_table,
-    few_labels_table,
-    headline_rows,
-    subgroup_tables,
-)
-from evaluation.report.forest_plot import forest_picture
-from evaluation.report.pictures import (
-    Picture,
-    accuracy_picture,
-    auc_picture,
-    decision_picture,
-    few_labels_picture,
-    reliability_picture,
-)
+from evaluation.report.detail_tables import headline_rows
 from evaluation.report.score_table import score_rows, score_tables
-from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, interval, marked_label, p_value, percent, point_interval, verdict
-from evaluation.report.task_tables import detail_tables_of, score_tables_of
-from evaluation.results import paper
 from evaluation.results.datasets import Dataset
-from evaluation.results.presets import PRESETS, PresetName
+from evaluation.results.presets import PRESETS
 from evaluation.results.results import Results
 from evaluation.results.rows import last_checkpoint
 from evaluation.results.scores import Estimate
 from evaluation.results.task_scores import TaskScores
 
-_STRICTEST: Final[PresetName] = "rigorous"
 _RIVALS: Final[tuple[str, ...]] = (
     "finetuned",
     "initial",
@@ -67,14 +45,6 @@ class PresetSection:
     findings: list[str]
     headline: list[Table]
     everything: list[Table]
-
-
-@dataclass(frozen=True)
-class DatasetSection:
-    """Tables and pictures about one dataset."""
-
-    title: str
-    blocks: list[Table | Picture]
 
 
 def preset_sections(results: Results) -> list[PresetSection]:
@@ -160,43 +130,3 @@ def _compare(
             doubt = f", {shown}: p {p_value(item.p_holm)}, Holm" if shown.startswith("not") else ""
             facts.append(f"difference {bounds}{doubt}")
     return f"{text} ({'; '.join(facts)})"
-
-
-def dataset_sections(results: Results) -> list[DatasetSection]:
-    """Return one section for each dataset, in the order of the results."""
-    return [
-        *(_dataset_section(results, name) for name in dict.fromkeys(dataset.label for dataset in results.single)),
-        *(_task_section(results, name) for name in dict.fromkeys(task.label for task in results.tasks)),
-    ]
-
-
-def _dataset_section(results: Results, name: str) -> DatasetSection:
-    datasets = {dataset.preset: dataset for dataset in results.datasets if dataset.label == name}
-    first = next(iter(datasets.values()))
-    strictest = datasets.get(_STRICTEST, first)
-    overview = auc_picture if results.run else forest_picture
-    blocks: list[Table | Picture | None] = [overview(results, strictest)]
-    blocks += [comparison_table(results, dataset) for dataset in datasets.values()]
-    blocks += [shift_table(results, dataset) for dataset in datasets.values()]
-    blocks += [c_path_table(dataset, headline_rows(results, dataset)) for dataset in datasets.values()]
-    blocks.append(accuracy_picture(results, datasets.get(paper.PRESET, first)))
-    for dataset in datasets.values():
-        blocks += [reliability_picture(results, dataset), calibration_table(results, dataset)]
-        blocks.append(decision_picture(results, dataset))
-        blocks += [attribute_table(results, dataset), *subgroup_tables(results, dataset)]
-        blocks += [few_labels_picture(results, dataset), few_labels_table(results, dataset)]
-    return DatasetSection(f"{marked_label(first)}: {first.positive} against {first.negative}", _without_empty(blocks))
-
-
-def _task_section(results: Results, name: str) -> DatasetSection:
-    tasks = [task for task in results.tasks if task.label == name]
-    blocks: list[Table | Picture | None] = []
-    for task in tasks:
-        blocks += [*score_tables_of(results, task), *detail_tables_of(results, task)]
-    labels = "classes" if tasks[0].kind == "multiclass" else "labels"
-    return DatasetSection(f"{marked_label(tasks[0])}: {len(tasks[0].labels)} {labels}", _without_empty(blocks))
-
-
-def _without_empty(blocks: Sequence[Table | Picture | None]) -> list[Table | Picture]:
-    """Return the blocks that are not empty."""
-    return [block for block in blocks if isinstance(block, Picture) or (block is not None and block.cells)]

@@ -25,10 +25,10 @@ def detail_tables_of(results: Results, task: TaskScores) -> list[Table]:
     """Return the tables of everything beyond the scores that have rows, those of the labels joined."""
     tables = [
         comparison_table(results, task),
-        _joined(results, task, shift_table),
-        _joined(results, task, calibration_table),
-        *(_joined(results, task, partial(_subgroup_table, number)) for number in (0, 1)),
-        _joined(results, task, few_labels_table),
+        joined(results, task, shift_table),
+        joined(results, task, calibration_table),
+        *(joined(results, task, partial(subgroup_table, number)) for number in (0, 1)),
+        joined(results, task, few_labels_table),
     ]
     return [table for table in tables if table.cells]
 
@@ -131,7 +131,7 @@ def _named_questions(results: Results, task: TaskScores) -> list[tuple[str, Data
     return list(zip(task.labels, results.questions_of(task), strict=True))
 
 
-def _joined(results: Results, task: TaskScores, table_of: Callable[[Results, Dataset], Table]) -> Table:
+def joined(results: Results, task: TaskScores, table_of: Callable[[Results, Dataset], Table]) -> Table:
     """Return the same table of all labels as one, with the label in front of each row."""
     tables = {name: (dataset, table_of(results, dataset)) for name, dataset in _named_questions(results, task)}
     dataset, first = next(iter(tables.values()))
@@ -144,6 +144,7 @@ def _joined(results: Results, task: TaskScores, table_of: Callable[[Results, Dat
     )
 
 
-def _subgroup_table(number: int, results: Results, dataset: Dataset) -> Table:
+def subgroup_table(number: int, results: Results, dataset: Dataset) -> Table:
+    """Return one of the tables of subgroups: 0 for the scores, 1 for the gaps; without rows if there is no score."""
     tables = subgroup_tables(results, dataset)
     return tables[number] if tables else Table("", (), [])

@@ -17,7 +17,7 @@ from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
-from evaluation.report.page import report
+from evaluation.report.html.page import report
 from evaluation.results.kept_probes import KeptProbes
 from evaluation.results.results import Results
 from evaluation.results.rows import ProbeResult

@@ -12,7 +12,7 @@ from PIL import Image
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
-from evaluation.report.page import report
+from evaluation.report.html.page import report
 from evaluation.results.results import Results, read_results
 from infra.errors import UserError
 from launch.cli import main as sternum

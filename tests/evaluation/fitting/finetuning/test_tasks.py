@@ -20,7 +20,7 @@ from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.kept import load_network, read_record
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
-from evaluation.report.page import report
+from evaluation.report.html.page import report
 from evaluation.results.results import Results, read_results
 from evaluation.results.rows import ProbeResult
 from infra.errors import RunFailed

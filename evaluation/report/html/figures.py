@@ -1,9 +1,8 @@
-"""Figures of the report, as data URIs: scores by epoch, reliability, few labels, and the loss."""
+"""Figures of the page, as data URIs: scores by epoch, reliability, few labels, and the loss."""
 
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from statistics import fmean
 from typing import Any, Final
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from evaluation.report.html.blocks import Picture
 from evaluation.report.tables import marked_label, percent
 from evaluation.results import paper
 from evaluation.results.datasets import Dataset
@@ -44,28 +44,27 @@ STYLE: Final[dict[Any, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page: a data URI, its content in words, and its caption."""
+def loss_picture(metrics: Sequence[dict[str, float]], chance: float) -> Picture:
+    """Draw the loss of the logged steps (at least one) over the epochs.
 
-    uri: str
-    description: str
-    caption: str
-
-
-def loss_picture(metrics: Sequence[dict[str, float]]) -> Picture:
-    """Draw the loss of the logged steps (at least one) over the epochs."""
+    Args:
+        metrics: logged steps, all with a loss
+        chance: loss of a network that cannot tell any two images apart
+    """
     epochs = [line.get("epoch", line["step"]) for line in metrics]
     losses = [line["loss"] for line in metrics]
     with mpl.rc_context(STYLE):
         figure, axes = axes_of("epoch", "NT-Xent loss")
-        axes.plot(epochs, losses, color=TRAINED, marker="." if len(losses) < 40 else "", linewidth=1.5)
+        axes.plot(epochs, losses, color=TRAINED, marker="." if len(losses) < 40 else "", linewidth=1.5, label="loss")
+        axes.axhline(chance, color=_QUIET, linestyle="--", linewidth=1, label="chance")
+        legend(axes)
         uri = data_uri(figure)
     return Picture(
         uri,
         f"Line: the loss goes from {losses[0]:.3f} at epoch {epochs[0]:.2f} to {losses[-1]:.3f} at epoch "
-        f"{epochs[-1]:.2f}; its lowest value is {min(losses):.3f}.",
-        "Loss of the pretext task; each point is the mean since the previous one.",
+        f"{epochs[-1]:.2f}; its lowest value is {min(losses):.3f}. Chance is {chance:.3f}.",
+        "Loss of the pretext task; each point is the mean since the previous one. Dashed: the loss of a network that "
+        "cannot tell any two images apart.",
     )
 
 
@@ -140,7 +139,7 @@ def _draw_paper(axes: Axes, results: Results, dataset: Dataset, column: int) -> 
         value = paper.TABLE_III[dataset.name][fraction][column]
         axes.axhline(value, color=_PAPER, linestyle="-.", label=f"paper, {fraction} % of CheXpert")
         words.append(f"the paper {value:.1f} %")
-    _legend(axes)
+    legend(axes)
     return words
 
 
@@ -162,7 +161,7 @@ def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
             words = f"{name}, Brier {brier:.3f}"
             axes.plot(predicted, observed, color=color, linestyle=dash, marker=marker, markersize=4, label=words)
         axes.set_aspect("equal")
-        _legend(axes)
+        legend(axes)
         uri = data_uri(figure)
     return Picture(
         uri,
@@ -191,7 +190,7 @@ def decision_picture(results: Results, dataset: Dataset) -> Picture | None:
         axes.axhline(0, color=_QUIET, linewidth=1, label="treat none")
         highest = max(*curve.net_benefit, curve.treat_all[0], 0.01)
         axes.set_ylim(-0.2 * highest, 1.1 * highest)
-        _legend(axes)
+        legend(axes)
         uri = data_uri(figure)
     useful = ", ".join(
         f"{100 * threshold:g}"
@@ -226,7 +225,7 @@ def few_labels_picture(results: Results, dataset: Dataset) -> Picture | None:
         ticks = sorted({item.percent for item in few_labels} | {100})
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
-        _legend(axes)
+        legend(axes)
         uri = data_uri(figure)
     return Picture(
         uri,
@@ -263,7 +262,8 @@ def axes_of(x: str, y: str, size: tuple[float, float] = (8.0, 3.2)) -> tuple[Fig
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """Name the lines of the axes beside them, if any has a name."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
@@ -271,5 +271,5 @@ def _legend(axes: Axes) -> None:
 def data_uri(figure: Figure) -> str:
     """Return a figure as a data URI; inline SVGs on one page would share identifiers."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

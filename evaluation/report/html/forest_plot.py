@@ -2,7 +2,8 @@
 
 import matplotlib as mpl
 
-from evaluation.report.pictures import STYLE, TRAINED, Picture, axes_of, data_uri
+from evaluation.report.html.blocks import Picture
+from evaluation.report.html.figures import STYLE, TRAINED, axes_of, data_uri
 from evaluation.report.tables import marked_label, percent
 from evaluation.results.datasets import Dataset
 from evaluation.results.results import Results
