@@ -2,15 +2,15 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.tensorboard.summary import image, scalar
+from torch.utils.tensorboard.summary import custom_scalars, histogram_raw, image, scalar
 
 from infra.append_file import AppendFile
 from infra.errors import RunFailed
@@ -23,12 +23,38 @@ _NAME: Final = "metrics.jsonl"
 # Earlier versions wrote numbers that are not finite as Python does, which is no JSON.
 _NOT_FINITE: Final = re.compile(rb"(?<=: )(?:NaN|-?Infinity)(?=[,}])")
 
+# Tags of earlier versions.
+_RENAMED: Final = {
+    "contrast/top1": "health/top1_share",
+    "contrast/top5": "health/top5_share",
+    "contrast/alignment": "health/projection_alignment",
+    "contrast/uniformity": "health/projection_uniformity",
+    "contrast/deviation": "health/projection_deviation",
+    "train/steps_skipped": "run/steps_skipped",
+}
+
+
+class Histogram(NamedTuple):
+    """How often values occur.
+
+    Attributes:
+        edges: of the bins, in ascending order, one more than bins
+        counts: values in each bin
+    """
+
+    edges: Sequence[float]
+    counts: Sequence[float]
+
 
 class MetricsWriter:
     """Appends scalars to `folder/metrics.jsonl` and to TensorBoard events in `folder/events`.
 
     A resumed run repeats the steps after its checkpoint. The lines and events that the interrupted run wrote for these
     steps are dropped, so every step appears once. A full disk does not end the run.
+
+    Attributes:
+        last_line: the last line that an earlier start left; None if there is none
+        earlier_starts: number of earlier starts, each of which has left a file of events
     """
 
     def __init__(self, folder: Path, steps_done: int = 0) -> None:
@@ -42,14 +68,26 @@ class MetricsWriter:
             UserError: if a file cannot be written
         """
         path = folder / _NAME
-        write_atomic(path, b"".join(encode_line(line) for line in read_metrics(folder) if line["step"] <= steps_done))
+        kept = [line for line in read_metrics(folder) if line["step"] <= steps_done]
+        write_atomic(path, b"".join(map(encode_line, kept)))
+        self.last_line = kept[-1] if kept else None
+        self.earlier_starts = len(list((folder / "events").glob("events.out.tfevents.*")))
         self._lines = AppendFile(path)
         self._events = EventFile(folder / "events", first_step=steps_done + 1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers by name at a step; names include units, such as `speed/images_per_s`."""
+    def write(self, step: int, values: Mapping[str, float], histograms: Mapping[str, Histogram] | None = None) -> None:
+        """Record numbers and distributions by tag at a step; tags include units, such as `speed/images_per_s`.
+
+        `metrics.jsonl` gets the numbers, TensorBoard both.
+        """
         self._lines.write(encode_line({"step": step, "time_s": round(time.time(), 3), **values}))
-        self._events.write(step, [scalar(name, value) for name, value in values.items()])
+        summaries = [scalar(name, value) for name, value in values.items()]
+        summaries += [_histogram(name, histogram) for name, histogram in (histograms or {}).items()]
+        self._events.write(step, summaries)
+
+    def show_together(self, chart: str, tags: Sequence[str]) -> None:
+        """Draw several tags in one chart of TensorBoard's page "Custom scalars"."""
+        self._events.write(0, [custom_scalars({chart: {chart: ("Multiline", [*tags])}})])
 
     def show(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
         """Show an image in TensorBoard: (H, W, C)."""
@@ -65,8 +103,16 @@ class MetricsWriter:
         self._events.close()
 
 
+def _histogram(name: str, histogram: Histogram) -> Any:
+    edges, counts = np.asarray(histogram.edges), np.asarray(histogram.counts)
+    centers = (edges[1:] + edges[:-1]) / 2
+    total, squares = float(counts @ centers), float(counts @ centers**2)
+    limits = edges[1:].tolist()  # TensorBoard counts a bin up to its limit
+    return histogram_raw(name, edges[0], edges[-1], counts.sum(), total, squares, limits, counts.tolist())
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of `folder/metrics.jsonl`, oldest first; a number that is not finite is NaN.
+    """Return the lines of `folder/metrics.jsonl`, oldest first, by today's tags; a number that is not finite is NaN.
 
     A last line that a crash cut off is left out. So is any damaged line, with a warning.
 
@@ -96,4 +142,4 @@ def _decode(line: bytes) -> dict[str, float]:
     values = decode_json(_NOT_FINITE.sub(b"null", line), dict[str, int | float | None])
     if values.get("step") is None:
         raise BadJson("it has no step")
-    return {name: float("nan") if value is None else value for name, value in values.items()}
+    return {_RENAMED.get(name, name): float("nan") if value is None else value for name, value in values.items()}

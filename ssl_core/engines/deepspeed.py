@@ -77,6 +77,8 @@ class DeepSpeedEngine(Engine):
         if self._zero is None and not self._finish_gradients():
             return False
         self._deepspeed.step()
+        if self._zero is not None:
+            self.gradient_norm = self._deepspeed.get_global_grad_norm()
         return bool(self._deepspeed.was_step_applied())
 
     @override

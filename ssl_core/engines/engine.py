@@ -63,6 +63,7 @@ class Engine(Projector):
         encoder: the encoder, whose parameter names are the keys of all states
         module: the encoder under autocast
         optimizer: torch's optimizer over the encoder's parameters
+        gradient_norm: length of the newest gradient over all parameters, before clipping; None before the first
     """
 
     def __init__(self, setup: EngineSetup, encoder: Encoder) -> None:
@@ -75,6 +76,7 @@ class Engine(Projector):
         self.encoder = encoder.to(setup.device).train()
         self.module: nn.Module = AutocastEncoder(self.encoder, setup.precision)
         self.optimizer = build_optimizer(setup.optim, self.encoder)
+        self.gradient_norm: Tensor | float | None = None
         self._scale = LossScale(_INITIAL_LOSS_SCALE) if setup.precision == "fp16" else None
         self._max_gradient_norm = setup.config.max_gradient_norm
         self._loss = setup.loss
@@ -83,6 +85,11 @@ class Engine(Projector):
         self._statistics_before: list[Tensor] = []  # of batch norm, to restore if the step is skipped
         if setup.config.compile:
             self.encoder.backbone.compile()  # in place, so that the names of its state stay
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Factor of the loss in fp16, None in other precisions."""
+        return self._scale.value if self._scale else None
 
     @abstractmethod
     def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
@@ -200,6 +207,7 @@ class Engine(Projector):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         scale = self._scale.value if self._scale else 1.0
         norm = get_total_norm(gradients) / scale  # NaN or infinite if one number is
+        self.gradient_norm = norm
         if not norm.isfinite():
             return False
         if self._scale:

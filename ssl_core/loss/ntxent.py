@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from infra.processes import world_size
-from ssl_core.loss import health
 from ssl_core.loss.agreement import NonFinite, check_ranks_agree, lay_out_rows
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.executor_choice import loss_executor
@@ -47,23 +46,19 @@ class Identities(NamedTuple):
 
 
 class LossReport(NamedTuple):
-    """The loss of a global batch and its health: 0-dim tensors, equal on all ranks; only the loss is differentiable.
+    """The loss of a global batch and how it is met: 0-dim tensors, equal on all ranks; only the loss has a gradient.
 
     Attributes:
         loss: mean of equation 4 over all N rows
         top1: share of the rows whose partner is the nearest of the rows that the loss compares them with
         top5: share of the rows whose partner is among the five nearest
         alignment: mean squared distance of a row and its partner
-        uniformity: see `ssl_core.loss.health`
-        deviation: see `ssl_core.loss.health`
     """
 
     loss: Tensor
     top1: Tensor
     top5: Tensor
     alignment: Tensor
-    uniformity: Tensor
-    deviation: Tensor
 
 
 def nt_xent(first: Tensor, second: Tensor, loss: LossConfig, identities: Identities | None = None) -> LossReport:
@@ -156,8 +151,6 @@ class _NTXent(torch.autograd.Function):
             top1=(values.above < 1).double().mean(),
             top5=(values.above < 5).double().mean(),
             alignment=values.distance.mean(),
-            uniformity=health.first_views_uniformity(all_rows, layout.firsts),
-            deviation=health.deviation(all_rows),
         )
         outputs = tuple(value.to(all_rows.dtype) for value in report)
         ctx.mark_non_differentiable(*outputs[1:])

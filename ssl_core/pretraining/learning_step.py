@@ -16,16 +16,20 @@ def learn(engine: Engine, batch: Batch, learning_rate: float) -> LossReport | No
     """Make one optimization step; collective.
 
     Returns:
-        The loss and its health; None, on all ranks and with nothing changed, if loss or gradient is not finite.
+        The loss and how it is met; None, on all ranks and with nothing changed, if loss or gradient is not finite.
     """
     valid = torch.from_numpy(batch.valid)
     views = batch.views
     if not valid.all():  # masked samples take no part: neither in the loss nor in batch norm
         views = [view[valid.to(view.device)] for view in views]
-    ids = (batch.instances, batch.rows["patient"], batch.rows["study"])
-    identities = Identities(*(torch.from_numpy(values[batch.valid].astype(np.int64)) for values in ids))
     try:
-        report = engine.backward(views, identities)
+        report = engine.backward(views, identities_of(batch))
     except NonFinite:
         return None
     return report if engine.update(learning_rate) else None
+
+
+def identities_of(batch: Batch) -> Identities:
+    """Return the identities of a batch's samples, without those of masked ones."""
+    ids = (batch.instances, batch.rows["patient"], batch.rows["study"])
+    return Identities(*(torch.from_numpy(values[batch.valid].astype(np.int64)) for values in ids))

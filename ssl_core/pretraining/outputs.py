@@ -1,7 +1,6 @@
 """The files that a run writes into its folder: metrics, checkpoints and, on request, the log of samples."""
 
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -13,8 +12,10 @@ from infra.metrics import MetricsWriter
 from infra.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.mirror import Mirror
-from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.checkpoints.writer import CheckpointWriter, Tensors
+from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.pretraining.monitor import Line
+from ssl_core.pretraining.run_clock import RunClock
 from ssl_core.pretraining.sample_log import SampleLog
 from ssl_core.views.batches import Batch
 
@@ -24,27 +25,23 @@ class RunOutputs:
 
     def __init__(
         self,
-        run: Path,
+        config: PretrainConfig,
         first_step: int,
         ranks: Ranks,
         device: torch.device,
-        config: CheckpointConfig,
         mirror: Mirror | None,
         *,
         checkpoint_bytes: int,
-        log_samples: bool,
     ) -> None:
         """Open the files. Collective.
 
         Args:
-            run: the run folder
+            config: the run
             first_step: step from which this start continues
             ranks: this process among all
             device: device of the tensors to save
-            config: which checkpoints to keep
             mirror: the store that receives copies, on the first rank
             checkpoint_bytes: size of one checkpoint, to reserve memory for its copy in advance
-            log_samples: whether to record the samples of each step
 
         Raises:
             UserError: on all ranks, if the first rank cannot write its files
@@ -52,14 +49,19 @@ class RunOutputs:
         self._ranks = ranks
         self._metrics: MetricsWriter | None = None
         self._writer: CheckpointWriter | None = None
+        run = config.run_folder
         with ExitStack() as stack:
 
             def open_first() -> None:
                 self._metrics = stack.enter_context(MetricsWriter(run, first_step))
-                self._writer = stack.enter_context(CheckpointWriter(run, config, device, checkpoint_bytes, mirror))
+                self._metrics.show_together("loss and chance", ["^loss$", "^loss/chance$"])
+                self._clock = RunClock(self._metrics.last_line, self._metrics.earlier_starts)
+                self._writer = stack.enter_context(
+                    CheckpointWriter(run, config.checkpoints, device, checkpoint_bytes, mirror)
+                )
 
             on_first_rank(ranks, open_first)
-            self._samples = stack.enter_context(SampleLog(run, ranks)) if log_samples else None
+            self._samples = stack.enter_context(SampleLog(run, ranks)) if config.train.log_samples else None
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "RunOutputs":
@@ -75,7 +77,7 @@ class RunOutputs:
         if self._samples:
             self._samples.write(batch.step, batch.epochs, batch.rows["sample"], batch.valid, batch.second_samples)
 
-    def write_metrics(self, step: int, values: dict[str, float]) -> None:
+    def write_metrics(self, step: int, line: Line) -> None:
         """Write a line of metrics."""
         if self._metrics and self._writer:
             saving = {
@@ -83,7 +85,8 @@ class RunOutputs:
                 "checkpoint/wait_s": self._writer.wait_s,
                 "checkpoint/save_s": self._writer.save_s,
             }
-            self._metrics.write(step, values | saving)
+            values = line.values | self._clock.values(line.training_s) | saving
+            self._metrics.write(step, values, line.histograms)
 
     def show_image(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
         """Write an image (H, W, C) to TensorBoard."""

@@ -39,6 +39,7 @@ class Session:
         self.state: State = "running"
         self.step = 0
         self.message = ""
+        self._alarm = ""
         self._lock: FolderLock | None = None  # on the first rank
 
     def hold(self, lock: FolderLock) -> None:
@@ -59,7 +60,12 @@ class Session:
 
     def finish(self, state: State, message: str) -> None:
         """Set the final state of this start, after its last step."""
-        self.state, self.message = state, message
+        self.state, self.message = state, f"{message}; {self._alarm}" if self._alarm else message
+
+    def note_alarm(self, alarm: str) -> None:
+        """Write to `status.json` that the run goes on, but will hardly be of use; its final state repeats this."""
+        self._alarm = self.message = alarm
+        self.write_status()
 
     def fail(self, error: BaseException) -> None:
         """Write to `status.json` that this error ended the run, unless another process may have locked the folder."""

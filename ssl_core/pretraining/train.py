@@ -26,14 +26,16 @@ from sharding.reading.stream import read_batch, sample_order
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineSetup, build_engine
-from ssl_core.model.encoder import ModelConfig, build_encoder
+from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
 from ssl_core.model.optimizer import learning_rate_at
 from ssl_core.pretraining.checks import aliasing_warning, require_all_sizes, require_equal_parts
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.failures import Diverged, out_of_memory, remedy
+from ssl_core.pretraining.flops import training_flop
 from ssl_core.pretraining.initial_weights import Start, initial_sha256, record_start, start_from
 from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.loop import Loop
+from ssl_core.pretraining.monitor import Monitor
 from ssl_core.pretraining.outputs import RunOutputs
 from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
 from ssl_core.pretraining.run import Run
@@ -103,7 +105,9 @@ def _train(run: Run, learning_step: LearningStep) -> None:
     """Train from the newest checkpoint to the last step of this start, or to a stop signal."""
     config, session = run.config, run.session
     learning_rate_at(config.optim, 0, run.total_steps, config.data.global_batch)  # rejects a warm-up beyond the run
-    engine, start = _build_engine(run)
+    encoder, start = _first_encoder(run)
+    flop = {spec.size_px: training_flop(encoder, spec) for spec in config.views_of_stages() if run.ranks.is_first}
+    engine = _build_engine(run, encoder)
     state = _resume(run, engine, start)
     session.step = state.step
     run.require_steps_left(state.step)
@@ -119,15 +123,22 @@ def _train(run: Run, learning_step: LearningStep) -> None:
             left = run.last_step - state.step
             steps = islice(batches, left)
             shown = progress(steps, "pretraining", total=left, unit="step") if run.ranks.is_first else steps
-            Loop(run, engine, outputs, learning_step).learn(shown, state)
+            Loop(run, engine, outputs, Monitor(run, engine, flop), learning_step).learn(shown, state)
     _finish(run)
     outputs.say(f"pretraining is at step {session.step} of {run.total_steps} in {config.run_folder}")
 
 
-def _build_engine(run: Run) -> tuple[Engine, Start | None]:
-    """Build the engine with the first weights; return where these come from, too, unless they are random."""
+def _first_encoder(run: Run) -> tuple[Encoder, Start | None]:
+    """Build the encoder with the first weights; return where these come from, too, unless they are random."""
     config = run.config
     require_equal_parts(config, run.ranks.world)
+    encoder = build_encoder(config.model, config.seed, config.views.size_px)
+    require_all_sizes(config, encoder)
+    return encoder, start_from(config, encoder)
+
+
+def _build_engine(run: Run, encoder: Encoder) -> Engine:
+    config = run.config
     setup = EngineSetup(
         config.engine,
         config.optim,
@@ -137,10 +148,7 @@ def _build_engine(run: Run) -> tuple[Engine, Start | None]:
         micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
     )
-    encoder = build_encoder(config.model, config.seed, config.views.size_px)
-    require_all_sizes(config, encoder)
-    start = start_from(config, encoder)
-    return build_engine(setup, encoder), start
+    return build_engine(setup, encoder)
 
 
 def _resume(run: Run, engine: Engine, start: Start | None) -> CheckpointState:
@@ -188,14 +196,12 @@ def _start_writing(run: Run, start: Start | None) -> None:
 def _open_outputs(run: Run, engine: Engine) -> RunOutputs:
     model_bytes = sum(tensor.nbytes for tensor in engine.model_state().values())
     return RunOutputs(
-        run.config.run_folder,
+        run.config,
         run.session.step,
         run.ranks,
         engine.device,
-        run.config.checkpoints,
         run.mirror,
         checkpoint_bytes=3 * model_bytes,  # the optimizers keep up to two numbers for each weight
-        log_samples=run.config.train.log_samples,
     )
 
 

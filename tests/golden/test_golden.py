@@ -99,7 +99,7 @@ def test_an_old_run_goes_on_with_its_own_configuration_and_keeps_its_keys(tmp_pa
     assert sternum(["pretrain", str(run), f"--config={run / 'config.yaml'}", "--train.max_steps=3"]) == 0
     assert [checkpoint.step for checkpoint in find_checkpoints(run)] == [2, 3]
     first, second, third = read_metrics(run)
-    assert list(third) == list(second) == list(first)
+    assert first.keys() == second.keys() < third.keys()  # old tags are read by their new names
     lines = (run / "samples/rank-0.jsonl").read_bytes()
     assert lines.startswith(samples)
     assert [json.loads(line)["step"] for line in lines.splitlines()] == [0, 1, 2]
