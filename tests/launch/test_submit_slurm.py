@@ -27,7 +27,7 @@ from tests.support.network_namespaces import NODES, Network, NoNetwork, two_mach
 from tests.support.slurm import Slurm
 from tests.support.slurm_tools import JOB
 
-pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture
@@ -87,16 +87,16 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_ends_as_if_nothing_had_
     submit(config, launcher)
     assert capsys.readouterr().out == f"{JOB}\n"
     with slurm.start(tmp_path / "log") as job:
-        job.wait_for_step(config.run_folder, 6, timeout_s=400)
+        job.wait_for_step(config.run_folder, 6, timeout_s=1200)
         os.kill(job.process.pid, signal.SIGUSR1)  # as --signal=B:USR1@300 does
-        assert job.end() == 1, job.output()
+        assert job.end(timeout_s=600) == 1, job.output()
     assert slurm.requeued() == [str(JOB)]
     status = read_status(config.run_folder)
     assert status is not None
     assert status.state == "preempted", job.output()
     assert 6 <= steps_done(config.run_folder) < total_steps(config)
     with slurm.start(tmp_path / "log", restarts=1) as job:
-        assert job.end(timeout_s=600) == 0, job.output()
+        assert job.end(timeout_s=1200) == 0, job.output()
     assert slurm.requeued() == [str(JOB)]
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
@@ -108,13 +108,13 @@ def test_a_lost_node_ends_the_job_and_the_requeued_job_resumes(
     config = run_of(tmp_path, simulated_shards, launcher)
     submit(config, launcher)
     with slurm.start(tmp_path / "log") as job:
-        job.wait_for_step(config.run_folder, 6, timeout_s=400)
+        job.wait_for_step(config.run_folder, 6, timeout_s=1200)
         network.unplug(1)
         network.kill(1)
     assert steps_done(config.run_folder) < total_steps(config)
     network.plug_in(1)
     with slurm.start(tmp_path / "log", restarts=1) as job:
-        assert job.end(timeout_s=600) == 0, job.output()
+        assert job.end(timeout_s=1200) == 0, job.output()
     assert_same_bits(read_outcome(config.run_folder), undisturbed)
 
 
@@ -127,8 +127,8 @@ def test_a_cancelled_job_saves_and_is_not_requeued(
     config = run_of(tmp_path, simulated_shards, launcher)
     submit(config, launcher)
     with slurm.start(tmp_path / "log") as job:
-        job.wait_for_step(config.run_folder, 3, timeout_s=400)
+        job.wait_for_step(config.run_folder, 3, timeout_s=1200)
         subprocess.run(["scancel", "--signal=TERM", str(JOB)], check=True)
-        assert job.end() == 1, job.output()
+        assert job.end(timeout_s=600) == 1, job.output()
     assert slurm.requeued() == []
     assert steps_done(config.run_folder) >= 3

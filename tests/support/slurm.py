@@ -31,9 +31,16 @@ class Slurm:
             FOLDER: str(folder),
         }
 
-    def start(self, log: Path, restarts: int = 0) -> AbstractContextManager[LaunchedCommand]:
-        """Run the submitted script as the first node does, and kill all its processes when the block ends."""
+    def start(self, log: Path, restarts: int = 0, task: int = 0) -> AbstractContextManager[LaunchedCommand]:
+        """Run the submitted script as the first node does, and kill all its processes when the block ends.
+
+        Args:
+            log: file for the output
+            restarts: how often the job was requeued
+            task: task of the job array, which scripts without one ignore
+        """
         of_job = {"SLURM_JOB_ID": str(JOB), "SLURM_JOB_NODELIST": "all", "SLURM_RESTART_COUNT": str(restarts)}
+        of_job |= {"SLURM_ARRAY_JOB_ID": str(JOB), "SLURM_ARRAY_TASK_ID": str(task)}
         return launch(["bash", str(self._folder / "script.sh")], log, **self.environment, **of_job)
 
     def requeued(self) -> list[str]:
