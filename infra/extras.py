@@ -20,7 +20,7 @@ class _Package:
 _PACKAGES: Final[dict[Extra, _Package]] = {
     "dali": _Package("NVIDIA DALI", ("nvidia", "nvidia.dali")),
     "deepspeed": _Package("DeepSpeed", ("deepspeed",)),
-    "ray": _Package("Ray Tune", ("ray",)),
+    "ray": _Package("Ray", ("ray",)),
     "s3": _Package("s3fs", ("s3fs",)),
     "gcs": _Package("gcsfs", ("gcsfs",)),
     "dicom": _Package("pydicom with imagecodecs", ("pydicom", "imagecodecs")),

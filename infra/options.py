@@ -11,7 +11,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_args, get_type_hints
 
 from infra.errors import require
+from infra.extras import require_extra
 from infra.schema import value_in_words
+from infra.urls import require_no_credentials
 
 _prefixes: dict[type, str] = {}
 
@@ -116,3 +118,20 @@ def require_workers(config: Any, name: str = "workers") -> None:
     """Raise UserError if the field is not a number of processes, where 0 means one for each CPU."""
     value = getattr(config, name)
     require(value >= 0, f"{setting(config, name)} must not be negative; 0 means one for each CPU")
+
+
+def require_cluster(config: Any, name: str = "address") -> None:
+    """Check the address of a Ray cluster; None passes.
+
+    Raises:
+        UserError: if it holds credentials, processes of this machine are asked for as well, or Ray is not installed
+    """
+    address = getattr(config, name)
+    if address is None:
+        return
+    require_no_credentials(address, key(config, name))
+    require(
+        config.workers == 0,
+        f"{setting(config, name)} names a Ray cluster and excludes {setting(config, 'workers')}; remove one of them",
+    )
+    require_extra("ray", setting(config, name), instead=f"leave {key(config, name)} out to use this machine")

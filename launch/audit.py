@@ -10,7 +10,7 @@ from infra.errors import RunFailed
 from infra.files import write_atomic
 from infra.json_files import encode_json
 from infra.log import say
-from infra.options import require_workers
+from infra.options import require_cluster, require_workers
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,18 @@ class AuditConfig:
             folder that is named first stays if --exclude leaves the others out of sternum shard or sternum probe
         out: folder for audit.json (the full list) and audit.html (the pairs of images side by side)
         workers: number of reading processes; 0 means one for each CPU; does not change the result
+        address: Ray cluster that reads and compares instead of this machine, such as auto or ray://head:10001; its
+            nodes must see the folders under the same paths; does not change the result
     """
 
     shards: list[Path]
     out: Path = Path("audit")
     workers: int = 0
+    address: str | None = None
 
     def __post_init__(self) -> None:
         require_workers(self)
+        require_cluster(self)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     from sharding.auditing.audit import audit  # noqa: PLC0415
     from sharding.auditing.contact_sheet import contact_sheet  # noqa: PLC0415
 
-    result = audit(config.shards, config.workers)
+    result = audit(config.shards, config.workers, config.address)
     full_list, page = config.out / "audit.json", config.out / "audit.html"
     write_atomic(full_list, encode_json(result) + b"\n")
     write_atomic(page, contact_sheet(result))

@@ -4,9 +4,11 @@ On CPUs one process with all threads extracts them one after another; several th
 (docs/design.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +20,7 @@ from infra.arrays import Float32
 from infra.errors import RunFailed, UserError
 from infra.log import progress, say
 from infra.parallel import ordered_map
-from infra.ray_session import ray_session, reason_of
+from infra.workers import Workers
 from sharding.reading.shard_set import ShardSet
 
 Features = dict[FeatureSource, Mapping[str, FeatureMatrix]]  # source -> label of a set -> features
@@ -101,61 +103,48 @@ def extract_with_ray(
         RunFailed: if a machine is lost more often than Ray repeats a task
         NotOnCluster: if a machine cannot read a set or a backbone, or features are not finite
     """
-    with ray_session(address=address):
-        import ray  # noqa: PLC0415 (Ray reads its environment on import: see infra.ray_session)
-
-        remote = ray.remote(**_share_of_a_machine(ray.nodes()))(_extract)
-        images = {each.label: _Images(each.label, each.manifest.identity, each.shards) for each in labeled_sets}
-        stored = extractor.stored()
-        given = {
-            (source, label): remote.remote(extractor, source, of_set, stored)
-            for source in sources
-            for label, of_set in images.items()
-        }
-
-        def collected(source: FeatureSource, labeled_set: LabeledSet) -> FeatureMatrix:
-            identity, values = ray.get(given[source, labeled_set.label])
+    tasks = [(source, labeled_set) for source in sources for labeled_set in labeled_sets]
+    features: dict[FeatureSource, dict[str, FeatureMatrix]] = {source: {} for source in sources}
+    with closing(_extracted(extractor, tasks, extractor.stored(), address)) as extracted:
+        results = progress(extracted, "extracting features", len(tasks), unit="set")
+        for (source, labeled_set), (identity, values) in zip(tasks, results, strict=True):
             kept = extractor.keep(identity, values, labeled_set)
             if kept is None:  # the stored file is damaged
-                identity, values = ray.get(remote.remote(extractor, source, images[labeled_set.label], frozenset()))
-                kept = extractor.keep(identity, values, labeled_set)
+                [(_, again)] = _extracted(extractor, [(source, labeled_set)], frozenset(), address)
+                kept = extractor.keep(identity, again, labeled_set)
             assert kept is not None, "a task that finds nothing stored returns values"
-            return FeatureMatrix(identity, kept)
-
-        try:
-            return {
-                source: {labeled_set.label: collected(source, labeled_set) for labeled_set in labeled_sets}
-                for source in progress(sources, "extracting features", len(sources), unit="backbone")
-            }
-        except ray.exceptions.RayError as error:
-            for reference in given.values():
-                ray.cancel(reference)
-            if isinstance(getattr(error, "cause", None), UserError | RunFailed):
-                raise NotOnCluster(reason_of(error)) from error
-            raise RunFailed(f"features could not be extracted on {address}: {reason_of(error)}") from error
+            features[source][labeled_set.label] = FeatureMatrix(identity, kept)
+    return dict(features)
 
 
-def _share_of_a_machine(nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return what a task takes of a machine: one GPU with its part of the cores, or without GPUs all cores."""
-    machines = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
-    with_gpus = [machine for machine in machines if machine.get("GPU")]
-    if with_gpus:
-        cores = min(int(machine["CPU"] / machine["GPU"]) for machine in with_gpus)
-        return {"num_gpus": 1, "num_cpus": max(1, cores)}
-    return {"num_cpus": max(1, min((int(machine["CPU"]) for machine in machines), default=1))}
+def _extracted(
+    extractor: Extractor, tasks: Sequence[tuple[FeatureSource, LabeledSet]], stored: frozenset[str], address: str
+) -> Generator[tuple[str, Float32 | None]]:
+    """Yield for each task the identity of the features, and the features, None if they are stored.
+
+    Raises:
+        NotOnCluster: if a machine of the cluster cannot do a task
+    """
+    sent = [(source, _Images(each.label, each.manifest.identity, each.shards)) for source, each in tasks]
+    extract = partial(_extract, extractor, stored)
+    with closing(Workers(address=address).map(extract, sent, len(sent), whole_machines=True)) as results:
+        for result in results:
+            if isinstance(result, NotOnCluster):
+                raise result
+            yield result
 
 
 def _extract(
-    extractor: Extractor, source: FeatureSource, images: _Images, stored: frozenset[str]
-) -> tuple[str, Float32 | None]:
-    """Extract features on this machine of a cluster, unless they are stored.
-
-    Returns:
-        The identity of the features, and the features, None if they are stored.
-    """
-    here = on_this_machine(extractor).fitting(source)
-    backbone = source.backbone()
-    identity = here.identity(backbone, images.identity)
-    if here.file_name(identity) in stored:
-        return identity, None
-    return identity, here.extract(backbone, images.shards, f"{source.name} on {images.label}")
+    extractor: Extractor, stored: frozenset[str], task: tuple[FeatureSource, _Images]
+) -> tuple[str, Float32 | None] | NotOnCluster:
+    """Extract features on this machine of a cluster, unless they are stored; return why if it cannot."""
+    source, images = task
+    try:
+        here = on_this_machine(extractor).fitting(source)
+        backbone = source.backbone()
+        identity = here.identity(backbone, images.identity)
+        if here.file_name(identity) in stored:
+            return identity, None
+        return identity, here.extract(backbone, images.shards, f"{source.name} on {images.label}")
+    except (UserError, RunFailed) as error:
+        return NotOnCluster(str(error))

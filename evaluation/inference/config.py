@@ -8,7 +8,7 @@ from evaluation.data.backbones.opened import InputOptions
 from evaluation.inference.embedder import LOCAL_BATCH, ExecutorName
 from evaluation.results.presets import PresetName
 from infra.errors import require
-from infra.options import key, require_at_least, require_workers, setting
+from infra.options import key, require_at_least, require_cluster, require_workers, setting
 from infra.urls import Location, require_no_credentials
 from sharding.datasets import require_set_name
 from sharding.reading.fetch import FetchConfig
@@ -44,6 +44,8 @@ class EmbedConfig:
         executor: library that decodes: dali, torchvision, or auto (DALI if it is installed)
         local_batch: images that go through the backbone at once
         workers: processes that prepare image files; 0 means one for each CPU; does not change the features
+        address: Ray cluster that embeds instead of this machine, such as auto or ray://head:10001; its nodes must see
+            the images under the same paths; machines of one kind give the same features
         follow_links: also read files that symbolic links reach outside of a folder
         pseudonym_key: key of the pseudonyms with which sternum shard dicom packs; DICOM files then have its keys and
             patients instead of their paths
@@ -60,6 +62,7 @@ class EmbedConfig:
     executor: ExecutorName = "auto"
     local_batch: int = LOCAL_BATCH
     workers: int = 0
+    address: str | None = None
     follow_links: bool = False
     pseudonym_key: Path | None = None
     name: str | None = None
@@ -79,6 +82,7 @@ class EmbedConfig:
         require_set_name(self, DICOM)
         require_at_least(self, "local_batch", 1, f"try {LOCAL_BATCH}")
         require_workers(self)
+        require_cluster(self)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import io
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from evaluation.inference.backbones import NamedBackbone, name_backbone
 from evaluation.inference.config import DICOM, EmbedConfig
+from evaluation.inference.embedded_parts import as_on_cluster, embedded_parts
 from evaluation.inference.embedder import Embedder, build_embedder
 from evaluation.inference.feature_files import require_known, write_features
 from evaluation.inference.images import (
@@ -24,13 +25,14 @@ from evaluation.inference.images import (
     nothing_but_refused,
     require_one_kind,
 )
-from evaluation.inference.parts import EmbeddedPart, PartFolder
+from evaluation.inference.parts import PartFolder
 from infra.errors import require
 from infra.files import disk_errors, write_atomic
 from infra.locks import locked
 from infra.log import progress, say
 from infra.options import key, setting
 from infra.processes import Ranks
+from infra.workers import Workers
 from sharding.datasets.image_files import DicomSet
 from sharding.datasets.pseudonyms import read_key
 from sharding.format.manifest import Rejection
@@ -89,9 +91,15 @@ def embed(config: EmbedConfig, ranks: Ranks) -> Embedded:
         local_batch=config.local_batch,
         ranks=ranks,
     )
+    if config.address is not None:
+        require(
+            ranks.world == 1, f"{setting(config, 'address')} names a Ray cluster; start one process, without torchrun"
+        )
+        embedder = as_on_cluster(embedder, config.address)
+    workers = Workers(config.workers or max(1, len(os.sched_getaffinity(0)) // ranks.local_world), config.address)
     folder = PartFolder(config.out)
     with locked(folder.path, "embedding") if ranks.is_first else nullcontext():
-        names = _compute(embedder, sources, folder, ranks)
+        names = _compute(embedder, sources, folder, ranks, workers)
         if not ranks.is_first:
             return Embedded(0, [])
         while not all(map(folder.has, names)):  # torchrun ends this process if another one fails
@@ -112,7 +120,6 @@ def _files(config: EmbedConfig, encoding: Encoding, ranks: Ranks) -> FileImages:
         encoding,
         config.local_batch,
         BATCHES_A_PART,
-        workers=config.workers or max(1, len(os.sched_getaffinity(0)) // ranks.local_world),
         follow_links=config.follow_links,
         dicom_set=_dicom_set(config),
     )
@@ -128,7 +135,9 @@ def _dicom_set(config: EmbedConfig) -> DicomSet | None:
     return DicomSet(config.name or DICOM, read_key(config.pseudonym_key, key(config, "pseudonym_key")))
 
 
-def _compute(embedder: Embedder, sources: Sequence[ImageSource], folder: PartFolder, ranks: Ranks) -> list[str]:
+def _compute(
+    embedder: Embedder, sources: Sequence[ImageSource], folder: PartFolder, ranks: Ranks, workers: Workers
+) -> list[str]:
     """Compute this rank's share of the parts that are not finished; return the names of all parts, in order."""
     identity = embedder.identity
     by_source = [[_hash(identity, name) for name in source.names] for source in sources]
@@ -141,10 +150,9 @@ def _compute(embedder: Embedder, sources: Sequence[ImageSource], folder: PartFol
         say(f"{len(share) - len(missing)} of {len(share)} parts are finished already; continuing with the rest")
     for source, of_source in zip(sources, by_source, strict=True):
         numbers = [number for number, name in enumerate(of_source) if name in missing]
-        parts = zip(numbers, source.parts(numbers), strict=True)
-        for number, part in progress(parts, "embedding", total=len(numbers), unit="part"):
-            features = embedder.features(part.batches, part.name_of)
-            folder.write(of_source[number], EmbeddedPart(features, part.records, part.refused))
+        with closing(embedded_parts(embedder, source, numbers, workers)) as parts:
+            for number, part in zip(numbers, progress(parts, "embedding", len(numbers), "part"), strict=True):
+                folder.write(of_source[number], part)
     return names
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from infra.arrays import UInt8
 from infra.errors import RunFailed, UserError, require
-from infra.parallel import ordered_map, worker_count
 from infra.urls import Location, scheme_of, shown
+from infra.workers import Workers
 from sharding.datasets.image_files import DicomSet, ImageFile, PreparedImage, find_image_files, prepare
 from sharding.format.manifest import INDEX_ROW, MANIFEST_NAME, PARTIAL, Rejection
 from sharding.images.encoding import Encoding
@@ -75,8 +75,13 @@ class ImageSource(Protocol):
     def names(self) -> Sequence[str]:
         """For each part, a hash of everything that its content depends on."""
 
-    def parts(self, numbers: Sequence[int]) -> Iterator[Part]:
-        """Yield the parts of these numbers, in ascending order; take all batches of one before the next."""
+    def parts(self, numbers: Sequence[int], workers: int) -> Iterator[Part]:
+        """Yield the parts of these numbers, in ascending order; take all batches of one before the next.
+
+        Args:
+            numbers: numbers of parts
+            workers: processes that prepare image files; 0 means one for each CPU
+        """
 
 
 class ShardImages:
@@ -93,8 +98,8 @@ class ShardImages:
         """For each part, a hash of everything that its content depends on."""
         return [_hash(self._name, self._shards.identity, start, self._starts.step) for start in self._starts]
 
-    def parts(self, numbers: Sequence[int]) -> Iterator[Part]:
-        """Yield the parts of these numbers."""
+    def parts(self, numbers: Sequence[int], workers: int) -> Iterator[Part]:
+        """Yield the parts of these numbers; shards hold prepared images."""
         for number in numbers:
             start = self._starts[number]
             records: list[ImageRecord] = []
@@ -134,7 +139,6 @@ class FileImages:
         local_batch: int,
         batches_a_part: int,
         *,
-        workers: int = 0,
         follow_links: bool = False,
         dicom_set: DicomSet | None = None,
     ) -> None:
@@ -144,7 +148,7 @@ class FileImages:
         self.refused = [item for item in items if isinstance(item, Rejection)]
         self._prepare = partial(prepare, encoding=encoding, dicom_set=dicom_set)
         self._identity = f"{encoding} {dicom_set and (dicom_set.name, dicom_set.pseudonyms.fingerprint)}"
-        self._local_batch, self._files_a_part, self._workers = local_batch, local_batch * batches_a_part, workers
+        self._local_batch, self._files_a_part = local_batch, local_batch * batches_a_part
 
     def require_own_keys(self) -> None:
         """Raise UserError if two files would have the same key, since they have one path below two folders."""
@@ -158,12 +162,11 @@ class FileImages:
         """For each part, a hash of everything that its content depends on; a changed file has another time or size."""
         return [_hash(self._identity, *map(_version, files)) for files in self._chunks()]
 
-    def parts(self, numbers: Sequence[int]) -> Iterator[Part]:
+    def parts(self, numbers: Sequence[int], workers: int) -> Iterator[Part]:
         """Yield the parts of these numbers; worker processes prepare files ahead."""
         chunks = [chunk for number, chunk in enumerate(self._chunks()) if number in set(numbers)]
         files = [file for chunk in chunks for file in chunk]
-        workers = worker_count(self._workers, len(files), _FILES_A_TASK)
-        with closing(ordered_map(self._prepare, files, workers, _FILES_A_TASK, _crashed)) as prepared:
+        with closing(Workers(workers).map(self._prepare, files, len(files), _FILES_A_TASK, _crashed)) as prepared:
             for chunk in chunks:
                 records, refused = list[ImageRecord](), list[Rejection]()
                 yield Part(self._batches(islice(prepared, len(chunk)), records, refused), records, refused)

@@ -58,7 +58,7 @@ def predict(config: PredictConfig) -> Predictions:
     records, features, refused = list[ImageRecord](), [], list(files.refused if files else ())
     for source in sources:
         numbers = range(len(source.names))
-        for part in progress(source.parts(numbers), "predicting", total=len(numbers), unit="part"):
+        for part in progress(source.parts(numbers, config.workers), "predicting", total=len(numbers), unit="part"):
             values = probe.embedder.features(part.batches, part.name_of)
             features += [values] * bool(len(values))
             records += part.records
@@ -75,7 +75,6 @@ def _files(config: PredictConfig, probe: OpenedProbe) -> FileImages:
         probe.first.encoding,
         LOCAL_BATCH,
         BATCHES_A_PART,
-        workers=config.workers,
         follow_links=config.follow_links,
     )
 

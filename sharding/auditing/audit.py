@@ -12,6 +12,7 @@ import numpy as np
 
 from infra.arrays import Int64, Records
 from infra.log import progress
+from infra.workers import Workers
 from sharding.auditing.duplicates import Pairs, connected, identical_pairs, image_reader, near_pairs
 from sharding.auditing.fingerprints import pictures_of
 from sharding.auditing.set_names import require_one_set_per_name
@@ -165,7 +166,7 @@ class Audit:
     near_identical: list[ImageGroup]
 
 
-def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
+def audit(folders: Sequence[Path], workers: int = 0, address: str | None = None) -> Audit:
     """Compare all patients and images of these folders with each other.
 
     Patients are the same if their name and that of their set are. Pictures are compared across sets too; mirrored or
@@ -174,16 +175,18 @@ def audit(folders: Sequence[Path], workers: int = 0) -> Audit:
     Args:
         folders: packed folders
         workers: processes that read; 0 means one for each CPU
+        address: a Ray cluster that reads instead; its nodes must see the folders under the same paths
 
     Raises:
         UserError: if a folder is not a packed dataset or occurs twice, or if two sets of one name are different sets
-        RunFailed: if an image that must be read is damaged
+        RunFailed: if an image that must be read is damaged, or a node of the cluster cannot read one
     """
     shards = ShardSet(folders)
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(shards.folders)}
     require_one_set_per_name(shards)
-    rows, index = pictures_of(shards, workers), shards.whole_index()
-    identical, near = identical_pairs(rows), near_pairs(rows, image_reader(shards), workers)
+    used = Workers(workers, address)
+    rows, index = pictures_of(shards, used), shards.whole_index()
+    identical, near = identical_pairs(rows), near_pairs(rows, image_reader(shards), used)
     groups = _Groups(shards, rows)
     return Audit(
         folders=[_folder(path, manifest) for path, manifest in manifests.items()],

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from infra.arrays import Bool, Float64, Int64, Records, UInt8, UInt64
 from infra.log import progress
-from infra.parallel import ordered_map, worker_count
+from infra.workers import HERE, Workers
 from sharding.auditing.fingerprints import decode_packed, pictures_of
 from sharding.auditing.hamming import pairs_within
 from sharding.images.perceptual import (
@@ -85,8 +85,8 @@ def near_duplicate_groups(
         RunFailed: if an image is damaged or cannot be downloaded
     """
     shards = ShardSet(locations, fetch=fetch)
-    rows = pictures_of(shards, workers)
-    pairs = identical_pairs(rows).joined(near_pairs(rows, image_reader(shards), workers))
+    rows = pictures_of(shards, Workers(workers))
+    pairs = identical_pairs(rows).joined(near_pairs(rows, image_reader(shards), Workers(workers)))
     return shards.whole_index()["sample"].copy(), connected(len(rows), pairs)
 
 
@@ -108,13 +108,13 @@ def copies_of(shards: ShardSet, numbers: Int64, others: ShardSet, workers: int =
         RunFailed: if an image is damaged or cannot be downloaded
     """
     known = others.samples
-    rows = np.concatenate([pictures_of(others, workers), pictures_of(shards, workers)[numbers]])
+    rows = np.concatenate([pictures_of(others, Workers(workers)), pictures_of(shards, Workers(workers))[numbers]])
     read, read_other = image_reader(shards), image_reader(others)
 
     def read_joined(number: int) -> UInt8:
         return read_other(number) if number < known else read(int(numbers[number - known]))
 
-    pairs = identical_pairs(rows).joined(near_pairs(rows, read_joined, workers, known))
+    pairs = identical_pairs(rows).joined(near_pairs(rows, read_joined, Workers(workers), known))
     group = connected(len(rows), pairs)
     first_in_group = np.full(len(rows), -1)
     groups, first = np.unique(group[:known], return_index=True)
@@ -140,7 +140,7 @@ def identical_pairs(rows: Records) -> Pairs:
     return Pairs(first[second], second, np.zeros_like(second), np.ones(len(second)), np.zeros(len(second), np.bool_))
 
 
-def near_pairs(rows: Records, read: ReadImage, workers: int = 0, known: int = 0) -> Pairs:
+def near_pairs(rows: Records, read: ReadImage, workers: Workers = HERE, known: int = 0) -> Pairs:
     """Return the pairs of different pictures that are near by both hash and correlation.
 
     First the whole images are compared, then the center squares of those that no pair connects yet. Of identical
@@ -150,7 +150,7 @@ def near_pairs(rows: Records, read: ReadImage, workers: int = 0, known: int = 0)
     Args:
         rows: (n,) PICTURE of the images
         read: reads an image
-        workers: processes that compare; 0 means one for each CPU
+        workers: decode and compare
         known: the first so many images are not compared with each other
     """
     identical = identical_pairs(rows)
@@ -194,14 +194,12 @@ def _first_of_each(values: UInt64) -> Int64:
     return first[inverse.reshape(-1)].astype(np.int64)
 
 
-def _confirmed(pairs: Pairs, read: ReadImage, workers: int) -> Pairs:
+def _confirmed(pairs: Pairs, read: ReadImage, workers: Workers) -> Pairs:
     """Return the pairs whose thumbnails correlate; reads here, decodes and compares in the workers."""
     count = len(pairs.first)
     numbers = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.center.tolist(), strict=True)
     encoded = ((read(first), read(second), center) for first, second, center in numbers)
-    with closing(
-        ordered_map(_correlation, encoded, worker_count(workers, count, _PAIRS_A_TASK), _PAIRS_A_TASK)
-    ) as results:
+    with closing(workers.map(_correlation, encoded, count, _PAIRS_A_TASK)) as results:
         compared = progress(results, "comparing pairs", total=count, unit="pair") if count else results
         measured = np.array(list(compared), np.float64)
     return pairs._replace(correlation=measured).chosen(measured >= MIN_CORRELATION)

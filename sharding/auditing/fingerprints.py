@@ -10,7 +10,7 @@ from PIL import Image
 from infra.arrays import Records, UInt8
 from infra.errors import RunFailed
 from infra.log import progress
-from infra.parallel import ordered_map, worker_count
+from infra.workers import HERE, Workers
 from sharding.format.manifest import Shard
 from sharding.images.encode import ImageRejected, decode
 from sharding.images.fingerprint import FINGERPRINT
@@ -35,14 +35,14 @@ class _Task(NamedTuple):
     last: int
 
 
-def pictures_of(shards: ShardSet, workers: int = 0) -> Records:
+def pictures_of(shards: ShardSet, workers: Workers = HERE) -> Records:
     """Return the PICTURE rows (n,) of all images, in packed order; needs 72 bytes of memory per image.
 
     Shards that an older version packed have no fingerprints; their images are read and decoded.
 
     Args:
         shards: the images
-        workers: processes that read; 0 means one for each CPU
+        workers: read and decode
 
     Raises:
         UserError: if stored fingerprints do not match the manifest
@@ -50,7 +50,7 @@ def pictures_of(shards: ShardSet, workers: int = 0) -> Records:
     """
     stored = [shards.fingerprints(number) for number in range(len(shards.shards))]
     tasks = [task for number, rows in enumerate(stored) if rows is None for task in _tasks(shards, number)]
-    with closing(ordered_map(_computed, tasks, worker_count(workers, len(tasks)))) as results:
+    with closing(workers.map(_computed, tasks, len(tasks))) as results:
         computed = list(progress(results, "reading images", total=len(tasks), unit="batch") if tasks else results)
     parts = iter(computed)
     of_shard = [

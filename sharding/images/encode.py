@@ -24,6 +24,7 @@ FORMATS: Final = ("JPEG", "PNG")  # of packed images, by Pillow's names
 
 MISSING: Final = "missing file"
 UNREADABLE: Final = "unreadable file"
+NOT_READ: Final = (MISSING, UNREADABLE)
 EMPTY: Final = "zero bytes"
 NOT_AN_IMAGE: Final = f"not an image ({DECODED})"
 DAMAGED: Final = "truncated or damaged image"
@@ -238,6 +239,15 @@ def read_image_file(path: Path, span: tuple[int, int] | None = None) -> bytes:
             return head + (file.read() if span is None else file.read(size_bytes - len(head)))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageRejected(UNREADABLE) from error
+
+
+def can_be_read(path: Path, span: tuple[int, int] | None = None) -> bool:
+    """Return whether a file is there and this process can read it, whatever it holds; `span` as in `encode_file`."""
+    try:
+        read_image_file(path, span)
+    except ImageRejected as rejected:
+        return str(rejected) not in NOT_READ
+    return True
 
 
 def _decodable(head: bytes) -> FileFormat:

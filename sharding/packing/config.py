@@ -9,6 +9,7 @@ from infra.options import (
     key,
     require_at_least,
     require_between,
+    require_cluster,
     require_positive,
     require_seed,
     require_workers,
@@ -48,6 +49,8 @@ class PackConfig:
         exclude: audit.json of an audit of this set; of images that show the same picture, only the one that the audit
             lets stay is packed
         workers: number of encoding processes; 0 means one for each CPU; does not change the shards
+        address: Ray cluster that encodes instead of this machine, such as auto or ray://head:10001; its nodes must see
+            root under the same path; does not change the shards
         follow_links: also pack files that symbolic links reach outside of root; they are rejected by default, since an
             archive from elsewhere may link to any of your files
         allow_missing: also pack a dataset of which a split, a class or more than 1 % of the files are missing
@@ -71,6 +74,7 @@ class PackConfig:
     name: str | None = None
     exclude: Path | None = None
     workers: int = 0
+    address: str | None = None
     follow_links: bool = False
     allow_missing: bool = False
     labels: LabelOptions = field(default_factory=LabelOptions)
@@ -99,6 +103,7 @@ class PackConfig:
         require_at_least(self, "shard_samples", 1, "or use null")
         require_seed(self)
         require_workers(self)
+        require_cluster(self)
         require(
             self.dataset == "dicom" or self.labels.join not in DICOM_JOINS,
             f"{setting(self.labels, 'join')} is for dataset dicom, not {self.dataset}; join by key or path",

@@ -2,46 +2,37 @@
 
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from importlib import metadata
 from math import sqrt
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
-import PIL
-from PIL import features
 
 from infra.errors import RunFailed, UserError
-from infra.extras import has_extra
 from infra.files import real_path
 from infra.log import progress, say
 from infra.options import key, setting
-from infra.parallel import ordered_map, worker_count
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
-from sharding.datasets.files import LINK_OUT, SIMULATED_MARKER, UNUSED_TABLE, leads_out
+from sharding.datasets.files import SIMULATED_MARKER, UNUSED_TABLE
 from sharding.datasets.label_table import LabelTable
 from sharding.format.copies import COPY, read_copies
 from sharding.format.label_counts import count_labels
 from sharding.format.manifest import MANIFEST_NAME, VERSION, Manifest, Options, Rejection
 from sharding.format.sample import Sample
-from sharding.format.writer import ShardWriter, TarSample, tar_sample
-from sharding.images.encode import MISSING, encode_file
-from sharding.packing.catalog import Catalog, from_record
+from sharding.format.writer import ShardWriter, TarSample
+from sharding.images.encode import MISSING
+from sharding.packing.catalog import Catalog
 from sharding.packing.completeness import absent_parts, gaps, nothing_packed, require_files
 from sharding.packing.config import PackConfig
 from sharding.packing.destination import Destination, open_destination
 from sharding.packing.download import download_tars
+from sharding.packing.encoded import encoded_samples, made_by
 from sharding.packing.job import FinishedShard, Job, commit_shard, finish_job, packed_manifest, resume_job
 
-__all__ = ["CRASHED", "PackConfig", "pack"]
-
-_IMAGES_A_TASK: Final = 8
-CRASHED: Final = "decoding it ends the process"
+__all__ = ["PackConfig", "pack"]
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -67,7 +58,7 @@ def pack(config: PackConfig) -> Manifest:
     else:
         config = replace(config, root=root_of(config.dataset, config.source))
     with closing(Catalog(config.set_name, progress(_items(config), "reading", unit="row"), config.seed)) as catalog:
-        job = Job(config.dataset, _options(config, catalog), _made_by(), config.set_name)
+        job = Job(config.dataset, _options(config, catalog), made_by(), config.set_name)
         manifest = packed_manifest(destination, job, config.out)
         if manifest is None or not destination.is_tidy():
             require_files(config, catalog)
@@ -189,7 +180,10 @@ class _Packing:
         began_s = time.perf_counter()
         read = 0
         writer: ShardWriter | None = None
-        with ThreadPoolExecutor(1) as committer, closing(self._encoded()) as encoded:
+        with (
+            ThreadPoolExecutor(1) as committer,
+            closing(encoded_samples(self._config, self._catalog, self._start)) as encoded,
+        ):
             try:
                 for position, sample in progress(encoded, "packing", total=remaining):
                     read += sample != MISSING
@@ -245,24 +239,6 @@ class _Packing:
             ),
         )
 
-    def _encoded(self) -> Generator[tuple[int, TarSample | str]]:
-        """Yield for each position the encoded sample, or the reason for rejecting it."""
-        config, remaining = self._config, len(self._catalog) - self._start
-        encode = partial(
-            _encode,
-            name=config.set_name,
-            root=config.source,
-            follow_links=config.follow_links,
-            shorter_side_px=config.shorter_side_px,
-            jpeg_quality=config.jpeg_quality,
-            image_format=config.image_format,
-            pass_through=config.pass_through,
-        )
-        workers = worker_count(config.workers, remaining, _IMAGES_A_TASK)
-        records = self._catalog.records(self._start)
-        with closing(ordered_map(encode, records, workers, _IMAGES_A_TASK, lambda _: CRASHED)) as results:
-            yield from enumerate(results, self._start)
-
     def _fits(self, writer: ShardWriter, position: int, sample: TarSample) -> bool:
         return (
             (writer.split, writer.tier_percent) == self._catalog.group(position)
@@ -284,24 +260,3 @@ class _Packing:
         self._commit = committer.submit(commit_shard, self._destination, self._job, self._config.out, record)
         self._finished.append(record)
         self._start, self._rejected, self._sums = position, [], np.zeros(4, np.int64)
-
-
-def _encode(record: bytes, *, name: str, root: Path, follow_links: bool, **encoding: Any) -> TarSample | str:
-    """Encode one sample of the catalog in a worker process, or return the reason for rejecting it."""
-    sample = from_record(record)
-    if not follow_links and leads_out(root, sample.file):
-        return LINK_OUT
-    image = encode_file(root / sample.file, **encoding, span=sample.member and sample.member[1:])
-    return image if isinstance(image, str) else tar_sample(name, sample, image)
-
-
-def _made_by() -> str:
-    """Name the versions of the programs that the bytes depend on."""
-    try:
-        version = metadata.version("sternum")
-    except metadata.PackageNotFoundError:
-        version = "(not installed)"
-    made_by = f"sternum {version}, Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
-    if not has_extra("dicom"):
-        return made_by
-    return f"{made_by}, imagecodecs {metadata.version('imagecodecs')}"  # the pixels of lossy DICOM files depend on it

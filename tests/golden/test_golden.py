@@ -18,7 +18,7 @@ from infra.metrics import read_metrics
 from infra.status import read_status
 from launch.cli import main as sternum
 from sharding.format.manifest import MANIFEST_NAME
-from sharding.packing import pack as packing
+from sharding.packing import encoded, pack
 from sharding.packing.verify import verify
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_batches
@@ -57,9 +57,9 @@ def test_an_unfinished_packing_ends_with_the_bytes_of_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by = json.loads(Path("partial/.partial/job.json").read_text())["made_by"]
-    same_encoder = packing._made_by().startswith(made_by)  # newer versions also name the decoder of DICOM files
+    same_encoder = encoded.made_by().startswith(made_by)  # newer versions also name the decoder of DICOM files
     # Another Pillow may compress differently, so packing refuses to go on; this test is about the files.
-    monkeypatch.setattr(packing, "_made_by", lambda: made_by)
+    monkeypatch.setattr(pack, "made_by", lambda: made_by)
     out = tmp_path / "out"
     shutil.copytree("partial", out)
     assert len(list(out.glob("*.tar"))) == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import sharding.packing.pack
+import sharding.packing.encoded
 from infra.errors import UserError
 from infra.locks import locked
 from sharding.packing.pack import PackConfig, pack
@@ -69,14 +69,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let packing fail behind this many images, as it does when a worker dies."""
-    encode, left = sharding.packing.pack._encode, iter(range(images))
+    encode, left = sharding.packing.encoded._encode, iter(range(images))
 
     def stopping(row: bytes, **options: Any) -> object:
         if next(left, None) is None:
             raise KeyboardInterrupt
         return encode(row, **options)
 
-    monkeypatch.setattr(sharding.packing.pack, "_encode", stopping)
+    monkeypatch.setattr(sharding.packing.encoded, "_encode", stopping)
 
 
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])

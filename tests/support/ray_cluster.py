@@ -1,0 +1,102 @@
+"""A Ray cluster of several nodes on this machine, closed to others, whose nodes can be killed.
+
+Its processes are children of one of their own, so that Ray's settings do not reach the process that tests.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+
+_STORE_BYTES = 100 * 2**20
+_STARTS = 4
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A running cluster.
+
+    Attributes:
+        address: of its head, for --address
+        environment: variables of a process that joins it
+        commands: takes the number of a node to kill
+        answers: a line for each killed node
+    """
+
+    address: str
+    environment: Mapping[str, str]
+    commands: IO[str]
+    answers: IO[str]
+
+    def kill(self, node: int) -> None:
+        """Kill all processes of a node, numbered from 1, and wait until they have ended; the head is no such node."""
+        self.commands.write(f"{node}\n")
+        self.commands.flush()
+        assert self.answers.readline() == f"killed {node}\n"
+
+
+@contextmanager
+def ray_cluster(nodes: int, cores: int = 1, unshare: Sequence[str] = ()) -> Iterator[LocalCluster]:
+    """Start a head without cores and `nodes` nodes, and end them with the block.
+
+    Args:
+        nodes: number of nodes that work
+        cores: cores of each
+        unshare: a command that starts the cluster, such as one that hides a folder from it
+    """
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that it listens on the loopback address only
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # otherwise any other process starves its tasks
+    }
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
+        command = [*unshare, sys.executable, "-m", "tests.support.ray_cluster", folder, str(nodes), str(cores)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address, "the cluster did not start"
+            yield LocalCluster(address, environment, process.stdin, process.stdout)
+            process.stdin.close()
+
+
+def _serve(folder: str, nodes: int, cores: int) -> None:
+    """Start the cluster, print its address, and kill nodes until standard input ends."""
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - here, since it takes a second
+
+    common = {
+        "node_ip_address": "127.0.0.1",
+        "temp_dir": folder,
+        "include_dashboard": False,
+        "object_store_memory": _STORE_BYTES,
+    }
+    cluster = _patiently(partial(Cluster, initialize_head=True, head_node_args={**common, "num_cpus": 0}))
+    working = [_patiently(partial(cluster.add_node, **common, num_cpus=cores)) for _ in range(nodes)]
+    sys.stdout.write(f"{cluster.address}\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        cluster.remove_node(working[int(line) - 1], allow_graceful=False)
+        sys.stdout.write(f"killed {line.strip()}\n")
+        sys.stdout.flush()
+    cluster.shutdown()
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Start a node; Ray gives each attempt 30 s, which a busy machine exceeds."""
+    for _ in range(_STARTS - 1):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], *map(int, sys.argv[2:]))
