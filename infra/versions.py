@@ -19,6 +19,7 @@ _PACKAGES: Final = (
     "torch",
     "torchvision",
 )
+_TRAINING: Final = ("deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "ray", "triton")
 NOT_INSTALLED: Final = "not installed"
 
 
@@ -27,6 +28,12 @@ def versions() -> dict[str, str]:
     """Return the versions of this process by name, without the builds of a version, such as those for CPU and GPU."""
     found = {name: _version(name).partition("+")[0] for name in _PACKAGES}
     return {"Python": platform.python_version(), **found, "libjpeg-turbo": features.version("libjpeg_turbo") or ""}
+
+
+def versions_for_training() -> dict[str, str]:
+    """Return the versions that must be equal on all machines of a run, builds included."""
+    builds = {name: _version(name) for name in ("torch", "torchvision")}
+    return versions() | builds | {name: _version(name) for name in _TRAINING}
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:

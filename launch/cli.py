@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "compare": "compare runs, or recipes with several seeds each, on the same patients",
     "report": "write one HTML page about a run",
     "export": "write the backbone of a run for torchvision, timm, transformers and onnxruntime",
+    "doctor": "examine one machine, or all machines of a run, before it starts",
     "submit": "run a command on a cluster of SLURM, Kubernetes or Ray",
     "runs": "list the runs below a folder with their states",
     "demo": "run the whole pipeline on simulated radiographs in minutes",

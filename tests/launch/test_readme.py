@@ -138,6 +138,7 @@ def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str
         "predict",
         "table",
         "compare",
+        "doctor",
         "submit",
         "export",
     ):
