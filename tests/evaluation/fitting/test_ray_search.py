@@ -192,7 +192,8 @@ def test_next_search_repeats_only_the_trial_whose_process_kept_dying(tmp_path: P
     assert float(total) == summed(search_serially(*case(12, 200, 64)))
 
 
-# Four nodes of one core each; one that runs trials dies, with all its processes, after a quarter of the trials.
+# A head without cores, so that all trials run on three nodes of one core each; one of these dies, with all its
+# processes, after a quarter of the trials.
 CLUSTER = """
 from pathlib import Path
 import psutil
@@ -202,7 +203,7 @@ from infra.ray_session import ray_session
 if __name__ == "__main__":
     from ray.cluster_utils import Cluster
     node = dict(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster(initialize_head=True, head_node_args=node | {{"num_cpus": 0}})
     nodes = [cluster.add_node(**node) for _ in range(3)]
     with ray_session(address=cluster.address):
         import ray
