@@ -1,34 +1,33 @@
 """Attention: where radiographs of the test part hold the evidence for the probe's decision (the paper's Figure 4)."""
 
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from evaluation.data.extractor import Extractor
-from evaluation.data.joined_sets import ProbedSet
-from evaluation.fitting.probe_cases import ProbeCase
-from evaluation.pictures.explainer import Explainer, NoMap, direction_of, explainer_of
+from evaluation.pictures.case_maps import CaseMaps
+from evaluation.pictures.explainer import NoMap
+from evaluation.pictures.lung_region import OUTSIDE, outside_estimate, outside_of
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.probed import Probed, Tested
+from evaluation.pictures.weight_randomization import randomized
 from evaluation.results.picture_records import (
     ATTENTION,
     ATTENTION_VERSION,
     Attention,
     AttentionMap,
+    OutsideShare,
     write_pictures_record,
 )
-from infra.arrays import Bool, Float32, Int64
-from infra.rng import uniform
+from infra.arrays import Int64
 
 SHOWN: Final = 4  # images of each class
-_LOCAL_BATCH: Final = 16  # attention among all patches takes some 20 MB an image
+_MEASURED: Final = 2000  # images whose attention outside is measured
+_RANDOMIZED: Final = 64  # images whose maps are made again with random weights
 
 
 def write_attention(probed: Probed, folder: PictureFolder) -> None:
-    """Write `attention.json` and the maps of some correct decisions."""
+    """Write `attention.json`, with the maps of some correct decisions and what is to be thought of such maps."""
     case = probed.primary
     record = Attention(
         ATTENTION_VERSION,
@@ -43,60 +42,20 @@ def write_attention(probed: Probed, folder: PictureFolder) -> None:
         write_pictures_record(folder.path, ATTENTION, replace(record, left_out=str(reason)))
         return
     tested = probed.tested(case)
-    chosen = np.concatenate([_correct(case, tested, positive, probed.seed) for positive in (True, False)])
+    correct = [np.flatnonzero((tested.classes == label) & (tested.is_positive == label)) for label in (1, 0)]
+    chosen = np.concatenate([probed.drawn(case, tested, of_class, SHOWN, "attention") for of_class in correct])
+    measured = probed.drawn(case, tested, np.arange(len(tested.rows)), _MEASURED, "attention-outside")
     record = replace(
         record,
         method=maps.explainer.method.method,
         cells=list(maps.explainer.method.cells),
         choice=f"Up to {SHOWN} of each class, drawn by seed {probed.seed} among the correct decisions on test images.",
         maps=write_maps(maps, tested, chosen, folder),
+        randomized=randomized(probed, maps, tested, measured[:_RANDOMIZED]),
+        outside=_outside(probed, maps, measured),
+        outside_region=f"{OUTSIDE} Measured on {_sample(len(measured), len(tested.rows), probed.seed)}.",
     )
     write_pictures_record(folder.path, ATTENTION, record)
-
-
-@dataclass(frozen=True)
-class CaseMaps:
-    """Makes maps for the decisions of a probe case.
-
-    Attributes:
-        case: the case
-        explainer: of its backbone
-        directions: (rounds, D) the weights of the features in the logit of each round's classifier
-        extractor: reads images as the case's features were extracted
-    """
-
-    case: ProbeCase
-    explainer: Explainer
-    directions: Float32
-    extractor: Extractor
-
-    @classmethod
-    def of(cls, probed: Probed, case: ProbeCase) -> "CaseMaps":
-        """Return the maps of a case of the judged features; raises NoMap if its network has none."""
-        source = probed.judged
-        extractor = replace(probed.extractor.fitting(source), local_batch=_LOCAL_BATCH)
-        explainer = explainer_of(source.backbone(), extractor.preprocessing.size_px, extractor.device)
-        classifiers = [probe.classifier for probe in probed.fitted[case] if probe.classifier is not None]
-        return cls(case, explainer, np.stack([direction_of([each]) for each in classifiers]), extractor)
-
-    def of_decisions(self, tested: Tested, chosen: Int64) -> Iterator[Float32]:
-        """Yield for each chosen test image (m,) the evidence (h, w) for the decision on it.
-
-        That is the evidence for the positive class if the image was called positive, else the evidence against it.
-        """
-        is_positive = tested.scores[chosen] > tested.thresholds[chosen]
-        directions = self.directions[tested.rounds[chosen]] * np.where(is_positive, 1, -1)[:, None].astype(np.float32)
-        return self.of_images(self.case.task.labeled_set, tested.rows[chosen], directions)
-
-    def of_images(self, labeled_set: ProbedSet, rows: Int64, directions: Float32) -> Iterator[Float32]:
-        """Yield the evidence (h, w) for scores with the weights (m, D) in images (m,) of a set, in ascending order."""
-        assert np.all(np.diff(rows) > 0), "images are read in packed order"
-        with closing(
-            self.extractor.batches(labeled_set.shards, self.extractor.preprocessing.views, numbers=rows)
-        ) as batches:
-            for number, batch in enumerate(batches):
-                first = number * self.extractor.local_batch
-                yield from self.explainer.maps(batch.views, directions[first : first + len(batch.rows)])
 
 
 def write_maps(maps: CaseMaps, tested: Tested, chosen: Int64, folder: PictureFolder) -> list[AttentionMap]:
@@ -111,23 +70,26 @@ def write_maps(maps: CaseMaps, tested: Tested, chosen: Int64, folder: PictureFol
     Returns:
         A record for each, in the order of `chosen`.
     """
-    labeled_set, ascending = maps.case.task.labeled_set, np.sort(chosen)
-    made = dict(zip(ascending.tolist(), maps.of_decisions(tested, ascending), strict=True))
-    records = []
+    labeled_set = maps.case.task.labeled_set
+    made = maps.of_decisions(tested, chosen)
+    shares, _ = outside_of(made, labeled_set.samples.sizes[tested.rows[chosen]], maps.extractor.preprocessing.fit)
     images = folder.images(labeled_set, tested.rows[chosen], tested.classes[chosen].tolist())
-    for number, image in zip(chosen.tolist(), images, strict=True):
-        cells, file = made[number], image.file.replace(".jpg", "-map.jpg")
-        folder.write_map(file, cells / max(float(cells.max()), np.finfo(np.float32).tiny), labeled_set)
-        records.append(
-            AttentionMap(image, float(tested.scores[number]), float(tested.thresholds[number]), file, outside=None)
-        )
+    records = []
+    for number, image, cells, share in zip(chosen.tolist(), images, made, shares.tolist(), strict=True):
+        file = image.file.replace(".jpg", "-map.jpg")
+        folder.write_map(file, cells, labeled_set)
+        score, threshold = float(tested.scores[number]), float(tested.thresholds[number])
+        records.append(AttentionMap(image, score, threshold, file, None if np.isnan(share) else share))
     return records
 
 
-def _correct(case: ProbeCase, tested: Tested, positive: bool, seed: int) -> Int64:
-    """Return up to SHOWN correctly decided test images of a class, drawn by their identities."""
-    correct: Bool = (tested.classes == positive) & ((tested.scores > tested.thresholds) == positive)
-    found = np.flatnonzero(correct)
-    ids = case.task.labeled_set.samples.ids[tested.rows[found]]
-    draws = uniform(seed, "probe-attention", ids, 0, 1)[:, 0]
-    return found[np.argsort(draws)[:SHOWN]]
+def _outside(probed: Probed, maps: CaseMaps, measured: Int64) -> list[OutsideShare]:
+    """Measure the attention outside of the lungs' usual place, of the judged backbone and of an untrained one."""
+    task = maps.case.task
+    untrained = next((case for case in probed.cases if case.kind == "untrained" and case.task is task), None)
+    of_cases = [maps] if untrained is None else [maps, CaseMaps.of(probed, untrained)]
+    return [outside_estimate(probed, each, probed.tested(each.case), measured) for each in of_cases]
+
+
+def _sample(count: int, total: int, seed: int) -> str:
+    return "all test images" if count == total else f"{count} of {total} test images, drawn by seed {seed}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from infra.arrays import Float32
 from ssl_core.model.encoder import Backbone
 from ssl_core.model.stages import stages_of
 
+_LOCAL_BATCH: Final = 16  # images whose graph is held; attention among all patches takes some 20 MB an image
+
 
 class NoMap(Exception):
-    """A network whose decisions no method here can explain; the message is a sentence."""
+    """A network whose decisions no method here can explain; the message is a sentence without its full stop."""
 
 
 class Method(Protocol):
@@ -58,10 +60,13 @@ class Explainer:
             views: the images, and if features are averaged so, their mirror images: (n, 1, size, size) each
             directions: (n, D) the weights of the features in each image's score, as `direction_of` gives them
         """
-        weights = torch.from_numpy(directions).to(self.device)
-        found = [self.method.evidence(view.to(self.device), weights) for view in views]
+        found = [self._evidence(view, torch.from_numpy(directions)) for view in views]
         found = [maps.flip(-1) if number else maps for number, maps in enumerate(found)]
-        return torch.stack(found).mean(dim=0).clamp(min=0).float().cpu().numpy()
+        return torch.stack(found).mean(dim=0).clamp(min=0).numpy()
+
+    def _evidence(self, images: Tensor, directions: Tensor) -> Tensor:
+        chunks = zip(torch.split(images, _LOCAL_BATCH), torch.split(directions, _LOCAL_BATCH), strict=True)
+        return torch.cat([self.method.evidence(*(each.to(self.device) for each in chunk)).cpu() for chunk in chunks])
 
 
 def direction_of(classifiers: Sequence[Classifier]) -> Float32:
@@ -90,7 +95,7 @@ def explainer_of(backbone: nn.Module, size_px: int, device: torch.device) -> Exp
     if cells is None:
         raise NoMap(
             f"There is no map for {name}: it has no stages whose output is a map, and it is no vision transformer that "
-            "attends among all patches."
+            "attends among all patches"
         )
     return Explainer(TokenRelevance(backbone, cells), device)
 

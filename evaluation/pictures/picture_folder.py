@@ -1,7 +1,6 @@
 """The folder of pictures while it is written: radiographs and maps as gray JPEGs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,9 +10,9 @@ from PIL import Image
 
 from evaluation.data.extractor import Extractor
 from evaluation.data.joined_sets import JoinedSets, ProbedSet
-from evaluation.results.picture_records import LONGEST_SIDE_PX, PicturedImage
+from evaluation.pictures.radiographs import enlarged, gray_levels, radiographs, side_px
+from evaluation.results.picture_records import PicturedImage
 from infra.arrays import Float32, Int64, UInt8
-from ssl_core.views.batches import WholeImage, image_batches
 
 _QUALITY: Final = 85
 
@@ -51,40 +50,18 @@ class PictureFolder:
         records = [self._record(labeled_set, row, label) for row, label in zip(rows.tolist(), known, strict=True)]
         files = dict(zip(rows.tolist(), (record.file for record in records), strict=True))
         missing = np.array(sorted(row for row, file in files.items() if not (self.path / file).exists()), np.int64)
-        for row, pixels in zip(missing.tolist(), self.pixels(labeled_set, missing, _side_px(labeled_set)), strict=True):
+        side = side_px(labeled_set)
+        for row, pixels in zip(missing.tolist(), radiographs(self.extractor, labeled_set, missing, side), strict=True):
             self.write_gray(files[row], pixels)
         return records
 
     def write_map(self, file: str, cells: Float32, labeled_set: ProbedSet) -> None:
-        """Write a map (h, w) of values from 0 to 1 in the size of the set's images."""
-        side = (_side_px(labeled_set),) * 2
-        whole = Image.fromarray(cells.astype(np.float32)).resize(side, Image.Resampling.BILINEAR)
-        self.write_gray(file, _gray(np.asarray(whole)))
+        """Write a map (h, w) of values from 0 in the size of the set's images; its largest value becomes white."""
+        self.write_gray(file, gray_levels(enlarged(cells, side_px(labeled_set))))
 
     def write_gray(self, file: str, pixels: UInt8) -> None:
         """Write a gray image (H, W); the folder appears as a whole, so its files need not."""
         Image.fromarray(pixels).save(self.path / file, "JPEG", quality=_QUALITY)
-
-    def pixels(self, labeled_set: ProbedSet, rows: Int64, side_px: int) -> Iterator[UInt8]:
-        """Yield the gray levels (side, side) of images (n,) in ascending order, framed as the probe frames them."""
-        if not len(rows):
-            return
-        extractor = self.extractor
-        views = WholeImage(side_px, extractor.preprocessing.fit, antialias=True)
-        with closing(
-            image_batches(
-                labeled_set.shards,
-                views,
-                numbers=rows,
-                local_batch=extractor.local_batch,
-                mean=0.0,
-                std=1.0,
-                view_executor=extractor.view_executor,
-                device=extractor.device,
-            )
-        ) as batches:
-            for batch in batches:
-                yield from map(_gray, batch.views[0][:, 0].cpu().numpy())
 
     @staticmethod
     def _record(labeled_set: ProbedSet, row: int, label: int | None) -> PicturedImage:
@@ -102,18 +79,8 @@ class PictureFolder:
         )
 
 
-def _side_px(labeled_set: ProbedSet) -> int:
-    """Return the side of the pictures of a set: that of its largest image, up to the limit."""
-    return min(LONGEST_SIDE_PX, int(labeled_set.samples.sizes.max()))
-
-
 def _label(labeled_set: ProbedSet, row: int) -> str:
     """Return the label of the set that an image is of, which may be one of two joined sets."""
     if not isinstance(labeled_set, JoinedSets):
         return labeled_set.label
     return (labeled_set.tested if labeled_set.is_tested[row] else labeled_set.fitted).label
-
-
-def _gray(values: Float32) -> UInt8:
-    """Return values from 0 to 1 as gray levels."""
-    return np.rint(values.clip(0, 1) * 255).astype(np.uint8)

@@ -14,7 +14,8 @@ from evaluation.fitting.fit_cases import FittedCases
 from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.search import FittedProbe
 from evaluation.scoring.probe_results import thresholds
-from infra.arrays import Float64, Int64
+from infra.arrays import Bool, Float64, Int64
+from infra.rng import uniform
 
 
 class Tested(NamedTuple):
@@ -37,6 +38,11 @@ class Tested(NamedTuple):
     patients: Int64
     scores: Float64
     thresholds: Float64
+
+    @property
+    def is_positive(self) -> Bool:
+        """(m,) the decisions."""
+        return self.scores > self.thresholds
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,23 @@ class Probed:
         case = last_case(self.cases, (strict or self.cases)[0])
         assert case is not None, "every question is probed with the judged features"
         return case
+
+    def source_of(self, case: ProbeCase) -> FeatureSource:
+        """Return the network whose features a case probes."""
+        return next(source for source in self.features if (source.kind, source.name) == (case.kind, case.name))
+
+    def drawn(self, case: ProbeCase, tested: Tested, among: Int64, count: int, stream: str) -> Int64:
+        """Return up to `count` of some test images, by number, drawn by their identities; a larger draw begins alike.
+
+        Args:
+            case: the case
+            tested: its test images
+            among: (m,) numbers of the images to draw from
+            count: how many
+            stream: the purpose, so that two draws share nothing
+        """
+        ids = case.task.labeled_set.samples.ids[tested.rows[among]]
+        return among[np.argsort(uniform(self.seed, f"pictures-{stream}", ids, 0, 1)[:, 0])[:count]]
 
     def tested(self, case: ProbeCase) -> Tested:
         """Return what the probes of a case say of its test images."""

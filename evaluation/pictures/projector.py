@@ -17,6 +17,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from evaluation.pictures.embedded_images import EmbeddedImages
 from evaluation.pictures.picture_folder import PictureFolder
+from evaluation.pictures.radiographs import radiographs
 from infra.arrays import Float32, UInt8
 from infra.files import atomic_folder
 
@@ -93,7 +94,9 @@ def _thumbnails(images: EmbeddedImages, folder: PictureFolder) -> UInt8:
     """Return the gray levels (n, 48, 48) of the images, framed as the probe frames them."""
     packed_order = np.argsort(images.rows)
     gray = np.empty((len(images.rows), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
-    gray[packed_order] = list(folder.pixels(images.task.labeled_set, images.rows[packed_order], THUMBNAIL_PX))
+    gray[packed_order] = list(
+        radiographs(folder.extractor, images.task.labeled_set, images.rows[packed_order], THUMBNAIL_PX)
+    )
     return gray
 
 

@@ -73,18 +73,18 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class Randomized:
-    """How alike maps are before and after weights became random (Adebayo et al. 2018); 1 is equal, 0 unrelated.
+    """How alike maps are before and after weights became random (Adebayo et al. 2018); 1 is equal.
 
     Attributes:
         weights: which weights are random, in words
-        images: images whose maps were compared
-        rank_correlation: mean Spearman correlation of the cells of both maps
-        ssim: mean structural similarity of both maps; None if it cannot be measured
+        images: images whose maps were compared; one whose map is the same everywhere is left out
+        rank_correlation: mean Spearman correlation of the cells of both maps; None without images
+        ssim: mean structural similarity of both maps as pictures, likewise
     """
 
     weights: str
     images: int
-    rank_correlation: Estimate
+    rank_correlation: Estimate | None
     ssim: Estimate | None
 
 
@@ -96,14 +96,14 @@ class OutsideShare:
         features: name of the features in the tables
         images: test images with a map that is not empty
         empty: test images with an empty map, which are left out
-        share: mean share of the maps outside
+        share: mean share of the maps outside; None without images
         uniform: the share that equal attention everywhere would have
     """
 
     features: str
     images: int
     empty: int
-    share: Estimate
+    share: Estimate | None
     uniform: float
 
 
@@ -118,12 +118,13 @@ class Attention:
         features: name of the features in the tables
         positive: name of the positive class
         negative: name of the negative class
-        left_out: why there are no maps, as a sentence; empty if there are. All that follows is empty then
+        left_out: why there are no maps, as a sentence without its full stop; then all that follows is empty
         method: how the maps were made, as a sentence
         cells: height and width of a map before it was enlarged
         choice: how the images were chosen, as a sentence
         maps: correct positives, then correct negatives
-        randomized: similarity of maps as more and more weights become random
+        randomized: similarity of maps as more and more weights become random; first that of maps of different images, a
+            scale for the others
         outside: attention outside of the lungs' usual place: of the probed backbone, then of an untrained one
         outside_region: what counts as outside, and which images were measured, as a sentence
     """

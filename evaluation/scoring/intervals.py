@@ -64,6 +64,21 @@ def estimate(share: float, resampled: Float64, evidence: Evidence) -> Estimate:
     return Estimate(share, low, high, evidence.describe("logit-t"))
 
 
+def estimate_of_mean(mean: float, resampled: Float64, evidence: Evidence) -> Estimate:
+    """Return a mean of any numbers with its 95 % interval, of Student's t with the standard error of the bootstrap.
+
+    Args:
+        mean: the mean
+        resampled: (B,) the mean in each resample
+        evidence: what it rests on
+    """
+    error = _standard_error(resampled, evidence)
+    if error is None:
+        return Estimate(mean)
+    width = float(stdtrit(evidence.patients - 1, 1 - _TAIL)) * error
+    return Estimate(mean, mean - width, mean + width, evidence.describe("t"))
+
+
 def exact(share: float, evidence: Evidence) -> Estimate:
     """Return a share of 0 or 1 with the exact interval of Clopper and Pearson 1934.
 

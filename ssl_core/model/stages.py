@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from ssl_core.model.architectures import TIMM, family_of
+from ssl_core.model.architectures import TIMM, backbone_names, family_of
 
 _STAGES: Final[dict[str, tuple[str, ...]]] = {  # names of the layers, by the family of torchvision's networks
     "resnet": ("layer1", "layer2", "layer3", "layer4"),
@@ -28,6 +28,9 @@ def stages_of(name: str, module: nn.Module) -> dict[str, nn.Module]:
     if name.startswith(TIMM):
         known: Any = getattr(module, "feature_info", [])
         names = [str(info["module"]) for info in known]
+    elif name in backbone_names():
+        names = list(_STAGES[family_of(name)])
     else:
-        names = list(_STAGES.get(family_of(name), ()))
-    return {stage: module.get_submodule(stage) for stage in names}
+        names = []
+    layers = dict(module.named_modules())
+    return {stage: layers[stage] for stage in names if stage in layers}

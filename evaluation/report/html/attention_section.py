@@ -40,7 +40,7 @@ def _attention_blocks(record: Attention, facts: RunFacts) -> Iterator[Block]:
         yield LEFT_OUT
     yield Table(
         "Does a map depend on what was learned? Likeness of maps before and after weights became random: 1 is equal, "
-        "0 unrelated; maps that stay alike show the image, not the network",
+        "the first line is the scale; maps that stay more alike show the image, not the network",
         ("random weights", "images", "rank correlation", "95 %", "SSIM", "95 %"),
         [
             (item.weights, str(item.images), *_number(item.rank_correlation), *_number(item.ssim))
@@ -53,8 +53,8 @@ def _attention_blocks(record: Attention, facts: RunFacts) -> Iterator[Block]:
         f"{record.outside_region}",
         ("features", "images", "empty maps", "outside", "95 %", "equal attention everywhere"),
         [
-            (item.features, str(item.images), str(item.empty), percent(item.share.value), interval(item.share),
-             percent(item.uniform))
+            (item.features, str(item.images), str(item.empty),
+             *((percent(item.share.value), interval(item.share)) if item.share else ("", "")), percent(item.uniform))
             for item in record.outside
         ],
         text_columns=1,

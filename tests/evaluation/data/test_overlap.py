@@ -18,7 +18,10 @@ from tests.support.manifests import without_fingerprints
 from tests.support.pictures import center_square, picture
 
 MakeRun = Callable[..., Path]
-PROBE = "--checkpoints=last --controls=false --few_labels=false --presets=[gazda2021] --folds=2 --search=serial"
+PROBE = (
+    "--checkpoints=last --controls=false --few_labels=false --presets=[gazda2021] --folds=2 --search=serial "
+    "--pictures=false"
+)
 ALL_SEEN = "pretraining saw 20 test images and 20 test patients (10 of 10 PNEUMONIA, 10 of 10 NORMAL; 20 in"
 SIX_SEEN = "pretraining saw 6 test images and 6 test patients (6 of 10 PNEUMONIA, 0 of 10 NORMAL; 6 in collection-a)"
 

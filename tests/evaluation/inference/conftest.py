@@ -30,6 +30,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_run: Mak
         split="ignore",
         allow_overlap=True,
         bootstrap_resamples=0,
+        pictures=False,
         compare=[f"checkpoint={other}", f"file={weights}@resnet18"],
         input=InputOptions(32, [0.5], [0.25]),
     )

@@ -42,6 +42,7 @@ def config_of(weights: dict[str, Path], shards: Path, **changes: Any) -> ProbeCo
         "search": "serial",
         "folds": 2,
         "bootstrap_resamples": 100,
+        "pictures": False,
         "backbones": [f"{name}={path}@{TINY_RESNET}" for name, path in weights.items()],
         "input": InputOptions(size_px=32),
     }

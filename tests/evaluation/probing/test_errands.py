@@ -21,7 +21,7 @@ PRETRAIN = [
 ]
 PROBE = [
     *("--executor=torchvision", "--search=serial", "--folds=2", "--few_labels=false", "--untrained_seeds=1"),
-    *("--bootstrap_resamples=100", "--presets=[rigorous]", "--allow_overlap=true"),
+    *("--bootstrap_resamples=100", "--presets=[rigorous]", "--allow_overlap=true", "--pictures=false"),
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

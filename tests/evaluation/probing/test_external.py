@@ -71,6 +71,7 @@ def config_of(run: Path, shards: list[Location], **changes: Any) -> ProbeConfig:
         few_labels=False,
         folds=2,
         bootstrap_resamples=100,
+        pictures=False,
     )
     return replace(small, **changes)
 

@@ -49,6 +49,7 @@ def config_of(run_folder: Path, folder: Path, **changes: Any) -> ProbeConfig:
         few_labels=False,
         folds=2,
         bootstrap_resamples=100,
+        pictures=False,
     )
     return replace(small, **changes)
 

@@ -51,6 +51,7 @@ def config_of(run: Path, shards: Path, **changes: Any) -> ProbeConfig:
         untrained_seeds=1,
         folds=2,
         bootstrap_resamples=100,
+        pictures=False,
     )
     return replace(small, **changes)
 

@@ -40,6 +40,7 @@ def config_of(run_folder: Path, shards: Path) -> ProbeConfig:
         few_labels=False,
         folds=2,
         bootstrap_resamples=0,
+        pictures=False,
     )
 
 

@@ -129,6 +129,7 @@ def test_selection_measures_every_checkpoint_and_judges_every_measure(
         select=True,
         folds=2,
         bootstrap_resamples=100,
+        pictures=False,
     )
     probe(config)
     selection = msgspec.json.decode((run / SELECTION_NAME).read_bytes(), type=CheckpointSelection)

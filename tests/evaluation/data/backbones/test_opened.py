@@ -133,6 +133,7 @@ def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
         few_labels=False,
         folds=2,
         bootstrap_resamples=100,
+        pictures=False,
         compare=[f"file={weights}@resnet18", f"other run={other}"],
         input=InputOptions(size_px=32),
     )

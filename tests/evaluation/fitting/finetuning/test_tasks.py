@@ -75,6 +75,7 @@ def config_of(run: Path, shards: Path, **changes: Any) -> ProbeConfig:
         search="serial",
         folds=4,
         bootstrap_resamples=100,
+        pictures=False,
         finetune=FinetuneConfig(epochs=2, learning_rate=3e-3, local_batch=8),
     )
     return replace(small, **changes)
