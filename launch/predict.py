@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from evaluation.inference.config import PredictConfig
 from evaluation.inference.predict import predict
 from evaluation.inference.prediction_files import WARNING, as_csv, as_json
+from evaluation.pictures.prediction_maps import require_own_folder, write_prediction_maps
 from infra.config import parse
 from infra.files import write_atomic
 from infra.log import say
@@ -31,13 +32,18 @@ def main(arguments: Sequence[str]) -> int:
         examples=[
             "sternum predict film.dcm --probe=runs/first:cell",
             "sternum predict films --probe=runs/first:cell --out=scores.csv",
+            "sternum predict films --probe=runs/first:cell --out=scores.csv --maps=maps",
             'sternum predict films --probe=runs/first:cell --preset=gazda2021 --features="epoch 50" --out=scores.json',
         ],
         subject="images",
     )
     say(f"warning: {WARNING}")
+    require_own_folder(config)
     with sigterm_interrupts():
         predictions = predict(config)
+        if config.maps is not None:
+            count = write_prediction_maps(config, config.maps, predictions)
+            say(f"wrote {counted(count, 'picture')} to {config.maps}")
     if config.out is None:
         sys.stdout.write(as_csv(predictions))
         sys.stdout.flush()

@@ -93,6 +93,8 @@ class PredictConfig:
         images: image files and folders of them (JPEG, PNG, TIFF, WebP, BMP or DICOM); or folders or URLs of shards
         probe: RUN:TASK, the folder of a run that was probed and the name of a task in its tables
         out: a .csv or .json file to write; by default CSV on standard output
+        maps: folder for a picture of each image and question that shows where the image holds the evidence for the
+            decision; a new or empty folder, or that of an earlier prediction, which is replaced
         preset: gazda2021 or rigorous; by default rigorous, if the run was probed by it
         features: name of a row in the tables, a checkpoint or a compared backbone; by default the last checkpoint
         workers: processes that prepare image files; 0 means one for each CPU; does not change the scores
@@ -103,6 +105,7 @@ class PredictConfig:
     images: list[Location]
     probe: str
     out: Path | None = None
+    maps: Path | None = None
     preset: PresetName | None = None
     features: str | None = None
     workers: int = 0

@@ -1,13 +1,14 @@
 """A frozen backbone with its preprocessing, for images from anywhere."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, Literal, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evaluation.data.extractor import maker_of_inputs
 from evaluation.data.features import Preprocessing, extract, fingerprint, require_finite
@@ -59,9 +60,18 @@ class Embedder:
             UserError: if features are not finite
             RunFailed: if an image does not decode
         """
-        first = next(images, None)
-        if first is None:
-            return np.zeros((0, 0), np.float32)
+        with closing(self.views(images, name_of)) as batches:
+            first = next(batches, None)
+            if first is None:
+                return np.zeros((0, 0), np.float32)
+            values = extract(self.backbone, (batch.views for batch in chain([first], batches)), self.device)
+        require_finite(values, "these images")
+        return values
+
+    def views(
+        self, images: Generator[EncodedBatch, None, None], name_of: Callable[[int], str] = "image {}".format
+    ) -> Generator[Batch, None, None]:
+        """Yield the input of the backbone; arguments and errors are those of `features`."""
         views, own = self.preprocessing.views, self.preprocessing
         task = ViewTask(own.size_px, views.count, own.mean, own.std, self.local_batch, self.device, steps=views.steps)
         done = 0
@@ -69,22 +79,10 @@ class Embedder:
         def stop(_: EncodedBatch, position: int, reason: str) -> NoReturn:
             raise RunFailed(f"{name_of(done + position)} does not decode: {reason}; pack the dataset again")
 
-        def of_batches(batches: Iterable[Batch]) -> Iterator[Sequence[Tensor]]:
-            nonlocal done
+        with closing(encoded_views(images, views, task, self.view_executor, stop)) as batches:
             for batch in batches:
-                yield batch.views
+                yield batch
                 done += len(batch.rows)
-
-        with closing(encoded_views(_joined(first, images), views, task, self.view_executor, stop)) as batches:
-            values = extract(self.backbone, of_batches(batches), self.device)
-        require_finite(values, "these images")
-        return values
-
-
-def _joined(first: EncodedBatch, others: Generator[EncodedBatch, None, None]) -> Generator[EncodedBatch, None, None]:
-    with closing(others):
-        yield first
-        yield from others
 
 
 def build_embedder(

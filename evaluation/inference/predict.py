@@ -1,5 +1,6 @@
 """`sternum predict`: scores of new images by a kept probe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,8 @@ def predict(config: PredictConfig) -> Predictions:
         RunFailed: if no file is an image, or a checkpoint or a sample of a shard is damaged
     """
     probe = open_probe(config.probe, key(config, "probe"), preset=config.preset, features=config.features)
-    are_shards = require_one_kind(config.images, key(config, "images"))
-    files = None if are_shards else _files(config, probe)
-    sources: list[ImageSource] = [files] if files else _shards(config)
-    records, features, refused = list[ImageRecord](), [], list(files.refused if files else ())
+    sources, refused_files = open_sources(config, probe)
+    records, features, refused = list[ImageRecord](), [], list(refused_files)
     for source in sources:
         numbers = range(len(source.names))
         for part in progress(source.parts(numbers, config.workers), "predicting", total=len(numbers), unit="part"):
@@ -69,15 +68,16 @@ def predict(config: PredictConfig) -> Predictions:
     return Predictions(probe, records, probe.answers(values), probe.likeness(values), refused)
 
 
-def _files(config: PredictConfig, probe: OpenedProbe) -> FileImages:
-    return FileImages(
+def open_sources(config: PredictConfig, probe: OpenedProbe) -> tuple[Sequence[ImageSource], Sequence[Rejection]]:
+    """Return the images as a probe takes them, and the files that are none; raises UserError if there are none."""
+    if require_one_kind(config.images, key(config, "images")):
+        fetch = config.data.fetch
+        return [ShardImages(location, LOCAL_BATCH, BATCHES_A_PART, fetch) for location in config.images], []
+    files = FileImages(
         [Path(location) for location in config.images],
         probe.first.encoding,
         LOCAL_BATCH,
         BATCHES_A_PART,
         follow_links=config.follow_links,
     )
-
-
-def _shards(config: PredictConfig) -> list[ImageSource]:
-    return [ShardImages(location, LOCAL_BATCH, BATCHES_A_PART, config.data.fetch) for location in config.images]
+    return [files], files.refused

@@ -38,7 +38,7 @@ def _lines(predictions: Predictions) -> Iterator[list[object]]:
         for answer in predictions.answers:
             probability = None if answer.probability is None else float(answer.probability[number])
             yield [
-                _name(record),
+                name_of(record),
                 answer.probe.task,
                 answer.probe.positive,
                 float(answer.score[number]),
@@ -71,7 +71,7 @@ def _image(predictions: Predictions, number: int) -> dict[str, Any]:
     record = predictions.records[number]
     distance, quantile, note = _likeness_of(predictions.likeness, number)
     return {
-        "image": _name(record),
+        "image": name_of(record),
         "sha256": record.sha256,
         "distance": distance,
         "distance_quantile": quantile,
@@ -99,5 +99,6 @@ def _likeness_of(likeness: Likeness | None, number: int) -> tuple[float | None, 
     return float(likeness.distance[number]), None if math.isnan(quantile) else quantile, likeness.notes[number]
 
 
-def _name(record: ImageRecord) -> str:
+def name_of(record: ImageRecord) -> str:
+    """Return what names an image for the user: its path, or its key in its set."""
     return record.path or record.key

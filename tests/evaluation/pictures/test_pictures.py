@@ -1,5 +1,7 @@
 """Pictures of a real, small probe: what is in the folder, and that it belongs to the results beside it."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
 from evaluation.results.embedding_records import read_embeddings
 from evaluation.results.picture_records import Attention, read_attention
+from launch.cli import main as sternum
 from ssl_core.model.architectures import build_network
 from tests.evaluation.conftest import MakeRun
 
@@ -80,6 +83,29 @@ def test_the_folder_is_that_of_the_results_beside_it(probed: Path, shards: Path)
     assert before == {path.name: path.read_bytes() for path in (probed / "pictures").iterdir()}
     probe(config(shards, run_folder=probed, pictures=False))
     assert not (probed / "pictures").exists()
+
+
+def test_predict_writes_a_map_for_each_image_and_keeps_a_folder_of_others(
+    probed: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, maps = shards.parent / "raw" / "val", tmp_path / "maps"
+    words = ["predict", str(images), f"--probe={probed}:cell", "--workers=1", f"--out={tmp_path / 'scores.csv'}"]
+    for _ in range(2):  # the second one replaces the first
+        assert sternum([*words, f"--maps={maps}"]) == 0
+    listed = json.loads((maps / "maps.json").read_text())["maps"]
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(item["image"], item["score"]) for item in listed] == [
+        (line["image"], float(line["score"])) for line in lines
+    ]
+    assert {path.name for path in maps.iterdir()} == {"maps.json", *(item["file"] for item in listed)}
+    pictures = np.stack([np.asarray(Image.open(maps / item["file"])) for item in listed])
+    assert pictures.shape == (4, 320, 320, 3) and (pictures.std(axis=3) > 10).any()  # some color on gray
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    assert sternum([*words, f"--maps={tmp_path / 'mine'}"]) == 2
+    assert "mine exists and holds no maps.json of a prediction; name a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
