@@ -1,17 +1,19 @@
-"""`RUN/pictures/`: the pictures of a finished probe, written as a whole beside its results."""
+"""The pictures of a probe: `RUN/pictures/`, written as a whole beside its results, and attention in TensorBoard."""
 
 from pathlib import Path
 
 from evaluation.pictures.attention import write_attention
+from evaluation.pictures.attention_by_epoch import attention_picture
 from evaluation.pictures.embedded_images import embedded_images
 from evaluation.pictures.embeddings import embeddings
+from evaluation.pictures.explainer import NoMap
 from evaluation.pictures.faults import write_faults
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.probed import Probed
 from evaluation.pictures.projector import write_projector
 from evaluation.results.embedding_records import EMBEDDINGS
 from evaluation.results.picture_records import FOLDER, write_pictures_record
-from evaluation.scoring.tensorboard_curves import probe_events
+from evaluation.scoring.tensorboard_curves import Curves, probe_events
 from infra.files import atomic_folder, remove_folder, remove_remains
 
 
@@ -40,3 +42,22 @@ def remove_pictures(run: Path) -> None:
     remove_remains(run, FOLDER)
     if (run / FOLDER).exists():
         remove_folder(run / FOLDER)
+
+
+def show_attention(probed: Probed, curves: Curves, shown: set[int]) -> None:
+    """Show the attention of the checkpoints in TensorBoard; a network without maps has none.
+
+    Args:
+        probed: the probe
+        curves: the events to write to
+        shown: the steps that are shown already; grows
+    """
+    task = probed.primary.task
+    for case in probed.cases:
+        if case.kind == "checkpoint" and case.task is task and case.step is not None and case.step not in shown:
+            try:
+                picture = attention_picture(probed, case)
+            except NoMap:
+                return
+            curves.show_picture(f"probe/{case.key.dataset}/{case.key.preset}/attention", picture, case.step)
+            shown.add(case.step)

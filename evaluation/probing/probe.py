@@ -7,7 +7,6 @@ from importlib.metadata import version
 
 import yaml
 
-from evaluation.data.backbones.opened import named_backbones
 from evaluation.data.extractor import Features, build_extractor
 from evaluation.data.feature_matrix import FeatureMatrix
 from evaluation.data.feature_sources import FeatureSource
@@ -17,19 +16,19 @@ from evaluation.data.labeled_sets import open_labeled_sets
 from evaluation.data.overlap import seen_by_pretraining
 from evaluation.data.parallel_extraction import ParallelExtractor
 from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
-from evaluation.data.subjects import BackbonesSubject, RunSubject, Subject
+from evaluation.data.subjects import Subject
 from evaluation.data.task_choice import choose_tasks
 from evaluation.fitting.case_list import FewLabelsCase, list_cases, list_few_labels, list_shifts
 from evaluation.fitting.control_cases import ShiftCase
 from evaluation.fitting.draws import grouped_by_row
 from evaluation.fitting.finetuning.images import Inputs
-from evaluation.fitting.finetuning.rates import require_blocks
 from evaluation.fitting.finetuning.tasks import FinetunedLabel, Finetuner
 from evaluation.fitting.fit_cases import CaseFitter, FittedCases
 from evaluation.fitting.probe_cases import KEPT_KINDS, ProbeCase
-from evaluation.pictures.pictures import remove_pictures, write_pictures
+from evaluation.pictures.pictures import remove_pictures, show_attention, write_pictures
 from evaluation.pictures.probed import Probed
 from evaluation.probing.config import ProbeConfig
+from evaluation.probing.opened_subject import open_subject
 from evaluation.results.kept_probes import KeptBackbone, write_kept_probes
 from evaluation.results.notes import notes_on
 from evaluation.results.predictions import write_predictions
@@ -53,7 +52,6 @@ from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
 from evaluation.selection.unseen_images import UnseenImages, unseen_images
 from infra import config as configuration
-from infra.errors import require
 from infra.extras import require_extra
 from infra.files import remove_remains
 from infra.locks import locked
@@ -78,25 +76,6 @@ def probe(config: ProbeConfig, command: str = "") -> Results:
     subject = open_subject(config)  # before the lock creates a folder
     with locked(subject.folder / "features", "probing"):
         return Prober(config, subject, command).probe()
-
-
-def open_subject(config: ProbeConfig) -> Subject:
-    """Open the run, or read and check the backbones.
-
-    Raises:
-        UserError: if there is no such run, it has no such checkpoint, or a backbone cannot be used
-    """
-    if config.run_folder is not None:
-        compared = named_backbones(config.compare, key(config, "compare"), config.input)
-        run = RunSubject(config.run_folder, config.checkpoints, config.untrained_seeds, compared)
-        require_blocks(config.finetune, run.pretraining.model.backbone, run.views.size_px)
-        return run
-    require(
-        not (config.folder / "config.yaml").exists(),
-        f"{setting(config, 'out')} is the folder of a run, whose results would be replaced; name another one",
-    )
-    backbones = named_backbones(config.backbones, key(config, "backbones"), config.input)
-    return BackbonesSubject(config.folder, backbones, config.untrained_seeds, config.seed)
 
 
 _Identity = tuple[str, str, int | None, int | None]  # of a feature source
@@ -165,6 +144,7 @@ class Prober:
         self.curves = Curves(subject.folder)
         # In order, so that a checkpoint that was removed after it was probed keeps its row.
         self._extracted: dict[_Identity, tuple[FeatureSource, Mapping[str, FeatureMatrix]]] = {}
+        self._with_attention: set[int] = set()  # steps of checkpoints
         self._backbones: dict[str, KeptBackbone] = {}  # by the names of their features
 
     def probe(self, *, final: bool = True) -> Results:
@@ -208,8 +188,10 @@ class Prober:
         self.curves.show(results.rows)
         if final:
             self.curves.show_classifiers(zip(rows, grouped, strict=True), fitted)
-        if final and config.pictures and list(features)[-1].kind == "checkpoint":
-            write_pictures(self.subject.folder, self._probed(features, cases, fitted))
+        if config.pictures and list(features)[-1].kind == "checkpoint":
+            self._draw(
+                Probed(features, cases, fitted, self.extractor, self.subject.untrained, **self._bootstrap), final
+            )
         if final and self.unseen is not None and self.subject.pretraining is not None:
             self._select(self.subject.pretraining, self.unseen, features, cases, fitted)
         return results
@@ -218,8 +200,10 @@ class Prober:
     def _bootstrap(self) -> dict[str, int]:
         return {"resamples": self.config.bootstrap_resamples, "seed": self.config.seed}
 
-    def _probed(self, features: Features, cases: Sequence[ProbeCase], fitted: FittedCases) -> Probed:
-        return Probed(features, cases, fitted, self.extractor, self.subject.untrained, **self._bootstrap)
+    def _draw(self, probed: Probed, final: bool) -> None:
+        if final:
+            write_pictures(self.subject.folder, probed)
+        show_attention(probed, self.curves, self._with_attention)
 
     def _extract(self) -> Features:
         """Return the features of all sources, controls first."""

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 from evaluation.probing.config import ProbeConfig
-from evaluation.probing.probe import Prober, open_subject
+from evaluation.probing.opened_subject import open_subject
+from evaluation.probing.probe import Prober
 from evaluation.results.results import Results
 from infra.errors import RunFailed, UserError, require
 from infra.locks import is_locked, locked

@@ -1,6 +1,7 @@
 """Pictures of a real, small probe: what is in the folder, and that it belongs to the results beside it."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.data.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
@@ -132,3 +134,19 @@ def test_a_vision_transformer_has_pictures_and_a_network_without_maps_says_why(s
         probe(config(shards, backbones=[f"x={weights}@{name}"], out=tmp_path / str(size_px), input=images))
     assert "attention" in attention_of(tmp_path / "64").method
     assert attention_of(tmp_path / "224").left_out.startswith("There is no map for timm/swin_tiny")
+
+
+@pytest.mark.slow
+def test_a_watched_run_shows_the_same_images_for_each_checkpoint(
+    make_run: MakeRun, shards: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", shards)
+    probe(config(shards, run_folder=run, presets=["rigorous"]))
+    events = EventAccumulator(str(run / "events" / "probe"))
+    events.Reload()
+    shown = events.Images("probe/cell/rigorous/attention")
+    assert [item.step for item in shown] == [5, 10]
+    first, second = (np.asarray(Image.open(io.BytesIO(item.encoded_image_string))) for item in shown)
+    assert first.shape == second.shape == (640, 1280, 3) and (first != second).any()
+    dark = (first.astype(int).std(axis=2) < 3) & (second.astype(int).std(axis=2) < 3)  # no evidence, so the plain image
+    assert dark.sum() > 1000 and (abs(first[dark].astype(int) - second[dark]) < 9).all()

@@ -21,7 +21,8 @@ from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.kept import read_predictions, read_record
 from evaluation.fitting.threshold import youden_threshold
 from evaluation.probing.config import ProbeConfig
-from evaluation.probing.probe import Prober, open_subject, probe
+from evaluation.probing.opened_subject import open_subject
+from evaluation.probing.probe import Prober, probe
 from evaluation.results.notes import describe
 from evaluation.results.presets import PRESETS, Balance
 from evaluation.results.results import Results, read_results
