@@ -102,7 +102,8 @@ def explainer_of(backbone: nn.Module, size_px: int, device: torch.device) -> Exp
 
 def _named(backbone: nn.Module) -> tuple[str, nn.Module]:
     """Return the name of a backbone's network, and the network."""
-    if isinstance(backbone, Backbone):
-        return backbone.name, backbone.network.module
+    inner = backbone.network if isinstance(backbone, GrayInput) else backbone
+    if isinstance(inner, Backbone):  # of a run, which may be named as a backbone from elsewhere
+        return inner.name, inner.network.module
     assert isinstance(backbone, GrayInput), "backbones are of a run or from elsewhere"
-    return backbone.name, backbone.network
+    return backbone.name, inner
