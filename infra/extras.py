@@ -8,6 +8,7 @@ from infra.errors import UserError
 
 Extra = Literal[
     "dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers", "prometheus"
+    "dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers", "wandb", "mlflow"
 ]
 
 
@@ -29,6 +30,8 @@ _PACKAGES: Final[dict[Extra, _Package]] = {
     "onnx": _Package("ONNX with onnxscript and onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
     "transformers": _Package("transformers", ("transformers",)),
     "prometheus": _Package("prometheus-client", ("prometheus_client",)),
+    "wandb": _Package("Weights & Biases", ("wandb",)),
+    "mlflow": _Package("MLflow with SQLAlchemy", ("mlflow", "sqlalchemy", "alembic")),
 }
 
 

@@ -85,6 +85,7 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "deepspeed",
         "gcsfs",
         "imagecodecs",
+        "mlflow-skinny",
         "nvidia-dali-cuda130",
         "onnx",
         "pydicom",
@@ -92,6 +93,7 @@ def test_the_base_has_none_of_the_optional_packages(base: Base) -> None:
         "s3fs",
         "timm",
         "transformers",
+        "wandb",
     }
 
 
@@ -146,6 +148,8 @@ def refusal(base: Base, words: Sequence[str]) -> str:
         ("shard cell --root=raw/cell --out=gs://bucket/new", "gs://bucket/new needs gcsfs", "gcs", ""),
         (f"{PRETRAIN} --data.shards=[s3://bucket/packed]", "s3://bucket/packed needs s3fs", "s3", ""),
         (f"{PRETRAIN} --data.shards=[gs://bucket/packed]", "gs://bucket/packed needs gcsfs", "gcs", ""),
+        (f"{PRETRAIN} --log.wandb=chest", "log.wandb=chest needs Weights & Biases", "wandb", "leave it out"),
+        (f"{PRETRAIN} --log.mlflow=sqlite:///x", "log.mlflow=sqlite:///x needs MLflow", "mlflow", "leave it out"),
         (f"{PRETRAIN} --checkpoints.mirror=s3://bucket/run", "s3://bucket/run needs s3fs", "s3", ""),
     ],
 )

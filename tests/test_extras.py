@@ -4,7 +4,10 @@ from pathlib import Path
 from tests.structure import PACKAGES, imported_names
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"deepspeed", "gcsfs", "imagecodecs", "nvidia", "pyarrow", "pydicom", "ray", "s3fs", "timm", "transformers"}
+OPTIONAL = {
+    "deepspeed", "gcsfs", "imagecodecs", "mlflow", "nvidia", "pyarrow", "pydicom", "ray", "s3fs", "timm",
+    "transformers", "wandb",
+}  # fmt: skip
 BEHIND_AN_EXTRA = {
     "evaluation.fitting.ray_trials",
     "sharding.images.dicom",

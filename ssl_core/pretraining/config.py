@@ -6,6 +6,7 @@ from typing import Literal
 
 from infra.errors import UserError, require
 from infra.options import require_seed, setting
+from infra.trackers import LogConfig
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
@@ -31,6 +32,7 @@ class PretrainConfig:
         optim: the optimizer and its schedule
         train: length, precision, when to save, and when to give up
         engine: how the ranks share the work of a step
+        log: experiment trackers that receive the metrics too
         checkpoints: which checkpoints to keep and where to copy them; train.checkpoint_every_* sets how often to save
         seed: determines initial weights, sample order and views
         executor: library that decodes and augments images: dali, torchvision, or auto (DALI if installed)
@@ -44,6 +46,7 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     executor: Literal["auto", "dali", "torchvision"] = "auto"

@@ -1,6 +1,7 @@
 """The files that a run writes into its folder: metrics, checkpoints and, on request, the log of samples."""
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 
 import numpy as np
@@ -10,18 +11,20 @@ import torch
 from infra.log import say
 from infra.metrics import MetricsWriter
 from infra.processes import Ranks, on_first_rank
+from infra.trackers import Trackers
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.writer import CheckpointWriter, Tensors
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.monitor import Line
+from ssl_core.pretraining.resume import flat
 from ssl_core.pretraining.run_clock import RunClock
 from ssl_core.pretraining.sample_log import SampleLog
 from ssl_core.views.batches import Batch
 
 
 class RunOutputs:
-    """The open files of a run; only the first rank writes metrics and checkpoints and prints."""
+    """The open files and trackers of a run; only the first rank writes metrics and checkpoints and prints."""
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class RunOutputs:
             checkpoint_bytes: size of one checkpoint, to reserve memory for its copy in advance
 
         Raises:
-            UserError: on all ranks, if the first rank cannot write its files
+            UserError: on all ranks, if the first rank cannot write its files, or lacks the package of a tracker
         """
         self._ranks = ranks
         self._metrics: MetricsWriter | None = None
@@ -56,6 +59,7 @@ class RunOutputs:
                 self._metrics = stack.enter_context(MetricsWriter(run, first_step))
                 self._metrics.show_together("loss and chance", ["^loss$", "^loss/chance$"])
                 self._clock = RunClock(self._metrics.last_line, self._metrics.earlier_starts)
+                self._trackers = stack.enter_context(Trackers(run, config.log, flat(asdict(config))))
                 self._writer = stack.enter_context(
                     CheckpointWriter(run, config.checkpoints, device, checkpoint_bytes, mirror)
                 )
@@ -87,6 +91,7 @@ class RunOutputs:
             }
             values = line.values | self._clock.values(line.training_s) | saving
             self._metrics.write(step, values, line.histograms)
+            self._trackers.write(step, values)
 
     def show_image(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
         """Write an image (H, W, C) to TensorBoard."""

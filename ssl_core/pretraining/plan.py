@@ -68,6 +68,7 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     if ranks.world > 1:
         require_world(config.train, "world_size", ranks.world)
     require_equal_parts(config, world)
+    config.log.require_installed()
     require_one_set_per_name(shards)
     yield _data(shards)
     for location in config.data.shards:

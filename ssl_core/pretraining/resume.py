@@ -21,7 +21,7 @@ from ssl_core.pretraining.initial_weights import initial_sha256
 # location of the shards may change, because their content is compared; the length may not under a schedule that depends
 # on it.
 _FREE_TO_CHANGE: Final = re.compile(
-    r"run_folder|executor|data\.(shards|fetch\..*|max_masked_percent)|loss\.executor|checkpoints\..*"
+    r"run_folder|executor|data\.(shards|fetch\..*|max_masked_percent)|loss\.executor|checkpoints\..*|log\..*"
     r"|engine\.(kind|zero_stage|deepspeed_config|compile)"
     r"|train\.(device|max_steps|checkpoint_every_(epochs|steps)|log_every_steps|log_samples|world_size|timeout_s|skips|rollbacks)"
 )
@@ -37,10 +37,10 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         UserError: if that JSON or those weights cannot be read
     """
-    flat = {name: value for name, value in _flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(name)}
+    fixed = {name: value for name, value in flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(name)}
     if config.optim.schedule == "constant":
-        del flat["train.epochs"]
-    settings = dict(json.loads(json.dumps(flat)))  # as a checkpoint returns them: lists instead of tuples
+        del fixed["train.epochs"]
+    settings = dict(json.loads(json.dumps(fixed)))  # as a checkpoint returns them: lists instead of tuples
     settings[INIT] = initial_sha256(config)
     if config.engine.kind == "deepspeed":
         engine, _ = deepspeed_settings(config.engine, config.train.precision, config.data.global_batch)
@@ -108,11 +108,12 @@ def checkpoint_to_resume(
     return checkpoint
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by flat key, such as `train.epochs`."""
+    values: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return values
 
 
 def _another_run(config: PretrainConfig) -> str:

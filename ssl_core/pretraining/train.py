@@ -73,6 +73,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
         require_same(shards.identity, f"the content of {key(DataConfig, 'shards')}")
         require_same(first_weights, f"the content of {key(ModelConfig, 'init')}")
         on_first_rank(ranks, lambda: require_one_set_per_name(shards))
+        on_first_rank(ranks, config.log.require_installed)
         mirror = open_mirror(config, shards.identity, ranks)
         _train_with_rollbacks(Run(config, session, shards, order, siblings, mirror, device), learning_step)
     if session.state == "preempted" and session.stop.name == "SIGINT":
