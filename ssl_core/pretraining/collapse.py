@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from infra.options import key
+from ssl_core.loss.config import LossConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 
@@ -47,7 +48,8 @@ class CollapseAlarm:
             return ""
         return (
             f"the projections have collapsed: {sign}, in {_LINES} lines of metrics up to step {step}; start again with "
-            f"a lower {key(OptimConfig, 'learning_rate')}, or with {key(ModelConfig, 'head_norm')}=true"
+            f"a lower {key(OptimConfig, 'learning_rate')}, another {key(LossConfig, 'temperature')}, or "
+            f"{key(ModelConfig, 'head_norm')}=true"
         )
 
 
