@@ -79,9 +79,9 @@ def main(arguments: Sequence[str]) -> int:
         command="submit",
         description=(
             "Run the Sternum command after `--` on a cluster. Pretraining and embed use all GPUs of all machines, "
-            "probe uses all machines by Ray; the other commands use one machine. Sternum must be installed on all "
-            "machines, and the folders of the command must exist there. docs/clusters.md has the way from one machine "
-            "to many."
+            "shard, audit and probe use all machines by Ray; the other commands use one machine. Sternum must be "
+            "installed on all machines, and the folders of the command must exist there. docs/clusters.md has the way "
+            "from one machine to many."
         ),
         examples=(
             "sternum submit slurm --nodes=4 --gpus=8 --slurm.partition=gpu -- \\",

@@ -16,7 +16,7 @@ from infra.errors import require
 Way = Literal["ranks", "ray", "single", "cluster"]
 
 _RANKED: Final = ("pretrain", "embed")
-_ON_RAY: Final = ("probe",)  # commands with the option --address
+_ON_RAY: Final = ("shard", "audit", "probe")  # commands with the option --address, and embed on a cluster of Ray alone
 _WORLD_SIZE: Final = "--train.world_size="
 
 
@@ -86,7 +86,7 @@ def job_of(
     way: Way = "single"
     if not verb:
         way = "cluster"
-    elif verb in _ON_RAY and (nodes > 1 or is_on_ray):
+    elif (verb in _ON_RAY and nodes > 1) or (verb in (*_ON_RAY, "embed") and is_on_ray):
         way, arguments = "ray", [*arguments, "--address=auto"]
         _require_this_cluster(arguments[:-1])
     elif verb == "pretrain" or (verb in _RANKED and processes > 1):
