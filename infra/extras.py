@@ -7,8 +7,19 @@ from typing import Final, Literal
 from infra.errors import UserError
 
 Extra = Literal[
-    "dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers", "prometheus"
-    "dali", "deepspeed", "ray", "s3", "gcs", "dicom", "parquet", "timm", "onnx", "transformers", "wandb", "mlflow"
+    "dali",
+    "deepspeed",
+    "ray",
+    "s3",
+    "gcs",
+    "dicom",
+    "parquet",
+    "timm",
+    "onnx",
+    "transformers",
+    "prometheus",
+    "wandb",
+    "mlflow",
 ]
 
 

@@ -115,7 +115,8 @@ class _Maker:
         seen = list[ImageRecord]()
         for source in sources:
             numbers = range(len(source.names))
-            for part in progress(source.parts(numbers), "drawing maps", total=len(numbers), unit="part"):
+            parts = source.parts(numbers, self._config.workers)
+            for part in progress(parts, "drawing maps", total=len(numbers), unit="part"):
                 with closing(self._predictions.probe.embedder.views(part.batches, part.name_of)) as batches:
                     yield from (batch.views for batch in batches)
                 seen += part.records
