@@ -20,10 +20,10 @@ from infra.status import read_status
 from launch.cli import run_command
 from sharding.reading.data_config import DataConfig
 from ssl_core.engines import Engine
-from ssl_core.loss.ntxent import LossReport
+from ssl_core.loss.agreement import GlobalBatch
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
-from ssl_core.pretraining.learning_step import learn
+from ssl_core.pretraining.learning_step import Learned, learn
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.batches import Batch
 from ssl_core.views.spec import ViewSpec
@@ -106,10 +106,10 @@ def _pretrain(words: list[str]) -> int:
         ),
     )
 
-    def step(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def step(engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         if fault != "none" and batch.step == _STRIKE_AT and ranks.rank == ranks.world - 1:
             _strike(fault, Path(run))
-        return learn(engine, batch, rate)
+        return learn(engine, batch, agreed, rate)
 
     pretrain(config, ranks, learning_step=step)
     return 0

@@ -39,10 +39,10 @@ from sharding.simulation.datasets import write_cell
 from ssl_core.checkpoints.checkpoint import checkpoint_path
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import Engine, EngineConfig
-from ssl_core.loss.ntxent import LossReport
+from ssl_core.loss.agreement import GlobalBatch
 from ssl_core.model.encoder import ModelConfig, build_encoder
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
-from ssl_core.pretraining.learning_step import learn
+from ssl_core.pretraining.learning_step import Learned, learn
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.batches import Batch
 from ssl_core.views.spec import ViewSpec
@@ -112,19 +112,19 @@ class Stopwatch:
         self._ended_s: dict[int, float] = {}
         self.limit_step_s = 0.0
 
-    def __call__(self, engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def __call__(self, engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         """Learn from a batch as the loop does; after the last window, learn from it repeatedly to measure the limit."""
         window = self._turn.window_steps
         if batch.step in (window, 2 * window):
             _wait_for_gpu(engine)
         self._began_s[batch.step] = time.perf_counter()
-        report = learn(engine, batch, rate)
+        learned = learn(engine, batch, agreed, rate)
         self._ended_s[batch.step] = time.perf_counter()
         if batch.step == 3 * window:
-            self._measure_limit(engine, batch, rate)
-        return report
+            self._measure_limit(engine, batch, agreed, rate)
+        return learned
 
-    def _measure_limit(self, engine: Engine, batch: Batch, rate: float) -> None:
+    def _measure_limit(self, engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> None:
         while not checkpoint_path(self._run, self._turn.save_step).exists():
             time.sleep(0.05)  # a save in the background takes time from it
         for call in range(-1, self._turn.limit_calls):
@@ -132,7 +132,7 @@ class Stopwatch:
                 _wait_for_gpu(engine)
                 sum_over_ranks(0)
                 began_s = time.perf_counter()
-            learn(engine, batch, rate)
+            learn(engine, batch, agreed, rate)
         _wait_for_gpu(engine)
         self.limit_step_s = (time.perf_counter() - began_s) / self._turn.limit_calls
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
+from torch import Tensor
 
 from infra.errors import UserError, require
 from infra.processes import Ranks
@@ -73,3 +74,8 @@ def use_ieee_fp32() -> None:
     """Let fp32 on GPUs be IEEE's single precision; by default torch's convolutions round their inputs to 10 bits."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; a GPU gets it in its stream, and the host does not wait for that."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

@@ -52,10 +52,10 @@ class DDPEngine(Engine):
         return parameter.grad
 
     @override
-    def _step(self) -> bool:
+    def _step(self) -> Tensor:
         finite = self._finish_gradients()
-        if finite:
-            self.optimizer.step()
+        self._skip_unless(finite)
+        self.optimizer.step()
         return finite
 
     @override

@@ -60,11 +60,11 @@ class DeepSpeedEngine(Engine):
     @override
     def backpropagate(self, value: Tensor, *, last: bool) -> None:
         # `project` already decided whether DeepSpeed averages.
-        scale = self._scale.value if self._scale else 1.0
         if self._zero is not None:
-            self._zero.override_loss_scale(scale)  # ZeRO multiplies by it here and divides in its step
+            # ZeRO multiplies by it here and divides in its step.
+            self._zero.override_loss_scale(float(self._scale.value) if self._scale else 1.0)
         elif self._scale:
-            value = value * scale
+            value = value * self._scale.value
         self._deepspeed.backward(value)
 
     @override
@@ -72,14 +72,15 @@ class DeepSpeedEngine(Engine):
         return import_module("deepspeed.utils").safe_get_full_grad(parameter)
 
     @override
-    def _step(self) -> bool:
-        # ZeRO itself divides by the loss scale, clips, and skips a step that is not finite.
-        if self._zero is None and not self._finish_gradients():
-            return False
-        self._deepspeed.step()
-        if self._zero is not None:
-            self.gradient_norm = self._deepspeed.get_global_grad_norm()
-        return bool(self._deepspeed.was_step_applied())
+    def _step(self) -> Tensor:
+        if self._zero is None:
+            finite = self._finish_gradients()
+            self._skip_unless(finite)
+            self._deepspeed.step()
+            return finite
+        self._deepspeed.step()  # ZeRO itself divides by the loss scale, clips, and skips a step that is not finite
+        self.gradient_norm = self._deepspeed.get_global_grad_norm()
+        return torch.tensor(bool(self._deepspeed.was_step_applied()), device=self.device)
 
     @override
     def _drop_gradients(self) -> None:

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from infra.devices import use_ieee_fp32
-from infra.errors import RunFailed
 from ssl_core.engines.config import EngineSetup
-from ssl_core.engines.gradient_cache import Projector, contrast_gradients
+from ssl_core.engines.gradient_cache import Contrast, Projector, contrast_gradients
 from ssl_core.engines.loss_scale import LossScale
+from ssl_core.engines.step_update import KeptTensors, StepUpdate
 from ssl_core.engines.train_config import Precision
-from ssl_core.loss.ntxent import Identities, LossReport
+from ssl_core.loss.agreement import agree
+from ssl_core.loss.ntxent import GlobalBatch, LossReport
 from ssl_core.model.batch_norm import running_statistics_kept, synchronize_batch_norm
 from ssl_core.model.cpu_convolution import use_matrix_products
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import build_optimizer
 
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-_INITIAL_LOSS_SCALE: Final = 2.0**16
 
 
 class AutocastEncoder(nn.Module):
@@ -56,7 +56,8 @@ class Engine(Projector):
     """The encoder and its optimizer on this rank, stepped in unison with the other ranks; subclasses communicate.
 
     A step contrasts the projections of all ranks and normalizes over the images of all ranks, so it equals the step of
-    one process with the whole global batch. Every method is collective.
+    one process with the whole global batch. Every method is collective. `backward` and `update` of DDP only queue work
+    on a GPU; under ZeRO, DeepSpeed waits for the gradient's norm.
 
     Attributes:
         device: this rank's device
@@ -77,58 +78,55 @@ class Engine(Projector):
         self.module: nn.Module = AutocastEncoder(self.encoder, setup.precision)
         self.optimizer = build_optimizer(setup.optim, self.encoder)
         self.gradient_norm: Tensor | float | None = None
-        self._scale = LossScale(_INITIAL_LOSS_SCALE) if setup.precision == "fp16" else None
+        self._scale = LossScale(setup.device) if setup.precision == "fp16" else None
         self._max_gradient_norm = setup.config.max_gradient_norm
-        self._loss = setup.loss
+        self._loss_config = setup.loss
         self._micro_batches = setup.micro_batches
         self._has_gradients = False
-        self._statistics_before: list[Tensor] = []  # of batch norm, to restore if the step is skipped
+        self._contrast: Contrast  # of the latest `backward`
+        self._statistics: KeptTensors | None = None  # of batch norm, to restore if the step is skipped
         if setup.config.compile:
             self.encoder.backbone.compile()  # in place, so that the names of its state stay
 
     @property
     def loss_scale(self) -> float | None:
-        """Factor of the loss in fp16, None in other precisions."""
-        return self._scale.value if self._scale else None
+        """Factor of the loss in fp16, None in other precisions; to ask for it waits for the device."""
+        return self._scale.value.item() if self._scale else None
 
     @abstractmethod
     def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
         """Return the whole gradient that `backward` left for a parameter; collective."""
 
     @abstractmethod
-    def _step(self) -> bool:
-        """Step the optimizer unless a gradient is not finite; return whether it stepped."""
+    def _step(self) -> Tensor:
+        """Step the optimizer unless the loss or a gradient is not finite; return whether it stepped, 0-dim."""
 
     @abstractmethod
     def _drop_gradients(self) -> None:
         """Drop the gradients of an earlier `backward`."""
 
-    def backward(self, views: Sequence[Tensor], identities: Identities | None = None) -> LossReport:
+    def backward(self, views: Sequence[Tensor], batch: GlobalBatch | None = None) -> LossReport:
         """Compute the gradient of the global loss, in place of an earlier gradient.
 
         Args:
             views: this rank's share of the views, (n, 1, H, W) each: two large ones, then any number of small ones; n
                 may differ between ranks, and be 0
-            identities: identities of the n samples
+            batch: what the ranks have agreed on; without it they do so here, about samples without identities
 
         Returns:
-            The loss and its health.
+            The loss and its health. The loss is NaN if a projection of any rank is not finite, or zero.
 
         Raises:
-            UserError: on all ranks, as in `contrast_gradients`
-            NonFinite: on all ranks, if a projection is not finite; batch norm's statistics are restored
+            UserError: on all ranks, as in `agree`
         """
         self._forget_gradients()
-        statistics = list(self.encoder.buffers())
-        self._statistics_before = self._statistics_before or [torch.empty_like(values) for values in statistics]
-        _copy_all(self._statistics_before, statistics)
-        try:
-            report = contrast_gradients(self, views, identities, self._loss, self._micro_batches)
-        except RunFailed:
-            self._restore_statistics()
-            raise
+        batch = batch or agree(len(views[0]), self._loss_config)
+        # Only now, because DeepSpeed may have replaced the buffers.
+        self._statistics = self._statistics or KeptTensors(list(self.encoder.buffers()))
+        self._statistics.keep()
+        self._contrast = contrast_gradients(self, views, batch, self._loss_config, self._micro_batches)
         self._has_gradients = True
-        return report
+        return self._contrast.report
 
     def _forget_gradients(self) -> None:
         self._drop_gradients()
@@ -141,26 +139,22 @@ class Engine(Projector):
         scale = self._scale.value if self._scale else 1.0
         return {name: self._gradient_of(parameter) / scale for name, parameter in self.encoder.named_parameters()}
 
-    def _restore_statistics(self) -> None:
-        _copy_all(list(self.encoder.buffers()), self._statistics_before)
-
-    def update(self, learning_rate: float) -> bool:
-        """Step the optimizer and drop the gradient.
+    def update(self, learning_rate: float) -> StepUpdate:
+        """Step the optimizer and drop the gradient, unless the loss or the gradient was not finite.
 
         Returns:
-            False, on all ranks, if the gradient was not finite and nothing changed. In fp16 that happens now and then,
-            until the loss scale fits the gradients.
+            An update that is true if the weights change, and false, on all ranks, if nothing does. In fp16 that happens
+            now and then, until the loss scale fits the gradients. The host waits for the GPU only when it asks.
         """
-        assert self._has_gradients, "an update follows a backward"
+        assert self._has_gradients and self._statistics, "an update follows a backward"
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        finite = self._step()
-        if not finite:
-            self._restore_statistics()
+        learned = self._step()
+        self._statistics.restore_unless(learned)
         if self._scale:
-            self._scale.update(finite=finite)
+            self._scale.update(learned)
         self._forget_gradients()
-        return finite
+        return StepUpdate(learned, self._contrast.projections)
 
     def model_state(self) -> dict[str, Tensor]:
         """Return the encoder's parameters and buffers by name."""
@@ -201,24 +195,19 @@ class Engine(Projector):
                 for entry, value in state.items()
             }
 
-    def _finish_gradients(self) -> bool:
-        """Divide the gradients by the loss scale and clip them; return whether they are finite."""
+    def _finish_gradients(self) -> Tensor:
+        """Divide the gradients by the loss scale and clip them; return whether loss and gradients are finite, 0-dim."""
         parameters = list(self.encoder.parameters())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        scale = self._scale.value if self._scale else 1.0
-        norm = get_total_norm(gradients) / scale  # NaN or infinite if one number is
-        self.gradient_norm = norm
-        if not norm.isfinite():
-            return False
+        norm = get_total_norm(gradients)  # NaN or infinite if one number is
         if self._scale:
-            torch._foreach_mul_(gradients, 1 / scale)
+            norm = norm / self._scale.value
+            torch._foreach_mul_(gradients, 1 / self._scale.value)
+        self.gradient_norm = norm
         if self._max_gradient_norm is not None:
             clip_grads_with_norm_(parameters, self._max_gradient_norm, norm)
-        return True
+        return norm.isfinite() & self._contrast.report.loss.isfinite()
 
-
-def _copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy all tensors, those of one type in one launch."""
-    for dtype in {tensor.dtype for tensor in into}:
-        pairs = [pair for pair in zip(into, values, strict=True) if pair[0].dtype == dtype]
-        torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    def _skip_unless(self, finite: Tensor) -> None:
+        """Let the next step of the optimizer, torch's fused ones or LARS, change nothing unless `finite` is true."""
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]

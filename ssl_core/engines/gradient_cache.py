@@ -17,17 +17,13 @@ world size, and the gradient stays the same too.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from infra.errors import require
-from infra.options import key
-from infra.processes import world_size
-from sharding.reading.data_config import DataConfig
 from ssl_core.loss.multi_crop import contrast
-from ssl_core.loss.ntxent import Identities, LossConfig, LossReport
+from ssl_core.loss.ntxent import GlobalBatch, LossConfig, LossReport
 from ssl_core.model.batch_norm import running_statistics_kept
 
 
@@ -49,32 +45,32 @@ class Projector(ABC):
         """Add a scalar's gradient to those of the parameters; the `last` call of a step averages them over ranks."""
 
 
+class Contrast(NamedTuple):
+    """The loss of a global batch. report: detached, with its health; projections: (views, n, d) of this rank."""
+
+    report: LossReport
+    projections: Tensor
+
+
 def contrast_gradients(
     projector: Projector,
     views: Sequence[Tensor],
-    identities: Identities | None,
+    batch: GlobalBatch,
     loss: LossConfig,
     micro_batches: int = 1,
-) -> LossReport:
+) -> Contrast:
     """Add the gradient of the loss over all ranks' samples to the parameters' gradients. Collective.
 
     Args:
         projector: the encoder
         views: two large views of this rank's share, then any number of small ones, (n, 1, H, W) each; n may differ
             between ranks, and be 0
-        identities: identities of the n samples
+        batch: what the ranks have agreed on
         loss: settings of the loss
         micro_batches: P, the same on all ranks; fewer are used if a part would be empty on every rank
-
-    Returns:
-        The detached loss and its health.
-
-    Raises:
-        UserError: on every rank, if there are fewer than two samples in total, and as in `nt_xent`
-        RunFailed: as in `nt_xent`
     """
     samples = len(views[0])
-    parts = min(micro_batches, _largest_share(samples))
+    parts = min(micro_batches, max(batch.samples))
 
     def images_of(part: int) -> list[Tensor]:
         """Return both large views of a part's m samples, (2m, 1, H, W), and the k small ones, (km, 1, h, w)."""
@@ -87,7 +83,7 @@ def contrast_gradients(
     # Memory must hold the activations of one part anyway, so the last part is projected only once.
     kept = projector.project(images_of(parts - 1), last=parts == 1)
     z = _in_order([*pieces, kept.detach()], len(views), samples).requires_grad_()  # (views, n, d)
-    report = contrast(z, loss, identities)
+    report = contrast(z, loss, batch)
     report.loss.backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None, "the loss depends on the projections"
     dz = z.grad
@@ -99,26 +95,7 @@ def contrast_gradients(
             last = part == parts - 2
             projections = projector.project(images_of(part), last=last)
             projector.backpropagate(_product(projections, dz[:, part::parts]), last=last)
-    return report._replace(loss=report.loss.detach())
-
-
-def _largest_share(samples: int) -> int:
-    """Return the largest share of a rank; raise UserError on every rank if there are too few samples in total.
-
-    Here ranks wait for those whose data come late. They do so on the CPU, over gloo: a wait inside NCCL counts as a
-    hang much sooner, and no error of another rank reaches it.
-    """
-    shares = [samples]
-    if world_size() > 1:
-        gathered = [torch.empty(1, dtype=torch.int64) for _ in range(world_size())]
-        dist.all_gather(gathered, torch.tensor([samples]))
-        shares = torch.cat(gathered).tolist()
-    require(
-        sum(shares) >= 2,
-        f"the global batch has {sum(shares)} readable samples, but the loss needs at least two; look for warnings "
-        f"about masked samples, and raise {key(DataConfig, 'global_batch')}",
-    )
-    return max(shares)
+    return Contrast(report._replace(loss=report.loss.detach()), z.detach())
 
 
 def _in_order(pieces: Sequence[Tensor], views: int, samples: int) -> Tensor:

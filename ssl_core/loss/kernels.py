@@ -166,12 +166,12 @@ def _cut(
 
 
 def _relations(keys: Keys | None, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number the keys in int32, which take half the registers, and count each row's positives in fp64, (N,) each."""
+    """Return the keys in int32, which take half the registers, and how many positives each row has, (N,) each."""
     if keys is None:
         return partner, partner, partner  # not read
-    group = torch.unique(keys.group, return_inverse=True)[1]
-    _, positive, sizes = torch.unique(keys.positive, return_inverse=True, return_counts=True)
-    return group.int(), positive.int(), sizes[positive].double() - 1
+    ones = torch.ones_like(keys.positive, dtype=torch.float64)
+    sizes = torch.zeros_like(ones).index_add_(0, keys.positive, ones)  # sums of ones are exact in any order
+    return keys.group.int(), keys.positive.int(), sizes[keys.positive] - 1
 
 
 def _lifts(pairs: RowPairs, lse: Tensor, positives: Tensor) -> Tensor:

@@ -12,67 +12,67 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from infra.devices import on_device
 from infra.processes import world_size
-from ssl_core.loss.agreement import RowLayout, check_ranks_agree, lay_out_rows
+from ssl_core.loss.agreement import GlobalBatch, RowLayout, lay_out_rows
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.gather import gather_rows
-from ssl_core.loss.ntxent import Identities, LossReport, batch_keys, nt_xent
+from ssl_core.loss.ntxent import LossReport, contrast_pairs, keys_of_rows, unless_unusable
 from ssl_core.loss.small_rows import Rows, SmallStats, forward, large_gradient, small_gradient
 
 
-def contrast(z: Tensor, loss: LossConfig, identities: Identities | None = None) -> LossReport:
+def contrast(z: Tensor, loss: LossConfig, batch: GlobalBatch) -> LossReport:
     """Compute the loss of the global batch from the projections of all ranks' views. Collective.
 
     Args:
         z: (2 + k, n, d) the projections of this rank's n samples: two large views, then k small ones; n may differ
             between ranks, and be 0
         loss: settings of the loss
-        identities: as in `nt_xent`
+        batch: what the ranks have agreed on
 
     Returns:
         The loss, whose gradient is `world size` times the true one as in `nt_xent`, and the health of the large views.
-
-    Raises:
-        UserError, NonFinite, RunFailed: as in `nt_xent`
     """
-    report = nt_xent(z[0], z[1], loss, identities)
+    report = contrast_pairs(z[0], z[1], loss, batch)
     if len(z) == 2:
         return report
     with torch.autocast(z.device.type, enabled=False):
-        of_small: Tensor = _SmallViews.apply(z[:2], z[2:], loss, identities)
+        of_small: Tensor = _SmallViews.apply(z[:2], z[2:], loss, batch)
     return report._replace(loss=(2 * report.loss + (len(z) - 2) * of_small) / len(z))
 
 
 class _SmallViews(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, large: Tensor, small: Tensor, loss: LossConfig, identities: Identities | None) -> Tensor:
+    def forward(ctx: Any, large: Tensor, small: Tensor, loss: LossConfig, batch: GlobalBatch) -> Tensor:
         """Map this rank's projections, (2, n, d) and (k, n, d), to the mean loss of all ranks' small rows."""
         count, n, _ = small.shape
         projections = torch.cat([large, small]).flatten(0, 1)
         norms = torch.linalg.vector_norm(projections, dim=1, dtype=torch.float64)
-        samples = check_ranks_agree(projections, norms, n, identities is not None, loss.same_patient)
+        samples = batch.samples
         layout = lay_out_rows(samples, small.device)
         unit = (projections / norms[:, None]).to(torch.promote_types(projections.dtype, torch.float32))
         of_small = [count * share for share in samples]
         all_large = gather_rows(unit[: 2 * n], [2 * share for share in samples])
         all_small = gather_rows(unit[2 * n :], of_small)
-        keys = batch_keys(loss, identities, samples, layout.sample)
+        keys = keys_of_rows(batch, layout.sample)
         group, positive = (layout.sample, layout.sample) if keys is None else keys
         first = layout.firsts[_samples_of_small_rows(samples, count, small.device)]
         large_rows, small_rows = Rows(all_large, group, positive), Rows(all_small, group[first], positive[first])
 
         here = _here(layout, n, count)
         mine = forward(small_rows.part(here[1]), large_rows, loss)
+        mine = mine._replace(loss=unless_unusable(mine.loss, norms[2 * n :]))
         stats = SmallStats(*gather_rows(torch.stack(mine, dim=1), of_small).unbind(1))
-        ctx.save_for_backward(projections, norms, *large_rows, *small_rows, *stats)
+        mean = stats.loss.mean()
+        ctx.save_for_backward(projections, norms, mean, *large_rows, *small_rows, *stats)
         ctx.here, ctx.loss, ctx.shapes = here, loss, (large.shape, small.shape)
-        return stats.loss.mean().to(all_large.dtype)
+        return mean.to(all_large.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Evaluate the closed form for this rank's rows, then backpropagate through their normalization."""
-        projections, norms, *rest = ctx.saved_tensors
+        projections, norms, mean, *rest = ctx.saved_tensors
         large, small, stats = Rows(*rest[:3]), Rows(*rest[3:6]), SmallStats(*rest[6:])
         (my_large, my_small), loss = ctx.here, ctx.loss
         of_mine = SmallStats(*(values[my_small] for values in stats))
@@ -83,6 +83,7 @@ class _SmallViews(torch.autograd.Function):
             ]
         )
         scale = gradients[0].double() * world_size() / (len(small.z) * loss.temperature)
+        scale = scale + 0 * mean  # NaN if the loss is, so that no rank's gradient is finite
         z = projections / norms[:, None]
         result = (toward - (toward * z).sum(1, keepdim=True) * z) * (scale / norms[:, None])
         split = 2 * ctx.shapes[0][1]
@@ -100,4 +101,4 @@ def _samples_of_small_rows(samples: Sequence[int], count: int, device: torch.dev
     """Return the number of each small row's sample: rank after rank, view after view."""
     starts = [sum(samples[:rank]) for rank in range(len(samples))]
     parts = [torch.arange(start, start + share).repeat(count) for start, share in zip(starts, samples, strict=True)]
-    return torch.cat(parts).to(device)
+    return on_device(torch.cat(parts), device)

@@ -19,37 +19,34 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from infra.devices import on_device
 from infra.processes import world_size
-from ssl_core.loss.agreement import NonFinite, check_ranks_agree, lay_out_rows
+from ssl_core.loss.agreement import GlobalBatch, Identities, agree, lay_out_rows
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.executor_choice import loss_executor
 from ssl_core.loss.gather import gather_rows
 from ssl_core.loss.pair_sums import LARGE, Keys, RowPairs, RowStats
 
-__all__ = ["Identities", "LossConfig", "LossReport", "NonFinite", "dense_nt_xent", "nt_xent"]
+__all__ = [
+    "GlobalBatch",
+    "Identities",
+    "LossConfig",
+    "LossReport",
+    "contrast_pairs",
+    "dense_nt_xent",
+    "keys_of_rows",
+    "nt_xent",
+    "unless_unusable",
+]
 
 _BLOCK: Final = 2048  # rows processed in float64 at once
-
-
-class Identities(NamedTuple):
-    """What a rank's samples are of, (n,) int64 views of 64-bit identities.
-
-    Attributes:
-        instance: what the loss tells apart: the sample, or the study or patient whose images second views may show
-        patient: the patient
-        study: the study
-    """
-
-    instance: Tensor
-    patient: Tensor
-    study: Tensor
 
 
 class LossReport(NamedTuple):
     """The loss of a global batch and how it is met: 0-dim tensors, equal on all ranks; only the loss has a gradient.
 
     Attributes:
-        loss: mean of equation 4 over all N rows
+        loss: mean of equation 4 over all N rows; NaN if a projection of any rank is not finite, or zero
         top1: share of the rows whose partner is the nearest of the rows that the loss compares them with
         top5: share of the rows whose partner is among the five nearest
         alignment: mean squared distance of a row and its partner
@@ -76,15 +73,16 @@ def nt_xent(first: Tensor, second: Tensor, loss: LossConfig, identities: Identit
         The loss and its health.
 
     Raises:
-        UserError: on every rank, if the global batch has fewer than two samples, ranks differ in d or dtype, or
-            same_patient is not `negative` and identities are missing
-        NonFinite: on every rank, if any rank's projections are not finite
-        RunFailed: on every rank, if a projection is zero and has no direction
+        UserError: on every rank, as in `agree`
     """
+    return contrast_pairs(first, second, loss, agree(len(first), loss, identities, projections=first))
+
+
+def contrast_pairs(first: Tensor, second: Tensor, loss: LossConfig, batch: GlobalBatch) -> LossReport:
+    """Compute the loss as `nt_xent` does, from what the ranks have agreed on; the host does not wait for the GPU."""
     assert first.shape == second.shape and first.dim() == 2, f"views of {first.shape} and {second.shape}"
-    assert identities is None or all(len(ids) == len(first) for ids in identities), "one identity a sample"
     with torch.autocast(first.device.type, enabled=False):
-        return LossReport(*_NTXent.apply(torch.cat([first, second]), loss, identities))
+        return LossReport(*_NTXent.apply(torch.cat([first, second]), loss, batch))
 
 
 def dense_nt_xent(
@@ -124,15 +122,12 @@ def dense_nt_xent(
 
 class _NTXent(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, projections: Tensor, loss: LossConfig, identities: Identities | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, projections: Tensor, loss: LossConfig, batch: GlobalBatch) -> tuple[Tensor, ...]:
         """Map this rank's projections (2n, d), first views before second ones, to the fields of a LossReport."""
         norms = torch.linalg.vector_norm(projections, dim=1, dtype=torch.float64)
-        samples = check_ranks_agree(
-            projections, norms, len(projections) // 2, identities is not None, loss.same_patient
-        )
-        counts = [2 * count for count in samples]
-        layout = lay_out_rows(samples, projections.device)
-        keys = batch_keys(loss, identities, samples, layout.sample)
+        counts = [2 * count for count in batch.samples]
+        layout = lay_out_rows(batch.samples, projections.device)
+        keys = keys_of_rows(batch, layout.sample)
         all_rows = gather_rows(_unit(projections, norms), counts)  # (N, d)
         here = slice(layout.start, layout.start + len(projections))
         partner = layout.partner[here]
@@ -140,14 +135,16 @@ class _NTXent(torch.autograd.Function):
         executor = loss_executor(loss, all_rows, keyed=keys is not None)
         pairs = RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature, loss.decoupled)
         mine = _row_values(executor.forward(pairs), _partner_distances(projections, norms), loss)
+        mine = mine._replace(loss=unless_unusable(mine.loss, norms))
         values = _RowValues(*gather_rows(torch.stack(mine, dim=1), counts).unbind(1))
 
+        mean = values.loss.mean()
         ctx.save_for_backward(
-            projections, norms, all_rows, partner, values.lse, values.excess, values.positives, *keys or ()
+            projections, norms, all_rows, partner, values.lse, values.excess, values.positives, mean, *keys or ()
         )
         ctx.here, ctx.executor, ctx.loss = here, executor, loss
         report = LossReport(
-            loss=values.loss.mean(),
+            loss=mean,
             top1=(values.above < 1).double().mean(),
             top5=(values.above < 5).double().mean(),
             alignment=values.distance.mean(),
@@ -160,7 +157,7 @@ class _NTXent(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Evaluate the closed form above for this rank's rows, then backpropagate through their normalization."""
-        projections, norms, all_rows, partner, lse, excess, positives, *rest = ctx.saved_tensors
+        projections, norms, all_rows, partner, lse, excess, positives, mean, *rest = ctx.saved_tensors
         keys = Keys(*rest) if rest else None
         here, loss = ctx.here, ctx.loss
         pairs = RowPairs(all_rows[here], all_rows, keys, here.start, partner, loss.temperature, loss.decoupled)
@@ -169,6 +166,7 @@ class _NTXent(torch.autograd.Function):
         if not loss.decoupled:  # + exp(s - lse_i) + exp(s - lse_partner); near convergence only the excesses remain
             weight = torch.expm1(-excess[here]) + torch.expm1(-excess[partner]) + (2 + weight)
         scale = gradients[0].double() * world_size() / (len(all_rows) * loss.temperature)
+        scale = scale + 0 * mean  # NaN if the loss is, so that no rank's gradient is finite
         result = pair_gradient if pair_gradient.dtype == projections.dtype else torch.empty_like(projections)
         for mine, others in _row_blocks(len(projections)):
             z, z_partner = projections[mine] / norms[mine, None], projections[others] / norms[others, None]
@@ -218,20 +216,14 @@ def _row_values(stats: RowStats, distance: Tensor, loss: LossConfig) -> _RowValu
     )
 
 
-def batch_keys(loss: LossConfig, identities: Identities | None, samples: Sequence[int], sample: Tensor) -> Keys | None:
-    """Return the keys of all rows, or None if no two samples of the batch are related.
+def keys_of_rows(batch: GlobalBatch, sample: Tensor) -> Keys | None:
+    """Return the keys of all rows, on the device of `sample`, (N,) the number of each row's sample."""
+    return batch.keys and Keys(*(on_device(key, sample.device)[sample] for key in batch.keys))
 
-    sample: (N,) the number of each row's sample. If an instance occurs twice in a batch, its views are never negatives
-    of each other.
-    """
-    if identities is None:
-        return None
-    columns = {"negative": [identities.instance], "masked": [identities.patient], "positive": identities[1:]}
-    ids = gather_rows(torch.stack([*columns[loss.same_patient]], dim=1).to(sample.device), samples)  # (B, 1 or 2)
-    if len(torch.unique(ids[:, 0])) == len(ids):
-        return None
-    ids = ids[sample]
-    return Keys(group=ids[:, 0].contiguous(), positive=ids[:, 1].contiguous() if ids.shape[1] > 1 else sample)
+
+def unless_unusable(values: Tensor, norms: Tensor) -> Tensor:
+    """Return the values of rows (n,), but NaN for rows that are not finite, or zero and without a direction."""
+    return torch.where(norms.isfinite() & (norms > 0), values, torch.nan)
 
 
 def _unit(projections: Tensor, norms: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class Keys(NamedTuple):
     of keys for the plain loss: there the partner is the only positive, and only the diagonal is left out.
 
     Attributes:
-        group: (N,) int64 of any values
-        positive: (N,) int64 of any values
+        group: (N,) int64, numbers below N
+        positive: (N,) int64, likewise
     """
 
     group: Tensor

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_core.loss.pair_sums import RowPairs, RowStats
+from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 
 NO_MAXIMUM_FROM: Final = 0.025  # temperature
 
@@ -126,8 +126,6 @@ class _Tiling:
         self._stop = self._start + len(rows)
         self._height, self._width = _TILES["cuda" if rows.is_cuda else "cpu"]
         self._partner_on_cpu = self._partner.cpu()  # without keys, exceptions need not wait for a GPU
-        if self._keys is not None:
-            self._groups = torch.unique(self._keys.group, return_inverse=True)[1]  # (N,), numbered from 0 on
         self.bounded = self._temperature >= NO_MAXIMUM_FROM
         self._symmetric = self.bounded and len(rows) == len(self._all_rows)
 
@@ -159,7 +157,7 @@ class _Tiling:
         """Return the positions in a tile of the pairs that are not summed, and of positives other than the partner."""
         if self._keys is None:
             return self._diagonal_and_partner(rows, columns), None
-        row, column = self._same_group(rows, columns)
+        row, column = self._same_group(self._keys, rows, columns)
         i, j = row + rows.start, column + columns.start
         third = (i != j) & (self._partner[i - self._start] != j)  # neither the row itself nor its partner
         extra = third & (self._keys.positive[i] == self._keys.positive[j])
@@ -173,8 +171,8 @@ class _Tiling:
         row, column = (i - rows.start).repeat(2)[inside], positions[inside] - columns.start
         return row.to(self._partner.device), column.to(self._partner.device)
 
-    def _same_group(self, rows: slice, columns: slice) -> _Positions:
-        group_i, group_j = self._groups[rows], self._groups[columns]
+    def _same_group(self, keys: Keys, rows: slice, columns: slice) -> _Positions:
+        group_i, group_j = keys.group[rows], keys.group[columns]
         in_rows = torch.zeros(len(self._all_rows), dtype=torch.bool, device=group_i.device)
         in_rows[group_i] = True
         hit = in_rows[group_j].nonzero()[:, 0]  # the columns, often few, whose group occurs in the rows

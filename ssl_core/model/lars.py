@@ -18,6 +18,8 @@ class LARS(torch.optim.Optimizer):
 
     It needs each weight as a whole, so an engine that cuts optimizer states into flat pieces cannot run it.
 
+    As in torch's fused optimizers, nothing changes in a step where the attribute `found_inf`, a 0-dim tensor, is 1.
+
     State of each parameter: `momentum_buffer`, v.
     """
 
@@ -52,9 +54,13 @@ class LARS(torch.optim.Optimizer):
         if group["adapted"]:
             rates = rates * _trust_ratios(weights, gradients, group["trust"])
         velocities = [self._velocity(weight) for weight in weights]
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, list(torch._foreach_mul(gradients, rates.unbind())))
-        torch._foreach_sub_(weights, velocities)
+        moved = list(torch._foreach_mul(velocities, group["momentum"]))
+        torch._foreach_add_(moved, list(torch._foreach_mul(gradients, rates.unbind())))
+        old, new = [*velocities, *weights], [*moved, *torch._foreach_sub(weights, moved)]
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            new = [torch.where(found_inf > 0, *pair) for pair in zip(old, new, strict=True)]
+        torch._foreach_copy_(old, new)
 
     def _velocity(self, weight: Tensor) -> Tensor:
         state = self.state[weight]

@@ -25,11 +25,11 @@ from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines import Engine
-from ssl_core.loss.ntxent import LossReport
+from ssl_core.loss.agreement import GlobalBatch
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
-from ssl_core.pretraining.learning_step import LearningStep, learn
+from ssl_core.pretraining.learning_step import Learned, LearningStep, learn
 from ssl_core.pretraining.sample_log import LoggedStep, read_sample_log
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.batches import Batch
@@ -240,13 +240,13 @@ def counter(run: Path, fault: Fault, number: int) -> Path:
 
 
 def _hurt(run: Path, faults: dict[Path, Fault], logging_rank: int | None) -> LearningStep:
-    def hurt(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def hurt(engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         if logging_rank is not None:
             _log_views(run, logging_rank, batch)
         for path, fault in faults.items():
             if fault.kind != "save" and batch.step == fault.step and _once_more(path, fault.times):
                 _strike(fault.kind, batch, run)
-        return learn(engine, batch, rate)
+        return learn(engine, batch, agreed, rate)
 
     return hurt
 

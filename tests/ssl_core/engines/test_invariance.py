@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.gpu_ranks import smooth
 from ssl_core.engines import EngineConfig, EngineSetup, build_engine
+from ssl_core.loss.agreement import agree
 from ssl_core.loss.config import SamePatient
 from ssl_core.loss.ntxent import Identities, LossConfig, dense_nt_xent
 from ssl_core.model.encoder import Encoder
@@ -127,10 +128,8 @@ def spread(case: Case, rank: int) -> Found:
     loss = LossConfig(0.5, case.same_patient, decoupled=case.options)
     setup = EngineSetup(ENGINES[case.engine], OptimConfig(), loss, "fp32", CPU, micro_batches=case.parts)
     engine = build_engine(setup, encoder(case.backbone, case.arithmetic, case.options))
-    report = engine.backward(
-        [view[rows] for view in views_of(SAMPLES, small=SMALL * case.options)],
-        Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows]),
-    )
+    agreed = agree(case.shares[rank], loss, Identities(SAMPLE[rows], PATIENT[rows], STUDY[rows]))
+    report = engine.backward([view[rows] for view in views_of(SAMPLES, small=SMALL * case.options)], agreed)
     gradients = {name: value.double() for name, value in engine.gradients().items()}
     return report.loss.item(), gradients if rank == 0 else {}
 

@@ -4,14 +4,17 @@ from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core.engines import EngineConfig, EngineSetup, build_engine
+from ssl_core.engines.loss_scale import LossScale
+from ssl_core.loss.agreement import agree
 from ssl_core.loss.ntxent import Identities, LossConfig
 from ssl_core.model.optimizer import OptimConfig
-from tests.support.small_encoder import small_encoder, two_views
+from tests.support.small_encoder import small_encoder, views_of
 
 WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "equal", "is_nonzero"}
 
@@ -32,16 +35,38 @@ def is_mask(index: Tensor | None) -> bool:
     return index is not None and index.dtype == torch.bool
 
 
-def test_a_step_waits_only_for_related_samples_and_for_the_norm_of_the_gradient() -> None:
-    """One more wait, for the check of all ranks' inputs, is a `tolist`, which is no operation of a CPU tensor.
+CASES = {
+    "plain": (EngineConfig(), OptimConfig(), 1, 0),
+    "every option": (EngineConfig(max_gradient_norm=1e-3), OptimConfig("lars", 0.3), 2, 1),
+}
 
-    The sums over pairs are those of `dense`: the kernels, which replace them on a GPU, wait only where there are keys.
-    """
-    setup = EngineSetup(EngineConfig(), OptimConfig(), LossConfig(executor="dense"), "fp32", torch.device("cpu"))
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_host_waits_for_nothing_in_a_step_and_once_to_learn_whether_it_was_skipped(case: str) -> None:
+    """The sums over pairs are those of `dense`, which the kernels replace on a GPU; some samples are related."""
+    config, optim, parts, small = CASES[case]
+    loss = LossConfig(executor="dense")
+    setup = EngineSetup(config, optim, loss, "fp32", torch.device("cpu"), micro_batches=parts)
     engine = build_engine(setup, small_encoder())
-    identities = Identities(*(torch.arange(8) for _ in range(3)))
+    agreed = agree(8, loss, Identities(*(torch.arange(8) // 2 for _ in range(3))))
+    assert agreed.keys is not None
     for mode in (nullcontext(), waits := Waits()):
         with mode:  # the first step also lays out the rows
-            engine.backward(two_views(8), identities)
-            engine.update(1e-3)
-    assert waits.count == {"_unique2": 1, "_local_scalar_dense": 1}
+            engine.backward(views_of(8, small=small), agreed)
+            update = engine.update(1e-3)
+    assert not waits.count
+    with waits:
+        assert update
+    assert waits.count == {"_local_scalar_dense": 1}
+
+
+def test_the_loss_scale_follows_the_gradients_without_a_wait() -> None:
+    scale, waits = LossScale(), Waits()
+    scale.load({"loss_scale/value": torch.tensor(4.0), "loss_scale/steps_since": torch.tensor(1998.0)})
+    seen = []
+    for finite in (True, True, False, False, False, False, False, True):
+        with waits:
+            scale.update(torch.tensor(finite))
+        seen.append((scale.value.item(), scale.steps_since.item()))
+    assert seen == [(4, 1999), (8, 0), (4, 0), (2, 0), (1, 0), (1, 0), (1, 0), (1, 1)]
+    assert not waits.count

@@ -81,7 +81,7 @@ def make(case: Case) -> Batch:
         samples += 2 * [torch.arange(start, start + share)]
         start += share
     sample = torch.cat(samples)
-    patient, study = sample % 11 - 2**60, sample % 22 + 2**61  # spread over ranks; two studies a patient
+    patient, study = sample % 11, sample % 22  # spread over ranks; two studies a patient
     relations = {"negative": None, "masked": (patient, sample), "positive": (patient, study)}[case.same_patient]
     keys = None if relations is None else Keys(*(key.to(case.device) for key in relations))
     before = 2 * sum(case.shares[: case.rank])

@@ -39,7 +39,8 @@ def drawn_keys(partner: Tensor, kinds: int, seed: int) -> Keys:
     pair = torch.minimum(partner, torch.arange(len(partner)))
     draw = torch.Generator().manual_seed(seed)
     group = torch.randint(0, kinds, (len(partner),), generator=draw)[pair]
-    return Keys(group * 2**60 // 7, group * 3 + torch.randint(0, 3, (len(partner),), generator=draw)[pair])
+    positive = group * 3 + torch.randint(0, 3, (len(partner),), generator=draw)[pair]
+    return Keys(*(torch.unique(values, return_inverse=True)[1] for values in (group, positive)))
 
 
 def gradient_and_stats(

@@ -10,9 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import RunFailed
 from ssl_core.loss import small_rows
+from ssl_core.loss.agreement import agree, why_skipped
 from ssl_core.loss.config import SamePatient
 from ssl_core.loss.multi_crop import contrast
-from ssl_core.loss.ntxent import Identities, LossConfig, NonFinite, dense_nt_xent, nt_xent
+from ssl_core.loss.ntxent import Identities, LossConfig, LossReport, dense_nt_xent, nt_xent
 from tests.ssl_core.loss.test_ntxent import SAME_PATIENT, SHARES, identities, keys
 from tests.support.process_group import on_ranks
 
@@ -22,6 +23,10 @@ def projections(small: int, samples: int, size: int, seed: int, spread: float = 
     draw = torch.Generator().manual_seed(seed)
     sample = torch.randn(samples, size, generator=draw, dtype=torch.float64)
     return sample + spread * torch.randn(2 + small, samples, size, generator=draw, dtype=torch.float64)
+
+
+def contrasted(z: Tensor, config: LossConfig, ids: Identities | None = None) -> LossReport:
+    return contrast(z, config, agree(z.shape[1], config, ids))
 
 
 def gradient_of(loss: Tensor, z: Tensor) -> Tensor:
@@ -40,7 +45,7 @@ def test_equals_its_definition_worked_by_hand() -> None:
         positives = [row @ other[2] / 0.5 for other in others if other[1] == sample]
         assert len(positives) == (1 if view < 2 else 2)
         total += torch.stack([row @ other[2] / 0.5 for other in others]).logsumexp(0) - torch.stack(positives).mean()
-    assert torch.isclose(contrast(z, LossConfig(0.5)).loss, total / 12, rtol=1e-12)
+    assert torch.isclose(contrasted(z, LossConfig(0.5)).loss, total / 12, rtol=1e-12)
     assert torch.isclose(dense_nt_xent(z[0], z[1], 0.5, small=z[2:].unbind()), total / 12, rtol=1e-12)
 
 
@@ -59,7 +64,7 @@ def test_loss_and_gradient_equal_the_oracle(
     config = LossConfig(tau, same_patient, decoupled=decoupled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_rows, "_BLOCK", block)
-        loss = contrast(z, config, ids).loss
+        loss = contrasted(z, config, ids).loss
         result = gradient_of(loss, z)
     if decoupled and len(torch.unique(group)) == 1:
         assert loss == 0
@@ -78,7 +83,7 @@ def test_fp32_stays_near_float64(tau: float, spread: float) -> None:
     exact = z.double().requires_grad_()
     expected = dense_nt_xent(exact[0], exact[1], tau, small=exact[2:].unbind())
     z.requires_grad_()
-    loss = contrast(z, LossConfig(tau)).loss
+    loss = contrasted(z, LossConfig(tau)).loss
     truth = gradient_of(expected, exact)
     assert abs(loss.item() - expected.item()) < 2e-6 * abs(expected.item())
     # What is left is the rounding of unit rows, which counts where views are nearly equal and the temperature is low.
@@ -88,13 +93,13 @@ def test_fp32_stays_near_float64(tau: float, spread: float) -> None:
 def test_without_small_views_it_is_nt_xent_bit_for_bit() -> None:
     z = projections(0, 9, 5, seed=4)
     ids = identities(9, 1)
-    for one, other in zip(contrast(z, LossConfig(0.1), ids), nt_xent(z[0], z[1], LossConfig(0.1), ids), strict=True):
+    for one, other in zip(contrasted(z, LossConfig(0.1), ids), nt_xent(z[0], z[1], LossConfig(0.1), ids), strict=True):
         assert torch.equal(one, other)
 
 
 def test_health_is_that_of_the_large_views() -> None:
     z = projections(3, 9, 5, seed=4)
-    assert contrast(z, LossConfig())[1:] == nt_xent(z[0], z[1], LossConfig())[1:]
+    assert contrasted(z, LossConfig())[1:] == nt_xent(z[0], z[1], LossConfig())[1:]
 
 
 CONFIGS = [LossConfig(0.2, same, decoupled=decoupled) for same in SAME_PATIENT for decoupled in (False, True)]
@@ -108,7 +113,7 @@ def step_of_a_linear_model(rank: int, world: int, config: LossConfig) -> tuple[T
     rows = slice(start, start + SHARES[rank]) if world > 1 else slice(None)
     parallel = DistributedDataParallel(model) if world > 1 else model
     z = parallel(projections(3, 12, 7, seed=3)[:, rows])
-    loss = contrast(z, config, Identities(*(part[rows] for part in identities(12, seed=9)))).loss
+    loss = contrasted(z, config, Identities(*(part[rows] for part in identities(12, seed=9)))).loss
     torch.autograd.backward(loss)
     assert model.weight.grad is not None
     return loss.detach(), model.weight.grad
@@ -129,11 +134,13 @@ def test_parameter_gradients_are_the_global_ones_when_five_ranks_hold_unequal_sh
             assert torch.allclose(gradient, truth, rtol=1e-12, atol=1e-14)
 
 
-def test_a_small_view_that_is_not_finite_or_zero_is_an_error() -> None:
+@pytest.mark.parametrize(("value", "reason"), [(0, "zero and have no direction"), (torch.nan, "not finite")])
+def test_a_small_view_that_is_not_finite_or_zero_leaves_no_loss_and_no_gradient(value: float, reason: str) -> None:
     z = projections(2, 4, 5, seed=0)
-    z[3, 1] = 0
-    with pytest.raises(RunFailed, match=r"projections are zero and have no direction \(rank 0: 1 rows\)"):
-        contrast(z, LossConfig())
-    z[2, 2] = torch.nan
-    with pytest.raises(NonFinite, match=r"rank 0: 1 rows"):
-        contrast(z, LossConfig())
+    z[3, 1] = value
+    z.requires_grad_()
+    loss = contrasted(z, LossConfig()).loss
+    assert loss.isnan()
+    assert gradient_of(loss, z).isnan().all()
+    with pytest.raises(RunFailed, match=rf"projections are {reason}.*rank 0: 1 rows"):
+        raise RunFailed(why_skipped(z))  # or it raises this itself

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from infra.processes import Ranks
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
+from ssl_core.loss.agreement import GlobalBatch, agree
 from ssl_core.loss.health import geometry
 from ssl_core.loss.ntxent import Identities, LossConfig
 from ssl_core.model.optimizer import OptimConfig
@@ -33,10 +34,14 @@ def identities(rows: slice = slice(None)) -> Identities:
 
 
 def watched(engine: Engine, small: int, ranks: Ranks = ALONE, rows: slice = slice(None)) -> Health | None:
-    watch = HealthWatch(engine.encoder.head, LOSS, small, ranks)
+    watch, ids = HealthWatch(engine.encoder.head, LOSS, small, ranks), identities(rows)
     with watch.watching():
-        engine.backward([view[rows] for view in views_of(SAMPLES, small=small)], identities(rows))
-    return watch.measure(identities(rows))
+        engine.backward([view[rows] for view in views_of(SAMPLES, small=small)], agreed_on(ids))
+    return watch.measure(ids)
+
+
+def agreed_on(ids: Identities) -> GlobalBatch:
+    return agree(len(ids.instance), LOSS, ids)
 
 
 @pytest.mark.parametrize(("parts", "small"), [(1, 0), (3, 2)])
@@ -64,7 +69,7 @@ def test_is_that_of_the_large_views_in_the_order_of_the_samples(parts: int, smal
 def test_watching_changes_no_bit_of_the_gradient() -> None:
     watched_engine, plain = engine_of(2), engine_of(2)
     watched(watched_engine, small=0)
-    plain.backward(views_of(SAMPLES, small=0), identities())
+    plain.backward(views_of(SAMPLES, small=0), agreed_on(identities()))
     expected = plain.gradients()
     assert all(torch.equal(gradient, expected[name]) for name, gradient in watched_engine.gradients().items())
 

@@ -11,8 +11,8 @@ from infra.processes import Ranks
 from infra.status import Status, read_status, write_status
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines import Engine
-from ssl_core.loss.ntxent import LossReport
-from ssl_core.pretraining.learning_step import learn
+from ssl_core.loss.agreement import GlobalBatch
+from ssl_core.pretraining.learning_step import Learned, learn
 from ssl_core.pretraining.session import open_session
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.batches import Batch
@@ -30,9 +30,9 @@ def test_a_resumed_run_replaces_the_status_of_an_earlier_start(tmp_path: Path, s
     write_status(config.run_folder, Status("failed", 3, "another rank was lost"))
     before_steps: list[Status | None] = []
 
-    def read_and_learn(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def read_and_learn(engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         before_steps.append(read_status(config.run_folder))
-        return learn(engine, batch, rate)
+        return learn(engine, batch, agreed, rate)
 
     pretrain(replace(config, train=replace(config.train, max_steps=5)), Ranks(), learning_step=read_and_learn)
     assert [status and (status.state, status.step, status.message) for status in before_steps] == [
@@ -73,11 +73,11 @@ def test_a_run_ends_when_its_folder_is_replaced_and_writes_nothing_into_the_new_
 ) -> None:
     config = small_config(tmp_path / "run", simulated_shards)
 
-    def replace_folder(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def replace_folder(engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         if batch.step == 4:
             config.run_folder.rename(tmp_path / "gone")  # at once, since a checkpoint is being written in it
             config.run_folder.mkdir()
-        return learn(engine, batch, rate)
+        return learn(engine, batch, agreed, rate)
 
     with pytest.raises(RunFailed, match="run was removed or replaced while this process was using it"):
         pretrain(config, Ranks(), learning_step=replace_folder)
@@ -88,10 +88,10 @@ def test_a_run_ends_when_its_folder_is_replaced_and_writes_nothing_into_the_new_
 def test_a_gpu_without_memory_ends_in_a_line_that_names_the_setting(tmp_path: Path, simulated_shards: Path) -> None:
     config = small_config(tmp_path / "run", simulated_shards, micro_batches=2)
 
-    def run_out_of_memory(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def run_out_of_memory(engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         if batch.step == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
-        return learn(engine, batch, rate)
+        return learn(engine, batch, agreed, rate)
 
     with pytest.raises(RunFailed) as raised:
         pretrain(config, Ranks(), learning_step=run_out_of_memory)
