@@ -76,6 +76,11 @@ def use_ieee_fp32() -> None:
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
+def tune_convolutions() -> None:
+    """Let cuDNN try its kernels once for each shape and keep the fastest; the shapes of a training do not change."""
+    torch.backends.cudnn.benchmark = True
+
+
 def on_device(values: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the CPU on a device; a GPU gets it in its stream, and the host does not wait for that."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

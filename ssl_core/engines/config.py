@@ -25,6 +25,8 @@ class EngineConfig:
         deepspeed_config: a DeepSpeed JSON file with further settings, such as bucket sizes
         max_gradient_norm: clip the gradient over all parameters to this length
         compile: compile the backbone with torch.compile
+        average_in: type in which ddp's gradients travel between the ranks; bf16 halves the bytes and keeps 8 bits, for
+            slow networks between machines
     """
 
     kind: Literal["ddp", "deepspeed"] = "ddp"
@@ -32,6 +34,7 @@ class EngineConfig:
     deepspeed_config: Path | None = None
     max_gradient_norm: float | None = None
     compile: bool = False
+    average_in: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         for name in ("zero_stage", "deepspeed_config"):
@@ -39,6 +42,10 @@ class EngineConfig:
                 self.kind == "deepspeed" or getattr(self, name) is None,
                 f"{setting(self, name)} needs {key(self, 'kind')}=deepspeed, not {self.kind}; change one of the two",
             )
+        require(
+            self.kind == "ddp" or self.average_in == "fp32",
+            f"{setting(self, 'average_in')} needs {key(self, 'kind')}=ddp, not {self.kind}; change one of the two",
+        )
         norm = self.max_gradient_norm
         require(
             norm is None or 0 < norm < math.inf,

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
@@ -22,6 +23,9 @@ _KEEP_BUFFERS: Final[dict[str, Any]] = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
+# Gradients of a bucket travel while the backward pass computes the next one; the last bucket's travel afterwards. So
+# small buckets are better until their latency adds up to the backward pass; docs/gpu.md has the numbers.
+_BUCKET_MB: Final = 25
 
 
 class DDPEngine(Engine):
@@ -32,7 +36,11 @@ class DDPEngine(Engine):
         self.encoder.to(memory_format=torch.channels_last)
         self._parallel: DistributedDataParallel | None = None
         if world_size() > 1:
-            self._parallel = DistributedDataParallel(self.module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
+            self._parallel = DistributedDataParallel(
+                self.module, gradient_as_bucket_view=True, bucket_cap_mb=_BUCKET_MB, **_KEEP_BUFFERS
+            )
+            if setup.config.average_in == "bf16":
+                self._parallel.register_comm_hook(None, bf16_compress_hook)
 
     @override
     def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:

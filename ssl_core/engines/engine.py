@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from infra.devices import use_ieee_fp32
+from infra.devices import tune_convolutions, use_ieee_fp32
 from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.gradient_cache import Contrast, Projector, contrast_gradients
 from ssl_core.engines.loss_scale import LossScale
@@ -74,6 +74,8 @@ class Engine(Projector):
             use_ieee_fp32()
         if setup.device.type == "cpu":
             use_matrix_products(encoder)
+        else:
+            tune_convolutions()
         self.encoder = encoder.to(setup.device).train()
         self.module: nn.Module = AutocastEncoder(self.encoder, setup.precision)
         self.optimizer = build_optimizer(setup.optim, self.encoder)

@@ -78,6 +78,7 @@ def in_each_process(rank: int, world: int, alone: Run, end: Run, move_by: Sequen
         "skips": {name: skips(name, rank, world, runs[name]) for name in ENGINES},
         "fp16": {name: in_fp16(name, rank, world) for name in ENGINES},
         "clipped": {name: clipped(name, rank, world) for name in ENGINES},
+        "in bf16": averaged_in_bf16(rank, world),
         "refusal": refusal(),
     }
 
@@ -175,6 +176,16 @@ def clipped(name: str, rank: int, world: int) -> float:
     return torch.stack(moments).norm().item() / 0.1
 
 
+def averaged_in_bf16(rank: int, world: int) -> float:
+    """How far the gradient is from the one that travels in fp32, relative to that."""
+    gradients = []
+    for config in (EngineConfig(), EngineConfig(average_in="bf16")):
+        engine = build(config, small_encoder_in_double())
+        engine.backward(share(0, rank, world))
+        gradients.append(torch.cat([gradient.flatten() for gradient in engine.gradients().values()]))
+    return ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
+
+
 @pytest.fixture(scope="module")
 def one_process() -> tuple[Run, Run]:
     """A run of DDP in this process, after two and after three steps."""
@@ -245,6 +256,10 @@ def test_fp16_scales_the_loss_as_far_as_gradients_allow(two_processes: dict[str,
     assert furthest(result["moments"], ddp["moments"]) < 1e-5
     for key, moment in result["moments"].items():
         assert torch.allclose(moment, 0.1 * result["gradients"][key.removesuffix("/exp_avg")], rtol=1e-4, atol=1e-9)
+
+
+def test_gradients_that_travel_in_bf16_keep_eight_bits(two_processes: dict[str, Any]) -> None:
+    assert 2**-12 < two_processes["in bf16"] < 2**-8
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -320,6 +335,7 @@ def test_deepspeed_says_nothing_on_the_terminal() -> None:
     [
         ({"zero_stage": 2}, "engine.zero_stage=2 needs engine.kind=deepspeed, not ddp"),
         ({"deepspeed_config": Path("a.json")}, "engine.deepspeed_config=a.json needs engine.kind=deepspeed"),
+        ({"kind": "deepspeed", "average_in": "bf16"}, "engine.average_in=bf16 needs engine.kind=ddp, not deepspeed"),
         ({"max_gradient_norm": 0.0}, "engine.max_gradient_norm=0.0 must be positive"),
         ({"max_gradient_norm": math.nan}, "engine.max_gradient_norm=nan must be positive"),
     ],
