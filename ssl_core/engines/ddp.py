@@ -43,11 +43,11 @@ class DDPEngine(Engine):
                 self._parallel.register_comm_hook(None, bf16_compress_hook)
 
     @override
-    def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:
+    def project(self, images: Sequence[Tensor], counted: Tensor | None, *, last: bool) -> Tensor:
         if self._parallel is None:
-            return self.module(*images)
+            return self.module(*images, counted=counted)
         with nullcontext() if last else self._parallel.no_sync():
-            return self._parallel(*images)
+            return self._parallel(*images, counted=counted)
 
     @override
     def backpropagate(self, value: Tensor, *, last: bool) -> None:

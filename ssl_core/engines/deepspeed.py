@@ -53,9 +53,9 @@ class DeepSpeedEngine(Engine):
             self.encoder.to(memory_format=torch.channels_last)
 
     @override
-    def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:
+    def project(self, images: Sequence[Tensor], counted: Tensor | None, *, last: bool) -> Tensor:
         self._deepspeed.set_gradient_accumulation_boundary(last)
-        return self._deepspeed(*images)
+        return self._deepspeed(*images, counted=counted)
 
     @override
     def backpropagate(self, value: Tensor, *, last: bool) -> None:

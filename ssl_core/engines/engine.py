@@ -16,12 +16,13 @@ from ssl_core.engines.step_update import KeptTensors, StepUpdate
 from ssl_core.engines.train_config import Precision
 from ssl_core.loss.agreement import agree
 from ssl_core.loss.ntxent import GlobalBatch, LossReport
-from ssl_core.model.batch_norm import running_statistics_kept, synchronize_batch_norm
+from ssl_core.model.batch_norm import rows_counted, running_statistics_kept, synchronize_batch_norm
 from ssl_core.model.cpu_convolution import use_matrix_products
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import build_optimizer
 
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+_MOST_GRAPHS: Final = 64
 
 
 class AutocastEncoder(nn.Module):
@@ -30,6 +31,8 @@ class AutocastEncoder(nn.Module):
     A module, because DeepSpeed disables an autocast context around its own forward pass. It also takes images of
     several sizes, the largest first, for one backward pass through all. Each size is normalized by itself, and batch
     norm's running statistics follow the first one: a probe sees whole images, which resemble large views.
+
+    `counted` (n,) says which samples count, if not all do; the images are one view of all n samples after the other.
     """
 
     def __init__(self, encoder: Encoder, precision: Precision) -> None:
@@ -37,18 +40,22 @@ class AutocastEncoder(nn.Module):
         self.encoder = encoder
         self._dtype = _AUTOCAST[precision]
 
-    def forward(self, images: Tensor, *smaller: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *smaller: Tensor, counted: Tensor | None = None) -> Tensor:
         """Return the projections in the autocast type, those of all images one after the other."""
+        projections = self._project(images, counted)
         if not smaller:
-            return self._project(images)
-        projections = self._project(images)
+            return projections
         with running_statistics_kept(self.encoder):
-            return torch.cat([projections, *map(self._project, smaller)])
+            return torch.cat([projections, *(self._project(of_size, counted) for of_size in smaller)])
 
-    def _project(self, images: Tensor) -> Tensor:
+    def _project(self, images: Tensor, counted: Tensor | None) -> Tensor:
         weight = self.encoder.head.output.weight
         images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-        with torch.autocast(weight.device.type, self._dtype, enabled=self._dtype is not None):
+        of_images = counted.repeat(len(images) // len(counted)) if counted is not None and len(counted) else None
+        with (
+            rows_counted(self.encoder, of_images),
+            torch.autocast(weight.device.type, self._dtype, enabled=self._dtype is not None),
+        ):
             return self.encoder(images)
 
 
@@ -87,8 +94,11 @@ class Engine(Projector):
         self._has_gradients = False
         self._contrast: Contrast  # of the latest `backward`
         self._statistics: KeptTensors | None = None  # of batch norm, to restore if the step is skipped
-        if setup.config.compile:
-            self.encoder.backbone.compile()  # in place, so that the names of its state stay
+        self._compiled = setup.config.compile
+        if self._compiled:
+            # One graph for each size of views, with and without gradients and running statistics.
+            torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+            self.encoder.backbone.compile(dynamic=False)  # in place, so that the names of its state stay
 
     @property
     def loss_scale(self) -> float | None:
@@ -107,13 +117,17 @@ class Engine(Projector):
     def _drop_gradients(self) -> None:
         """Drop the gradients of an earlier `backward`."""
 
-    def backward(self, views: Sequence[Tensor], batch: GlobalBatch | None = None) -> LossReport:
+    def backward(
+        self, views: Sequence[Tensor], batch: GlobalBatch | None = None, counted: Tensor | None = None
+    ) -> LossReport:
         """Compute the gradient of the global loss, in place of an earlier gradient.
 
         Args:
             views: this rank's share of the views, (n, 1, H, W) each: two large ones, then any number of small ones; n
                 may differ between ranks, and be 0
             batch: what the ranks have agreed on; without it they do so here, about samples without identities
+            counted: (n,) bool on the CPU, which samples count; the others, with images of any content, keep the shapes
+                the same and change no number. All ranks give it, with the same n, or none does
 
         Returns:
             The loss and its health. The loss is NaN if a projection of any rank is not finite, or zero.
@@ -123,10 +137,12 @@ class Engine(Projector):
         """
         self._forget_gradients()
         batch = batch or agree(len(views[0]), self._loss_config)
+        if counted is not None and counted.all() and not self._compiled:
+            counted = None  # a compiled graph takes it always, so that it is compiled once
         # Only now, because DeepSpeed may have replaced the buffers.
         self._statistics = self._statistics or KeptTensors(list(self.encoder.buffers()))
         self._statistics.keep()
-        self._contrast = contrast_gradients(self, views, batch, self._loss_config, self._micro_batches)
+        self._contrast = contrast_gradients(self, views, batch, self._loss_config, self._micro_batches, counted)
         self._has_gradients = True
         return self._contrast.report
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from infra.devices import on_device
 from ssl_core.loss.multi_crop import contrast
 from ssl_core.loss.ntxent import GlobalBatch, LossConfig, LossReport
 from ssl_core.model.batch_norm import running_statistics_kept
@@ -34,10 +35,11 @@ class Projector(ABC):
     module: nn.Module
 
     @abstractmethod
-    def project(self, images: Sequence[Tensor], *, last: bool) -> Tensor:
+    def project(self, images: Sequence[Tensor], counted: Tensor | None, *, last: bool) -> Tensor:
         """Return the projections (M, d) of images (m, 1, H, W) of each size, for one `backpropagate` with this `last`.
 
-        `images` are the arguments of `module`: first the large ones, then the small ones if there are any.
+        `images` and `counted` are the arguments of `module`: first the large images, then the small ones if there are
+        any; which samples count.
         """
 
     @abstractmethod
@@ -58,6 +60,7 @@ def contrast_gradients(
     batch: GlobalBatch,
     loss: LossConfig,
     micro_batches: int = 1,
+    counted: Tensor | None = None,
 ) -> Contrast:
     """Add the gradient of the loss over all ranks' samples to the parameters' gradients. Collective.
 
@@ -68,9 +71,11 @@ def contrast_gradients(
         batch: what the ranks have agreed on
         loss: settings of the loss
         micro_batches: P, the same on all ranks; fewer are used if a part would be empty on every rank
+        counted: (n,) on the CPU, which samples count if not all do; n is the same on all ranks then
     """
     samples = len(views[0])
-    parts = min(micro_batches, max(batch.samples))
+    parts = min(micro_batches, max(batch.samples) if counted is None else samples)
+    counted_here = None if counted is None else on_device(counted, views[0].device)
 
     def images_of(part: int) -> list[Tensor]:
         """Return both large views of a part's m samples, (2m, 1, H, W), and the k small ones, (km, 1, h, w)."""
@@ -78,12 +83,18 @@ def contrast_gradients(
             torch.cat([view[part::parts] for view in same_size]) for same_size in (views[:2], views[2:]) if same_size
         ]
 
+    def counted_of(part: int) -> Tensor | None:
+        return None if counted_here is None else counted_here[part::parts]
+
     with torch.no_grad():
-        pieces = [projector.module(*images_of(part)) for part in range(parts - 1)]
+        pieces = [projector.module(*images_of(part), counted=counted_of(part)) for part in range(parts - 1)]
     # Memory must hold the activations of one part anyway, so the last part is projected only once.
-    kept = projector.project(images_of(parts - 1), last=parts == 1)
+    kept = projector.project(images_of(parts - 1), counted_of(parts - 1), last=parts == 1)
     z = _in_order([*pieces, kept.detach()], len(views), samples).requires_grad_()  # (views, n, d)
-    report = contrast(z, loss, batch)
+    contrasted = z
+    if counted is not None:
+        contrasted = z.index_select(1, on_device(counted.nonzero()[:, 0], z.device))
+    report = contrast(contrasted, loss, batch)
     report.loss.backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None, "the loss depends on the projections"
     dz = z.grad
@@ -93,9 +104,9 @@ def contrast_gradients(
     with running_statistics_kept(projector.module):  # the first pass has already updated them
         for part in range(parts - 1):
             last = part == parts - 2
-            projections = projector.project(images_of(part), last=last)
+            projections = projector.project(images_of(part), counted_of(part), last=last)
             projector.backpropagate(_product(projections, dz[:, part::parts]), last=last)
-    return Contrast(report._replace(loss=report.loss.detach()), z.detach())
+    return Contrast(report._replace(loss=report.loss.detach()), contrasted.detach())
 
 
 def _in_order(pieces: Sequence[Tensor], views: int, samples: int) -> Tensor:

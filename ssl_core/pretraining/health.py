@@ -66,13 +66,17 @@ class HealthWatch:
         finally:
             handle.remove()
 
-    def measure(self, identities: Identities) -> Health | None:
+    def measure(self, identities: Identities, valid: Tensor) -> Health | None:
         """Return the health of the step that was watched, on the first rank; None on the others. Collective.
 
         Args:
             identities: of this rank's samples that were not masked
+            valid: (n,) bool on the CPU, which samples these are
         """
-        features, projections = _in_order(self._features), _in_order(self._projections)
+        places = valid.nonzero()[:, 0]
+        features, projections = (
+            _in_order(parts)[:, places.to(parts[0].device)] for parts in (self._features, self._projections)
+        )
         self._features, self._projections = [], []
         counts = gather_equal(torch.tensor(features.shape[1])).tolist()
         chosen = _evenly_spaced(sum(counts))

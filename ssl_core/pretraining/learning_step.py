@@ -33,11 +33,8 @@ def learn(engine: Engine, batch: Batch, agreed: GlobalBatch, learning_rate: floa
         agreed: what the ranks have agreed on
         learning_rate: of this step
     """
-    valid = torch.from_numpy(batch.valid)
-    views = batch.views
-    if not valid.all():  # masked samples take no part: neither in the loss nor in batch norm
-        views = [view[valid.to(view.device)] for view in views]
-    report = engine.backward(views, agreed)
+    # Masked samples take no part: neither in the loss nor in batch norm.
+    report = engine.backward(batch.views, agreed, torch.from_numpy(batch.valid))
     return Learned(report, engine.update(learning_rate))
 
 

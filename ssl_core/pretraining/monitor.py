@@ -83,7 +83,7 @@ class Monitor:
         if report is not None:
             self._reports.append(report)
             if closely:
-                self._measured = self._health.measure(identities_of(batch))
+                self._measured = self._health.measure(identities_of(batch), torch.from_numpy(batch.valid))
         self._speed.add(batch.wait_s, learn_s)
 
     def line(self, state: CheckpointState, learning_rate: float, skipped: int) -> Line:

@@ -18,6 +18,7 @@ from infra.errors import UserError
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.engines.train_config import Precision
+from ssl_core.loss.agreement import agree
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.encoder import Encoder
 from ssl_core.model.optimizer import OptimConfig
@@ -298,6 +299,13 @@ def test_a_compiled_backbone_computes_the_same() -> None:
     plain, compiled = (build(EngineConfig(compile=compile), small_encoder()) for compile in (False, True))
     losses = [engine.backward(two_views(SAMPLES)).loss.item() for engine in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    half = torch.arange(SAMPLES) % 2 == 0
+    masked = [
+        engine.backward(two_views(SAMPLES), agree(SAMPLES // 2, LossConfig()), half) for engine in (plain, compiled)
+    ]
+    assert masked[1].loss.item() == pytest.approx(masked[0].loss.item(), rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # compiled once, whatever is masked
     assert compiled.update(1e-3)
     gradients = [engine.backward(two_views(SAMPLES)).loss for engine in (plain, compiled)]
     assert all(gradient.isfinite() for gradient in gradients)

@@ -7,16 +7,20 @@ from torch import Tensor
 
 from infra.errors import UserError
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
+from ssl_core.loss.agreement import agree
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.optimizer import OptimConfig
-from tests.support.small_encoder import small_encoder, two_views, views_of
+from tests.support.small_encoder import small_encoder, small_encoder_in_double, two_views, views_of
 
 CPU = torch.device("cpu")
 
 
+def setup(parts: int) -> EngineSetup:
+    return EngineSetup(EngineConfig(), OptimConfig(), LossConfig(), "fp32", CPU, micro_batches=parts)
+
+
 def engine(parts: int) -> Engine:
-    setup = EngineSetup(EngineConfig(), OptimConfig(), LossConfig(), "fp32", CPU, micro_batches=parts)
-    return build_engine(setup, small_encoder())
+    return build_engine(setup(parts), small_encoder())
 
 
 def test_projects_every_part_to_the_same_bits_in_both_passes() -> None:
@@ -58,6 +62,28 @@ def test_takes_fewer_parts_when_there_are_fewer_samples() -> None:
         cached.backward(two_views(3))
     gradients = many.gradients()
     assert all(torch.equal(gradient, gradients[name]) for name, gradient in three.gradients().items())
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_samples_that_do_not_count_change_no_number_and_no_shape(parts: int) -> None:
+    """Every third part has one that does not count, and one part of three has none that does."""
+    places = torch.tensor([0, 1, 3, 4, 6, 7])
+    masked, plain = (build_engine(setup(parts=parts), small_encoder_in_double()) for _ in range(2))
+    shapes: list[torch.Size] = []
+    masked.encoder.backbone.register_forward_pre_hook(lambda _, images: shapes.append(images[0].shape))
+    views = [torch.full((9, *view.shape[1:]), 7.0).index_copy(0, places, view) for view in views_of(6, small=1)]
+    counted = torch.zeros(9, dtype=torch.bool).index_fill(0, places, True)
+    loss = masked.backward(views, agree(6, LossConfig()), counted).loss
+    assert {shape[0] for shape in shapes} == {18 // parts, 9 // parts}
+    if parts == 1:
+        expected, gradients = plain.backward(views_of(6, small=1)).loss, masked.gradients()
+        assert torch.isclose(loss, expected, rtol=1e-6)
+        for name, gradient in plain.gradients().items():
+            assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+        for name, buffer in plain.encoder.named_buffers():
+            torch.testing.assert_close(masked.model_state()[name], buffer, rtol=1e-6, atol=1e-7)
+    assert loss.isfinite()
+    assert masked.update(1e-3)
 
 
 @pytest.mark.parametrize("samples", [0, 1])

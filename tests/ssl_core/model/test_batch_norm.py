@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_core.model.batch_norm import GlobalBatchNorm, running_statistics_kept, synchronize_batch_norm
+from ssl_core.model.batch_norm import GlobalBatchNorm, rows_counted, running_statistics_kept, synchronize_batch_norm
 from tests.support.collective_checker import UnequalCollectives
 from tests.support.process_group import on_ranks
 
@@ -45,19 +45,33 @@ def synchronized(norm: nn.Module) -> nn.Module:
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.004}
 
 
-def on_one_rank(rank: int, world: int, shares: list[int]) -> dict[torch.dtype, dict[str, Tensor]]:
+def on_one_rank(rank: int, world: int, shares: list[int], padded: bool) -> dict[torch.dtype, dict[str, Tensor]]:
     start = sum(shares[:rank])
     rows = slice(start, start + shares[rank])
     result = {}
     for dtype in TOLERANCES:
-        x, dy = batch(dtype)
-        result[dtype] = results(synchronized(layer(parameters_of(dtype))), x[rows], dy[rows])
+        x, dy = (part[rows] for part in batch(dtype))
+        norm = synchronized(layer(parameters_of(dtype)))
+        result[dtype] = with_other_rows(norm, x, dy, max(shares)) if padded else results(norm, x, dy)
     return result
 
 
-@pytest.fixture(scope="module", params=SHARES, ids=["unequal", "one rank empty"])
+def with_other_rows(norm: nn.Module, x: Tensor, dy: Tensor, rows: int) -> dict[str, Tensor]:
+    """The results of x where further rows, which do not count, make it as long as on all ranks."""
+    more = torch.zeros(rows - len(x), *x.shape[1:], dtype=x.dtype)
+    with rows_counted(norm, torch.arange(rows) < len(x)):
+        found = results(norm, torch.cat([x, more + 1000]), torch.cat([dy, more]))
+    assert not found["dx"][len(x) :].any()
+    return found | {name: found[name][: len(x)] for name in ("y", "dx")}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(SHARES[0], False), (SHARES[1], False), (SHARES[1], True)],
+    ids=["unequal", "one rank empty", "one rank without rows that count"],
+)
 def every_rank(request: pytest.FixtureRequest) -> list[dict[torch.dtype, dict[str, Tensor]]]:
-    return on_ranks(3, on_one_rank, request.param)
+    return on_ranks(3, on_one_rank, *request.param)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

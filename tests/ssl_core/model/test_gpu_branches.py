@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core.engines.engine import AutocastEncoder
 from ssl_core.engines.train_config import Precision
-from ssl_core.model.batch_norm import synchronize_batch_norm
+from ssl_core.model.batch_norm import rows_counted, synchronize_batch_norm
 from ssl_core.model.encoder import Encoder
 from tests.support.fork_server import fork_context
 from tests.support.process_group import on_ranks
@@ -74,8 +74,10 @@ def cuda_encoder() -> Encoder:
     return encoder.train()
 
 
-def sent_in_a_step(images: int, precision: Precision) -> Sent:
+def sent_in_a_step(images: int, precision: Precision, masked: bool = False) -> Sent:
     """Pass so many images forward on a fake GPU, and gradients backward through each batch norm; return what is sent.
+
+    Where some are `masked`, nothing depends on which.
 
     Autograd itself asks for a real GPU, so the layers' backward passes are called one by one.
     """
@@ -86,7 +88,9 @@ def sent_in_a_step(images: int, precision: Precision) -> Sent:
         encoder = cuda_encoder()
         for layer in filter(is_norm, encoder.modules()):
             layer.register_forward_hook(lambda layer, x, y: backward.append((y.grad_fn, torch.empty_like(y))))
-        projections = AutocastEncoder(encoder, precision)(torch.empty(images, 1, SIZE_PX, SIZE_PX, device="cuda"))
+        counted = torch.ones(images, dtype=torch.bool, device="cuda") if masked else None
+        views = torch.empty(images, 1, SIZE_PX, SIZE_PX, device="cuda")
+        projections = AutocastEncoder(encoder, precision)(views, counted=counted)
         assert projections.shape == (images, 16)
         for grad_fn, dy in reversed(backward):
             dx, dweight, dbias, *_ = grad_fn.apply(dy, None, None, None)
@@ -102,7 +106,9 @@ def graphs_and_breaks(images: int) -> tuple[int, int]:
     fake_ranks()
     with FakeTensorMode(allow_non_fake_inputs=True):
         backbone = cuda_encoder().backbone
-        found = torch._dynamo.explain(backbone)(torch.empty(images, 1, SIZE_PX, SIZE_PX, device="cuda"))
+        views = torch.empty(images, 1, SIZE_PX, SIZE_PX, device="cuda")
+        with rows_counted(backbone, torch.ones(images, dtype=torch.bool, device="cuda")):  # as an engine compiles it
+            found = torch._dynamo.explain(backbone)(views)
     return found.graph_count, found.graph_break_count
 
 
@@ -119,6 +125,7 @@ def test_the_encoder_on_a_gpu_waits_for_nothing_and_sends_the_same_without_image
     assert len(sent) == 2 * len(layers)  # one forward and one backward, of each layer
     assert {(name, dtype) for name, dtype, _ in sent} == {("c10d::allreduce_", "torch.float64")}
     assert alone(sent_in_a_step, 0, precision) == sent
+    assert alone(sent_in_a_step, 4, precision, True) == sent
 
 
 def test_the_backbone_compiles_into_one_graph_on_several_gpus() -> None:

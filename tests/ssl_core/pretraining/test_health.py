@@ -37,7 +37,7 @@ def watched(engine: Engine, small: int, ranks: Ranks = ALONE, rows: slice = slic
     watch, ids = HealthWatch(engine.encoder.head, LOSS, small, ranks), identities(rows)
     with watch.watching():
         engine.backward([view[rows] for view in views_of(SAMPLES, small=small)], agreed_on(ids))
-    return watch.measure(ids)
+    return watch.measure(ids, torch.ones(len(ids.instance), dtype=torch.bool))
 
 
 def agreed_on(ids: Identities) -> GlobalBatch:
@@ -80,7 +80,7 @@ def test_many_samples_are_represented_by_evenly_spaced_ones() -> None:
     rows = torch.randn(2, samples, 8, generator=torch.Generator().manual_seed(0))
     with watch.watching():
         head(rows.flatten(0, 1))
-    health = watch.measure(Identities(*[torch.arange(samples)] * 3))
+    health = watch.measure(Identities(*[torch.arange(samples)] * 3), torch.ones(samples, dtype=torch.bool))
     assert health is not None
     expected = geometry(rows[:, ::3])
     assert health.values["health/backbone_rankme"] == pytest.approx(expected.rankme.item(), rel=1e-6)
