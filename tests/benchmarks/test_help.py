@@ -6,6 +6,7 @@ NAMES = [
     "coverage",
     "features",
     "gpu",
+    "host_work",
     "kernels",
     "loader",
     "loss",
@@ -15,6 +16,7 @@ NAMES = [
     "probe",
     "probe_fit",
     "reliability",
+    "scaling",
     "seed_coverage",
     "step",
 ]
