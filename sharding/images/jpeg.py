@@ -3,6 +3,8 @@
 import re
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from sharding.images.file_formats import JPEG_SIGNATURE
 from sharding.images.limits import MAX_SCANNED_PIXELS
 
@@ -66,7 +68,12 @@ def has_too_many_scans(content: bytes, pixels: int) -> bool:
     A scan of no data costs a decoder as much time as any other. So a file of 250 kB could take minutes. Every pair of
     bytes that could begin a scan counts: a decoder finds scans behind garbage too.
     """
-    return content.count(bytes([0xFF, _SCAN])) * pixels > MAX_SCANNED_PIXELS
+    most = np.count_nonzero(
+        np.frombuffer(content, np.uint8) == _SCAN
+    )  # a limit, found eight times sooner than the pairs
+    return bool(most * pixels > MAX_SCANNED_PIXELS) and (
+        content.count(bytes([0xFF, _SCAN])) * pixels > MAX_SCANNED_PIXELS
+    )
 
 
 def is_plain_gray(content: bytes) -> bool:
