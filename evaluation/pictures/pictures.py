@@ -55,9 +55,9 @@ def show_attention(probed: Probed, curves: Curves, shown: set[int]) -> None:
     task = probed.primary.task
     for case in probed.cases:
         if case.kind == "checkpoint" and case.task is task and case.step is not None and case.step not in shown:
+            shown.add(case.step)  # before, because a checkpoint that retention has removed meanwhile is not tried again
             try:
                 picture = attention_picture(probed, case)
             except NoMap:
                 return
             curves.show_picture(f"probe/{case.key.dataset}/{case.key.preset}/attention", picture, case.step)
-            shown.add(case.step)
