@@ -26,9 +26,9 @@ Row = dict[str, str]  # a line of predictions.csv
 HEADER = "path,patient,split,sex,age,a,b,label\n"
 
 
-def write_films(root: Path, patients: int = 50) -> None:
+def write_films(root: Path, *, patients: int = 50, seed: int = 0, patch: int = 10, copies: int = 1) -> None:
     """Two films of each patient, 40 or 300 px; a faint patch tells the sick, and one film is there twice."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     root.mkdir(parents=True)
     lines = []
     for patient in range(patients):
@@ -37,26 +37,34 @@ def write_films(root: Path, patients: int = 50) -> None:
         label = "sick" if sick else "well"
         for film in range(2):
             pixels = random.integers(60, 120, (40, 40)) + random.integers(0, 40)
-            pixels[10:24, 8:22] += 10 * sick
+            pixels[10:24, 8:22] += patch * sick
             name = f"{patient}-{film}.png"
             Image.fromarray(pixels.astype(np.uint8)).resize((side, side)).save(root / name)
             lines.append(f"{name},p{patient},{split},{'FM'[patient // 2 % 2]},{20 + patient},{sick},{film},{label}\n")
-    last = f"{patients - 1}-0.png"  # of a sick patient; its copy is said to be of a healthy one
-    (root / "copy.png").write_bytes((root / last).read_bytes())
-    lines.append("copy.png,other,test,F,50,0,0,well\n")
+    for copy in range(copies):  # of a film of a sick patient, said to be of healthy ones
+        (root / f"copy-{copy}.png").write_bytes((root / f"{patients - 1}-0.png").read_bytes())
+        lines.append(f"copy-{copy}.png,other-{copy},test,F,50,0,0,well\n")
     (root / "films.csv").write_text(HEADER + "".join(lines))
 
 
-def pack_films(folder: Path, **columns: Any) -> Path:
+def pack_films(folder: Path, name: str | None = None, **columns: Any) -> Path:
     options = FolderOptions(csv=Path("films.csv"), patient="patient", sex="sex", age="age", **columns)
-    pack(PackConfig("folder", folder / "raw", folder / "shards", shorter_side_px=40, workers=1, folder=options))
+    pack(
+        PackConfig(
+            *("folder", folder / "raw", folder / "shards"),
+            name=name,
+            shorter_side_px=40,
+            workers=1,
+            folder=options,
+        )
+    )
     return folder / "shards"
 
 
-def probed(run: Path, shards: Path, **changes: Any) -> Faults:
+def probed(run: Path, *shards: Path, **changes: Any) -> Faults:
     config = ProbeConfig(
         run,
-        ProbeData([str(shards)]),
+        ProbeData([str(folder) for folder in shards]),
         checkpoints="last",
         executor="torchvision",
         search="serial",
@@ -201,3 +209,62 @@ def test_every_image_of_the_record_is_a_file(run: Path, faults: Faults) -> None:
                 assert image.mode == "L"
                 assert max(image.size) <= 320
         assert fault.shorter_side_px in (40, 300)
+
+
+@pytest.mark.slow
+def test_cross_validated_faults_are_of_the_classifier_that_did_not_see_the_patient(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    write_films(tmp_path / "raw")
+    shards = pack_films(tmp_path, label="label")
+    crossed = make_run(tmp_path / "run", shards, steps=(5,), splits=())
+    [found] = probed(crossed, shards, presets=["rigorous"], allow_overlap=True).questions
+    assert_agree(found, predictions(crossed, "rigorous"), most=6)
+    assert len({fault.fold for fault in found.most_confident}) > 1
+    for fault in found.most_confident:
+        assert {item.part for item in fault.nearest} == {"development"}
+        assert {item.part for item in fault.same_patient} == {"test"}
+        assert all(item.score is not None for item in fault.nearest)  # each is tested in another round
+
+
+@pytest.mark.slow
+def test_each_label_of_a_task_has_its_own_faults(tmp_path: Path, make_run: MakeRun) -> None:
+    write_films(tmp_path / "raw")
+    shards = pack_films(tmp_path, split="split", labels=["a", "b"])
+    run = make_run(tmp_path / "run", shards, steps=(5,))
+    faults = probed(run, shards, presets=["rigorous"])
+    assert [found.positive for found in faults.questions] == ["a", "b"]
+    for found, rates in zip(faults.questions, faults.rates, strict=True):
+        rows = predictions(run, "rigorous", found.positive)
+        assert_agree(found, rows, most=6)
+        assert rates.dataset == found.dataset
+        assert rates.groups[0].false_positives == found.false_positives
+
+
+@pytest.mark.slow
+def test_faults_of_two_joined_sets_are_of_the_tested_set_and_their_neighbors_of_the_fitted_one(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    for seed, name in enumerate("ab"):
+        write_films(tmp_path / name / "raw", seed=seed, copies=0)
+    hospitals = [pack_films(tmp_path / name, name=f"hospital-{name}", label="label") for name in "ab"]
+    run = make_run(tmp_path / "run", hospitals[0], steps=(5,), splits=())
+    [found] = probed(run, *hospitals, presets=["rigorous"], train_on="hospital-a", allow_overlap=True).questions
+    assert_agree(found, predictions(run, "rigorous"), most=6)
+    for fault in found.most_confident:
+        assert fault.image.dataset == "hospital-b"
+        assert {item.image.dataset for item in fault.nearest} == {"hospital-a"}
+
+
+@pytest.mark.slow
+def test_a_probe_without_a_fault_says_so(tmp_path: Path, make_run: MakeRun) -> None:
+    write_films(tmp_path / "raw", patch=120, copies=0)
+    shards = pack_films(tmp_path, split="split", label="label")
+    faults = probed(make_run(tmp_path / "run", shards, steps=(5,)), shards, presets=["rigorous"])
+    [found] = faults.questions
+    assert (found.false_positives, found.false_negatives, found.most_confident) == (0, 0, [])
+    rate = faults.rates[0].groups[0].false_negative_rate
+    assert rate is not None
+    assert (rate.value, rate.low) == (0, 0)
+    assert rate.high is not None
+    assert rate.high > 0
