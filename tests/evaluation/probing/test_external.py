@@ -15,9 +15,11 @@ from sklearn.preprocessing import StandardScaler
 
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.fitting.finetuning.config import FinetuneConfig
+from evaluation.pictures.projector import THUMBNAIL_PX
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
 from evaluation.report.html.page import report
+from evaluation.results.embedding_records import read_embeddings
 from evaluation.results.kept_probes import KeptProbes
 from evaluation.results.results import Results
 from evaluation.results.rows import ProbeResult
@@ -237,3 +239,21 @@ def test_options_that_do_not_fit_are_refused_in_one_line(hospitals: list[Locatio
         config_of(Path("run"), hospitals, train_on=None, test_on=["a"])
     with pytest.raises(UserError, match=r"test_on=\[a,a\] names a set twice"):
         config_of(Path("run"), hospitals, test_on=["a", "a"])
+
+
+@pytest.mark.slow
+def test_maps_and_projector_show_images_of_the_tested_hospital(
+    probed: tuple[Path, Results], hospitals: list[Location]
+) -> None:
+    run, _ = probed
+    probe(config_of(run, hospitals, pictures=True))
+    record = read_embeddings(run)
+    assert record is not None
+    [of_set] = record.sets
+    assert (of_set.dataset, of_set.classes, sum(of_set.positive)) == (LABEL, ("well", "sick"), 25)
+    [_, tested] = open_labeled_sets(ProbeData(hospitals))
+    assert len(of_set.keys) == 50 and set(of_set.keys) <= set(tested.samples.keys)
+    assert [item.features for item in of_set.maps] == ["untrained backbone, draw 1", "epoch 1"]
+    [sheet] = (run / "events" / "probe").rglob("*-thumbnails.png")
+    cells = np.asarray(Image.open(sheet)).reshape(8, THUMBNAIL_PX, 8, THUMBNAIL_PX).swapaxes(1, 2)
+    assert cells.mean(axis=(2, 3)).reshape(-1)[:50].min() > 120  # hospital-b is brighter
