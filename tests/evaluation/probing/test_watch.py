@@ -1,3 +1,4 @@
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -106,8 +107,22 @@ def test_a_probe_shows_each_step_once_with_its_interval_and_nothing_of_an_earlie
         {step: estimate.low for step, estimate in scores.items()}
     )
     assert not [tag for tag in of_probe.Tags()["scalars"] if "rigorous" in tag]
-    last = next(row for row in results.rows if row.step == 10)
-    require_curves_of(last, read_events(run / "events" / "classifiers" / "cell_epoch-2_gazda2021"))
+    of_classifier = read_events(run / "events" / "classifiers" / "cell_epoch-2_gazda2021")
+    require_curves_of(next(row for row in results.rows if row.step == 10), of_classifier)
+    shown = tags_of(of_probe) | tags_of(of_classifier)
+    assert {tag.replace("cell/gazda2021", "<set>/<preset>") for tag in shown} == documented()
+
+
+def tags_of(events: EventAccumulator) -> set[str]:
+    return {tag for kind in ("scalars", "tensors") for tag in events.Tags()[kind]} - {"custom_scalars__config__"}
+
+
+def documented() -> set[str]:
+    """The tags of a probe in docs/monitoring.md."""
+    page = Path(__file__).parents[3] / "docs" / "monitoring.md"
+    of_probe = page.read_text(encoding="utf-8").split("\n## Probe\n")[1].split("\n## ")[0]
+    rows = [line for line in of_probe.splitlines() if line.startswith("| `")]
+    return {tag for row in rows for tag in re.findall(r"`([\w/<>]+)`", row.split(" | ")[0])}
 
 
 def require_curves_of(row: ProbeResult, events: EventAccumulator) -> None:

@@ -18,7 +18,8 @@ ON_A_GPU = {"speed/gpu_memory_max_gb", "speed/model_flop_utilization"}
 
 
 def documented() -> set[str]:
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    of_pretraining = PAGE.read_text(encoding="utf-8").split("\n## Probe\n")[0]
+    rows = [line for line in of_pretraining.splitlines() if line.startswith("| `")]
     return {tag for row in rows for tag in re.findall(r"`([\w/]+)`", row.split(" | ")[0])}
 
 
