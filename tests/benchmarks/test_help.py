@@ -11,6 +11,7 @@ NAMES = [
     "loader",
     "loss",
     "loss_accuracy",
+    "monitoring_cost",
     "order",
     "packing",
     "probe",
@@ -18,6 +19,7 @@ NAMES = [
     "reliability",
     "scaling",
     "seed_coverage",
+    "sick_runs",
     "step",
 ]
 
