@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         words,
         command="submit",
         description=(
-            "Run the Sternum command after `--` on a cluster. Pretraining and embed use all GPUs of all machines, "
+            "Run the Sternum command after `--` on a cluster. Pretraining and embed use all GPUs of all machines; "
             "shard, audit and probe use all machines by Ray; the other commands use one machine. Sternum must be "
             "installed on all machines, and the folders of the command must exist there. docs/clusters.md has the way "
             "from one machine to many."

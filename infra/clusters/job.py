@@ -16,7 +16,7 @@ from infra.errors import require
 Way = Literal["ranks", "ray", "single", "cluster"]
 
 _RANKED: Final = ("pretrain", "embed")
-_ON_RAY: Final = ("shard", "audit", "probe")  # commands with the option --address, and embed on a cluster of Ray alone
+_ON_RAY: Final = ("shard", "audit", "embed", "probe")  # commands with the option --address
 _WORLD_SIZE: Final = "--train.world_size="
 
 
@@ -86,15 +86,19 @@ def job_of(
     way: Way = "single"
     if not verb:
         way = "cluster"
-    elif (verb in _ON_RAY and nodes > 1) or (verb in (*_ON_RAY, "embed") and is_on_ray):
-        way, arguments = "ray", [*arguments, "--address=auto"]
-        _require_this_cluster(arguments[:-1])
+    elif is_on_ray and verb in _ON_RAY:
+        way = "ray"
     elif verb == "pretrain" or (verb in _RANKED and processes > 1):
         way = "ranks"
+    elif nodes > 1 and verb in _ON_RAY:
+        way = "ray"
     require(
         nodes == 1 or way != "single",
-        f"nodes={nodes}: sternum {verb} uses one machine; only {', '.join((*_RANKED, *_ON_RAY))} use several: nodes=1",
+        f"nodes={nodes}: sternum {verb} uses one machine; only pretrain, {', '.join(_ON_RAY)} use several: nodes=1",
     )
+    if way == "ray":
+        _require_this_cluster(arguments)
+        arguments = [*arguments, "--address=auto"]
     if verb == "pretrain" and not any(word.startswith(_WORLD_SIZE) for word in arguments):
         arguments = [*arguments, f"{_WORLD_SIZE}{processes}"]
     variables = dict(word.split("=", maxsplit=1) for word in env)

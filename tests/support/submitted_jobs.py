@@ -29,6 +29,7 @@ JOBS: Final = {
     "--config=gazda2021 --data.shards=[shards/chexpert]",
     "slurm-shard.sh": "slurm --cpus=32 --name=pack -- sternum shard chexpert --root='/data/My CheXpert' --out=shards/x",
     "slurm-probe.sh": "slurm --nodes=4 --gpus=1 -- sternum probe runs/paper --data.shards=[shards/cell]",
+    "slurm-shard-4-nodes.sh": "slurm --nodes=4 --cpus=32 -- sternum shard chexpert --root=/data --out=shards/x",
     "slurm-embed.sh": "slurm --nodes=2 --gpus=8 -- sternum embed shards/chexpert --backbone=runs/paper --out=f.npz",
     "trainjob.yaml": f"kubernetes --nodes=4 --gpus=8 --cpus=64 --memory_gb=512 {_POD} --kubernetes.rdma=rdma/hca "
     f"--kubernetes.shared_memory_gb=64 --kubernetes.node_selector=[gpu=h100] -- {_PAPER}",
