@@ -23,11 +23,11 @@ from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.simulation.datasets import write_cell
 from ssl_core.engines import Engine
-from ssl_core.loss.ntxent import LossReport
+from ssl_core.loss.agreement import GlobalBatch
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.health import HealthWatch
-from ssl_core.pretraining.learning_step import learn
+from ssl_core.pretraining.learning_step import Learned, learn
 from ssl_core.pretraining.monitor import Line, Monitor
 from ssl_core.pretraining.outputs import RunOutputs
 from ssl_core.pretraining.train import pretrain
@@ -54,16 +54,16 @@ class Costs:
 
         return timed
 
-    def step(self, engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def step(self, engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         """Make a step."""
         head = engine.encoder.head
         if "register_forward_hook" not in vars(head):
             register = head.register_forward_hook
             vars(head)["register_forward_hook"] = lambda hook: register(self.of_metrics(hook))
         began_s, metrics_s = time.thread_time(), self._metrics_s
-        report = learn(engine, batch, rate)
+        learned = learn(engine, batch, agreed, rate)
         self._step_s += time.thread_time() - began_s - (self._metrics_s - metrics_s)
-        return report
+        return learned
 
     def finish_window(self) -> None:
         """Begin the next window."""

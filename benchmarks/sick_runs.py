@@ -39,12 +39,12 @@ from sharding.reading.data_config import DataConfig
 from sharding.reading.open_shard import OpenShard
 from sharding.simulation.datasets import write_cell
 from ssl_core.engines import Engine
+from ssl_core.loss.agreement import GlobalBatch
 from ssl_core.loss.config import LossConfig
-from ssl_core.loss.ntxent import LossReport
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
-from ssl_core.pretraining.learning_step import learn
+from ssl_core.pretraining.learning_step import Learned, learn
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.batches import Batch
 from ssl_core.views.spec import ViewSpec
@@ -107,10 +107,10 @@ def take_part(rank: int, world: int, config: PretrainConfig, fault: str, port: i
     torch.set_num_threads(1)
     is_sick = rank == world - 1
 
-    def held_up(engine: Engine, batch: Batch, rate: float) -> LossReport | None:
+    def held_up(engine: Engine, batch: Batch, agreed: GlobalBatch, rate: float) -> Learned:
         if is_sick and fault == "slow rank" and batch.step % 10 == 0:
             time.sleep(_HELD_UP_S)
-        return learn(engine, batch, rate)
+        return learn(engine, batch, agreed, rate)
 
     if is_sick and fault == "starved rank":
         read = OpenShard.read

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_core.loss.agreement import agree
 from ssl_core.loss.config import SamePatient
 from ssl_core.loss.health import chance_loss, deviation, geometry, rankme, uniformity
 from ssl_core.loss.multi_crop import contrast
@@ -72,7 +73,9 @@ def test_chance_is_the_loss_of_projections_that_are_all_alike(
 ) -> None:
     ids, loss = identities(12, seed=4), LossConfig(0.5, same_patient, decoupled=decoupled)
     alike = torch.ones(2 + small_views, 12, 6, dtype=torch.float64)
-    assert chance_loss(loss, ids, small_views) == pytest.approx(contrast(alike, loss, ids).loss.item(), rel=1e-12)
+    assert chance_loss(loss, ids, small_views) == pytest.approx(
+        contrast(alike, loss, agree(12, loss, ids)).loss.item(), rel=1e-12
+    )
 
 
 def test_chance_without_relations_is_the_log_of_all_other_rows() -> None:
