@@ -47,7 +47,7 @@ class RunOutputs:
             checkpoint_bytes: size of one checkpoint, to reserve memory for its copy in advance
 
         Raises:
-            UserError: on all ranks, if the first rank cannot write its files, or lacks the package of a tracker
+            UserError: on all ranks, if the first rank cannot write its files
         """
         self._ranks = ranks
         self._metrics: MetricsWriter | None = None

@@ -102,3 +102,16 @@ def test_a_gpu_without_memory_ends_in_a_line_that_names_the_setting(tmp_path: Pa
     status = read_status(config.run_folder)
     assert status is not None
     assert (status.state, status.message) == ("failed", str(raised.value))
+
+
+def test_an_alarm_stays_in_the_status_until_the_end_of_the_start(tmp_path: Path, simulated_shards: Path) -> None:
+    config = small_config(tmp_path / "run", simulated_shards)
+    with open_session(config, Ranks(), torch.device("cpu")) as session:
+        session.note_alarm("the projections have collapsed")
+        during = read_status(config.run_folder)
+        session.finish("finished", "step 12 of 12")
+    after = read_status(config.run_folder)
+    assert [status and (status.state, status.message) for status in (during, after)] == [
+        ("running", "the projections have collapsed"),
+        ("finished", "step 12 of 12; the projections have collapsed"),
+    ]
