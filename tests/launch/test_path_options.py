@@ -30,7 +30,7 @@ SUBJECTS = {
     "supervise": "run_folder",
     "probe": "run_folder",
     "table": "run_folders",
-    "report": "run_folder",
+    "report": "run_folders",
     "export": "run_folder",
 }
 

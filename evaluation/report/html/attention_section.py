@@ -7,7 +7,8 @@ from evaluation.report.html.blocks import Block, Case, Gallery, Missing, Paragra
 from evaluation.report.html.radiographs import image_facts, missing_pictures, no_pictures, picture_uri, score_in_words
 from evaluation.report.html.run_facts import RunFacts
 from evaluation.report.html.views_section import LEFT_OUT
-from evaluation.report.tables import Table, interval, percent
+from evaluation.report.score_table import with_interval
+from evaluation.report.tables import Table, percent
 from evaluation.results.picture_records import Attention, AttentionMap, read_attention
 from evaluation.results.scores import Estimate
 from infra.errors import UserError
@@ -53,12 +54,15 @@ def _attention_blocks(record: Attention, facts: RunFacts) -> Iterator[Block]:
         f"{record.outside_region}",
         ("features", "images", "empty maps", "outside", "95 %", "equal attention everywhere"),
         [
-            (item.features, str(item.images), str(item.empty),
-             *((percent(item.share.value), interval(item.share)) if item.share else ("", "")), percent(item.uniform))
+            (
+                *(item.features, str(item.images), str(item.empty)),
+                *with_interval(item.share),
+                percent(item.uniform),
+            )
             for item in record.outside
         ],
         text_columns=1,
-    )  # fmt: skip
+    )
 
 
 def _attention_case(item: AttentionMap, record: Attention, folder: Path) -> Case:

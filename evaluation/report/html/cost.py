@@ -34,6 +34,8 @@ def _pretraining_cost(pretraining: Pretraining) -> Iterator[Block]:
     items: list[tuple[str, str]] = []
     if hours is not None:
         items.append(("pretraining, without pauses between starts", duration(3600 * hours)))
+        if share := pretraining.metrics[-1].get("run/training_share"):
+            items.append(("effective training time, of all time since the run began", f"{100 * share:.1f} %"))
     if not starts:
         if items:
             yield Facts(items)

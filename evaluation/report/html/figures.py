@@ -1,4 +1,4 @@
-"""Figures of the page, as data URIs: scores by epoch, reliability, few labels, and the loss."""
+"""Figures of scores, as data URIs: by epoch, reliability, decisions, few labels."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from evaluation.results.rows import ProbeResult, last_checkpoint
 from evaluation.results.scores import Bin, Estimate
 
 # Dark enough on white for text and lines (at least 4.5 : 1); dashes and labels distinguish them without color.
-_INK, _QUIET, TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
+_INK, QUIET, TRAINED, _PAPER = "#1f2933", "#52606d", "#0b5fa5", "#2f6b3a"
 _LINES: Final = {  # kind of a row without epochs -> color and dash
     "finetuned": ("#a3195b", (0, (8, 2))),
     "untrained": ("#9a4d00", "--"),
@@ -34,38 +34,14 @@ STYLE: Final[dict[Any, Any]] = {
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
-    "axes.edgecolor": _QUIET,
+    "axes.edgecolor": QUIET,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e4e7eb",
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
 }
-
-
-def loss_picture(metrics: Sequence[dict[str, float]], chance: float) -> Picture:
-    """Draw the loss of the logged steps (at least one) over the epochs.
-
-    Args:
-        metrics: logged steps, all with a loss
-        chance: loss of a network that cannot tell any two images apart
-    """
-    epochs = [line.get("epoch", line["step"]) for line in metrics]
-    losses = [line["loss"] for line in metrics]
-    with mpl.rc_context(STYLE):
-        figure, axes = axes_of("epoch", "NT-Xent loss")
-        axes.plot(epochs, losses, color=TRAINED, marker="." if len(losses) < 40 else "", linewidth=1.5, label="loss")
-        axes.axhline(chance, color=_QUIET, linestyle="--", linewidth=1, label="chance")
-        legend(axes)
-        uri = data_uri(figure)
-    return Picture(
-        uri,
-        f"Line: the loss goes from {losses[0]:.3f} at epoch {epochs[0]:.2f} to {losses[-1]:.3f} at epoch "
-        f"{epochs[-1]:.2f}; its lowest value is {min(losses):.3f}. Chance is {chance:.3f}.",
-        "Loss of the pretext task; each point is the mean since the previous one. Dashed: the loss of a network that "
-        "cannot tell any two images apart.",
-    )
 
 
 def auc_picture(results: Results, dataset: Dataset) -> Picture:
@@ -155,7 +131,7 @@ def reliability_picture(results: Results, dataset: Dataset) -> Picture | None:
     )
     with mpl.rc_context(STYLE):
         figure, axes = axes_of("predicted probability, %", "share of positives, %", size=(6.0, 3.6))
-        axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, label="perfect calibration")
+        axes.plot([0, 100], [0, 100], color=QUIET, linewidth=1, label="perfect calibration")
         for name, bins, brier, color, dash, marker in curves:
             predicted, observed = [100 * item.predicted for item in bins], [100 * item.observed for item in bins]
             words = f"{name}, Brier {brier:.3f}"
@@ -187,7 +163,7 @@ def decision_picture(results: Results, dataset: Dataset) -> Picture | None:
         figure, axes = axes_of("threshold probability, %", "net benefit per image")
         axes.plot(thresholds, curve.net_benefit, color=TRAINED, marker=".", label=last.features)
         axes.plot(thresholds, curve.treat_all, color="#9a4d00", linestyle="--", label="treat all")
-        axes.axhline(0, color=_QUIET, linewidth=1, label="treat none")
+        axes.axhline(0, color=QUIET, linewidth=1, label="treat none")
         highest = max(*curve.net_benefit, curve.treat_all[0], 0.01)
         axes.set_ylim(-0.2 * highest, 1.1 * highest)
         legend(axes)

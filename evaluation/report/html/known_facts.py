@@ -5,6 +5,8 @@ from typing import Literal
 
 from evaluation.report.html.run_facts import Pretraining, RunFacts
 from evaluation.results.datasets import Dataset
+from evaluation.results.fault_records import FAULTS
+from evaluation.results.picture_records import ATTENTION, FOLDER
 from evaluation.results.results import Results
 from evaluation.results.rows import last_checkpoint
 
@@ -22,6 +24,10 @@ def known_facts(facts: RunFacts) -> Mapping[Fact, str]:
     if facts.pretraining:
         known |= _of_pretraining(facts.pretraining)
     if facts.results:
+        if (facts.folder / FOLDER / ATTENTION).exists():
+            known["explanations"] = "attention maps with two checks (Where the network looks)"
+        if (facts.folder / FOLDER / FAULTS).exists():
+            known["failures"] = "the most confident faults, and error rates in groups (What it gets wrong, Subgroups)"
         known |= {**_of_datasets(facts.results.datasets), **_of_scores(facts.results)}
         if facts.results.run is None:
             known["data"] = f"probed: {', '.join(dict.fromkeys(each.task_label for each in facts.results.datasets))}"

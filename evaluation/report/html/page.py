@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,8 @@ from evaluation.report.html.audit_section import audit_section
 from evaluation.report.html.blocks import Missing, Section
 from evaluation.report.html.checklists import checklists_section
 from evaluation.report.html.cost import cost_section
+from evaluation.report.html.embeddings_section import embeddings_section
+from evaluation.report.html.faults_section import faults_section
 from evaluation.report.html.run_facts import RunFacts, read_facts
 from evaluation.report.html.run_sections import configuration_section, curves_section, data_section, files_section
 from evaluation.report.html.score_sections import (
@@ -73,15 +76,16 @@ def render_message(name: str, message: str, state: str) -> str:
 
 def sections_of(facts: RunFacts) -> list[Section]:
     """Return the sections about one run, in the order in which a reader needs them."""
-    results, folder = facts.results, str(facts.folder)
+    results, folder = facts.results, shlex.quote(str(facts.folder))
     sections = [summary_section(facts), views_section(facts)]
     if results:
-        sections.append(attention_section(facts))
+        sections += [attention_section(facts), faults_section(facts)]
     sections += [curves_section(facts), scores_section(results, folder)]
     if results:
         if results.run:
             sections.append(selection_section(facts.selection, folder))
-        sections += [calibration_section(results), subgroups_section(results), audit_section(results)]
+        sections.append(embeddings_section(facts))
+        sections += [calibration_section(results), subgroups_section(facts, results), audit_section(results)]
     sections += [data_section(facts), configuration_section(facts), cost_section(facts)]
     return [*sections, checklists_section(facts), files_section(facts)]
 

@@ -1,18 +1,28 @@
 """What the sections on radiographs share: a probe's pictures as images of the page, and what is known of them."""
 
+import io
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
+
+from PIL import Image
 
 from evaluation.report.html.blocks import Case, Missing
-from evaluation.report.html.views_section import data_uri_of
-from evaluation.results.picture_records import FOLDER, PicturedImage
+from evaluation.report.html.views_section import MOST_BYTES, data_uri_of
+from evaluation.results.picture_records import FOLDER, LONGEST_SIDE_PX, PicturedImage
 from infra.errors import UserError
-from infra.files import read_regular
+from infra.files import regular_size
+
+_THUMBNAIL_PX: Final = 96
 
 
 def no_pictures(folder: Path) -> Missing:
     """Say that a probe without pictures leaves nothing to show."""
-    return Missing("The probe has left no pictures.", f"sternum probe {folder} --data.shards=[FOLDER] --pictures=true")
+    return Missing(
+        "The probe has left no pictures.",
+        f"sternum probe {shlex.quote(str(folder))} --data.shards=[FOLDER] --pictures=true",
+    )
 
 
 def missing_pictures(cases: Sequence[Case]) -> Iterator[Missing]:
@@ -40,14 +50,33 @@ def score_in_words(score: float, threshold: float) -> str:
 
 
 def picture_uri(folder: Path, name: str) -> str:
-    """Return a picture of a probe as a data URI; empty if there is no such file in the folder of pictures, or none.
+    """Return a picture of a probe as a data URI; empty if there is none that can be shown."""
+    return data_uri_of(_content(folder, name))
 
-    The name comes from a record that anybody may have written, so it must be one of a file of that folder.
+
+def thumbnail_uri(folder: Path, name: str) -> str:
+    """Return the same at most 96 px wide and high: a page has hundreds of the images beside faults."""
+    small = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(_content(folder, name)), formats=("JPEG",)) as image:
+            if max(image.size) > LONGEST_SIDE_PX:  # no probe wrote it, and it may be large on purpose
+                return ""
+            image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+            image.save(small, "JPEG")
+    except OSError:
+        return ""
+    return data_uri_of(small.getvalue())
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """Return a file of the folder of pictures; empty if it cannot be read.
+
+    The name comes from a record that anybody may have written, so it must be that of a file in this folder itself.
     """
     path = folder / FOLDER / name
     if not name or name != path.name or path.is_symlink():
-        return ""
+        return b""
     try:
-        return data_uri_of(read_regular(path))
+        return path.read_bytes() if regular_size(path) <= MOST_BYTES else b""
     except (OSError, UserError):
-        return ""
+        return b""

@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from evaluation.report.html.blocks import Block, Code, Facts, Heading, Missing, Paragraph, Picture, Section
-from evaluation.report.html.figures import accuracy_picture, auc_picture, loss_picture
+from evaluation.report.html.blocks import Block, Code, Facts, Heading, Missing, Notes, Paragraph, Picture, Section
+from evaluation.report.html.figures import accuracy_picture, auc_picture
 from evaluation.report.html.forest_plot import forest_picture
 from evaluation.report.html.run_facts import Pretraining, RunFacts
+from evaluation.report.html.training_figures import loss_picture, similarity_picture
 from evaluation.report.shard_folders import ShardFolder
 from evaluation.report.tables import Table
 from evaluation.report.task_tables import parts_table
@@ -46,6 +47,12 @@ def _training(pretraining: Pretraining) -> Iterator[Block]:
     if pretraining.losses:
         chance = math.log(2 * pretraining.config.data.global_batch - 1)
         yield loss_picture(pretraining.losses, chance)
+        if similarity := similarity_picture(pretraining.metrics):
+            yield similarity
+        if pretraining.metrics[-1].get("run/collapsed"):
+            yield Notes(
+                ["The network has collapsed: it maps all images to nearly the same point (docs/monitoring.md)."]
+            )
     elif pretraining.metrics:
         yield Missing("No logged step has a finite loss.")
     else:

@@ -16,7 +16,9 @@ from evaluation.report.detail_tables import (
 )
 from evaluation.report.findings import PresetSection, preset_sections
 from evaluation.report.html.blocks import Block, Fold, Heading, Missing, Notes, Paragraph, Section
+from evaluation.report.html.faults_section import error_rate_tables
 from evaluation.report.html.figures import decision_picture, few_labels_picture, reliability_picture
+from evaluation.report.html.run_facts import RunFacts
 from evaluation.report.selection_tables import selection_tables
 from evaluation.report.shift_table import shift_table
 from evaluation.report.tables import Table, marked_label
@@ -115,11 +117,12 @@ def calibration_section(results: Results) -> Section:
     return Section("calibration", "Calibration and decisions", blocks or [_needs_rigorous("Calibration")])
 
 
-def subgroups_section(results: Results) -> Section:
-    """Return the scores in subgroups, and the widest gaps between them."""
+def subgroups_section(facts: RunFacts, results: Results) -> Section:
+    """Return the scores in subgroups with the widest gaps between them, and the error rates in groups of images."""
     tables = [table for dataset in results.single for table in subgroup_tables(results, dataset)]
     tables += [joined(results, task, partial(subgroup_table, number)) for task in results.tasks for number in (0, 1)]
     blocks = _with_rows(tables) or [_needs_rigorous("Scores in subgroups")]
+    blocks += error_rate_tables(facts)
     return Section("subgroups", "Subgroups and error rates", blocks)
 
 

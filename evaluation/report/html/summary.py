@@ -162,7 +162,7 @@ def _not_shown(results: Results, tasks: list[Dataset | TaskScores]) -> Iterator[
         example = max(
             (item for item in results.datasets if item.task_label == dataset), key=lambda it: it.pretrained_images or 0
         )
-        yield f"{dataset} on new images: {describe_overlap(example)}, which may flatter the network."
+        yield f"How it does on {dataset} images that are new to it: {describe_overlap(example)}."
     if any(dataset.pretrained_images is None for dataset in results.datasets):
         yield "Whether the network saw test images while it was trained: its training images are not at hand."
     if not any(dataset.fitted_on for dataset in results.datasets):
@@ -178,7 +178,7 @@ def _not_shown(results: Results, tasks: list[Dataset | TaskScores]) -> Iterator[
     if any(shift.is_shown for shift in results.shifts):
         yield "That test images are like development images: controls tell the two parts apart (see the scores)."
     if any(row.kind in LEAKS and _excludes_chance(row.scores.auc) for row in results.rows):
-        yield "That classes are drawn fairly: a control with shuffled labels or sources differs from chance."
+        yield "That nothing leaks: a classifier fitted to shuffled labels does not score at chance (see the scores)."
     yield "Any benefit for patients. The scores are for research only."
 
 

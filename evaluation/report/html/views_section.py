@@ -8,7 +8,7 @@ from evaluation.report.html.run_facts import RunFacts
 from infra.event_images import read_first_image
 
 LEFT_OUT: Final = Missing("Left out, because this page shows no images of patients (--images=false).")
-_MOST_BYTES: Final = 2 << 20  # of one picture; those of a probe have some 20 kB
+MOST_BYTES: Final = 2 << 20  # of one picture; those of a probe have some 20 kB
 _KINDS: Final = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
 
@@ -27,6 +27,6 @@ def views_section(facts: RunFacts) -> Section:
 def data_uri_of(content: bytes) -> str:
     """Return a PNG or JPEG as a data URI; empty for other content, and for more than a picture of a page has."""
     kind = next((kind for start, kind in _KINDS.items() if content.startswith(start)), None)
-    if kind is None or len(content) > _MOST_BYTES:
+    if kind is None or len(content) > MOST_BYTES:
         return ""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -12,6 +12,7 @@ import pytest
 from evaluation.report.html.page import report
 from evaluation.report.html.serve import serving
 from evaluation.results.results import write_results
+from tests.support.made_pictures import write_made_pictures
 from tests.support.probe_results import made_results, made_selection
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -40,6 +41,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_run: 
     run = make_run(tmp_path_factory.mktemp("browser") / "run", shards)
     write_results(run, made_results())
     (run / "selection.json").write_bytes(msgspec.json.encode(made_selection()))
+    write_made_pictures(run)
     return report(run)
 
 
@@ -115,6 +117,18 @@ def test_figures_enlarge_and_close_by_keyboard(page_file: Path, tab_of: TabOf) -
     tab.keyboard.press("Escape")
     assert not tab.locator("dialog").evaluate("dialog => dialog.open")
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Enlarge: Line")
+
+
+def test_a_map_is_blended_by_its_slider(page_file: Path, tab_of: TabOf) -> None:
+    tab = tab_of(page_file.as_uri())
+    shown = "getComputedStyle(document.querySelector('.map')).opacity"
+    assert tab.evaluate(shown) == "0.6"
+    slider = tab.get_by_label("Attention").first
+    slider.focus()
+    slider.press("Home")
+    assert tab.evaluate(shown) == "0"
+    tab.get_by_role("button", name="Enlarge: Radiograph, correct: PNEUMONIA").first.click()
+    assert tab.locator("#zoom-area img").count() == 2  # the map goes along
 
 
 def test_switch_of_colors_and_the_first_tab_stop(page_file: Path, tab_of: TabOf) -> None:

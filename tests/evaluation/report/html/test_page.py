@@ -1,5 +1,4 @@
 import base64
-import io
 import re
 import shutil
 from collections.abc import Callable
@@ -8,33 +7,29 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
+import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
-from evaluation.report.html.blocks import Facts, Missing, Paragraph
+from evaluation.report.html.blocks import Facts, Missing, Notes, Paragraph, Picture
 from evaluation.report.html.cost import cost_section
 from evaluation.report.html.page import report
 from evaluation.report.html.run_facts import read_facts
+from evaluation.report.html.run_sections import curves_section
 from evaluation.report.html.summary import summary_section
-from evaluation.results.picture_records import (
-    ATTENTION,
-    ATTENTION_VERSION,
-    Attention,
-    AttentionMap,
-    OutsideShare,
-    PicturedImage,
-    Randomized,
-    write_pictures_record,
-)
+from evaluation.results.embedding_records import WARNING
+from evaluation.results.fault_records import FAULTS, FAULTS_VERSION, Faults, QuestionFaults, read_faults
+from evaluation.results.picture_records import ATTENTION, write_pictures_record
 from evaluation.results.results import Results, write_results
 from evaluation.results.scores import Estimate
 from infra.errors import UserError
 from infra.hardware import Hardware
 from tests.support.fault_server import serving
 from tests.support.html_page import Page
+from tests.support.made_pictures import KEY, PATIENT, made_jpeg, write_made_pictures
 from tests.support.probe_results import made_dataset, made_results, made_row, made_scores, made_selection
 
 MakeRun = Callable[..., Path]
@@ -83,7 +78,19 @@ def test_report_of_a_real_probe_shows_its_rows_next_to_the_paper(run: Path, shar
 
 def test_report_has_every_section_and_figure_when_everything_was_measured(full_page: Page) -> None:
     sections = [
-        *("summary", "views", "attention", "curves", "scores", "selection", "calibration", "subgroups", "audit"),
+        *(
+            "summary",
+            "views",
+            "attention",
+            "faults",
+            "curves",
+            "scores",
+            "selection",
+            "embeddings",
+            "calibration",
+            "subgroups",
+            "audit",
+        ),
         *("data", "configuration", "cost", "checklists", "files"),
     ]
     assert full_page.attributes("section", "aria-labelledby") == full_page.attributes("h2", "id") == sections
@@ -292,6 +299,19 @@ def test_hours_leave_out_the_pauses_between_starts(run: Path) -> None:
     assert hours == pytest.approx((10 * 16 / 16 + 20 * 16 / 32) / 3600)
 
 
+def test_curves_show_similarities_chance_and_a_collapse(run: Path) -> None:
+    facts = read_facts(run, shows_images=True)
+    assert facts.pretraining is not None
+    line = {"step": 5, "epoch": 1.0, "loss": 3.0, "loss/chance": 3.25, "run/collapsed": 1.0}
+    similar = {"health/positive_similarity": 0.99, "health/negative_similarity": 0.98}
+    pretraining = replace(facts.pretraining, metrics=[line, {**line, **similar, "step": 10}])
+    shown = curves_section(replace(facts, pretraining=pretraining)).blocks
+    words = [block.description for block in shown if isinstance(block, Picture)]
+    assert words[0].endswith("Chance is 3.250.")
+    assert words[1].startswith("Similarity at the end: 0.99 of two views of one image, 0.98 of views of different")
+    assert "collapsed" in str(next(block for block in shown if isinstance(block, Notes)))
+
+
 def test_cost_is_device_hours_and_an_estimate_with_its_assumption(run: Path) -> None:
     facts = read_facts(run, shows_images=True)
     assert facts.pretraining is not None
@@ -325,55 +345,64 @@ def test_a_page_for_others_shows_no_image(full_run: Path, tmp_path: Path) -> Non
     assert "--images=false" in page.text
 
 
-KEY, PATIENT = "key-of-an-image", "fedcba9876543210"
-
-
-def jpeg() -> bytes:
-    content = io.BytesIO()
-    Image.linear_gradient("L").resize((32, 32)).save(content, "JPEG")
-    return content.getvalue()
-
-
 @pytest.fixture(scope="module")
 def pictured_run(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_run: MakeRun) -> Path:
-    """A probed run with attention maps, one of whose files is missing and one leads out of the folder."""
     run = make_run(tmp_path_factory.mktemp("pictured") / "run", shards, steps=())
     write_results(run, made_results([made_dataset("rigorous")]))
-    (run / "pictures").mkdir()
-    for name in ("a.jpg", "map.jpg"):
-        (run / "pictures" / name).write_bytes(jpeg())
-    (run / "secret.jpg").write_bytes(jpeg())
-    maps = [
-        AttentionMap(PicturedImage("cell", "test", KEY, PATIENT, 1, "AP", "F", 4.5, image), 0.93, 0.41, file, 0.12)
-        for image, file in (("a.jpg", "map.jpg"), ("../secret.jpg", "map.jpg"), ("missing.jpg", "map.jpg"))
-    ]
-    record = Attention(
-        ATTENTION_VERSION,
-        *("cell", "rigorous", "epoch 24"),
-        positive="PNEUMONIA",
-        negative="NORMAL",
-        method="By Grad-CAM.",
-        choice="Drawn by seed 0.",
-        maps=maps,
-        randomized=[Randomized("the whole backbone", 8, Estimate(0.125, 0.05, 0.2), None)],
-        outside=[OutsideShare("epoch 24", 16, 1, Estimate(0.31, 0.28, 0.34), 0.44)],
-        outside_region="Outside: a border.",
-    )
-    write_pictures_record(run / "pictures", ATTENTION, record)
+    write_made_pictures(run)
     return run
 
 
 def test_radiographs_have_maps_that_can_be_blended_and_checks(pictured_run: Path) -> None:
     page = page_of(pictured_run)
     images = [uri for uri in page.attributes("img", "src") if uri.startswith("data:image/jpeg;base64,")]
-    assert len(images) == 2  # the radiograph and its map; nothing from outside of the folder, nothing that is missing
-    assert all(base64.b64decode(uri.partition(",")[2]) == jpeg() for uri in images)
+    # A radiograph with its map, and a fault with two images beside it; nothing from outside of the folder.
+    assert len(images) == 5
+    assert all(base64.b64decode(uri.partition(",")[2]) == made_jpeg() for uri in images[:3])
     assert len(page.attributes("input", "type")) == 1
     for words in ("correct: PNEUMONIA", KEY, PATIENT, "0.930 (positive above 0.410)", "AP, F, 4.5 years", "0.12"):
         assert words in page.text
     for words in ("the whole backbone", "0.05 to 0.20", "Outside: a border.", "28.0-34.0", "44.0"):
         assert words in page.text
     assert "The picture of 2 of 3 radiographs is missing or damaged" in page.text
+
+
+def test_faults_stand_with_what_is_beside_them_and_how_many_more_there_are(pictured_run: Path) -> None:
+    page = page_of(pictured_run)
+    for words in (
+        "epoch 24 called 12 of 624 test images wrongly: 0 NORMAL were called PNEUMONIA, and 12 PNEUMONIA were called",
+        "1 of these 12",
+        "called NORMAL, is PNEUMONIA",
+        "0.070 (positive above 0.410)",
+        "300 px",
+        "NORMAL, similarity 0.87, development",
+        "The same picture elsewhere, and 3 more",
+        "PNEUMONIA, similarity 0.99, test, score 0.61",
+        "4.0-11.0",
+    ):
+        assert words in page.text
+    assert "Other images of the patient" not in page.text
+
+
+def test_a_probe_without_a_fault_says_so(pictured_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pictured_run, run)
+    question = QuestionFaults("cell", "rigorous", "epoch 24", "PNEUMONIA", "NORMAL", 1, 0, 0, [])
+    write_pictures_record(run / "pictures", FAULTS, Faults(FAULTS_VERSION, [], [question]))
+    assert "epoch 24 called 0 of 1 test image wrongly" in page_of(run).text
+
+
+def test_maps_of_features_stand_with_their_warning_and_what_is_missing(pictured_run: Path) -> None:
+    page = page_of(pictured_run)
+    for words in (
+        WARNING,
+        "cell, untrained backbone: the features of all images are the same.",
+        "40 images of 624 test images; 2 no answer left out. Squares: PNEUMONIA, dots: NORMAL. Perplexity 13. This is",
+        "0.912",
+    ):
+        assert words in page.text
+    assert [words for words in page.attributes("img", "alt") if "epoch 24, kNN AUC 87.5 %" in words]
+    assert f"{KEY}-1" not in page.text
 
 
 def test_a_page_for_others_names_no_image_and_no_patient(pictured_run: Path, tmp_path: Path) -> None:
@@ -391,3 +420,19 @@ def test_damaged_pictures_are_missing_and_the_page_is_not(pictured_run: Path, tm
     page = page_of(run)
     assert "attention.json cannot be read" in page.text
     assert "ranks the two correctly" in page.text
+
+
+@pytest.mark.slow
+def test_page_of_as_many_faults_as_a_probe_shows_stays_below_15_mb(pictured_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pictured_run, run)
+    noise = np.random.default_rng(0).integers(0, 256, (320, 320), np.uint8)
+    Image.fromarray(noise).save(run / "pictures" / "a.jpg", quality=90)  # larger than any radiograph
+    record = read_faults(run)
+    assert record is not None
+    [question] = record.questions
+    [fault] = question.most_confident
+    many = replace(fault, nearest=5 * fault.nearest, same_patient=6 * fault.nearest, same_picture=6 * fault.nearest)
+    full = replace(record, questions=[replace(question, most_confident=36 * [many])])
+    write_pictures_record(run / "pictures", FAULTS, full)
+    assert 2e6 < report(run).stat().st_size < 15e6
