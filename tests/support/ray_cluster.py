@@ -5,12 +5,13 @@ Its processes are children of one of their own, so that Ray's settings do not re
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -84,8 +85,9 @@ def _serve(folder: str, nodes: int, cores: int) -> None:
         "object_store_memory": _STORE_BYTES,
     }
     services.get_node = _patiently(services.get_node)
-    cluster = Cluster(initialize_head=True, head_node_args={**common, "num_cpus": 0, "no_monitor": True})
-    working = [cluster.add_node(**common, num_cpus=cores) for _ in range(nodes)]
+    head = {**common, **_free_ports(), "num_cpus": 0, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    working = [cluster.add_node(**common, **_free_ports(), num_cpus=cores) for _ in range(nodes)]
     sys.stdout.write(f"{cluster.address}\n")
     sys.stdout.flush()
     for line in sys.stdin:
@@ -93,6 +95,14 @@ def _serve(folder: str, nodes: int, cores: int) -> None:
         sys.stdout.write(f"killed {line.strip()}\n")
         sys.stdout.flush()
     cluster.shutdown()
+
+
+def _free_ports() -> dict[str, int]:
+    """Return ports for the agents of a node: it waits only 15 s until these have chosen some themselves."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: server.getsockname()[1] for name, server in zip(names, servers, strict=True)}
 
 
 def _patiently(look_up: Callable[..., Any]) -> Callable[..., Any]:
