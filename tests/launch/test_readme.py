@@ -139,6 +139,8 @@ def test_the_options_in_the_running_text_exist(capsys: pytest.CaptureFixture[str
         "table",
         "compare",
         "doctor",
+        "report",
+        "runs",
         "submit",
         "export",
     ):

@@ -17,7 +17,12 @@ def fork_context() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.support.fork_server_imports"])
     # The server does not inherit this process's path, and silently skips modules that it does not find.
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    environment = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # DeepSpeed imports pandas, and that pyarrow
+    }
     with mock.patch.dict(os.environ, environment):
         forkserver.ensure_running()
     return context

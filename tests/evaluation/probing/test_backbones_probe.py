@@ -75,7 +75,7 @@ def test_report_table_and_compare_read_its_folder(
 ) -> None:
     assert sternum(["report", str(probed)]) == 0
     page = (probed / "report.html").read_text()
-    assert "Backbones probed without a run: mine, other." in page
+    assert "compares networks that were trained elsewhere: mine, other." in page
     assert sha256_file(weights["other"])[:16] in page
     assert "the first backbone (mine) minus that of others" in page
     assert "checkpoint" not in page.split("<style>")[0] and "Pretraining, without labels" not in page
