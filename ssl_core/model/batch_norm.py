@@ -192,7 +192,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None and self.momentum is not None
         momentum: float | Tensor = self.momentum
         if self.counted is not None:
-            momentum = (self.momentum * (count > 0)).to(mean.dtype)
+            momentum = self.momentum * (count > 0).to(mean.dtype)
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance, momentum)
