@@ -36,7 +36,7 @@ def config(shards: Path, **changes: Any) -> ProbeConfig:
 
 @pytest.fixture(scope="module")
 def probed(make_run: MakeRun, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = make_run(tmp_path_factory.mktemp("pictures") / "run", shards)
+    run = make_run(tmp_path_factory.mktemp("pictures") / "run", shards, steps=(10,))
     probe(config(shards, run_folder=run))
     return run
 
