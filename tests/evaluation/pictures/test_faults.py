@@ -223,7 +223,7 @@ def test_cross_validated_faults_are_of_the_classifier_that_did_not_see_the_patie
     assert len({fault.fold for fault in found.most_confident}) > 1
     for fault in found.most_confident:
         assert {item.part for item in fault.nearest} == {"development"}
-        assert {item.part for item in fault.same_patient} == {"test"}
+        assert {item.part for item in fault.same_patient} <= {"test"}  # a patient may have one image
         assert all(item.score is not None for item in fault.nearest)  # each is tested in another round
 
 
