@@ -77,7 +77,7 @@ def test_the_features_of_the_test_images_have_a_map(probed: Path) -> None:
     [of_set] = record.sets
     assert (of_set.dataset, of_set.preset, sum(of_set.positive), len(of_set.keys)) == ("cell", "rigorous", 16, 32)
     shown = [(item.features, item.missing, len(item.x)) for item in of_set.maps]
-    assert shown == [("epoch 1", "", 32), ("epoch 2", "", 32)]
+    assert shown == [("epoch 2", "", 32)]
     assert len(list((probed / "events" / "probe").rglob("projector_config.pbtxt"))) == 1
 
 
