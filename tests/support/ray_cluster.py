@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
 _STORE_BYTES = 100 * 2**20
-_START_S = 600
+_STARTS = 10
+_REGISTER_S = 600
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def ray_cluster(nodes: int, cores: int = 1, unshare: Sequence[str] = ()) -> Iter
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that it listens on the loopback address only
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_agent_register_timeout_ms": str(1000 * _START_S),
-        "RAY_worker_register_timeout_seconds": str(_START_S),
+        "RAY_worker_register_timeout_seconds": str(_REGISTER_S),
         "RAY_worker_niceness": "0",  # otherwise any other process starves its tasks
     }
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
@@ -74,8 +73,7 @@ def ray_cluster(nodes: int, cores: int = 1, unshare: Sequence[str] = ()) -> Iter
 
 def _serve(folder: str, nodes: int, cores: int) -> None:
     """Start the cluster, print its address, and kill nodes until standard input ends."""
-    from ray._private import services  # noqa: PLC0415 - here, since it takes a second
-    from ray.cluster_utils import Cluster  # noqa: PLC0415
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - here, since it takes a second
 
     common = {
         "node_ip_address": "127.0.0.1",
@@ -84,10 +82,9 @@ def _serve(folder: str, nodes: int, cores: int) -> None:
         "include_log_monitor": False,
         "object_store_memory": _STORE_BYTES,
     }
-    services.get_node = _patiently(services.get_node)
-    head = {**common, **_free_ports(), "num_cpus": 0, "no_monitor": True}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    working = [cluster.add_node(**common, **_free_ports(), num_cpus=cores) for _ in range(nodes)]
+    head = {**common, "num_cpus": 0, "no_monitor": True}
+    cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head | _free_ports()))
+    working = [_patiently(lambda: cluster.add_node(**common, **_free_ports(), num_cpus=cores)) for _ in range(nodes)]
     sys.stdout.write(f"{cluster.address}\n")
     sys.stdout.flush()
     for line in sys.stdin:
@@ -105,18 +102,12 @@ def _free_ports() -> dict[str, int]:
         return {name: server.getsockname()[1] for name, server in zip(names, servers, strict=True)}
 
 
-def _patiently(look_up: Callable[..., Any]) -> Callable[..., Any]:
-    """Look for a starting node for longer than the 30 s that Ray waits, which a busy machine exceeds."""
-
-    def look_up_patiently(*arguments: Any) -> Any:
-        until_s = time.monotonic() + _START_S
-        while time.monotonic() < until_s:
-            with suppress(RuntimeError):
-                return look_up(*arguments)
-            time.sleep(0.5)
-        return look_up(*arguments)
-
-    return look_up_patiently
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Start a node; Ray gives it 30 s and its agents 15 s, which a busy machine exceeds now and then."""
+    for _ in range(_STARTS - 1):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 if __name__ == "__main__":
