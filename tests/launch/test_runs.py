@@ -44,6 +44,16 @@ def test_runs_at_any_depth_are_listed_with_what_their_files_say(
     assert notes == [f"{tmp_path}/seeds/0: failed: no space left"]
 
 
+def test_a_message_stays_one_line_and_does_not_control_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(tmp_path / "a\x1b[2J", Status("failed", 1, "\x1b]0;title\x07no\nspace left"))
+    assert main([str(tmp_path)]) == 0
+    _, _, row, note = capsys.readouterr().out.splitlines()
+    assert row.split()[:2] == [r"a\x1b[2J", "failed"]
+    assert note == rf"{tmp_path}/a\x1b[2J: failed: \x1b]0;title\x07no space left"
+
+
 def test_a_run_that_was_killed_long_ago_is_silent(tmp_path: Path) -> None:
     write_run(tmp_path, Status("running", 1))
     assert facts_of(tmp_path).state == "running"
