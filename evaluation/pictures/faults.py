@@ -1,6 +1,7 @@
 """Error rates, and the test images that a probe called wrongly with the images beside them: the paper's figure 5."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -9,6 +10,8 @@ from evaluation.data.division import UNUSED
 from evaluation.data.image_groups import picture_groups
 from evaluation.fitting.case_list import last_case
 from evaluation.fitting.probe_cases import ProbeCase
+from evaluation.pictures.case_maps import CaseMaps
+from evaluation.pictures.explainer import NoMap
 from evaluation.pictures.faults_related import Alike, Related, related_images
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.probed import Probed, Tested
@@ -27,6 +30,7 @@ from evaluation.scoring.error_rates import error_rates
 from evaluation.scoring.probe_results import predict, tested_rows
 from evaluation.scoring.subgroups import people_groups, size_groups
 from infra.arrays import Int64
+from infra.rng import stable_hash
 
 _MOST_OF_KIND: Final = 6  # false positives of a question, and false negatives
 _MOST_OF_ALL: Final = 36  # faults of all questions, so that the folder and the page stay small
@@ -42,7 +46,7 @@ def write_faults(probed: Probed, folder: PictureFolder) -> None:
     faults = Faults(
         FAULTS_VERSION,
         rates=[_rates(probed, case) for case in judged],
-        questions=[_question_faults(case, probed.tested(case), pictures, most, folder) for case in questions],
+        questions=[_question_faults(probed, case, pictures, most, folder) for case in questions],
     )
     write_pictures_record(folder.path, FAULTS, faults)
 
@@ -72,13 +76,15 @@ def _rates(probed: Probed, case: ProbeCase) -> ErrorRates:
 
 
 def _question_faults(
-    case: ProbeCase, tested: Tested, pictures: Int64, most: int, folder: PictureFolder
+    probed: Probed, case: ProbeCase, pictures: Int64, most: int, folder: PictureFolder
 ) -> QuestionFaults:
     """List the faults of a question, of which `most` of a kind are shown, and write the images that the list names."""
+    tested = probed.tested(case)
     kinds = false_positives, false_negatives = _by_kind(tested)
     shown = np.concatenate([of_kind[:most] for of_kind in kinds])
     related = list(related_images(case, tested, pictures, shown))
     images = _pictured(case, {*tested.rows[shown].tolist(), *(row for item in related for row in item.rows)}, folder)
+    maps = _written_maps(probed, case, tested, shown, folder)
     return QuestionFaults(
         dataset=case.key.dataset,
         preset=case.key.preset,
@@ -89,7 +95,8 @@ def _question_faults(
         false_positives=len(false_positives),
         false_negatives=len(false_negatives),
         most_confident=[
-            _fault(case, tested, number, item, images) for number, item in zip(shown.tolist(), related, strict=True)
+            replace(_fault(case, tested, number, item, images), map=maps.get(number, ""))
+            for number, item in zip(shown.tolist(), related, strict=True)
         ],
     )
 
@@ -97,7 +104,7 @@ def _question_faults(
 def _by_kind(tested: Tested) -> tuple[Int64, Int64]:
     """Return which tested images are false positives and which false negatives, the most confident first."""
     order = np.argsort(-np.abs(tested.scores - tested.thresholds), kind="stable")
-    called, positive = (tested.scores > tested.thresholds)[order], (tested.classes == 1)[order]
+    called, positive = tested.is_positive[order], (tested.classes == 1)[order]
     return order[called & ~positive], order[~called & positive]
 
 
@@ -107,6 +114,22 @@ def _pictured(case: ProbeCase, rows: set[int], folder: PictureFolder) -> dict[in
     listed = sorted(rows)
     images = folder.images(case.task.labeled_set, np.array(listed, np.int64), [answers.get(row) for row in listed])
     return dict(zip(listed, images, strict=True))
+
+
+def _written_maps(
+    probed: Probed, case: ProbeCase, tested: Tested, shown: Int64, folder: PictureFolder
+) -> dict[int, str]:
+    """Write where each of these tested images holds the evidence for the decision on it; none for some networks."""
+    try:
+        maps = CaseMaps.of(probed, case)
+    except NoMap:
+        return {}
+    ids, question = case.task.labeled_set.samples.ids[tested.rows[shown]], stable_hash(case.task.record.question)
+    written = dict[int, str]()
+    for number, image, cells in zip(shown.tolist(), ids.tolist(), maps.of_decisions(tested, shown), strict=True):
+        written[number] = f"{image:016x}-{question:016x}-map.jpg"
+        folder.write_map(written[number], cells, case.task.labeled_set)
+    return written
 
 
 def _fault(

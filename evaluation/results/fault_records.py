@@ -91,6 +91,7 @@ class Fault:
         same_picture: images that show the same picture, exactly or nearly, by the fingerprints of the audit
         more_of_patient: how many other images of the patient are not listed
         more_of_picture: how many images of the same picture are not listed
+        map: name of the map in the folder, as in `AttentionMap`; empty if the network has none
     """
 
     image: PicturedImage
@@ -103,6 +104,7 @@ class Fault:
     same_picture: list[RelatedImage]
     more_of_patient: int
     more_of_picture: int
+    map: str = ""
 
 
 @dataclass(frozen=True)

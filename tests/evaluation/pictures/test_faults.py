@@ -209,6 +209,9 @@ def test_every_image_of_the_record_is_a_file(run: Path, faults: Faults) -> None:
                 assert image.mode == "L"
                 assert max(image.size) <= 320
         assert fault.shorter_side_px in (40, 300)
+    maps = [np.asarray(Image.open(run / "pictures" / fault.map)) for fault in faults.questions[0].most_confident]
+    assert len({pixels.tobytes() for pixels in maps}) > len(maps) / 2
+    assert max(pixels.max() for pixels in maps) > 240
 
 
 @pytest.mark.slow
