@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluation.report.html.blocks import Block, Case, Gallery, Missing, Paragraph, Section
+from evaluation.report.html.blocks import Block, Case, Gallery, Heading, Missing, Paragraph, Section
 from evaluation.report.html.radiographs import image_facts, missing_pictures, no_pictures, picture_uri, score_in_words
 from evaluation.report.html.run_facts import RunFacts
 from evaluation.report.html.views_section import LEFT_OUT
@@ -29,10 +29,8 @@ def attention_section(facts: RunFacts) -> Section:
 
 
 def _attention_blocks(record: Attention, facts: RunFacts) -> Iterator[Block]:
-    yield Paragraph(
-        f"{record.dataset}, {record.preset}, {record.features}: {record.positive} against {record.negative}. "
-        f"{record.method}"
-    )
+    yield Heading(f"{record.dataset}, {record.preset}: {record.positive} against {record.negative}")
+    yield Paragraph(f"Features: {record.features}. {record.method}")
     if facts.shows_images:
         cases = [_attention_case(item, record, facts.folder) for item in record.maps]
         yield Gallery(f"Correct decisions; yellow to white where the evidence is strongest. {record.choice}", cases)
@@ -40,8 +38,9 @@ def _attention_blocks(record: Attention, facts: RunFacts) -> Iterator[Block]:
     else:
         yield LEFT_OUT
     yield Table(
-        "Does a map depend on what was learned? Likeness of maps before and after weights became random: 1 is equal, "
-        "the first line is the scale; maps that stay more alike show the image, not the network",
+        "Does a map depend on what was learned? Likeness of maps before and after weights became random; 1 is equal. "
+        "The first line is the scale: how alike the maps of two images are. Maps that stay more alike than that show "
+        "the image, not the network",
         ("random weights", "images", "rank correlation", "95 %", "SSIM", "95 %"),
         [
             (item.weights, str(item.images), *_number(item.rank_correlation), *_number(item.ssim))
