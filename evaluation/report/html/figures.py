@@ -88,6 +88,8 @@ def _draw_checkpoints(axes: Axes, trained: Sequence[tuple[ProbeResult, Estimate]
     if not trained:
         return []
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(trained) == 1:  # else the axis shows hundredths of an epoch around the only point
+        axes.set_xlim(0, 1.1 * (trained[0][0].epoch or 1.0))
     below = [100 * (score.value - score.low) if score.low is not None else 0.0 for _, score in trained]
     above = [100 * (score.high - score.value) if score.high is not None else 0.0 for _, score in trained]
     axes.errorbar(
