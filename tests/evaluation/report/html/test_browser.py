@@ -119,6 +119,27 @@ def test_figures_enlarge_and_close_by_keyboard(page_file: Path, tab_of: TabOf) -
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Enlarge: Line")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_map_covers_its_photograph(page_file: Path, tab_of: TabOf, width: int) -> None:
+    """Neither is cut nor shifted against the other, although the picture is smaller than its card."""
+    tab = tab_of(page_file.as_uri(), viewport={"width": width, "height": 900})
+    photo, shown = (tab.locator(f".blend:has(.map) {name}").first.bounding_box() for name in (".photo", ".map"))
+    assert photo is not None
+    assert photo["width"] > 150
+    assert photo == pytest.approx(shown, abs=1)
+
+
+def test_captions_and_charts_can_be_read_on_a_phone(page_file: Path, tab_of: TabOf) -> None:
+    tab = tab_of(page_file.as_uri(), viewport={"width": 390, "height": 900})
+    for caption in tab.locator("caption span").all():
+        if box := caption.bounding_box():  # none while its table is folded
+            assert box["x"] + box["width"] <= 390
+    chart = tab.locator("img.chart").first
+    drawn = chart.evaluate("image => image.naturalWidth")
+    assert chart.bounding_box()["width"] == pytest.approx(drawn, abs=1)
+    assert drawn > 390
+
+
 def test_a_map_is_blended_by_its_slider(page_file: Path, tab_of: TabOf) -> None:
     tab = tab_of(page_file.as_uri())
     shown = "getComputedStyle(document.querySelector('.map')).opacity"
