@@ -78,7 +78,7 @@ def made_faults(image: PicturedImage) -> Faults:
     """One false negative with images beside it, of a question that has more, and error rates in one group."""
     beside = RelatedImage(replace(image, label=0), "development", None, None, 0.87)
     tested = RelatedImage(image, "test", 0.61, 0.41, 0.99)
-    fault = Fault(image, 1, 0.07, 0.41, 300, [beside], [], [tested], 0, 3)
+    fault = Fault(image, 1, 0.07, 0.41, 300, [beside], [], [tested], 0, 3, "map.jpg")
     question = QuestionFaults("cell", "rigorous", "epoch 24", "PNEUMONIA", "NORMAL", 624, 0, 12, [fault])
     group = GroupErrors("sex", "F", 290, 200, 180, 0, 12, Estimate(0.0, 0.0, 0.03), Estimate(0.067, 0.04, 0.11))
     return Faults(FAULTS_VERSION, [ErrorRates("cell", "rigorous", "epoch 24", [group])], [question])

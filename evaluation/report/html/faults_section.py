@@ -68,10 +68,10 @@ def _question_blocks(question: QuestionFaults, facts: RunFacts) -> Iterator[Bloc
         yield LEFT_OUT
         return
     cases = [_case(fault, question, facts.folder) for fault in question.most_confident]
-    yield Gallery(
-        f"{len(cases)} of these {count}; of each kind, those come first whose scores are farthest from the threshold",
-        cases,
-    )
+    order = f"{len(cases)} of these {count}; of each kind, those with scores farthest from the threshold come first"
+    has_map = any(case.map_uri for case in cases)
+    evidence = ". Yellow to white where the evidence for the wrong decision is strongest" if has_map else ""
+    yield Gallery(f"{order}{evidence}", cases)
     yield from missing_pictures(cases)
 
 
@@ -88,7 +88,7 @@ def _case(fault: Fault, question: QuestionFaults, folder: Path) -> Case:
     return Case(
         f"called {called}, is {is_one}",
         picture_uri(folder, fault.image.file),
-        "",
+        picture_uri(folder, fault.map),
         [("score", score_in_words(fault.score, fault.threshold)), *image_facts(fault.image), *side],
         [
             (f"{title}{f', and {more} more' * bool(more)}", [_thumbnail(each, question, folder) for each in images])

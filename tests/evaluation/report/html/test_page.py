@@ -356,10 +356,10 @@ def pictured_run(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_ru
 def test_radiographs_have_maps_that_can_be_blended_and_checks(pictured_run: Path) -> None:
     page = page_of(pictured_run)
     images = [uri for uri in page.attributes("img", "src") if uri.startswith("data:image/jpeg;base64,")]
-    # A radiograph with its map, and a fault with two images beside it; nothing from outside of the folder.
-    assert len(images) == 5
-    assert all(base64.b64decode(uri.partition(",")[2]) == made_jpeg() for uri in images[:3])
-    assert len(page.attributes("input", "type")) == 1
+    # A radiograph with its map, and a fault with its map and two images beside it; nothing from outside of the folder.
+    assert len(images) == 6
+    assert all(base64.b64decode(uri.partition(",")[2]) == made_jpeg() for uri in images[:4])
+    assert len(page.attributes("input", "type")) == 2
     for words in ("correct: PNEUMONIA", KEY, PATIENT, "0.930 (positive above 0.410)", "AP, F, 4.5 years", "0.12"):
         assert words in page.text
     for words in ("the whole backbone", "0.05 to 0.20", "Outside: a border.", "28.0-34.0", "44.0"):
