@@ -62,10 +62,15 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"sternum {version('sternum')}\n")
         return 0
-    if words[0] not in COMMANDS:
-        raise UserError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+    require_command(words[0])
     code: int = importlib.import_module(f"launch.{words[0]}").main(words[1:])
     return code
+
+
+def require_command(name: str) -> None:
+    """Raise UserError unless there is a command of that name."""
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

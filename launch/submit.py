@@ -15,11 +15,11 @@ from infra.config import parse
 from infra.errors import require
 from infra.log import say
 from infra.options import key, require_at_least, setting
-from launch.cli import split_at_dashes
+from launch.cli import require_command, split_at_dashes
 
 _NAME: Final = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 _VARIABLE: Final = r"[A-Za-z_]\w*=.*"
-_SECRET: Final = r"(?i)\w*(SECRET|TOKEN|PASSWORD)(?!\w*_(PATH|FILE)=)\w*="
+_SECRET: Final = r"(?i)\w*(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(?!\w*_(PATH|FILE)=)\w*="
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str]) -> int:
         ),
         subject="cluster",
     )
+    if len(command) > 1 and command[0] == "sternum":
+        require_command(command[1])
     job = job_of(
         command,
         name=config.name,
