@@ -82,14 +82,15 @@ def test_ray_and_the_serial_search_agree_to_the_last_bit_and_ray_leaves_no_folde
 
 def test_ray_listens_on_the_loopback_address_only(ray: None) -> None:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    children = {process.pid for process in psutil.Process().children(recursive=True)}
-    listening = [
-        connection.laddr
+    children = {process.pid: process.name() for process in psutil.Process().children(recursive=True)}
+    listening = {
+        (children[connection.pid], next(iter(connection.laddr)))
         for connection in psutil.net_connections("tcp")
         if connection.pid in children and connection.status == psutil.CONN_LISTEN
-    ]
+    }
     assert listening
-    assert {next(iter(address)) for address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert not {(name, address) for name, address in listening if address not in loopback}
 
 
 @pytest.mark.slow
