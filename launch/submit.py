@@ -27,12 +27,12 @@ class SubmitConfig:
     """The cluster, and what the command needs of it.
 
     Args:
-        cluster: kind of cluster
+        cluster: slurm, kubernetes or ray
         name: name of the job, made from the command and its subject by default
         nodes: number of machines
         gpus: GPUs of each machine; a pretraining has one process for each, or one process without GPUs
         cpus: CPU cores of each machine
-        memory_gb: memory of each machine
+        memory_gb: memory of each machine in GB
         env: environment variables, such as [NCCL_SOCKET_IFNAME=ib0,GLOO_SOCKET_IFNAME=ib0]
         dry_run: print the job and submit nothing
         slurm: SLURM

@@ -1,14 +1,19 @@
-"""Fixtures of several test folders: a small packed set of simulated radiographs, and a free port."""
+"""Fixtures of several test folders: a small packed set of simulated radiographs, a free port, and two machines."""
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from sharding.packing.pack import PackConfig, pack
 from sharding.simulation.datasets import write_chexpert
+
+if TYPE_CHECKING:
+    from tests.support.network_namespaces import Network
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,3 +40,15 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def network() -> "Iterator[Network]":
+    """Two machines on a network, as namespaces of this one."""
+    from tests.support.network_namespaces import NoNetwork, two_machine_network  # noqa: PLC0415 (imports the training)
+
+    try:
+        with two_machine_network() as machines:
+            yield machines
+    except NoNetwork as error:
+        pytest.skip(str(error))

@@ -1,7 +1,6 @@
 """Two machines, as namespaces behind a switch: cables pulled and machines lost, and the same bits at the end."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,24 +17,13 @@ from tests.support.faulty_training import (
 from tests.support.network_namespaces import (
     NODES,
     Network,
-    NoNetwork,
     elastic_config,
     run_on_machines,
     two_machine_config,
-    two_machine_network,
     world_sizes,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(1500)]
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    try:
-        with two_machine_network() as machines:
-            yield machines
-    except NoNetwork as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.versions import versions
-from tests.support.network_namespaces import NODES, PORT, Network, NoNetwork, two_machine_network
+from tests.support.network_namespaces import NODES, PORT, Network
 from tests.support.shims import clock_30_s_ahead, no_locks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -86,15 +86,6 @@ def test_the_plan_of_a_pretraining_is_examined_too(simulated_shards: Path, tmp_p
     report = examined_alone([*DOCTOR, "--", *command, "--data.global_batch=4096"], {})
     assert [check for check, _ in wrong_in(report)] == ["plan"]
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    try:
-        with two_machine_network() as machines:
-            yield machines
-    except NoNetwork as error:
-        pytest.skip(str(error))
 
 
 def examined(

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,20 +22,11 @@ from tests.support.faulty_training import (
     total_steps,
     wait_for_ranks,
 )
-from tests.support.network_namespaces import NODES, Network, NoNetwork, two_machine_config, two_machine_network
+from tests.support.network_namespaces import NODES, Network, two_machine_config
 from tests.support.slurm import Slurm
 from tests.support.slurm_tools import JOB
 
 pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(3600)]
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    try:
-        with two_machine_network() as machines:
-            yield machines
-    except NoNetwork as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
