@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from sharding.auditing.audit import SPREADS, WITHIN, Audit, ImageGroup
+from sharding.auditing.findings import SPREADS, WITHIN, Audit, ImageGroup
 
 
 def summary(audit: Audit) -> str:

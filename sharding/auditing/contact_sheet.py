@@ -8,7 +8,7 @@ from typing import Final
 
 import jinja2
 
-from sharding.auditing.audit import SPREADS, Audit, AuditedImage, ImageGroup, Pair
+from sharding.auditing.findings import SPREADS, Audit, AuditedImage, ImageGroup, Pair
 from sharding.images.encode import decode
 from sharding.reading.shard_set import ShardSet
 

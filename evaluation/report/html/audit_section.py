@@ -7,7 +7,7 @@ from evaluation.report.tables import Table
 from evaluation.results.datasets import Dataset
 from evaluation.results.results import Results
 from infra.json_files import BadJson, read_json
-from sharding.auditing.audit import SPREADS, Audit, ImageGroup
+from sharding.auditing.findings import SPREADS, Audit, ImageGroup
 
 
 def audit_section(results: Results) -> Section:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from infra.errors import RunFailed, UserError
 from sharding.auditing import contact_sheet as sheet
-from sharding.auditing.audit import SETS, SPLITS, WITHIN, ImageGroup, audit, excluding_labels
+from sharding.auditing.audit import audit, excluding_labels
 from sharding.auditing.contact_sheet import contact_sheet
 from sharding.auditing.duplicates import near_duplicate_groups
+from sharding.auditing.findings import SETS, SPLITS, WITHIN, ImageGroup
 from sharding.datasets.chestxray14 import COLUMNS
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.manifests import read_manifest
