@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import jsonschema
 import kubeflow_trainer_api.models as trainer
 import kubernetes_validate
 import pytest
-import ray
 import yaml
 
 from infra.clusters.kubernetes import KubernetesConfig
@@ -90,7 +90,10 @@ def test_a_trainjob_and_its_runtime_hold_only_fields_that_kubeflow_knows() -> No
 
 
 def test_the_file_for_ray_up_fits_the_schema_of_ray() -> None:
-    schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+    # Found without an import: Ray reads on which addresses to listen when a process imports it first.
+    spec = find_spec("ray")
+    assert spec is not None and spec.origin is not None
+    schema = Path(spec.origin).parent / "autoscaler" / "ray-schema.json"
     [cluster] = documents("ray-up.yaml")
     jsonschema.validate(cluster, json.loads(schema.read_text()))
 
