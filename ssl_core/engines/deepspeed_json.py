@@ -29,7 +29,7 @@ _AUTO: Final = "auto"  # the usual value, also in other trainers, for "as the ca
 
 
 def deepspeed_settings(
-    config: EngineConfig, precision: Precision, global_batch: int | None
+    config: EngineConfig, precision: Literal["auto"] | Precision, global_batch: int | None
 ) -> tuple[EngineConfig, dict[str, Any]]:
     """Merge `config` with the JSON file that it names.
 
@@ -146,14 +146,16 @@ def _require_equal(config: EngineConfig, name: str, value: object, option: str, 
     _require(value is None or value == ours, config, name, value, rule, "remove one of the two")
 
 
-def _require_precision(config: EngineConfig, name: str, section: object, precision: Precision) -> None:
+def _require_precision(
+    config: EngineConfig, name: str, section: object, precision: Literal["auto"] | Precision
+) -> None:
     if section is None:
         return
     _require(isinstance(section, dict), config, name, section, "must be an object", "correct it")
     assert isinstance(section, dict)
     enabled = section.get("enabled", False)
     _require(
-        enabled in (_AUTO, precision == name),
+        enabled in (_AUTO, precision == name) or precision == _AUTO,
         config,
         f"{name}.enabled",
         enabled,

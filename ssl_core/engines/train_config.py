@@ -34,7 +34,9 @@ class TrainConfig:
         stages: sizes of the views in the first epochs, before that of views.size_px, as SIZE@EPOCHS: [64@4] means views
             of 64 px for four epochs
         device: cuda, cpu, or auto (the GPU; the CPU only if the machine has no GPU or CUDA_VISIBLE_DEVICES hides it)
-        precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32), or fp32
+        precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32), fp32, or auto: what the device
+            computes fastest, which is bf16 if it has bf16 units, else fp16 on a GPU and fp32 on a CPU; a run that
+            resumes keeps the precision of its checkpoint
         micro_batches: parts into which each rank cuts its share of the global batch, to save memory; must divide the
             share. The gradient stays that of the whole global batch (gradient caching) at the cost of a second forward
             pass; batch norm sees one part of all ranks at a time
@@ -53,7 +55,7 @@ class TrainConfig:
     epochs: int = 100
     stages: list[str] = field(default_factory=list)
     device: DeviceName = "auto"
-    precision: Precision = "bf16"
+    precision: Literal["auto"] | Precision = "auto"
     micro_batches: int = 1
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
@@ -78,6 +80,12 @@ class TrainConfig:
                 f"{setting(self, 'stages')}: {text!r} must be SIZE@EPOCHS with whole numbers; try [64@4] for views of "
                 "64 px in the first four epochs",
             )
+
+    @property
+    def settled_precision(self) -> Precision:
+        """The precision, if the configuration is settled (`pretraining.resume.settled`)."""
+        assert self.precision != "auto", "settle the configuration first"
+        return self.precision
 
     @property
     def early_stages(self) -> list[EarlyStage]:

@@ -47,7 +47,7 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
     batch, because some of what autograd saves, such as weights in bf16, does not grow with it.
 
     Args:
-        config: the run
+        config: the run, settled
         world: the number of ranks
         zero_stage: what DeepSpeed splits among them
     """
@@ -55,7 +55,7 @@ def step_memory(config: PretrainConfig, world: int, zero_stage: int = 0) -> Step
     encoder = build_encoder(config.model, config.seed, config.views.size_px).train()  # bound to the last size if to any
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _drop_content(encoder, mode)
-        module = AutocastEncoder(encoder, config.train.precision)
+        module = AutocastEncoder(encoder, config.train.settled_precision)
         state = list(encoder.state_dict(keep_vars=True).values())
         views = max(config.views_of_stages(), key=lambda of_stage: of_stage.size_px)
         activations = _activations(module, state, VIEWS * samples, views.size_px)

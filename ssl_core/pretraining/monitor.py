@@ -60,7 +60,7 @@ class Monitor:
         self._measured: Health | None = None
         on_gpu = engine.device.type == "cuda"
         name = torch.cuda.get_device_name(engine.device) if on_gpu else ""
-        self._peak_flop_per_s = peak_flop_per_s(name, run.config.train.precision) if on_gpu else None
+        self._peak_flop_per_s = peak_flop_per_s(name, run.config.train.settled_precision) if on_gpu else None
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches; waits for them count from here on."""

@@ -26,7 +26,7 @@ from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import NO_SIBLINGS, Siblings
 from sharding.reading.stream import read_batch, sample_order
-from ssl_core.checkpoints.checkpoint import find_checkpoints
+from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.model.encoder import build_encoder
 from ssl_core.model.optimizer import learning_rate_at
@@ -34,7 +34,7 @@ from ssl_core.pretraining.checks import aliasing_warning, require_all_sizes, req
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.initial_weights import start_from
 from ssl_core.pretraining.memory import StepMemory, checkpoint_bytes, step_memory
-from ssl_core.pretraining.resume import checkpoint_to_resume
+from ssl_core.pretraining.resume import checkpoint_to_resume, settled
 from ssl_core.pretraining.run import early_stages
 from ssl_core.views import ViewInputs, ViewTask, build_view_executor
 from ssl_core.views.batches import Stage
@@ -80,7 +80,9 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     if warning := aliasing_warning(shards, config):
         yield warning
     total = order.first_step_after_epoch(config.train.epochs - 1)
-    first = _first_step(config, shards)
+    checkpoint = _checkpoint(config, shards)
+    first = checkpoint.state.step if checkpoint else 0
+    config = settled(config, device, checkpoint)
     yield _steps(config, order, world, first, total)
     if config.train.stages:
         yield _stages(config, order, total)
@@ -161,12 +163,11 @@ def _siblings(config: PretrainConfig, siblings: Siblings) -> str:
     )
 
 
-def _first_step(config: PretrainConfig, shards: ShardSet) -> int:
-    """Return the step from which the run would go on; 0 for a new run, also if only its mirror has checkpoints."""
+def _checkpoint(config: PretrainConfig, shards: ShardSet) -> Checkpoint | None:
+    """Return where the run would go on; None for a new run, also if only its mirror has checkpoints."""
     if not find_checkpoints(config.run_folder):
-        return 0
-    checkpoint = checkpoint_to_resume(config, shards.identity, Ranks(), None)
-    return checkpoint.state.step if checkpoint else 0
+        return None
+    return checkpoint_to_resume(config, shards.identity, Ranks(), None)
 
 
 def _steps(config: PretrainConfig, order: SampleOrder, world: int, first: int, total: int) -> str:

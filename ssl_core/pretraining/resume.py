@@ -2,9 +2,12 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
+import torch
+
+from infra.devices import has_bf16_units
 from infra.errors import UserError
 from infra.options import key
 from infra.processes import Ranks, on_first_rank
@@ -14,6 +17,7 @@ from ssl_core.checkpoints.computation import INIT, Computation
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.engines.deepspeed_json import deepspeed_settings
+from ssl_core.engines.train_config import Precision
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.initial_weights import initial_sha256
 
@@ -32,7 +36,8 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
 
     Returns:
         JSON values by flat key. engine.max_gradient_norm is the one in effect, which a DeepSpeed JSON may set.
-        model.init is the hash of the weights, wherever they lie.
+        model.init is the hash of the weights, wherever they lie. train.precision=auto, which agrees with any
+        precision, is left out.
 
     Raises:
         UserError: if that JSON or those weights cannot be read
@@ -40,6 +45,8 @@ def fixed_settings(config: PretrainConfig) -> dict[str, Any]:
     fixed = {name: value for name, value in flat(asdict(config)).items() if not _FREE_TO_CHANGE.fullmatch(name)}
     if config.optim.schedule == "constant":
         del fixed["train.epochs"]
+    if config.train.precision == "auto":
+        del fixed["train.precision"]
     settings = dict(json.loads(json.dumps(fixed)))  # as a checkpoint returns them: lists instead of tuples
     settings[INIT] = initial_sha256(config)
     if config.engine.kind == "deepspeed":
@@ -106,6 +113,21 @@ def checkpoint_to_resume(
             f"{difference.what} of the run in {run}; {difference.remedy} to resume it, or {_another_run(config)}"
         )
     return checkpoint
+
+
+def settled(config: PretrainConfig, device: torch.device, checkpoint: Checkpoint | None) -> PretrainConfig:
+    """Return the configuration with the precision that train.precision=auto stands for.
+
+    Args:
+        config: the run
+        device: the device of this rank
+        checkpoint: where the run goes on, whose precision it keeps on other machines too
+    """
+    if config.train.precision != "auto":
+        return config
+    fastest: Precision = "bf16" if has_bf16_units(device) else "fp16" if device.type == "cuda" else "fp32"
+    precision: Precision = checkpoint.state.config["train.precision"] if checkpoint else fastest
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

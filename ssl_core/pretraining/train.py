@@ -23,7 +23,7 @@ from sharding.reading.order import Positions
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import NO_SIBLINGS
 from sharding.reading.stream import read_batch, sample_order
-from ssl_core.checkpoints.checkpoint import CheckpointState
+from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState
 from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineSetup, build_engine
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
@@ -37,7 +37,7 @@ from ssl_core.pretraining.learning_step import LearningStep, learn
 from ssl_core.pretraining.loop import Loop
 from ssl_core.pretraining.monitor import Monitor
 from ssl_core.pretraining.outputs import RunOutputs
-from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror
+from ssl_core.pretraining.resume import checkpoint_to_resume, fixed_settings, open_mirror, settled
 from ssl_core.pretraining.run import Run
 from ssl_core.pretraining.sample_log import truncate_sample_log
 from ssl_core.pretraining.session import open_session
@@ -104,19 +104,22 @@ def _train_with_rollbacks(run: Run, learning_step: LearningStep) -> None:
 
 def _train(run: Run, learning_step: LearningStep) -> None:
     """Train from the newest checkpoint to the last step of this start, or to a stop signal."""
+    checkpoint = checkpoint_to_resume(run.config, run.shards.identity, run.ranks, run.mirror)
+    run = _settled(run, checkpoint)
     config, session = run.config, run.session
     learning_rate_at(config.optim, 0, run.total_steps, config.data.global_batch)  # rejects a warm-up beyond the run
     encoder, start = _first_encoder(run)
     flop = {spec.size_px: training_flop(encoder, spec) for spec in config.views_of_stages() if run.ranks.is_first}
     engine = _build_engine(run, encoder)
-    state = _resume(run, engine, start)
+    state = _resume(run, engine, start, checkpoint)
     session.step = state.step
     run.require_steps_left(state.step)
     on_first_rank(run.ranks, lambda: _start_writing(run, start))
     with _open_outputs(run, engine) as outputs:
         outputs.say(
             f"pretraining {config.model.backbone} on {run.shards.samples} samples, "
-            f"{counted(config.train.epochs, 'epoch')}, {run.ranks.world} x {run.device.type}: "
+            f"{counted(config.train.epochs, 'epoch')}, {run.ranks.world} x {run.device.type} in "
+            f"{config.train.precision}: "
             f"steps {state.step} to {run.last_step} in {config.run_folder}"
         )
         on_first_rank(run.ranks, lambda: _show_views(run, outputs))
@@ -127,6 +130,12 @@ def _train(run: Run, learning_step: LearningStep) -> None:
             Loop(run, engine, outputs, Monitor(run, engine, flop), learning_step).learn(shown, state)
     _finish(run)
     outputs.say(f"pretraining is at step {session.step} of {run.total_steps} in {config.run_folder}")
+
+
+def _settled(run: Run, checkpoint: Checkpoint | None) -> Run:
+    config = settled(run.config, run.device, checkpoint)
+    require_same(config.train.precision, f"the precision of {setting(run.config.train, 'precision')}")
+    return replace(run, config=config)
 
 
 def _first_encoder(run: Run) -> tuple[Encoder, Start | None]:
@@ -144,7 +153,7 @@ def _build_engine(run: Run, encoder: Encoder) -> Engine:
         config.engine,
         config.optim,
         config.loss,
-        config.train.precision,
+        config.train.settled_precision,
         run.device,
         micro_batches=config.train.micro_batches,
         global_batch=config.data.global_batch,
@@ -152,9 +161,8 @@ def _build_engine(run: Run, encoder: Encoder) -> Engine:
     return build_engine(setup, encoder)
 
 
-def _resume(run: Run, engine: Engine, start: Start | None) -> CheckpointState:
-    """Load the newest whole checkpoint of the run, if any; return the position of the run."""
-    checkpoint = checkpoint_to_resume(run.config, run.shards.identity, run.ranks, run.mirror)
+def _resume(run: Run, engine: Engine, start: Start | None, checkpoint: Checkpoint | None) -> CheckpointState:
+    """Load the checkpoint, if there is one; return the position of the run."""
     initial = CheckpointState(
         step=0,
         epoch=0.0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.arrays import Float64, UInt64
+from infra.devices import has_bf16_units
 from ssl_core.views.batches import Batch
 
 
@@ -22,7 +23,8 @@ class LinearHead(NamedTuple):
 class FinetunedNetwork(nn.Module):
     """A copy of a backbone with a linear head that starts at zero: (N, 1, H, W) -> (N, outputs), the logits.
 
-    Training uses bf16 as pretraining does, evaluation fp32 as frozen features do; the head is always fp32.
+    Training uses bf16 where the device computes it faster, evaluation fp32 as frozen features do; the head is always
+    fp32.
     """
 
     def __init__(self, backbone: nn.Module, outputs: int, size_px: int) -> None:
@@ -52,7 +54,9 @@ class FinetunedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.training):
+        with torch.autocast(
+            images.device.type, torch.bfloat16, enabled=self.training and has_bf16_units(images.device)
+        ):
             features = self.backbone(images)
         logits: Tensor = self.head(features.float())
         return logits

@@ -398,6 +398,12 @@ def test_refuses_a_deepspeed_json_that_contradicts_our_settings(
     assert "\n" not in str(refused.value)
 
 
+def test_a_deepspeed_json_may_name_a_precision_that_we_leave_open(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"bf16": {"enabled": True}}))
+    deepspeed_settings(EngineConfig("deepspeed", deepspeed_config=path), "auto", 128)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "does not exist"), (b"{", "is not a JSON object"), (b"\xff", "is not a JSON object")],

@@ -81,7 +81,7 @@ def test_memory_without_content_is_that_of_a_real_forward_pass(small: PretrainCo
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        AutocastEncoder(encoder, config.train.precision)(torch.zeros(8, 1, 32, 32))  # two views of 4 images
+        AutocastEncoder(encoder, config.train.settled_precision)(torch.zeros(8, 1, 32, 32))  # two views of 4 images
     real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert memory.activations == pytest.approx(real, rel=0.01)
     assert memory.parameters == sum(parameter.numel() for parameter in encoder.parameters())

@@ -22,7 +22,7 @@ from ssl_core.engines import EngineConfig
 from ssl_core.loss.config import LossConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
-from ssl_core.pretraining import train
+from ssl_core.pretraining import resume, train
 from ssl_core.pretraining.checks import aliasing_warning
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.failures import Diverged
@@ -105,6 +105,21 @@ def test_two_processes_that_resume_the_run_of_one_have_the_same_losses(
     assert losses(small.run_folder) == pytest.approx(losses(undisturbed), rel=2e-2)
     assert health(small.run_folder)[2] == pytest.approx(health(undisturbed)[2], rel=1e-3)
     assert find_checkpoints(small.run_folder)[-1].state.world_size == 2
+
+
+def test_a_run_in_the_fastest_precision_keeps_it_on_another_machine(
+    small: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastest = replace(small, train=replace(small.train, precision="auto"))
+    for has_units, steps in ((True, 1), (False, 2)):
+        monkeypatch.setattr(resume, "has_bf16_units", lambda device, has=has_units: has)
+        pretrain(replace(fastest, train=replace(fastest.train, max_steps=steps)), Ranks())
+        saved = configuration.load(PretrainConfig, small.run_folder / "config.yaml", command="pretrain")
+        assert saved.train.precision == "bf16"
+    with pytest.raises(
+        UserError, match=r"^train\.precision=fp32 differs from bf16 of the run .*use train\.precision=bf16"
+    ):
+        pretrain(small, Ranks())
 
 
 def with_every_option(small: PretrainConfig, run_folder: Path) -> PretrainConfig:
