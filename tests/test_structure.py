@@ -15,13 +15,18 @@ def test_imports_follow_the_layers() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    return module_imports(ROOT)
+
+
 @pytest.mark.parametrize(("package", "most_arrows"), [("sharding", 15), ("ssl_core", 10), ("evaluation", 30)])
-def test_few_rooms_of_a_package_import_each_other(package: str, most_arrows: int) -> None:
-    assert structure_of(package, module_imports(ROOT)).arrows <= most_arrows
+def test_few_rooms_of_a_package_import_each_other(package: str, most_arrows: int, imports: dict[str, set[str]]) -> None:
+    assert structure_of(package, imports).arrows <= most_arrows
 
 
-def test_no_folders_import_each_other_in_a_cycle() -> None:
-    assert folder_cycles(module_imports(ROOT)) == []
+def test_no_folders_import_each_other_in_a_cycle(imports: dict[str, set[str]]) -> None:
+    assert folder_cycles(imports) == []
 
 
 def test_figures_of_a_package_whose_structure_is_known(tmp_path: Path) -> None:

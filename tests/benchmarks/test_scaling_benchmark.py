@@ -46,6 +46,7 @@ def sent_in_a_step(rank: int, world: int) -> dict[str, list[int]]:
     return dict(sent)
 
 
+@pytest.mark.slow
 def test_the_model_knows_the_bytes_of_every_collective() -> None:
     expected = traffic_of(small_encoder(), SHARE, SIZE)
     for sent in on_ranks(2, sent_in_a_step):

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,15 +24,19 @@ from ssl_core.views.spec import ViewSpec
 from tests.support.manifests import write_manifest
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_grid() -> Iterator[None]:
-    """Three values of C for each preset: most of a small probe's time goes into a longer grid.
-
-    Of a module, so that the fixtures of a module that probe have it too.
-    """
+@contextmanager
+def three_values_of_c() -> Iterator[None]:
+    """Within the block, each preset has three values of C: most of a small probe's time goes into a longer grid."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "gazda2021", replace(PRESETS["gazda2021"], c_grid=(0.01, 0.1, 1.0)))
         patch.setitem(PRESETS, "rigorous", replace(PRESETS["rigorous"], c_grid=(0.001, 0.1, 10.0)))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_grid() -> Iterator[None]:
+    """Three values of C, also for the fixtures of a module; those of the session, which come first, have all."""
+    with three_values_of_c():
         yield
 
 

@@ -79,7 +79,7 @@ def test_a_rank_that_raises_or_hangs_ends_the_start_and_the_next_one_continues(
         pytest.param("term", 0, marks=pytest.mark.slow),
         ("term", 1),
         pytest.param("usr1", 1, marks=pytest.mark.slow),
-        ("int", 0),
+        pytest.param("int", 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_stop_signal_to_one_rank_saves_at_one_step_and_leaves_a_marker(

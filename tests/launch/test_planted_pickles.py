@@ -186,6 +186,7 @@ def test_no_module_calls_what_unpickles_or_executes_text() -> None:
             assert "weights_only=True" in map(ast.unparse, node.keywords), call
 
 
+@pytest.mark.slow
 def test_planted_features_and_fits_are_named_and_made_again(
     probed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

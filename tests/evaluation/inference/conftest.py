@@ -8,7 +8,7 @@ from evaluation.data.labeled_sets import ProbeData
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
-from tests.evaluation.conftest import MakeRun
+from tests.evaluation.conftest import MakeRun, three_values_of_c
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,8 @@ def probed(tmp_path_factory: pytest.TempPathFactory, shards: Path, make_run: Mak
         compare=[f"checkpoint={other}", f"file={weights}@resnet18"],
         input=InputOptions(32, [0.5], [0.25]),
     )
-    probe(config, "sternum probe run")
+    with three_values_of_c():
+        probe(config, "sternum probe run")
     return run
 
 

@@ -166,7 +166,8 @@ def test_run_that_is_started_again_after_it_failed_or_was_killed_is_still_watche
     trainer.join()
 
 
-@pytest.mark.parametrize("is_damaged", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.slow
 def test_run_that_was_killed_and_not_restarted_is_probed_to_its_end(
     run: Path, shards: Path, *, is_damaged: bool
 ) -> None:

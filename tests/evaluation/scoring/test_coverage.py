@@ -46,6 +46,7 @@ def test_intervals_hold_the_truth_when_one_class_has_few_patients() -> None:
     assert found["auc, all patients"].percent < found["auc"].percent
 
 
+@pytest.mark.slow
 def test_cross_validated_intervals_hold_the_mean_auc_of_such_classifiers() -> None:
     found = measure_crossing(Crossing(100, 64, 0.8), 50, 100)
     assert found["AUC"].percent >= 90, found

@@ -79,7 +79,7 @@ def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding.packing.encoded, "_encode", stopping)
 
 
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_pack_ends_with_the_same_bytes_when_it_is_killed_at_any_step(
     config: PackConfig, tmp_path: Path, stride: int
 ) -> None:

@@ -151,7 +151,9 @@ PERMANENT = {
 }
 
 
-@pytest.mark.parametrize("name", PERMANENT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "stall" else pytest.mark.slow) for name in PERMANENT]
+)
 def test_permanent_fault_of_s3_stops_the_run_and_names_shard_and_reason(
     server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path: Path, name: str
 ) -> None:

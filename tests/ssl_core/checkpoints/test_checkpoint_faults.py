@@ -98,7 +98,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("damaged", "stride"),
     [
-        (True, 5),
+        (True, 12),
         pytest.param(True, 1, marks=pytest.mark.slow),
         pytest.param(False, 1, marks=pytest.mark.slow),
     ],

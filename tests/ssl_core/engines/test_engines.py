@@ -288,6 +288,7 @@ def test_too_few_samples_are_refused_on_every_rank() -> None:
 # ---- in this process
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_keeps_the_names_of_its_state() -> None:
     engine = build(EngineConfig(compile=True), small_encoder())
     assert engine.model_state().keys() == small_encoder().state_dict().keys()

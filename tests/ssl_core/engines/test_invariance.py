@@ -176,7 +176,7 @@ def check(world: int, cases: list[Case]) -> None:
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("world", SHARES)
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 4])
 def test_loss_and_gradients_are_those_of_one_process_when_the_batch_is_spread(world: int) -> None:
     cuts: list[tuple[int, SamePatient]] = [(1, "negative"), (2, "positive"), (3, "masked")]
     harder = SHARES[world][-1]

@@ -36,12 +36,11 @@ def test_the_reason_is_one_line_where_triton_has_no_driver() -> None:
         assert "\n" not in reason
 
 
-def choice_if_kernels_fail_on(rank: int, world: int, broken: list[int]) -> str:
-    reason = "RuntimeError: no C compiler" if rank in broken else None
-    with mock.patch.object(executor_choice, "why_kernels_fail", lambda *_: reason):
-        return chosen(1000)
+def choices(rank: int, world: int) -> list[str]:
+    """Return the executors that this rank chooses if the kernels run on all ranks, and if they fail on rank 1."""
+    with mock.patch.object(executor_choice, "why_kernels_fail", side_effect=[None, "no C compiler" if rank else None]):
+        return [chosen(1000, temperature=temperature) for temperature in (0.5, 0.6)]
 
 
 def test_all_ranks_use_the_kernels_or_none_does() -> None:
-    assert on_ranks(2, choice_if_kernels_fail_on, []) == ["kernels", "kernels"]
-    assert on_ranks(2, choice_if_kernels_fail_on, [1]) == ["tiled", "tiled"]
+    assert on_ranks(2, choices) == [["kernels", "tiled"]] * 2

@@ -113,6 +113,7 @@ def test_fp32_stays_near_float64_at_every_temperature(
         pytest.param("end", 0.1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_fp32_stays_near_float64_in_a_batch_of_4096_rows(stage: str, tau: float) -> None:
     errors = relative_errors(stage, 2048, tau, "negative", "tiled")
     assert errors.in_loss < 1e-6

@@ -118,7 +118,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return process.submit(function, *arguments).result()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_the_encoder_on_a_gpu_waits_for_nothing_and_sends_the_same_without_images(precision: Precision) -> None:
     layers = [layer for layer in small_encoder().modules() if is_norm(layer)]
     sent = alone(sent_in_a_step, 4, precision)
@@ -128,6 +128,7 @@ def test_the_encoder_on_a_gpu_waits_for_nothing_and_sends_the_same_without_image
     assert alone(sent_in_a_step, 4, precision, True) == sent
 
 
+@pytest.mark.slow
 def test_the_backbone_compiles_into_one_graph_on_several_gpus() -> None:
     assert alone(graphs_and_breaks, 4) == (1, 0)
 

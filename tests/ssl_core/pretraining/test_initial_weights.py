@@ -65,6 +65,7 @@ def stopped_after(config: PretrainConfig, steps: int) -> PretrainConfig:
     return replace(config, train=replace(config.train, max_steps=steps))
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_weights_and_was_stopped_ends_with_the_same_bits(
     config: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,8 @@ def with_siblings(run: Path, shards: Path, **options: object) -> PretrainConfig:
     return replace(small_config(run, shards), views=views)
 
 
-@pytest.mark.parametrize("executor", ["torchvision", pytest.param("dali", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("executor", ["torchvision", "dali"])
+@pytest.mark.slow
 def test_run_stopped_and_resumed_shows_the_same_siblings_and_ends_in_the_same_bits(
     tmp_path: Path, simulated_shards: Path, executor: Literal["torchvision", "dali"]
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_bits(
     assert [line["run/restarts"] for line in read_metrics(small.run_folder)] == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_two_processes_that_resume_the_run_of_one_have_the_same_losses(
     small: PretrainConfig, undisturbed: Path
 ) -> None:
