@@ -1,4 +1,4 @@
-"""Counts in messages, each with its noun."""
+"""Words in messages: counts with their nouns, and text from elsewhere."""
 
 
 def counted(count: float, noun: str) -> str:
@@ -7,3 +7,9 @@ def counted(count: float, noun: str) -> str:
     if count == 1:
         return f"{number} {noun}"
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return text as one line that cannot control a terminal: white space becomes one space, codes their escapes."""
+    line = " ".join(text.split())
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in line)

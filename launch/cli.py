@@ -15,6 +15,7 @@ from infra.errors import RunFailed, UserError
 from infra.signals import Terminated
 from infra.streams import open_standard_streams
 from infra.urls import scrub
+from infra.words import printable
 
 # Environment variable: a file to which errors are also appended, so that `sternum supervise` can quote them.
 ERRORS_FILE: Final = "STERNUM_ERRORS_FILE"
@@ -112,7 +113,7 @@ def fail(error: UserError | RunFailed) -> int:
     """Print an error as one line, with the rank if it is not the first, and return its exit code."""
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
-    line = scrub(" ".join(str(error).split()))
+    line = printable(scrub(" ".join(str(error).split())))  # it may quote a file from someone else
     sys.stderr.write(f"sternum: error{where}: {line}\n")
     if ERRORS_FILE in os.environ:  # its folder is missing on other machines than the supervisor's
         with suppress(OSError), Path(os.environ[ERRORS_FILE]).open("a", errors="backslashreplace") as file:

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from infra.config import parse
 from infra.errors import UserError, require
 from infra.options import setting
+from infra.words import printable
 from launch.run_exporter import serve
 from ssl_core.pretraining.run_facts import RunFacts, facts_of, find_runs
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdout.write(tabulate(rows, _HEADER, disable_numparse=True, colalign=("left", "left", *["right"] * 6)) + "\n")
     for run in runs:
         for note in run.notes:
-            sys.stdout.write(_visible(f"{run.path}: {note}") + "\n")
+            sys.stdout.write(printable(f"{run.path}: {note}") + "\n")
     return 0
 
 
@@ -71,7 +72,7 @@ def _row(run: RunFacts, folder: Path, now_s: float) -> tuple[str, ...]:
     step, epoch, loss = (run.metrics.get(name) for name in ("step", "epoch", "loss"))
     name = run.path.name if run.path == folder else str(run.path.relative_to(folder))
     return (
-        _visible(name),
+        printable(name),
         run.state,
         "-" if step is None else f"{step:.0f}",
         "-" if epoch is None else f"{epoch:.2f}",
@@ -80,12 +81,6 @@ def _row(run: RunFacts, folder: Path, now_s: float) -> tuple[str, ...]:
         str(run.restarts),
         _age(now_s - run.seen_s) if run.seen_s else "-",
     )
-
-
-def _visible(text: str) -> str:
-    """Return text as one line that cannot control the terminal, since a run may come from someone else."""
-    line = " ".join(text.split())
-    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in line)
 
 
 def _age(seconds: float) -> str:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import RunFailed
 from infra.status import Status, write_status
 from launch.builtin_configs import PRETRAIN_CONFIGS, PROBE_CONFIGS
-from launch.cli import COMMANDS, main
+from launch.cli import COMMANDS, main, run_command
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 
@@ -141,3 +142,11 @@ def test_an_error_names_the_key_as_it_must_be_typed(
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_error_that_quotes_a_file_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(_: object) -> int:
+        raise RunFailed("the run ended: \x1b[2J\x1b]0;title\x07done")
+
+    assert run_command(fails, []) == 1
+    assert capsys.readouterr().err == "sternum: error: the run ended: \\x1b[2J\\x1b]0;title\\x07done\n"
