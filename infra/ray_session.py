@@ -23,11 +23,12 @@ _QUIET: Final = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",
 }
-# For a Ray on this machine: listen on the loopback address only (the setting does so on Linux too, despite its name);
-# run trials at the priority of this process, because any other process starves them at Ray's default, the lowest; start
-# no processes for plain tasks, because Tune has none.
+# Ray reads it when it is first imported, and then listens on the loopback address only, on Linux too despite its name.
+_LOOPBACK_ONLY: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# For a Ray on this machine: run trials at the priority of this process, because any other process starves them at Ray's
+# default, the lowest; start no processes for plain tasks, because Tune has none.
 _LOCAL: Final = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _LOOPBACK_ONLY: "0",
     "RAY_worker_niceness": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
@@ -54,7 +55,8 @@ def ray_session(cores: int | None = None, address: str | None = None, shared_byt
         shared_bytes: total size of what the tasks share
 
     Raises:
-        UserError: if the cluster cannot be joined, or the path of the temporary folder is too long for Ray
+        UserError: if the cluster cannot be joined, the path of the temporary folder is too long for Ray, or this
+            process imported Ray before a local one could be told where to listen
         RunFailed: if Ray does not start on this machine
     """
     cores = cores or len(os.sched_getaffinity(0))
@@ -89,7 +91,13 @@ def ray_session(cores: int | None = None, address: str | None = None, shared_byt
 
 def _start(cores: int, shared_bytes: int, folder: Path) -> None:
     import ray  # noqa: PLC0415
+    from ray._private import ray_constants  # noqa: PLC0415
 
+    if ray_constants.ENABLE_RAY_CLUSTER and os.environ[_LOOPBACK_ONLY] == "0":
+        raise UserError(
+            "this program imported Ray before Sternum started it, so Ray would listen on all addresses; "
+            f"set {_LOOPBACK_ONLY}=0 before the program starts, or use --search=serial, which needs no Ray"
+        )
     longest = len(os.fsencode(folder / _RAY_FOLDER / _LONGEST_SOCKET))
     if longest > _SOCKET_BYTES:
         raise UserError(
