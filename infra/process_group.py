@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from infra.errors import RunFailed, UserError
 from infra.failure_watch import failures_shared
+from infra.interfaces import interface_toward
 from infra.processes import Ranks
 
 _LOOPBACK: Final = "127.0.0.1"
@@ -173,21 +173,6 @@ def _talk_on_the_way_to_the_master() -> None:
     interface = interface_toward(address)
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-
-
-def interface_toward(address: str) -> str | None:
-    """Return the network interface that leads to an address; None if none does, or only the loopback one."""
-    try:
-        family, kind, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(target)  # of a datagram socket: chooses a route and sends nothing
-            own = probe.getsockname()[0]
-    except OSError:
-        return None
-    for name, addresses in psutil.net_if_addrs().items():
-        if name != "lo" and any(entry.address.partition("%")[0] == own for entry in addresses):
-            return name
-    return None
 
 
 def _loopback_store(ranks: Ranks, timeout: timedelta) -> TCPStore | None:

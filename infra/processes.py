@@ -8,9 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-import torch.distributed as dist
-
 from infra.errors import RunFailed, UserError, require
 from infra.options import key, setting
 
@@ -106,6 +103,8 @@ def _require_one_process() -> None:
 
 def world_size() -> int:
     """Return the number of processes in the group, 1 without a group."""
+    import torch.distributed as dist  # noqa: PLC0415 (a machine that only packs has no torch)
+
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -117,6 +116,9 @@ def gather_objects(value: object) -> list[Any]:
     Args:
         value: what JSON can hold
     """
+    import torch  # noqa: PLC0415
+    import torch.distributed as dist  # noqa: PLC0415
+
     if not dist.is_initialized():
         return [value]
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -141,6 +143,9 @@ def decoding_threads(ranks: Ranks) -> int:
 
 def sum_over_ranks(*counts: int) -> list[int]:
     """Return each count summed over all ranks, on every rank."""
+    import torch  # noqa: PLC0415
+    import torch.distributed as dist  # noqa: PLC0415
+
     sums = torch.tensor(counts)
     if world_size() > 1:
         dist.all_reduce(sums)

@@ -14,10 +14,9 @@ from infra.doctor.finding import Finding
 from infra.errors import RunFailed
 from infra.json_files import encode_json
 from infra.options import key, require_positive
-from infra.process_group import end_process
 from infra.processes import Ranks, ranks_from_environment
 from infra.urls import Location, require_no_credentials, scheme_of
-from infra.words import counted
+from infra.words import counted, printable
 from launch.cli import run_command, split_at_dashes
 
 # What srun sets, and what torchrun would set in its place.
@@ -112,9 +111,12 @@ def _show(report: Report, *, as_json: bool) -> None:
 def _show_findings(title: str, findings: Sequence[Finding]) -> None:
     sys.stdout.write(f"{title}\n")
     for finding in findings:
-        mend = f"; {finding.mend}" if finding.is_wrong else ""
-        sys.stdout.write(f"  {'WRONG' if finding.is_wrong else 'ok   '} {finding.check}: {finding.text}{mend}\n")
+        state = "ok" if finding.mend is None else "warn" if finding.is_warning else "WRONG"
+        mend = f"; {finding.mend}" if finding.mend else ""
+        sys.stdout.write(f"  {state:<5} {finding.check}: {printable(finding.text + mend)}\n")
 
 
 if __name__ == "__main__":  # torchrun starts a module
+    from infra.process_group import end_process
+
     end_process(lambda: run_command(main, sys.argv[1:]))

@@ -4,21 +4,19 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from infra.devices import device_of
 from infra.doctor.finding import Finding, finding_of
 from infra.doctor.folders import check_folder, check_store
 from infra.doctor.gpus import check_gpus
 from infra.doctor.network import check_interfaces, check_rendezvous, way_out
 from infra.doctor.resources import check_memory, check_open_files, check_shared_memory
-from infra.doctor.together import Machine, compare_clocks, compare_folders, compare_versions, time_links
 from infra.errors import RunFailed, UserError
-from infra.process_group import process_group
 from infra.processes import Ranks, gather_objects
 from infra.versions import NOT_INSTALLED, versions_for_training
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,8 @@ def examine(ranks: Ranks, folders: Sequence[Path], stores: Sequence[str], timeou
     cannot_meet = any(finding.is_wrong for finding in own if finding.check in ("interfaces", "rendezvous"))
     if ranks.world == 1 or cannot_meet:
         return _report([here], [])
+    from infra.process_group import process_group  # noqa: PLC0415 (a machine that only packs has no torch)
+
     try:
         device = _device(ranks)
         with process_group(ranks, device, timeout_s, "timeout_s"):
@@ -89,8 +89,16 @@ def _of_this_machine(ranks: Ranks, folders: Sequence[Path], stores: Sequence[str
         yield from check_store(store)
 
 
-def _of_all_machines(ranks: Ranks, here: MachineReport, folders: Sequence[Path], device: torch.device) -> Report:
+def _of_all_machines(ranks: Ranks, here: MachineReport, folders: Sequence[Path], device: "torch.device") -> Report:
     """Return what all machines found. Collective; only the first rank's report has it all."""
+    from infra.doctor.together import (  # noqa: PLC0415 (imports torch)
+        Machine,
+        compare_clocks,
+        compare_folders,
+        compare_versions,
+        time_links,
+    )
+
     records: list[dict[str, Any]] = gather_objects(
         {**asdict(here), "first": ranks.local_rank == 0, "versions": versions_for_training()}
     )
@@ -115,8 +123,12 @@ def _report(machines: list[MachineReport], together: list[Finding]) -> Report:
     return Report(machines, together, sum(finding.is_wrong for finding in findings))
 
 
-def _device(ranks: Ranks) -> torch.device:
+def _device(ranks: Ranks) -> "torch.device":
     """Return the device of this process; the CPU if torch cannot use the GPU, which `check_gpus` reports."""
+    import torch  # noqa: PLC0415
+
+    from infra.devices import device_of  # noqa: PLC0415
+
     try:
         return device_of(ranks)
     except UserError:

@@ -13,16 +13,18 @@ class Finding:
         check: name of the check, such as `clocks`
         text: what was found, in one line
         mend: what to do about it; None if nothing is wrong
+        is_warning: whether a run may start all the same
     """
 
     check: str
     text: str
     mend: str | None = None
+    is_warning: bool = False
 
     @property
     def is_wrong(self) -> bool:
         """Whether something must be mended before a run."""
-        return self.mend is not None
+        return self.mend is not None and not self.is_warning
 
 
 def finding_of(check: str, error: UserError | RunFailed) -> Finding:

@@ -1,10 +1,8 @@
 """The GPUs of one machine, and whether torch can use them."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
-import torch
-
-from infra.devices import device_of, driver_version
 from infra.doctor.finding import Finding, finding_of
 from infra.doctor.resources import megabytes
 from infra.errors import UserError
@@ -13,6 +11,13 @@ from infra.processes import Ranks
 
 def check_gpus(ranks: Ranks) -> Iterator[Finding]:
     """Say what GPUs the processes of this machine have; a GPU that torch cannot use is wrong, no GPU is not."""
+    if find_spec("torch") is None:
+        yield Finding("GPUs", "not looked at without torch, which packing does not need")
+        return
+    import torch  # noqa: PLC0415 (machines that only pack lack it)
+
+    from infra.devices import device_of, driver_version  # noqa: PLC0415
+
     try:
         device = device_of(ranks)
     except UserError as error:

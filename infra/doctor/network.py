@@ -9,7 +9,7 @@ from typing import Final
 import psutil
 
 from infra.doctor.finding import Finding
-from infra.process_group import interface_toward
+from infra.interfaces import interface_toward
 from infra.processes import Ranks
 
 GLOO: Final = "GLOO_SOCKET_IFNAME"

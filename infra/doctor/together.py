@@ -134,10 +134,8 @@ def time_links(machines: Sequence[Machine], device: torch.device) -> Iterator[Fi
             f"{first.name} - {second.name}: all-reduce of {size_mb:.0f} MB in {1000 * reduce_s:.0f} ms "
             f"({size_mb / reduce_s:,.0f} MB/s), all-gather in {1000 * gather_s:.0f} ms ({size_mb / gather_s:,.0f} MB/s)"
         )
-        is_slow = reduce_s > _SLOW * usual_s
-        yield Finding(
-            "links", text, "slower than the others: check its cable, switch and interface" if is_slow else None
-        )
+        slow = "slower than the others: check its cable, switch and interface" if reduce_s > _SLOW * usual_s else None
+        yield Finding("links", text, slow, is_warning=slow is not None)
 
 
 def _exchange_s(pair: list[int], device: torch.device) -> tuple[float, float]:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from infra.errors import RunFailed, UserError
 from infra.failure_watch import failures_shared
-from infra.process_group import end_process, interface_toward, process_group
+from infra.interfaces import interface_toward
+from infra.process_group import end_process, process_group
 from infra.processes import Ranks
 from tests.support.fork_server import fork_context
 

@@ -43,8 +43,9 @@ def examined_alone(command: Sequence[str], environment: Mapping[str, str]) -> Re
 def wrong_in(report: Report) -> list[tuple[str, str]]:
     """Return check and text of all that is wrong."""
     findings = [*report["together"], *(one for machine in report["machines"] for one in machine["findings"])]
-    assert report["wrong"] == sum(finding["mend"] is not None for finding in findings)
-    return [(finding["check"], finding["text"]) for finding in findings if finding["mend"] is not None]
+    wrong = [finding for finding in findings if finding["mend"] is not None and not finding["is_warning"]]
+    assert report["wrong"] == len(wrong)
+    return [(finding["check"], finding["text"]) for finding in wrong]
 
 
 def test_a_healthy_machine_has_nothing_wrong(tmp_path: Path) -> None:
@@ -64,6 +65,25 @@ def test_a_healthy_machine_has_nothing_wrong(tmp_path: Path) -> None:
 def test_a_file_system_without_locks_is_found(tmp_path: Path) -> None:
     report = examined_alone([*DOCTOR, f"--folders=[{tmp_path}]"], no_locks(tmp_path))
     assert wrong_in(report) == [("folders", f"the disk of {tmp_path} cannot lock files: No locks available")]
+
+
+def test_a_machine_that_only_packs_is_examined_without_torch(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
+    report = examined_alone([sys.executable, "-c", code, "doctor", "--json=true", f"--folders=[{tmp_path}]"], {})
+    assert wrong_in(report) == []
+    [machine] = report["machines"]
+    assert "not looked at without torch" in machine["findings"][1]["text"]
+
+
+def test_a_read_only_store_is_found(tmp_path: Path) -> None:
+    """Of the kinds of object store, a mounted disk is the one that this machine can make read-only."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    read_only = f'mount -t tmpfs -o ro none {tmp_path} && exec "$@"'
+    folders = f"--folders=[{tmp_path}/runs,file://{tmp_path}/shards]"
+    report = examined_alone(["unshare", "-m", "sh", "-c", read_only, "sh", *DOCTOR, folders], {})
+    assert [check for check, _ in wrong_in(report)] == ["folders", "object stores"]
+    assert all("read-only" in text.lower() for _, text in wrong_in(report))
 
 
 def test_too_few_open_files_and_too_little_shared_memory_are_found() -> None:
