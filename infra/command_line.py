@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn, get_args, get_origin
 
 import yaml
 
-from infra.errors import UserError
+from infra.errors import MissingHere, UserError
 from infra.plain_yaml import load_yaml
 from infra.schema import Option, type_in_words, value_in_words
 from infra.values import Unfit, from_text, from_yaml
@@ -125,7 +125,7 @@ class CommandLine:
                 raise UserError(f"{path} has more than {_MOST_BYTES:,} bytes; --config takes a short YAML file")
             content = load_yaml(raw.decode())
         except FileNotFoundError as error:
-            raise UserError(f"{path} does not exist; --config takes a YAML file") from error
+            raise MissingHere(f"{path} does not exist; --config takes a YAML file") from error
         except IsADirectoryError as error:
             hint = f"--config takes a YAML file, such as {path / 'config.yaml'}"
             raise UserError(f"{path} is a folder; {hint}") from error

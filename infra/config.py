@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Final, NoReturn, Protocol, TypeVar
@@ -18,6 +19,16 @@ from infra.schema import Option, build, options_of, placeholder, sections_of, va
 
 _HELP: Final = ("-h", "--help")
 _PRINT_CONFIG: Final = "--print_config"
+
+
+_is_only_read: Final = ContextVar("is_only_read", default=False)
+
+
+class _Read(BaseException):
+    """Ends a command that is only read, with its configuration."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
 
 class _Dataclass(Protocol):
@@ -67,7 +78,31 @@ def parse(
     if _PRINT_CONFIG in arguments:
         _print_and_end(dump_yaml(_plain(_nested(command_line.options, values))))
     command_line.require_all(values)
-    return build(config_class, values)
+    config = build(config_class, values)
+    if _is_only_read.get():
+        raise _Read(config)
+    return config
+
+
+def read_command(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> Any:
+    """Return the configuration that a command would use; nothing else of the command is done.
+
+    Args:
+        command: a function that begins with `parse`
+        arguments: the words after the command
+
+    Raises:
+        UserError: as `parse`
+        SystemExit: likewise
+    """
+    token = _is_only_read.set(True)
+    try:
+        command(arguments)
+    except _Read as read:
+        return read.config
+    finally:
+        _is_only_read.reset(token)
+    raise AssertionError("the command does not begin with `parse`")
 
 
 def _print_and_end(text: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The two errors that end a command in one line, each with its exit code."""
+"""The errors that end a command in one line, each with its exit code."""
 
 
 class UserError(Exception):
@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+class MissingHere(UserError):
+    """A file or package that this machine lacks; another one may have it."""
 
 
 class RunFailed(Exception):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final, Literal
 
-from infra.errors import UserError
+from infra.errors import MissingHere
 
 Extra = Literal[
     "dali",
@@ -60,10 +60,10 @@ def require_extra(name: Extra, reason: str, instead: str = "") -> None:
         instead: an alternative without the package, such as `take engine.kind=ddp`
 
     Raises:
-        UserError: if the package is missing; the message names the command that installs it and the alternative
+        MissingHere: if the package is missing; the message names the command that installs it and the alternative
     """
     if not has_extra(name):
-        raise UserError(
+        raise MissingHere(
             f"{reason} needs {_PACKAGES[name].product}, which is not installed; "
             f'pip install "sternum[{name}]"' + (f", or {instead}" if instead else "")
         )

@@ -63,15 +63,19 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"sternum {version('sternum')}\n")
         return 0
-    require_command(words[0])
-    code: int = importlib.import_module(f"launch.{words[0]}").main(words[1:])
-    return code
+    return command_named(words[0])(words[1:])
 
 
-def require_command(name: str) -> None:
-    """Raise UserError unless there is a command of that name."""
+def command_named(name: str) -> Callable[[Sequence[str]], int]:
+    """Import a command, and return its function.
+
+    Raises:
+        UserError: if there is none of that name
+    """
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
+    command: Callable[[Sequence[str]], int] = importlib.import_module(f"launch.{name}").main
+    return command
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

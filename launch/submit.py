@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from infra.clusters import kubernetes, ray_jobs, slurm
-from infra.clusters.job import Job, job_of
+from infra.clusters.job import THIS_CLUSTER, Job, job_of
 from infra.clusters.kubernetes import KubernetesConfig
 from infra.clusters.ray_jobs import RayConfig
 from infra.clusters.slurm import SlurmConfig
 from infra.config import parse
 from infra.errors import require
 from infra.log import say
-from infra.options import key, require_at_least, setting
-from launch.cli import require_command, split_at_dashes
+from infra.options import key, registered, require_at_least, setting
+from launch.cli import split_at_dashes
+from launch.inner_command import Paths, paths_of
 
 _NAME: Final = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 _VARIABLE: Final = r"[A-Za-z_]\w*=.*"
@@ -94,8 +95,6 @@ def main(arguments: Sequence[str]) -> int:
         ),
         subject="cluster",
     )
-    if len(command) > 1 and command[0] == "sternum":
-        require_command(command[1])
     job = job_of(
         command,
         name=config.name,
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _by_slurm(job: Job, config: SubmitConfig) -> int:
     _require_command(job)
-    script = slurm.render(job, config.slurm)
+    script = slurm.render(job, config.slurm, lambda arguments: _paths(job, arguments).written)
     if config.dry_run:
         return _print(script)
     number = slurm.submit(script)
@@ -120,7 +119,9 @@ def _by_slurm(job: Job, config: SubmitConfig) -> int:
 
 
 def _by_kubernetes(job: Job, config: SubmitConfig) -> int:
-    manifests = kubernetes.render(job, config.kubernetes)
+    paths = _paths(job, job.arguments, is_elsewhere=True)
+    manifests = kubernetes.render(job, config.kubernetes, paths.written)
+    kubernetes.require_volumes(config.kubernetes, paths.written, paths.read)
     return _print(manifests if config.dry_run else f"{kubernetes.submit(manifests)}\n")
 
 
@@ -129,11 +130,23 @@ def _by_ray(job: Job, config: SubmitConfig) -> int:
         require(job.way == "cluster", f"{setting(config.ray, 'hosts')} makes a cluster; submit the command to it later")
         return _print(ray_jobs.render_cluster(job, config.ray))
     _require_command(job)
+    paths = _paths(job, job.arguments, is_elsewhere=True)
+    text = ray_jobs.render(job)
+    ray_jobs.require_absolute([*paths.written, *paths.read])
     if config.dry_run:
-        return _print(ray_jobs.render(job))
+        return _print(text)
     name = ray_jobs.submit(job, config.ray)
     say(f"submitted; to follow its output: ray job logs --follow --address={config.ray.address} {name}")
     return _print(f"{name}\n")
+
+
+def _paths(job: Job, arguments: Sequence[str], *, is_elsewhere: bool = False) -> Paths:
+    """Read the command of a job as its machines will, and return the paths that it names."""
+    if job.way == "cluster":
+        return Paths([], [])
+    with registered(SubmitConfig):  # the command registers its own options
+        words = [word for word in arguments if word != THIS_CLUSTER]  # this machine may lack Ray
+        return paths_of(job.command, words, is_elsewhere=is_elsewhere)
 
 
 def _require_command(job: Job) -> None:

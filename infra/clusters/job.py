@@ -10,13 +10,15 @@ from typing import Final, Literal
 import jinja2
 
 from infra.errors import require
+from infra.words import counted
 
 # How a command uses several processes: ranks that a launcher starts, tasks on a Ray cluster, or not at all. A job
 # without a command is a cluster that waits for commands.
 Way = Literal["ranks", "ray", "single", "cluster"]
 
-_RANKED: Final = ("pretrain", "embed")
+_RANKED: Final = ("pretrain", "embed", "doctor")
 _ON_RAY: Final = ("shard", "audit", "embed", "probe")  # commands with the option --address
+THIS_CLUSTER: Final = "--address=auto"
 _WORLD_SIZE: Final = "--train.world_size="
 
 
@@ -94,11 +96,12 @@ def job_of(
         way = "ray"
     require(
         nodes == 1 or way != "single",
-        f"nodes={nodes}: sternum {verb} uses one machine; only pretrain, {', '.join(_ON_RAY)} use several: nodes=1",
+        f"nodes={nodes}: sternum {verb} uses one machine; only {', '.join(dict.fromkeys(_RANKED + _ON_RAY))} use "
+        "several: nodes=1",
     )
     if way == "ray":
         _require_this_cluster(arguments)
-        arguments = [*arguments, "--address=auto"]
+        arguments = [*arguments, THIS_CLUSTER]
     if verb == "pretrain" and not any(word.startswith(_WORLD_SIZE) for word in arguments):
         arguments = [*arguments, f"{_WORLD_SIZE}{processes}"]
     variables = dict(word.split("=", maxsplit=1) for word in env)
@@ -132,6 +135,18 @@ def _name_of(verb: str, arguments: Sequence[str]) -> str:
     return re.sub("[^a-z0-9]+", "-", f"{verb or 'ray'}-{subject}".lower())[:40].strip("-")
 
 
+def doctor_words(job: Job, folders: Sequence[str]) -> list[str]:
+    """Return the command line that examines a machine before the job; empty if the job itself does so.
+
+    Args:
+        job: the job
+        folders: the folders and object stores that it writes
+    """
+    if job.command == "doctor":
+        return []
+    return ["sternum", "doctor", *([f"--folders={json.dumps(folders, ensure_ascii=False)}"] if folders else [])]
+
+
 def template(name: str) -> jinja2.Template:
     """Return a template of this folder."""
     environment = jinja2.Environment(
@@ -143,4 +158,5 @@ def template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     environment.filters["quoted"] = json.dumps  # as YAML reads it
+    environment.filters["counted"] = counted
     return environment.get_template(name)

@@ -1,15 +1,20 @@
 """Kubernetes: manifests that run a Sternum command, for Kubeflow, KubeRay or a plain Job, and `kubectl`."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
-from infra.clusters.job import Job, Way, template
+from infra.clusters.job import Job, Way, doctor_words, template
 from infra.clusters.tools import run_tool
 from infra.errors import require
+from infra.log import say
 from infra.options import key, require_at_least, setting
+from infra.urls import scheme_of
+from infra.words import counted
 
 Kind = Literal["TrainJob", "PyTorchJob", "Job", "RayJob", "RayCluster"]
 
@@ -71,13 +76,23 @@ class KubernetesConfig:
         ):
             for word in getattr(self, name):
                 require(re.fullmatch(form, word) is not None, f"{key(self, name)}={word} must look like {example}")
+        mounts = [volume.partition(":")[2].rstrip("/") for volume in self.volumes]
+        require(
+            len(set(mounts)) == len(mounts),
+            f"{setting(self, 'volumes')} mounts two volumes at one path; give each its own",
+        )
         for name, form in (("namespace", _NAME), ("rdma", _LABEL), ("image", _IMAGE), ("ray_version", r"[\d.]+")):
             word = getattr(self, name)
             require(word is None or re.fullmatch(form, word) is not None, f"{setting(self, name)} is no name")
 
 
-def render(job: Job, config: KubernetesConfig) -> str:
+def render(job: Job, config: KubernetesConfig, folders: Sequence[str]) -> str:
     """Return the manifests of a job.
+
+    Args:
+        job: the job
+        config: what it needs of Kubernetes
+        folders: the folders and object stores that the command writes
 
     Raises:
         UserError: if the image is missing, or the kind of resource does not suit the command
@@ -88,13 +103,39 @@ def render(job: Job, config: KubernetesConfig) -> str:
         f"{setting(config, 'shared_memory_gb')} must be less than memory_gb={job.memory_gb}, of which it is a part",
     )
     kind = config.kind or _DEFAULT[job.way]
-    what = f"sternum {job.command} on {job.nodes} nodes" if job.command else "a cluster without a command"
+    what = f"sternum {job.command} on {counted(job.nodes, 'node')}" if job.command else "a cluster without a command"
     require(
         job.way in _WAYS[kind] and (kind != "Job" or job.nodes == 1),
         f"{key(config, 'kind')}={kind} is not for {what}; leave it out to use {_DEFAULT[job.way]}",
     )
     words = _words(job, kind)
-    return template(f"{kind.lower()}.yaml.j2").render(job=job, config=config, words=words, entrypoint=shlex.join(words))
+    return template(f"{kind.lower()}.yaml.j2").render(
+        job=job, config=config, words=words, entrypoint=shlex.join(words), doctor=doctor_words(job, folders)
+    )
+
+
+def require_volumes(config: KubernetesConfig, written: Sequence[str], read: Sequence[str]) -> None:
+    """Check that volumes of the job hold the paths of its command; URLs pass.
+
+    Warns of what is read and on no volume, because the image may have it.
+
+    Raises:
+        UserError: if the command writes to a path that ends with its container
+    """
+    for path in written:
+        require(
+            _is_held(path, config),
+            f"{path} is on none of {setting(config, 'volumes')}, so it would be lost with its container; mount a "
+            f"volume, --{key(config, 'volumes')}=[CLAIM:/PATH], and name a path below /PATH",
+        )
+    for path in read:
+        if not _is_held(path, config):
+            say(f"warning: {path} is on none of {setting(config, 'volumes')}; the image must have it")
+
+
+def _is_held(path: str, config: KubernetesConfig) -> bool:
+    mounts = [volume.partition(":")[2] for volume in config.volumes]
+    return scheme_of(path) is not None or any(Path(os.path.normpath(path)).is_relative_to(mount) for mount in mounts)
 
 
 def _words(job: Job, kind: Kind) -> list[str]:

@@ -3,7 +3,9 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from infra.clusters.job import Job, template
 from infra.errors import RunFailed, UserError, require
 from infra.extras import require_extra
 from infra.options import key, setting
-from infra.urls import require_no_credentials
+from infra.urls import require_no_credentials, scheme_of
 
 _TIMEOUT_S: Final = 10.0
 
@@ -34,6 +36,10 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         require_no_credentials(self.address, key(self, "address"))
+        require(
+            len(set(self.hosts)) == len(self.hosts),
+            f"{setting(self, 'hosts')} names a machine twice; name each once, the head first",
+        )
         parts = urlsplit(self.address)
         require(
             parts.scheme in ("http", "https") and bool(parts.hostname),
@@ -63,6 +69,19 @@ def _submission(job: Job) -> dict[str, Any]:
     }
 
 
+def require_absolute(paths: Sequence[str]) -> None:
+    """Check that paths mean the same on the cluster, which runs a command in a folder of its own; URLs pass.
+
+    Raises:
+        UserError: if one is relative
+    """
+    for path in paths:
+        require(
+            scheme_of(path) is not None or Path(path).is_absolute(),
+            f"{path} is relative, but the cluster runs the command in a folder of its own; name it from / on",
+        )
+
+
 def submit(job: Job, config: RayConfig) -> str:
     """Submit a job to a running cluster, and return its name.
 
@@ -82,8 +101,8 @@ def submit(job: Job, config: RayConfig) -> str:
         client = JobSubmissionClient(address)
     except (OSError, RuntimeError) as error:  # OSError is from requests
         raise UserError(
-            f"no job server answers at {setting(config, 'address')} ({error}); check the address, and start the head "
-            "node with its dashboard (pip install 'ray[default]')"
+            f"no job server answers at {setting(config, 'address')} ({_reason_of(error)}); check the address, and "
+            "start the head node with its dashboard (pip install 'ray[default]')"
         ) from error
     except AuthenticationError as error:
         raise UserError(
@@ -94,4 +113,13 @@ def submit(job: Job, config: RayConfig) -> str:
         name: str = client.submit_job(**submission)
     except RuntimeError as error:
         raise RunFailed(f"{address} refused the job: {error}") from error
+    except OSError as error:  # from requests
+        raise RunFailed(f"{address} did not take the job: {_reason_of(error)}; run the command again") from error
     return name
+
+
+def _reason_of(error: BaseException) -> str:
+    """Return why a request failed, in the words of the system; those of requests and urllib3 are for programmers."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

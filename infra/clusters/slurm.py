@@ -2,11 +2,12 @@
 
 import re
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Final, Literal
 
-from infra.clusters.job import Job, template
+from infra.clusters.job import Job, doctor_words, template
 from infra.clusters.tools import run_tool
 from infra.errors import require
 from infra.options import key, require_positive, setting
@@ -59,14 +60,24 @@ class SlurmConfig:
             )
 
 
-def render(job: Job, config: SlurmConfig) -> str:
-    """Return the batch script of a job."""
+def render(job: Job, config: SlurmConfig, folders_of: Callable[[Sequence[str]], Sequence[str]]) -> str:
+    """Return the batch script of a job.
+
+    Args:
+        job: the job
+        config: what it needs of SLURM
+        folders_of: returns the folders and object stores that the command writes with these arguments
+
+    Raises:
+        UserError: as `tasks_of`
+    """
+    tasks = [(shlex.join(arguments), doctor_words(job, folders_of(arguments))) for arguments in tasks_of(job, config)]
     return template("slurm.sh.j2").render(
         job=job,
         config=config,
         minutes=max(1, round(config.hours * 60)),
         env={name: shlex.quote(value) for name, value in job.env.items()},
-        tasks=[shlex.join(arguments) for arguments in tasks_of(job, config)],
+        tasks=[(arguments, shlex.join(doctor)) for arguments, doctor in tasks],
     )
 
 

@@ -22,7 +22,9 @@ def test_dry_run_prints_what_would_be_submitted_and_reaches_for_nothing(capsys: 
     }
 
 
-PRETRAIN = ["--", "sternum", "pretrain", "runs/first", "--config=cpu"]
+PRETRAIN = ["--", "sternum", "pretrain", "runs/first", "--config=cpu", "--data.shards=[shards/cell]"]
+POD = ["--kubernetes.image=sternum", "--kubernetes.volumes=[disk:/disk]"]
+IN_POD = ["--", "sternum", "pretrain", "/disk/runs/first", "--config=cpu", "--data.shards=[s3://bucket/cell]"]
 IMAGE = "--kubernetes.image=sternum"
 
 
@@ -52,6 +54,21 @@ IMAGE = "--kubernetes.image=sternum"
         (["slurm", "--", "sternum", "pretain", "runs/first"], "unknown command 'pretain'; the commands are"),
         (["slurm", "--env=[NCCL_DEBUG]", *PRETRAIN], "env: NCCL_DEBUG must look like NAME=VALUE"),
         (["slurm", "--name=My Job", *PRETRAIN], "name=My Job must be at most 40"),
+        (["slurm", *PRETRAIN, "--data.laens=8"], "unknown key 'data.laens'; did you mean 'data.lanes'?"),
+        (["slurm", *PRETRAIN, "--data.lanes=0"], "data.lanes=0 must be"),
+        (["slurm", "--", "sternum", "shard", "cell", "--root=x"], "out is missing; add --out="),
+        (["slurm", "--", "sternum", "pretrain", "runs/first", "--config=a.yaml"], "a.yaml does not exist"),
+        (
+            ["ray", "--", "sternum", "probe", "runs/first", "--data.shards=[/x]"],
+            "runs/first is relative, but the cluster",
+        ),
+        (["ray", "--ray.hosts=[a,b,a]"], "ray.hosts=[a,b,a] names a machine twice"),
+        (
+            ["kubernetes", *POD, *PRETRAIN],
+            "runs/first is on none of kubernetes.volumes=[disk:/disk], so it would be lost",
+        ),
+        (["kubernetes", *POD, *IN_POD, "--train.epochs=x"], "train.epochs=x must be a whole number"),
+        (["kubernetes", IMAGE, "--kubernetes.volumes=[a:/x,b:/x/]", *IN_POD], "mounts two volumes at one path"),
         (["kubernetes", *PRETRAIN], "kubernetes.image is missing"),
         (["kubernetes", IMAGE, "--kubernetes.kind=RayJob", *PRETRAIN], "kubernetes.kind=RayJob is not for sternum"),
         (["kubernetes", IMAGE, "--nodes=2", "--kubernetes.kind=Job", *PRETRAIN], "kubernetes.kind=Job is not for"),
@@ -68,13 +85,22 @@ def test_what_cannot_run_is_refused_in_one_line(words: list[str], message: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_not_on_this_machine_is_a_warning_where_the_command_runs_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["kubernetes", *POD, "--dry_run=true", *IN_POD, "--config=/disk/of/the/cluster.yaml"]) == 0
+    assert "are not checked, because /disk/of/the/cluster.yaml does not exist" in capsys.readouterr().err
+    assert main(["kubernetes", *POD, "--dry_run=true", *IN_POD[:-1], "--data.shards=[/image/cell]"]) == 0
+    assert "warning: /image/cell is on none of kubernetes.volumes=[disk:/disk]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("cluster", "tool"), [("slurm", "sbatch"), ("kubernetes", "kubectl")])
 def test_a_machine_without_the_tool_of_the_cluster_is_told_the_way_out(
     cluster: str, tool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=f"{tool} is not installed on this machine; .* --dry_run=true > FILE"):
-        main([cluster, IMAGE, *PRETRAIN])
+        main([cluster, *POD, *IN_POD])
 
 
 @pytest.mark.parametrize(("cluster", "tool"), [("slurm", "sbatch"), ("kubernetes", "kubectl")])
@@ -85,19 +111,20 @@ def test_the_tool_gets_what_a_dry_run_prints_and_its_refusal_is_one_line(
     program.write_text(f"#!/bin/sh\ncat > {tmp_path}/received\necho 42\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert main([cluster, IMAGE, *PRETRAIN]) == 0
+    assert main([cluster, *POD, *IN_POD]) == 0
     assert capsys.readouterr().out == "42\n"
-    assert main([cluster, IMAGE, "--dry_run=true", *PRETRAIN]) == 0
+    assert main([cluster, *POD, "--dry_run=true", *IN_POD]) == 0
     assert capsys.readouterr().out == (tmp_path / "received").read_text()
     program.write_text("#!/bin/sh\necho 'no such partition\nreally' >&2\nexit 1\n")
     with pytest.raises(RunFailed, match=f"^{tool} refused the job: no such partition really$"):
-        main([cluster, IMAGE, *PRETRAIN])
+        main([cluster, *POD, *IN_POD])
 
 
 def test_job_server_that_does_not_answer_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(UserError, match=f"no job server answers at ray.address=http://127.0.0.1:{port} "):
+    reason = f"no job server answers at ray.address=http://127.0.0.1:{port} (Connection refused); check the address"
+    with pytest.raises(UserError, match=re.escape(reason)):
         main(["ray", f"--ray.address=http://127.0.0.1:{port}", *PROBE])
 
 

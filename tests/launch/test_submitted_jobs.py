@@ -1,6 +1,7 @@
 """The jobs that `sternum submit` prints: equal to the kept ones, and valid for shell, Kubernetes, Kubeflow and Ray."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,41 @@ def test_no_ray_dashboard_listens_beyond_its_machine_but_for_the_operator_of_kub
     assert "--include-dashboard=false" in (FOLDER / "slurm-probe.sh").read_text()
 
 
+@pytest.mark.parametrize("name", [name for name in JOBS if name.endswith(".sh") and name != "slurm-doctor.sh"])
+def test_a_batch_script_examines_its_nodes_before_the_command(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    steps = [line for line in text.splitlines() if re.match(r"(MASTER_ADDR=\S+ MASTER_PORT=\S+ )?srun ", line)]
+    assert len(steps) == 2
+    assert 'srun "${doctor[@]}"' in steps[0]
+    tasks = text.count(" arguments=(") + text.count("\narguments=(")
+    assert text.count("doctor=(sternum doctor '--folders=[\"") == tasks > 0
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_pod_examines_its_machine_before_the_command(name: str) -> None:
+    for document in documents(name):
+        for pod in pods_of(document):
+            [doctor], [container] = pod["spec"]["initContainers"], pod["spec"]["containers"]
+            assert doctor["command"][:2] == ["sternum", "doctor"]
+            assert len(doctor["command"]) == (2 if name == "raycluster.yaml" else 3)
+            assert {**doctor, "name": "", "command": ""} == {**container, "name": "", "command": ""}
+
+
+def test_a_machine_that_is_not_fit_ends_the_job_of_kubernetes() -> None:
+    [job] = documents("job-shard.yaml")
+    rule, *_ = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "doctor", "operator": "In", "values": [1, 2]},
+    }
+
+
+def test_ray_up_examines_each_machine_before_it_starts_ray() -> None:
+    [cluster] = documents("ray-up.yaml")
+    for which in ("head", "worker"):
+        assert cluster[f"{which}_start_ray_commands"][0] == "sternum doctor"
+
+
 def test_jobs_of_one_machine_open_no_port() -> None:
     for name in ("slurm-array.sh", "job-pretrain.yaml"):
         text = (FOLDER / name).read_text()
@@ -127,7 +163,7 @@ def test_no_container_has_more_rights_than_it_needs(name: str) -> None:
             spec = pod["spec"]
             assert spec["securityContext"]["runAsNonRoot"] is True
             assert spec["automountServiceAccountToken"] is False
-            for container in spec["containers"]:
+            for container in spec["containers"] + spec["initContainers"]:
                 rights = container["securityContext"]
                 assert rights == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 

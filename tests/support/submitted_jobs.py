@@ -13,6 +13,8 @@ FOLDER: Final = Path(__file__).parents[1] / "launch" / "jobs"
 
 _PAPER: Final = "sternum pretrain runs/paper --config=gazda2021 --data.shards=[shards/chexpert]"
 
+_PAPER_IN_POD: Final = "sternum pretrain /runs/paper --config=gazda2021 --data.shards=[/shards/chexpert]"
+
 _POD: Final = (
     "--kubernetes.image=registry.example/sternum:0.1.0 --kubernetes.namespace=xray "
     "--kubernetes.volumes=[shards:/shards,runs:/runs] --env=[NCCL_DEBUG=WARN]"
@@ -31,12 +33,13 @@ JOBS: Final = {
     "slurm-probe.sh": "slurm --nodes=4 --gpus=1 -- sternum probe runs/paper --data.shards=[shards/cell]",
     "slurm-shard-4-nodes.sh": "slurm --nodes=4 --cpus=32 -- sternum shard chexpert --root=/data --out=shards/x",
     "slurm-embed.sh": "slurm --nodes=2 --gpus=8 -- sternum embed shards/chexpert --backbone=runs/paper --out=f.npz",
+    "slurm-doctor.sh": "slurm --nodes=4 --gpus=8 -- sternum doctor --folders=[/shared/runs]",
     "trainjob.yaml": f"kubernetes --nodes=4 --gpus=8 --cpus=64 --memory_gb=512 {_POD} --kubernetes.rdma=rdma/hca "
-    f"--kubernetes.shared_memory_gb=64 --kubernetes.node_selector=[gpu=h100] -- {_PAPER}",
-    "pytorchjob.yaml": f"kubernetes --nodes=2 --gpus=4 {_POD} --kubernetes.kind=PyTorchJob -- {_PAPER}",
-    "job-pretrain.yaml": f"kubernetes --gpus=2 {_POD} --kubernetes.kind=Job -- {_PAPER}",
+    f"--kubernetes.shared_memory_gb=64 --kubernetes.node_selector=[gpu=h100] -- {_PAPER_IN_POD}",
+    "pytorchjob.yaml": f"kubernetes --nodes=2 --gpus=4 {_POD} --kubernetes.kind=PyTorchJob -- {_PAPER_IN_POD}",
+    "job-pretrain.yaml": f"kubernetes --gpus=2 {_POD} --kubernetes.kind=Job -- {_PAPER_IN_POD}",
     "job-shard.yaml": f"kubernetes --cpus=32 {_POD} --kubernetes.secrets=[object-store] -- sternum shard chexpert "
-    "--root='/data/My \"CheXpert\"' --out=s3://bucket/chexpert",
+    "--root='/shards/My \"CheXpert\"' --out=s3://bucket/chexpert",
     "rayjob.yaml": f"kubernetes --nodes=3 --gpus=1 {_POD} -- sternum probe /runs/paper --data.shards=[/shards/cell]",
     "raycluster.yaml": f"kubernetes --nodes=3 --gpus=1 {_POD} --name=probes",
     "ray-up.yaml": "ray --ray.hosts=[10.0.0.1,10.0.0.2,10.0.0.3] --ray.ssh_user=xray --name=probes",

@@ -17,16 +17,19 @@ set -euo pipefail
 export NOTE='a b; c'
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 case $SLURM_ARRAY_TASK_ID in
-    0) arguments=(runs/1-0 --seed=0 --data.fraction_percent=1 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) ;;
-    1) arguments=(runs/1-1 --seed=1 --data.fraction_percent=1 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) ;;
-    2) arguments=(runs/10-0 --seed=0 --data.fraction_percent=10 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) ;;
-    3) arguments=(runs/10-1 --seed=1 --data.fraction_percent=10 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) ;;
+    0) arguments=(runs/1-0 --seed=0 --data.fraction_percent=1 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) doctor=(sternum doctor '--folders=["runs/1-0"]') ;;
+    1) arguments=(runs/1-1 --seed=1 --data.fraction_percent=1 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) doctor=(sternum doctor '--folders=["runs/1-1"]') ;;
+    2) arguments=(runs/10-0 --seed=0 --data.fraction_percent=10 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) doctor=(sternum doctor '--folders=["runs/10-0"]') ;;
+    3) arguments=(runs/10-1 --seed=1 --data.fraction_percent=10 --config=gazda2021 '--data.shards=[shards/chexpert]' --train.world_size=1) doctor=(sternum doctor '--folders=["runs/10-1"]') ;;
 esac
 
 # Slurm sends USR1 before the time limit; the command then saves and stops. `scancel` and a preemption send TERM, which
 # reaches the command without this script.
 limit_is_near=false
 trap 'limit_is_near=true; scancel --signal=TERM "$job"' USR1
+
+# The job ends here, and says why, if a node is not fit for it.
+srun "${doctor[@]}"
 
 # The ranks of one node meet in a file, so nothing listens on the network.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

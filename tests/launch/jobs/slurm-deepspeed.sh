@@ -15,6 +15,7 @@ set -euo pipefail
 
 job=$SLURM_JOB_ID
 arguments=(runs/paper --config=gazda2021 '--data.shards=[shards/chexpert]' --engine.kind=deepspeed --train.world_size=8)
+doctor=(sternum doctor '--folders=["runs/paper"]')
 
 # Slurm sends USR1 before the time limit; the command then saves and stops. `scancel` and a preemption send TERM, which
 # reaches the command without this script.
@@ -23,6 +24,9 @@ trap 'limit_is_near=true; scancel --signal=TERM "$job"' USR1
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export HEAD=${nodes[0]} PORT=$((20000 + SLURM_JOB_ID % 10000))
+
+# The job ends here, and says why, if a node is not fit for it.
+MASTER_ADDR=$HEAD MASTER_PORT=$PORT srun "${doctor[@]}" --timeout_s=300
 
 # shellcheck disable=SC2016 # each node expands its own
 on_node='

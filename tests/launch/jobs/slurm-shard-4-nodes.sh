@@ -14,6 +14,7 @@ set -euo pipefail
 
 job=$SLURM_JOB_ID
 arguments=(chexpert --root=/data --out=shards/x --address=auto)
+doctor=(sternum doctor '--folders=["shards/x"]')
 
 # Slurm sends USR1 before the time limit; the command then saves and stops. `scancel` and a preemption send TERM, which
 # reaches the command without this script.
@@ -22,6 +23,10 @@ trap 'limit_is_near=true; scancel --signal=TERM "$job"' USR1
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export HEAD=${nodes[0]} PORT=$((20000 + SLURM_JOB_ID % 10000))
+
+# The job ends here, and says why, if a node is not fit for it.
+MASTER_ADDR=$HEAD MASTER_PORT=$PORT srun "${doctor[@]}" --timeout_s=300
+
 # Whoever reaches the ports of a Ray cluster could run code as you; this cluster asks for a token of this job.
 RAY_AUTH_TOKEN=$(od -An -vtx1 -N32 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600

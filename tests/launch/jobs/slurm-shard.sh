@@ -14,11 +14,15 @@ set -euo pipefail
 
 job=$SLURM_JOB_ID
 arguments=(chexpert '--root=/data/My CheXpert' --out=shards/x)
+doctor=(sternum doctor '--folders=["shards/x"]')
 
 # Slurm sends USR1 before the time limit; the command then saves and stops. `scancel` and a preemption send TERM, which
 # reaches the command without this script.
 limit_is_near=false
 trap 'limit_is_near=true; scancel --signal=TERM "$job"' USR1
+
+# The job ends here, and says why, if a node is not fit for it.
+srun "${doctor[@]}"
 
 srun sternum shard "${arguments[@]}" &
 step=$!
