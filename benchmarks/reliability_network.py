@@ -12,9 +12,9 @@ from tests.support.faulty_training import assert_same_bits, assert_same_run, rea
 from tests.support.network_namespaces import (
     Machines,
     elastic_config,
+    machine_config,
+    machine_network,
     run_on_machines,
-    two_machine_config,
-    two_machine_network,
 )
 
 _MIDST: Final = 10  # the step at which faults are injected
@@ -59,7 +59,7 @@ def measure_network(shards: Path, folder: Path, times: int) -> Iterator[Row]:
     def train(disturb: Callable[[Machines], None], config: PretrainConfig, nodes: str) -> Ended:
         began_s = time.perf_counter()
         with (
-            two_machine_network() as network,
+            machine_network() as network,
             run_on_machines(network, config, nodes) as both,
             steps_seen(config) as seen,
         ):
@@ -70,7 +70,7 @@ def measure_network(shards: Path, folder: Path, times: int) -> Iterator[Row]:
         return Ended(read_outcome(config.run_folder), took_s, len(seen) - total_steps(config))
 
     def together(disturb: Callable[[Machines], None], timeout_s: float = 60.0) -> Ended:
-        return train(disturb, two_machine_config(folder / f"run-{next(runs)}", shards, timeout_s), "2")
+        return train(disturb, machine_config(folder / f"run-{next(runs)}", shards, timeout_s), "2")
 
     def elastic(disturb: Callable[[Machines], None]) -> Ended:
         return train(disturb, elastic_config(folder / f"run-{next(runs)}", shards), "1:2")

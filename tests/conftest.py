@@ -45,10 +45,10 @@ def free_port() -> int:
 @pytest.fixture
 def network() -> "Iterator[Network]":
     """Two machines on a network, as namespaces of this one."""
-    from tests.support.network_namespaces import NoNetwork, two_machine_network  # noqa: PLC0415 (imports the training)
+    from tests.support.network_namespaces import NoNetwork, machine_network  # noqa: PLC0415 (imports the training)
 
     try:
-        with two_machine_network() as machines:
+        with machine_network() as machines:
             yield machines
     except NoNetwork as error:
         pytest.skip(str(error))

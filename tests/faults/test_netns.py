@@ -18,8 +18,8 @@ from tests.support.network_namespaces import (
     NODES,
     Network,
     elastic_config,
+    machine_config,
     run_on_machines,
-    two_machine_config,
     world_sizes,
 )
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(1500)]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, simulated_shards: Path) -> Outcome:
     """The outcome of a run on one machine."""
-    config = two_machine_config(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
+    config = machine_config(tmp_path_factory.mktemp("undisturbed") / "run", simulated_shards)
     assert wait_for_ranks(start_ranks(config, NODES), timeout_s=600) == [0] * NODES
     return read_outcome(config.run_folder)
 
@@ -39,7 +39,7 @@ def test_a_cable_that_was_pulled_for_a_while_costs_nothing_but_time(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, network: Network, seconds: int, timeout_s: float
 ) -> None:
     """The ranks wait out a cut shorter than train.timeout_s; a longer one ends both nodes, and both start again."""
-    config = two_machine_config(tmp_path / "run", simulated_shards, timeout_s)
+    config = machine_config(tmp_path / "run", simulated_shards, timeout_s)
     with run_on_machines(network, config) as both:
         both.wait_for_step(10)
         both.pull_cable(1, seconds)
@@ -52,7 +52,7 @@ def test_a_cable_that_was_pulled_for_a_while_costs_nothing_but_time(
 def test_a_node_that_is_lost_and_comes_back_resumes_the_run(
     tmp_path: Path, simulated_shards: Path, undisturbed: Outcome, network: Network, lost: int
 ) -> None:
-    config = two_machine_config(tmp_path / "run", simulated_shards)
+    config = machine_config(tmp_path / "run", simulated_shards)
     with run_on_machines(network, config) as both:
         both.wait_for_step(10)
         both.lose(lost)

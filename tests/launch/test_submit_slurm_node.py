@@ -35,6 +35,18 @@ def test_the_exit_code_of_a_command_is_that_of_its_job(
     assert slurm.requeued() == []
 
 
+def test_a_node_that_is_not_fit_ends_the_job_before_the_command(
+    tmp_path: Path, slurm: Slurm, simulated_shards: Path
+) -> None:
+    assert main(["submit", "slurm", "--", "sternum", "audit", str(simulated_shards), "--out=/proc/audit"]) == 0
+    with slurm.start(tmp_path / "log") as job:
+        assert job.end(timeout_s=600) == 1, job.output()
+    assert "WRONG folders: " in job.output()
+    last = job.output().splitlines()[-1]
+    assert last == "sternum: error: 1 thing must be mended before a run; each line above says how"
+    assert slurm.requeued() == []
+
+
 def test_a_task_of_an_array_pretrains_its_seed_and_is_requeued_alone(
     tmp_path: Path, slurm: Slurm, simulated_shards: Path
 ) -> None:

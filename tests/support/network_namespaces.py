@@ -1,4 +1,4 @@
-"""Two network namespaces that act as machines behind a switch, and pretraining on both."""
+"""Network namespaces that act as machines behind a switch, and pretraining on two of them."""
 
 import json
 import os
@@ -31,12 +31,12 @@ def ip(*words: str) -> None:
 
 
 class Network:
-    """Nodes 0 and 1: namespaces whose interface eth0 is cabled to a switch in a third namespace."""
+    """Nodes 0, 1 and so on: namespaces whose interface eth0 is cabled to a switch in a namespace of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int) -> None:
         token = uuid4().hex[:6]
         self._switch = f"sternum-{token}-switch"
-        self._nodes = [f"sternum-{token}-{node}" for node in range(NODES)]
+        self._nodes = [f"sternum-{token}-{node}" for node in range(nodes)]
 
     def build(self) -> None:
         """Make the namespaces and cables.
@@ -73,7 +73,7 @@ class Network:
         ip("-n", self._switch, "link", "set", f"port-{node}", "up")
 
     def kill(self, node: int) -> None:
-        """Kill all processes of a node; the other node does not notice while the cable is unplugged."""
+        """Kill all processes of a node; the other nodes do not notice while the cable is unplugged."""
         processes = [psutil.Process(pid) for pid in self._pids(self._nodes[node]) if psutil.pid_exists(pid)]
         for process in processes:
             process.kill()
@@ -85,15 +85,15 @@ class Network:
 
     def remove(self) -> None:
         """Kill all processes in the network, and remove it."""
-        for node in range(NODES):
+        for node in range(len(self._nodes)):
             self.kill(node)
         for name in (self._switch, *self._nodes):
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def two_machine_config(run: Path, shards: Path, timeout_s: float = 60.0) -> PretrainConfig:
-    """Return the configuration of a run that needs both machines."""
-    config = small_config(run, shards, "resnet18", epochs=6, timeout_s=timeout_s, world_size=NODES)
+def machine_config(run: Path, shards: Path, timeout_s: float = 60.0, nodes: int = NODES) -> PretrainConfig:
+    """Return the configuration of a run that needs all machines."""
+    config = small_config(run, shards, "resnet18", epochs=6, timeout_s=timeout_s, world_size=nodes)
     return replace(config, checkpoints=CheckpointConfig(keep_last=2))
 
 
@@ -183,7 +183,7 @@ class NoNetwork(Exception):
 
 
 @contextmanager
-def two_machine_network() -> Iterator[Network]:
+def machine_network(nodes: int = NODES) -> Iterator[Network]:
     """Make a network that is removed, with all its processes, when the block ends.
 
     Raises:
@@ -193,7 +193,7 @@ def two_machine_network() -> Iterator[Network]:
         raise NoNetwork("network namespaces need root")
     if shutil.which("ip") is None:
         raise NoNetwork("network namespaces need the command `ip` of the package iproute2")
-    network = Network()
+    network = Network(nodes)
     try:
         try:
             network.build()

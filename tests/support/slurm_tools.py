@@ -48,8 +48,10 @@ def srun(arguments: list[str], folder: Path) -> int:
     nodes = _nodes(folder)
     tasks = []
     for number, node in enumerate(nodes):
-        variables = {"SLURM_NODEID": number, "SLURM_PROCID": number, "SLURM_STEP_NUM_TASKS": len(nodes)}
-        environment = {name: str(value) for name, value in variables.items()} | {"SLURMD_NODENAME": node["name"]}
+        variables = {"SLURM_NODEID": number, "SLURM_PROCID": number, "SLURM_LOCALID": 0}
+        variables |= {"SLURM_NTASKS": len(nodes), "SLURM_STEP_NUM_TASKS": len(nodes)}
+        environment = {name: str(value) for name, value in variables.items()}
+        environment |= {"SLURMD_NODENAME": node["name"], "SLURM_STEP_TASKS_PER_NODE": f"1(x{len(nodes)})"}
         tasks.append(subprocess.Popen([*node["on"], *command], env=os.environ | environment, start_new_session=True))
     (folder / "tasks").write_text(" ".join(str(task.pid) for task in tasks))
     return max(code if (code := task.wait()) >= 0 else 128 - code for task in tasks)
