@@ -29,6 +29,11 @@ def test_kernels_that_do_not_run_are_not_chosen_and_one_warning_says_why(capsys:
     assert "all ranks compute the loss as with loss.executor=tiled" in warning
 
 
+def test_gpus_older_than_the_kernels_are_not_made_to_compile_them_for_minutes() -> None:
+    with mock.patch.object(torch.cuda, "get_device_capability", lambda _: (7, 5)):
+        assert why_kernels_fail(torch.device("cuda"), 128, False, 0.5) == "they need compute capability 8.0"
+
+
 def test_the_reason_is_one_line_where_triton_has_no_driver() -> None:
     for keyed in (False, True):
         reason = why_kernels_fail(torch.device("cpu"), 128, keyed, 0.5)
