@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -124,7 +125,8 @@ def _related(loss: LossConfig, identities: Identities, shares: Sequence[int]) ->
     """
     columns = {"negative": [identities.instance], "masked": [identities.patient], "positive": identities[1:]}
     ids = gather_rows(torch.stack([*columns[loss.same_patient]], dim=1).cpu(), shares)  # (B, 1 or 2)
-    if len(torch.unique(ids[:, 0])) == len(ids):
+    instances = np.sort(ids[:, 0].numpy())  # twice as fast as torch's
+    if not (instances[1:] == instances[:-1]).any():
         return None
     group, *positive = (torch.unique(column, return_inverse=True)[1] for column in ids.unbind(1))
     return Keys(group, positive[0] if positive else torch.arange(len(ids)))

@@ -126,9 +126,10 @@ class DaliExecutor(ViewExecutor):
         encoded = [BLANK] * (count * (1 + self.task.siblings))
         prepared = _Prepared(encoded, has_sibling, parameters, np.ones(count, np.bool_), {})
         positions = [*range(count), *(count + batch.siblings.items).tolist()]
-        files, rows = [*batch.encoded, *batch.siblings.encoded], [*batch.rows, *batch.siblings.rows]
-        for position, file, row in zip(positions, files, rows, strict=True):
-            reason = None if file is None else header_problem(file, int(row["height"]), int(row["width"]))
+        files, rows = [*batch.encoded, *batch.siblings.encoded], np.concatenate([batch.rows, batch.siblings.rows])
+        heights, widths = rows["height"].tolist(), rows["width"].tolist()
+        for position, file, height, width in zip(positions, files, heights, widths, strict=True):
+            reason = None if file is None else header_problem(file, height, width)
             if file is None or reason is not None:
                 prepared.leave_out(position, reason)
             elif prepared.decoded[position % count]:

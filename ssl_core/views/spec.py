@@ -1,6 +1,7 @@
 """The ranges of random views: which are drawn (`drawing`), with which options."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, Literal
 
 from infra.errors import UserError, require
@@ -113,7 +114,7 @@ class ViewSpec:
                 f"name one too: {key(self, 'second_from')}=same_study, or same_patient",
             )
 
-    @property
+    @cached_property  # as it is checked anew, and every step asks for it
     def small(self) -> "ViewSpec":
         """The spec of a small view, which differs in its size and its crops."""
         size_px = self.small_size_px or max(16, self.size_px // 2)

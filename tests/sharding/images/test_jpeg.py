@@ -39,6 +39,7 @@ def test_scans_count_as_often_as_they_pass_over_the_pixels(content: bytes) -> No
     assert not has_too_many_scans(content, 64_000_000)
     assert not has_too_many_scans(hundred, 10_000_000)
     assert has_too_many_scans(hundred, 11_000_000)
+    assert not has_too_many_scans(b"\xff\xd8" + b"\xff\xda" * 100, 11_000_000)  # 202 bytes are 20 scans at most
 
 
 @given(st.binary(max_size=300))
