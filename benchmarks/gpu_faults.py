@@ -32,6 +32,7 @@ FAULTS: Final = ("raise", "memory", "kill", "terminate", "stop")
 _STEPS: Final = 8
 _STRIKE_AT: Final = 5
 _TIMEOUT_S: Final = 40.0  # train.timeout_s, after which ranks give up a stopped one
+_PASSED_ON_S: Final = 3.0  # after which torchrun has passed SIGTERM on, so that it does not come after the last step
 _LIMITS_S: Final = {"raise": 45.0, "memory": 45.0, "kill": 75.0, "terminate": 45.0, "stop": 150.0}
 
 
@@ -39,8 +40,9 @@ def measure_faults(scale: Any, shards: Path, folder: Path) -> dict[str, Any]:
     """Injure a run in each way and resume it; return the seconds from the fault to the end of the last process."""
     figures: dict[str, Any] = {}
     ranks = max(1, scale.gpus) if scale.on_gpu else len(scale.devices)
-    faults = FAULTS if scale.on_gpu else ("raise", "memory")
-    for fault in faults:
+    for fault in FAULTS:
+        if fault == "stop" and ranks == 1:
+            continue  # it takes another rank to notice
         run = folder / fault
         code = _launch(run, shards, fault, ranks, scale)
         ended_s = time.time()
@@ -56,8 +58,8 @@ def measure_faults(scale: Any, shards: Path, folder: Path) -> dict[str, Any]:
         expected = {"raise": "failed", "memory": "failed", "terminate": "preempted"}.get(fault)
         if expected not in (None, state):
             raise AssertionError(f"{fault}: status.json says {state}, not {expected}")
-        if (code == 0) != (fault == "terminate"):
-            raise AssertionError(f"{fault}: exit code {code}")
+        if code == 0:  # torchrun's is 1 after a signal too
+            raise AssertionError(f"{fault}: exit code 0")
         if _launch(run, shards, "none", ranks, scale) != 0:
             raise AssertionError(f"{fault}: the run does not resume")
         status = read_status(run)
@@ -91,6 +93,7 @@ def _strike(fault: str, run: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 TiB.")
     target = os.getppid() if fault == "terminate" else os.getpid()  # torchrun passes SIGTERM on to all
     os.kill(target, {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}[fault])
+    time.sleep(_PASSED_ON_S)
 
 
 def _pretrain(words: list[str]) -> int:

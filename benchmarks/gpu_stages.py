@@ -31,6 +31,7 @@ from ssl_core.views import PIXEL_TOLERANCE, ViewInputs, ViewTask, build_view_exe
 from ssl_core.views.drawing import draw_views
 from ssl_core.views.spec import VIEWS, ViewSpec
 
+GPU_TESTS: Final = "tests/ssl_core"  # all that need one; importing the others takes a minute
 _SHORTER_SIDE_PX: Final = 320
 _D: Final = 128
 _TEMPERATURE: Final = 0.1
@@ -68,7 +69,7 @@ def environment(scale: Scale) -> Figures:
 
 def tests(scale: Scale) -> Figures:
     """Run the tests for GPUs; without one, those of the GPU branches on tensors without data."""
-    selected = ["-m", "gpu", "tests"] if scale.on_gpu else ["tests/ssl_core/model/test_gpu_branches.py"]
+    selected = ["-m", "gpu", GPU_TESTS] if scale.on_gpu else ["tests/ssl_core/model/test_gpu_branches.py"]
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *selected], capture_output=True, text=True, check=False
     )
@@ -189,17 +190,16 @@ def speed(scale: Scale) -> Figures:
     """Time a step beside the bare network's, count its waits, and run the other benchmarks."""
     figures: Figures = dict(measure_step(scale))
     if scale.on_gpu:
-        ranks = str(len(scale.devices))
         runs = {
             "step": [
                 "--engines=ddp",
                 "--parts=1",
                 "--small_local_batch=0",
-                f"--ranks={ranks}",
-                f"--images={1024 * len(scale.devices)}",
+                f"--ranks={scale.gpus}",
+                f"--images={1024 * scale.gpus}",
             ],
             "loader": ["--size_px=224", "--cpus=16", "--repeats=1", "--ways=sternum, DALI"],
-            "loss": ["--sections=speed"],
+            "loss": ["--sections=speed", "--rows", "65536", "1048576", "--repeats=1"],
         }
         with tempfile.TemporaryDirectory() as folder:
             for name, options in runs.items():

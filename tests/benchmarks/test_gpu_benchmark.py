@@ -1,9 +1,11 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import LIMITS_S, main, run_stage
+from benchmarks.gpu_stages import GPU_TESTS
 from benchmarks.kernels import SHARED_BYTES
 from tests.support.benchmark_runs import ROOT, run_benchmark
 
@@ -12,6 +14,24 @@ def test_a_stage_that_hangs_is_a_result() -> None:
     stage = run_stage("speed", reduced=True, limit_s=0.2)
     assert not stage.ok
     assert stage.last_lines[-1] == "the stage did not end within 0 s"
+
+
+def test_a_stage_that_fails_is_written_and_makes_the_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.json"
+    assert main([f"--out={out}", "--reduced", "--stages", "environment", "--limit_factor=0.001"]) == 1
+    [stage] = json.loads(out.read_text())["stages"]
+    assert not stage["ok"]
+    assert stage["last_lines"] == ["the stage did not end within 0 s"]
+    assert "environment  FAILED" in capsys.readouterr().out
+
+
+def test_the_stage_of_the_tests_finds_all_that_need_a_gpu() -> None:
+    mark = re.compile(r"^[ @]*pytest\.mark\.gpu,?$", re.MULTILINE)
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if mark.search(path.read_text())]
+    assert len(marked) == 4
+    assert all(path.is_relative_to(ROOT / GPU_TESTS) for path in marked)
 
 
 def test_a_machine_without_gpus_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,9 +50,7 @@ def test_views_made_on_the_gpu_equal_those_made_on_the_cpu(simulated_shards: Pat
         assert difference.max() < _GPU_TOLERANCE["max"]
 
 
-def test_pretraining_on_the_gpu_follows_the_cpu(
-    tmp_path: Path, simulated_shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretraining_on_the_gpu_follows_the_cpu(tmp_path: Path, simulated_shards: Path) -> None:
     config = PretrainConfig(
         run_folder=tmp_path / "gpu",
         data=DataConfig([str(simulated_shards)], global_batch=16, lanes=4),
@@ -62,7 +60,6 @@ def test_pretraining_on_the_gpu_follows_the_cpu(
         executor="torchvision",
     )
     pretrain(config, Ranks())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    pretrain(replace(config, run_folder=tmp_path / "cpu"), Ranks())
+    pretrain(replace(config, run_folder=tmp_path / "cpu", train=replace(config.train, device="cpu")), Ranks())
     losses = [[line["loss"] for line in read_metrics(tmp_path / name)] for name in ("gpu", "cpu")]
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
