@@ -164,7 +164,11 @@ def compare_engines(scale: Scale) -> dict[str, list[float]]:
     if scale.on_gpu:
         kinds["ddp bf16 compiled"] = (EngineConfig(compile=True), "bf16")
     world = len(scale.devices) if scale.gpus != 1 else 1  # DeepSpeed takes NCCL on GPUs
-    return {name: on_devices(scale, world, _losses, *kind) for name, kind in kinds.items()}
+    losses = {name: on_devices(scale, world, _losses, *kind) for name, kind in kinds.items()}
+    if scale.on_gpu:
+        graphs = EngineConfig(compile=True, cuda_graphs=True)
+        losses["ddp bf16 CUDA graphs"] = on_devices(scale, 1, _losses, graphs, "bf16")
+    return losses
 
 
 def _losses(rank: int, device: torch.device, config: EngineConfig, precision: Precision) -> list[float]:
@@ -189,18 +193,21 @@ def measure_step(scale: Scale) -> dict[str, float]:
     device = scale.devices[0]
     views = [view.to(device) for view in _two_views(scale.local_batch, scale.size_px)]
     figures = {}
-    for compiled in (False, True) if scale.on_gpu else (False,):
+    kinds = {"": EngineConfig()}
+    if scale.on_gpu:
+        kinds |= {"_compiled": EngineConfig(compile=True)}
+        kinds |= {"_cuda_graphs": EngineConfig(compile=True, cuda_graphs=True)}
+    for kind, config in kinds.items():
         encoder = build_encoder(ModelConfig(scale.backbone), 0)
-        setup = EngineSetup(EngineConfig(compile=compiled), OptimConfig(), LossConfig(), "bf16", device)
-        engine = build_engine(setup, encoder)
+        engine = build_engine(EngineSetup(config, OptimConfig(), LossConfig(), "bf16", device), encoder)
 
         def step(engine: Engine = engine) -> None:
             engine.backward(views)
             engine.update(1e-4)
 
         seconds = _seconds(step, device)
-        figures[f"views_per_s{'_compiled' if compiled else ''}"] = 2 * scale.local_batch / seconds
-        if device.type == "cuda" and not compiled:
+        figures[f"views_per_s{kind}"] = 2 * scale.local_batch / seconds
+        if device.type == "cuda" and not config.compile:
             figures["waits_in_a_step"] = _waits(step)
     bare = _seconds(_bare_step(scale.backbone, views, device), device)
     return figures | {"bare_views_per_s": 2 * scale.local_batch / bare}

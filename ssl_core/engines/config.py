@@ -25,6 +25,8 @@ class EngineConfig:
         deepspeed_config: a DeepSpeed JSON file with further settings, such as bucket sizes
         max_gradient_norm: clip the gradient over all parameters to this length
         compile: compile the backbone with torch.compile
+        cuda_graphs: launch the compiled backbone as CUDA graphs, one launch instead of hundreds; for one process on a
+            GPU whose steps are short, without micro-batches
         average_in: type in which ddp's gradients travel between the ranks; bf16 halves the bytes and keeps 8 bits, for
             slow networks between machines
     """
@@ -34,6 +36,7 @@ class EngineConfig:
     deepspeed_config: Path | None = None
     max_gradient_norm: float | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     average_in: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -46,6 +49,11 @@ class EngineConfig:
             self.kind == "ddp" or self.average_in == "fp32",
             f"{setting(self, 'average_in')} needs {key(self, 'kind')}=ddp, not {self.kind}; change one of the two",
         )
+        for name, fits, needed in (("compile", self.compile, "true"), ("kind", self.kind == "ddp", "ddp")):
+            require(
+                fits or not self.cuda_graphs,
+                f"{key(self, 'cuda_graphs')}=true needs {key(self, name)}={needed}; change one of the two",
+            )
         norm = self.max_gradient_norm
         require(
             norm is None or 0 < norm < math.inf,

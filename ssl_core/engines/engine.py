@@ -98,7 +98,8 @@ class Engine(Projector):
         if self._compiled:
             # One graph for each size of views, with and without gradients and running statistics.
             torch._dynamo.config.recompile_limit = _MOST_GRAPHS
-            self.encoder.backbone.compile(dynamic=False)  # in place, so that the names of its state stay
+            mode = "reduce-overhead" if setup.config.cuda_graphs else None
+            self.encoder.backbone.compile(dynamic=False, mode=mode)  # in place, so that the names of its state stay
 
     @property
     def loss_scale(self) -> float | None:

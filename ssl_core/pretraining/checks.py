@@ -22,6 +22,24 @@ def require_equal_parts(config: PretrainConfig, world: int) -> None:
     )
 
 
+def require_graphs_possible(config: PretrainConfig, device: torch.device, world: int) -> None:
+    """Raise UserError unless CUDA graphs, if they are asked for, compute what the same kernels do one by one.
+
+    Ranks must capture and replay a collective of NCCL alike (NCCL's manual, "Using NCCL with CUDA Graphs"), but torch
+    decides on each rank whether it records or replays. And a graph overwrites what its last replay returned, such as
+    the gradients of the micro-batch before.
+    """
+    if not config.engine.cuda_graphs:
+        return
+    parts = config.train.micro_batches
+    for fits, needed, found in (
+        (device.type == "cuda", "a GPU", "the CPU"),
+        (world == 1, "one process", str(world)),
+        (parts == 1, f"{key(config.train, 'micro_batches')}=1", str(parts)),
+    ):
+        require(fits, f"{key(config.engine, 'cuda_graphs')}=true needs {needed}, not {found}; leave it out")
+
+
 @torch.no_grad()
 def require_all_sizes(config: PretrainConfig, encoder: Encoder) -> None:
     """Raise UserError unless the network takes the views of every stage and small ones; a ViT is bound to one size."""

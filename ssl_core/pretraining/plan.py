@@ -30,7 +30,12 @@ from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.model.encoder import build_encoder
 from ssl_core.model.optimizer import learning_rate_at
-from ssl_core.pretraining.checks import aliasing_warning, require_all_sizes, require_equal_parts
+from ssl_core.pretraining.checks import (
+    aliasing_warning,
+    require_all_sizes,
+    require_equal_parts,
+    require_graphs_possible,
+)
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.initial_weights import start_from
 from ssl_core.pretraining.memory import StepMemory, checkpoint_bytes, step_memory
@@ -62,6 +67,7 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     """
     world = config.train.world_size or ranks.world
     device = device_of(ranks, config.train.device, setting(config.train, "device"))
+    require_graphs_possible(config, device, world)
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(world)

@@ -26,7 +26,7 @@ from ssl_core.pretraining.initial_weights import initial_sha256
 # on it.
 _FREE_TO_CHANGE: Final = re.compile(
     r"run_folder|executor|data\.(shards|fetch\..*|max_masked_percent)|loss\.executor|checkpoints\..*|log\..*"
-    r"|engine\.(kind|zero_stage|deepspeed_config|compile)"
+    r"|engine\.(kind|zero_stage|deepspeed_config|compile|cuda_graphs)"
     r"|train\.(device|max_steps|checkpoint_every_(epochs|steps)|log_every_steps|log_samples|world_size|timeout_s|skips|rollbacks)"
 )
 

@@ -28,7 +28,12 @@ from ssl_core.checkpoints.tensors import load_state
 from ssl_core.engines import Engine, EngineSetup, build_engine
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
 from ssl_core.model.optimizer import learning_rate_at
-from ssl_core.pretraining.checks import aliasing_warning, require_all_sizes, require_equal_parts
+from ssl_core.pretraining.checks import (
+    aliasing_warning,
+    require_all_sizes,
+    require_equal_parts,
+    require_graphs_possible,
+)
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.failures import Diverged, out_of_memory, remedy
 from ssl_core.pretraining.flops import training_flop
@@ -64,6 +69,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, *, learning_step: LearningSte
     """
     # Find problems of data and machine before writing anything.
     device = device_of(ranks, config.train.device, setting(config.train, "device"))
+    require_graphs_possible(config, device, ranks.world)
     shards = ShardSet(config.data.shards, config.data.splits, config.data.fraction_percent, config.data.fetch)
     order = sample_order(shards, config.data, config.seed)
     order.require_world(ranks.world)

@@ -345,6 +345,8 @@ def test_deepspeed_says_nothing_on_the_terminal() -> None:
         ({"zero_stage": 2}, "engine.zero_stage=2 needs engine.kind=deepspeed, not ddp"),
         ({"deepspeed_config": Path("a.json")}, "engine.deepspeed_config=a.json needs engine.kind=deepspeed"),
         ({"kind": "deepspeed", "average_in": "bf16"}, "engine.average_in=bf16 needs engine.kind=ddp, not deepspeed"),
+        ({"cuda_graphs": True}, "engine.cuda_graphs=true needs engine.compile=true"),
+        ({"cuda_graphs": True, "compile": True, "kind": "deepspeed"}, "engine.cuda_graphs=true needs engine.kind=ddp"),
         ({"max_gradient_norm": 0.0}, "engine.max_gradient_norm=0.0 must be positive"),
         ({"max_gradient_norm": math.nan}, "engine.max_gradient_norm=nan must be positive"),
     ],

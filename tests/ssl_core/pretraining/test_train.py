@@ -23,7 +23,7 @@ from ssl_core.loss.config import LossConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining import resume, train
-from ssl_core.pretraining.checks import aliasing_warning
+from ssl_core.pretraining.checks import aliasing_warning, require_graphs_possible
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig
 from ssl_core.pretraining.failures import Diverged
 from ssl_core.pretraining.resume import computation_of, fixed_settings
@@ -285,6 +285,21 @@ def test_rollbacks_are_counted_until_the_step_that_failed_is_passed(
 def test_parts_that_do_not_divide_the_share_of_a_rank_are_refused(small: PretrainConfig) -> None:
     with pytest.raises(UserError, match=r"train\.micro_batches=6 must divide a rank's share of 16 samples.* try 2, or"):
         pretrain(replace(small, train=replace(small.train, micro_batches=6)), Ranks())
+
+
+def test_cuda_graphs_are_refused_where_they_would_hang_or_overwrite_gradients(small: PretrainConfig) -> None:
+    config = replace(small, engine=EngineConfig(compile=True, cuda_graphs=True))
+    in_parts = replace(config, train=replace(config.train, micro_batches=2))
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match=r"engine\.cuda_graphs=true needs a GPU, not the CPU; leave it out"):
+        pretrain(config, Ranks())
+    assert not config.run_folder.exists()
+    with pytest.raises(UserError, match="needs one process, not 2; leave"):
+        require_graphs_possible(config, gpu, world=2)
+    with pytest.raises(UserError, match=r"needs train\.micro_batches=1, not 2; leave"):
+        require_graphs_possible(in_parts, gpu, world=1)
+    require_graphs_possible(config, gpu, world=1)
+    require_graphs_possible(replace(small, train=in_parts.train), gpu, world=2)
 
 
 def test_images_far_larger_than_the_views_cause_a_warning(
