@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 from infra.errors import UserError
 from infra.status import Status, write_status
@@ -79,6 +78,8 @@ def wait_for_address(folder: Path, log: Path, head: subprocess.Popen[bytes]) -> 
 def test_a_submitted_command_runs_on_the_cluster_and_its_output_comes_back(
     server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: PLC0415 - see infra.ray_session
+
     write_status(tmp_path / "run", Status("finished", 7))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(server.token))
