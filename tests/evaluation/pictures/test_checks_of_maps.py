@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from evaluation.pictures.grad_cam import GradCam
 from evaluation.pictures.lung_region import outside_of
-from evaluation.pictures.weight_randomization import rank_correlations, structural_similarities
+from evaluation.pictures.weight_randomization import randomize, rank_correlations, structural_similarities
 from ssl_core.views.parameters import Fit
 
 SQUARE = np.array([[100, 100]])
@@ -40,3 +44,44 @@ def test_alike_maps_are_alike_and_opposite_ones_are_not() -> None:
     np.testing.assert_allclose(structural_similarities(maps, 3 * maps), 1)
     assert (structural_similarities(maps, 1 - maps) < 0).all()
     assert np.isnan(rank_correlations(maps, np.zeros_like(maps))).all()
+
+
+def small_network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    return nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def textures(count: int) -> tuple[Tensor, Tensor]:
+    """Images (count, 1, 16, 16) with a patch of 6 x 6 stripes on noise, upright where the class is 1, else lying."""
+    images, classes = torch.randn(count, 1, 16, 16) / 4, torch.arange(count) % 2
+    stripes = torch.tensor([1.0, -1.0]).repeat(3).expand(6, 6)
+    for image, is_upright, (top, left) in zip(images, classes, torch.randint(0, 11, (count, 2)).tolist(), strict=True):
+        image[0, top : top + 6, left : left + 6] += stripes if is_upright else stripes.t()
+    return images, classes
+
+
+def test_maps_of_a_trained_network_become_others_with_its_weights() -> None:
+    network, classifier = small_network(0), nn.Linear(8, 1)
+    optimizer = torch.optim.Adam([*network.parameters(), *classifier.parameters()], lr=1e-2)
+    for _ in range(80):
+        images, classes = textures(16)
+        loss = F.binary_cross_entropy_with_logits(classifier(network(images))[:, 0], classes.float())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    images, classes = textures(64)
+    assert ((classifier(network(images))[:, 0] > 0) == classes.bool()).float().mean() > 0.95
+
+    directions = classifier.weight.detach() * (2 * classes[:, None] - 1)
+
+    def maps() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        found = GradCam(network, "layers", network[0], (16, 16)).evidence(images, directions)
+        return found.clamp(min=0).numpy()
+
+    trained, correlations = maps(), []
+    for share in (0.0, 0.5, 1.0):  # of the layers, the last ones first
+        randomize(network, small_network(1), share)
+        correlations.append(np.nanmean(rank_correlations(trained, maps())))
+    assert correlations[0] == pytest.approx(1)
+    assert correlations[1] < 0.6 and correlations[2] < 0.6, correlations
