@@ -144,6 +144,7 @@ def test_old_results_and_curves_become_a_report(results_only: Path) -> None:
     assert all(row.features in page for row in results.rows)
 
 
+@pytest.mark.slow
 def test_a_probe_of_old_shards_gives_the_old_figures(results_only: Path) -> None:
     before = read_results(RUN)
     options = (

@@ -103,6 +103,7 @@ def test_failure_names_problem_fold_and_reason_after_all_others_have_ended(ray: 
     assert finished(tmp_path) == 6  # the final fit of the bad one never started
 
 
+@pytest.mark.slow
 def test_only_the_fits_that_are_not_logged_run(ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     features, problems = case(3)
     log, expected = log_of(tmp_path, problems), search_serially(features, problems)

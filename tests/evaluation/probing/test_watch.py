@@ -88,6 +88,7 @@ def test_each_checkpoint_is_probed_as_it_appears_and_one_that_is_removed_keeps_i
     assert shown == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_probe_shows_each_step_once_with_its_interval_and_nothing_of_an_earlier_probe(
     run: Path, shards: Path
 ) -> None:

@@ -183,6 +183,7 @@ def blank(width: int) -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 def test_a_hundred_blank_images_make_a_hundred_pairs(cell_root: Path) -> None:
     for number in range(100):
         blank(70 + number).save(normal(cell_root, "train", 1000 + number), "PNG")

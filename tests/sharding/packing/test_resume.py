@@ -124,7 +124,8 @@ def killed_at_random_moments(config: PackConfig, kills: int, seed: int) -> list[
     return finished
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "seed"), [(2, 0), (10, 1)])
+@pytest.mark.slow
 def test_pack_ends_with_the_same_bytes_when_it_is_killed_at_random_moments(
     config: PackConfig, tmp_path: Path, kills: int, seed: int
 ) -> None:

@@ -217,6 +217,7 @@ def test_a_damaged_checkpoint_is_not_probed(tmp_path: Path) -> None:
         load_backbone(checkpoint)
 
 
+@pytest.mark.slow
 def test_a_save_that_is_cut_off_leaves_no_checkpoint(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys, torch; from pathlib import Path\n"

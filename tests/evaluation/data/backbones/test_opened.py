@@ -117,6 +117,7 @@ def begun_from(run: Path, weights: Path) -> None:
         save_checkpoint(run, state, model, optimizer)
 
 
+@pytest.mark.slow
 def test_compared_and_initial_weights_are_rows_beside_the_checkpoint(
     run: Path, shards: Path, make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
