@@ -49,7 +49,9 @@ def slurm(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run_of(folder: Path, shards: Path, kind: str, nodes: int = NODES) -> PretrainConfig:
-    config = machine_config(folder / "run", shards, nodes=nodes)
+    # DeepSpeed's launcher starts each rank once its own node is ready, and imports DeepSpeed three times before: on a
+    # busy machine the ranks meet minutes apart.
+    config = machine_config(folder / "run", shards, timeout_s=600.0, nodes=nodes)
     return replace(config, engine=EngineConfig(kind="deepspeed" if kind == "deepspeed" else "ddp"))
 
 
