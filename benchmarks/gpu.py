@@ -3,7 +3,7 @@
 environment  versions of driver and libraries, a C compiler, and the loss kernels on four rows
 tests        the tests marked `gpu`
 views        DALI's views beside the CPU's, an image that does not decode, and memory that is overwritten after its use
-loss         loss and gradient beside float64, and the same bits twice
+loss         loss and gradient beside a more exact computation, and the same bits twice
 invariance   gradients at every number of ranks beside those of one, also with a rank without samples
 engines      some steps by each engine, compiled, and in fp16
 faults       a run in which a rank raises, runs out of memory, is killed or stops: seconds until all processes are gone
@@ -35,11 +35,11 @@ from infra.files import write_atomic
 
 LIMITS_S: Final = {
     "environment": 180,
-    "tests": 300,
+    "tests": 900,
     "views": 180,
     "loss": 240,
     "invariance": 420,
-    "engines": 420,
+    "engines": 900,
     "faults": 900,
     "speed": 900,
 }

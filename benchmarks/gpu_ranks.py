@@ -192,6 +192,7 @@ def measure_step(scale: Scale) -> dict[str, float]:
     """Return how fast one process steps, beside the bare network, and how often a step waits for the GPU."""
     device = scale.devices[0]
     views = [view.to(device) for view in _two_views(scale.local_batch, scale.size_px)]
+    counted = torch.ones(scale.local_batch, dtype=torch.bool)  # a training always says so, which a graph depends on
     figures = {}
     kinds = {"": EngineConfig()}
     if scale.on_gpu:
@@ -202,7 +203,7 @@ def measure_step(scale: Scale) -> dict[str, float]:
         engine = build_engine(EngineSetup(config, OptimConfig(), LossConfig(), "bf16", device), encoder)
 
         def step(engine: Engine = engine) -> None:
-            engine.backward(views)
+            engine.backward(views, counted=counted)
             engine.update(1e-4)
 
         seconds = _seconds(step, device)
