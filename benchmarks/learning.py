@@ -1,0 +1,199 @@
+"""What a recipe is worth: Sternum's options and its peers on the same real radiographs, judged by one plain probe.
+
+prepare   packs the two sets and writes the arrays that the peers and the probe read
+train     trains a recipe with a seed
+score     judges it inside Cell's development part and on ChestX-ray14, and writes its files
+queue     trains and scores RECIPE:SEED one after another; a stop loses only the present one
+table     writes the table of everything that was tried
+final     opens Cell's test part, once, for the named runs
+
+learning_recipes.py lists the recipes. Those of lightly need it (pip install lightly). learning_speed measures speed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.learning_features import Weights, features_of, load_weights, raw_pixels, untrained_weights
+from benchmarks.learning_ground import SIDE_PX, Films, open_films, prepare, shard_folders
+from benchmarks.learning_probe import (
+    Task,
+    cell_tasks,
+    chestxray14_task,
+    fit_and_decide,
+    levels,
+    nearest_neighbors,
+    score_task,
+)
+from benchmarks.learning_recipes import BASELINE, NAMES
+from benchmarks.learning_results import read_runs, read_tasks, run_path, write_run, write_tasks
+from benchmarks.learning_table import markdown, rows, write_table
+from benchmarks.learning_training import Training, epochs_in, read_trained, train, weights_path
+from infra.arrays import Float32, UInt8
+from infra.errors import require
+from infra.log import say
+from launch.cli import run_command
+from sharding.reading.shard_set import ShardSet
+
+
+def score(ground: Path, results: Path, training: Training) -> None:
+    """Judge a training by every task, and write its files.
+
+    Args:
+        ground: folder that `prepare` made
+        results: folder of all runs
+        training: what was trained
+
+    Raises:
+        UserError: if it was not trained
+    """
+    trained = read_trained(ground, training)
+    parts = tasks_of(ground)
+    write_tasks(results, [task for tasks in parts.values() for task in tasks])
+    scores, judged = dict[str, UInt8](), dict[str, Any]()
+    for part, tasks in parts.items():
+        features = _features(ground, training, open_films(ground, part))
+        for task in tasks:
+            scores[task.name], judged[task.name] = score_task(task, features)
+    write_run(results, training, trained, scores, judged)
+
+
+def tasks_of(ground: Path) -> dict[str, list[Task]]:
+    """Return the tasks of each part of the ground; none looks at Cell's test part."""
+    return {
+        "cell": cell_tasks(open_films(ground, "cell")),
+        "chestxray14": [chestxray14_task(open_films(ground, "chestxray14"))],
+    }
+
+
+def _features(ground: Path, training: Training, films: Films) -> Float32:
+    if training.recipe == "raw_pixels":
+        return raw_pixels(films.pixels)
+    return features_of(_weights(ground, training), films.pixels, training.size_px)
+
+
+def _weights(ground: Path, training: Training) -> Weights:
+    if training.is_trained:
+        return load_weights(weights_path(ground, training))
+    shards = ShardSet([str(folder) for folder in shard_folders(ground, SIDE_PX)])
+    return untrained_weights(training.seed, shards.pixel_mean, shards.pixel_std)
+
+
+def run_queue(ground: Path, results: Path, trainings: Sequence[Training], threads: int) -> None:
+    """Train and score each training whose JSON is missing; weights that are there already are only scored."""
+    for training in trainings:
+        if not run_path(results, training).exists():
+            say(f"{training.name}")
+            if training.is_trained and not weights_path(ground, training).exists():
+                train(ground, training, threads)
+            score(ground, results, training)
+            say(f"{training.name} is finished: {run_path(results, training)}")
+
+
+def judge_finally(ground: Path, results: Path, trainings: Sequence[Training]) -> None:
+    """Fit to Cell's development part and test on its test part; `results/final` holds the files, as for other tasks.
+
+    Args:
+        ground: folder that `prepare` made
+        results: folder of all runs
+        trainings: what to judge
+
+    Raises:
+        UserError: if the test part was opened before
+    """
+    folder = results / "final"
+    require(not folder.exists(), f"{folder} exists: Cell's test part was opened before, and a second look would choose")
+    films, test = open_films(ground, "cell"), open_films(ground, "cell-test")
+    count = len(test.classes)
+    task = Task("cell test", np.arange(count), test.classes, test.patients, np.zeros((1, count), np.int64))
+    judged = list[tuple[UInt8, float, float]]()
+    for training in trainings:
+        features = _features(ground, training, films)
+        scaler = StandardScaler().fit(features)
+        fitted, tested = scaler.transform(features), scaler.transform(_features(ground, training, test))
+        c, decisions = fit_and_decide(fitted, films.classes, films.patients, tested)
+        neighbors = levels(nearest_neighbors(fitted, films.classes, tested))
+        judged.append((levels(decisions)[None], c, float(roc_auc_score(test.classes, neighbors))))
+        say(f"{training.name} is judged")
+    write_tasks(folder, [task])
+    for training, (scores, c, knn_auc) in zip(trainings, judged, strict=True):
+        facts = {"cs": [c], "knn_auc": knn_auc}
+        write_run(folder, training, read_trained(ground, training), {task.name: scores}, {task.name: facts})
+    tabulate_runs(folder)
+
+
+def tabulate_runs(results: Path, baseline: str = BASELINE) -> None:
+    """Print and write the table of all runs in a folder, with their differences to a baseline."""
+    tasks = read_tasks(results)
+    found = rows(read_runs(results), tasks, baseline)
+    write_table(results, found, list(tasks))
+    print(markdown(found, list(tasks)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ground = argparse.ArgumentParser(add_help=False)
+    ground.add_argument("--ground", type=Path, required=True, help="folder for images and weights, outside the project")
+    results = argparse.ArgumentParser(add_help=False)
+    results.add_argument("--results", type=Path, default=Path("docs/results/learning"), help="folder of all runs")
+    length = argparse.ArgumentParser(add_help=False)
+    length.add_argument("--size_px", type=int, default=64, help="width and height of a view and of the probe's images")
+    length.add_argument("--epochs", type=int, default=10, help="passes over all images")
+    length.add_argument("--minutes", type=float, help="as many epochs as fit by the rate of a short trial")
+    length.add_argument("--threads", type=int, default=2, help="of the training process")
+
+    packing = commands.add_parser("prepare", parents=[ground], help="pack the sets and write the arrays")
+    packing.add_argument("--cell", type=Path, required=True, help="the dataset of Kermany et al. 2018 as published")
+    packing.add_argument("--chestxray14", type=Path, required=True, help="ChestX-ray14 as published, or a part of it")
+    for name, text in (("train", "train a recipe"), ("score", "judge a trained recipe")):
+        one = commands.add_parser(name, parents=[ground, length, *([results] * (name == "score"))], help=text)
+        one.add_argument("recipe", choices=NAMES)
+        one.add_argument("--seed", type=int, default=0)
+    for name, text in (("queue", "train and score what is missing"), ("final", "open Cell's test part")):
+        several = commands.add_parser(name, parents=[ground, length, results], help=text)
+        several.add_argument("runs", nargs="+", help="RECIPE:SEED, such as cpu:0 cpu:1 head_norm:0")
+    summary = commands.add_parser("table", parents=[results], help="write the table")
+    summary.add_argument("--baseline", choices=NAMES, default=BASELINE, help="recipe that the others are compared with")
+    _run(parser.parse_args(arguments))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    command = options.command
+    if command == "prepare":
+        prepare(options.ground, options.cell, options.chestxray14)
+    elif command == "table":
+        tabulate_runs(options.results, options.baseline)
+    else:
+        named = options.runs if "runs" in options else [f"{options.recipe}:{options.seed}"]
+        trainings = [_training(text, options) for text in named]
+        if command == "train":
+            train(options.ground, trainings[0], options.threads)
+        elif command == "score":
+            score(options.ground, options.results, trainings[0])
+        elif command == "queue":
+            run_queue(options.ground, options.results, trainings, options.threads)
+        else:
+            judge_finally(options.ground, options.results, trainings)
+
+
+def _training(text: str, options: argparse.Namespace) -> Training:
+    recipe, _, seed = text.partition(":")
+    require(seed.isdecimal(), f"{text} must be RECIPE:SEED, such as cpu:0")
+    training = Training(recipe, int(seed), options.size_px, options.epochs)
+    if options.minutes is None or not training.is_trained:
+        return training
+    return replace(training, epochs=epochs_in(options.ground, training, options.minutes, options.threads))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
