@@ -1,4 +1,4 @@
-# sternum shard, verify and audit on CPUs, without torch. From the root of the project:
+# sternum shard, verify, audit and doctor on CPUs, without torch. From the root of the project:
 #     docker build --file=infra/containers/packing.Dockerfile --tag=sternum-packing:0.1.0 .
 # The base is pinned by its version. To pin its bytes, add the digest that `docker pull` prints: FROM python:...@sha256:...
 FROM python:3.11.14-slim-bookworm AS build

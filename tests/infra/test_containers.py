@@ -56,7 +56,7 @@ def copy_sources(to: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_packing_container_packs_verifies_and_audits_without_torch(tmp_path: Path) -> None:
+def test_the_packing_container_examines_packs_verifies_and_audits_without_torch(tmp_path: Path) -> None:
     source, place = tmp_path / "source", tmp_path / "place"
     source.mkdir()
     copy_sources(source)
@@ -65,6 +65,7 @@ def test_the_packing_container_packs_verifies_and_audits_without_torch(tmp_path:
     subprocess.run(["bash", "-euc", script], cwd=source, env=clean, check=True)
     write_cell(tmp_path / "cell", {"train": 6, "test": 2}, seed=0, size_px=32)
     for words in (
+        ["doctor", f"--folders=[{tmp_path / 'shards'}]"],
         ["shard", "cell", f"--root={tmp_path / 'cell'}", f"--out={tmp_path / 'shards'}", "--shorter_side_px=32"],
         ["verify", str(tmp_path / "shards")],
         ["audit", str(tmp_path / "shards")],
