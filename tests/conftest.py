@@ -43,6 +43,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
+def closed_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests import Ray in this process, where later ones may start a local Ray; it reads this at its import."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+@pytest.fixture
 def network() -> "Iterator[Network]":
     """Two machines on a network, as namespaces of this one."""
     from tests.support.network_namespaces import NoNetwork, machine_network  # noqa: PLC0415 (imports the training)

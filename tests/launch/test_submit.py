@@ -120,6 +120,7 @@ def test_the_tool_gets_what_a_dry_run_prints_and_its_refusal_is_one_line(
         main([cluster, *POD, *IN_POD])
 
 
+@pytest.mark.usefixtures("closed_ray")
 def test_job_server_that_does_not_answer_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -155,7 +156,7 @@ class JobServer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch, closed_ray: None) -> Iterator[str]:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # an explicit address goes before it
     with ThreadingHTTPServer(("127.0.0.1", 0), JobServer) as running:
         Thread(target=running.serve_forever).start()

@@ -75,10 +75,11 @@ def wait_for_address(folder: Path, log: Path, head: subprocess.Popen[bytes]) -> 
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.usefixtures("closed_ray")
 def test_a_submitted_command_runs_on_the_cluster_and_its_output_comes_back(
     server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: PLC0415 - see infra.ray_session
+    from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: PLC0415 - once Ray is told where to listen
 
     write_status(tmp_path / "run", Status("finished", 7))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
