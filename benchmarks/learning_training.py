@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+import torch
+
 from benchmarks.common import machine
 from benchmarks.learning_features import Weights, load_weights, save_weights
 from benchmarks.learning_ground import SIDE_PX, SMALL_SIDE_PX, all_pixels, data_identity, shard_folders
