@@ -31,7 +31,13 @@ from ssl_core.views import PIXEL_TOLERANCE, ViewInputs, ViewTask, build_view_exe
 from ssl_core.views.drawing import draw_views
 from ssl_core.views.spec import VIEWS, ViewSpec
 
-GPU_TESTS: Final = "tests/ssl_core"  # all that need one; importing the others takes a minute
+# All that need one; to look for them would import every test, which takes a minute and many packages.
+GPU_TESTS: Final = (
+    "tests/ssl_core/test_gpu.py",
+    "tests/ssl_core/checkpoints/test_writer.py",
+    "tests/ssl_core/engines/test_cuda_graphs.py",
+    "tests/ssl_core/loss/test_kernels.py",
+)
 _SHORTER_SIDE_PX: Final = 320
 _D: Final = 128
 _TEMPERATURE: Final = 0.1
@@ -70,7 +76,7 @@ def environment(scale: Scale) -> Figures:
 
 def tests(scale: Scale) -> Figures:
     """Run the tests for GPUs; without one, those of the GPU branches on tensors without data."""
-    selected = ["-m", "gpu", GPU_TESTS] if scale.on_gpu else ["tests/ssl_core/model/test_gpu_branches.py"]
+    selected = ["-m", "gpu", *GPU_TESTS] if scale.on_gpu else ["tests/ssl_core/model/test_gpu_branches.py"]
     command = [sys.executable, "-m", "pytest", "-v", *selected]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

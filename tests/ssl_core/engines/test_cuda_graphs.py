@@ -1,5 +1,7 @@
 """CUDA graphs: what they rest on, which needs no GPU, and that they compute the same, which needs one."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,16 +24,16 @@ def build(config: EngineConfig, device: str = "cpu") -> Engine:
 def test_nothing_that_the_backbone_returns_outlives_its_step() -> None:
     """A graph writes to the same memory at each replay, so nothing of an earlier one may be in use."""
     engine = build(EngineConfig())
-    returned: list[StorageWeakRef] = []
+    returned: list[Any] = []
 
     def note(tensor: Tensor | None) -> None:
         assert tensor is not None
-        returned.append(StorageWeakRef(tensor.untyped_storage()))
+        returned.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
 
     engine.encoder.backbone.register_forward_hook(lambda layer, images, features: note(features))
     parameters = list(engine.encoder.backbone.parameters())
     for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(lambda parameter: note(parameter.grad))
+        parameter.register_post_accumulate_grad_hook(lambda parameter: note(parameter.grad))  # type: ignore[no-untyped-call]
     report, update = engine.backward(views_of(SAMPLES, small=1)), engine.update(1e-3)
     assert len(returned) == 2 + len(parameters)  # the features of both sizes, and the gradients
     assert all(memory.expired() for memory in returned)

@@ -1,3 +1,4 @@
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -111,13 +112,13 @@ def test_equals_batch_norm_over_the_whole_batch_without_scale_and_shift_too() ->
 
 def pass_through_torchs_layer(x: Tensor) -> None:
     """Call torch's SyncBatchNorm, with stand-ins for its CUDA kernels, whose statistics are fp32 in every precision."""
-    kernels = {
+    kernels: dict[str, Any] = {
         "batch_norm_stats": lambda x, eps: (torch.zeros(x.shape[1]), torch.ones(x.shape[1])),
         "batch_norm_gather_stats_with_counts": lambda x, means, stds, *_: (means[0], stds[0]),
         "batch_norm_elemt": lambda x, *_: x,
     }
     with mock.patch.multiple(torch, **kernels):
-        SyncBatchNorm.forward(mock.Mock(), x, None, None, None, None, 1e-5, 0.1, dist.group.WORLD, 2)
+        SyncBatchNorm.forward(mock.Mock(), x, None, None, None, None, 1e-5, 0.1, dist.group.WORLD, 2)  # type: ignore[no-untyped-call]
 
 
 def empty_rank_sends(rank: int, world: int, old: bool) -> dict[torch.dtype, str]:
