@@ -15,6 +15,7 @@ from evaluation.data.backbones.opened import GrayInput, InputOptions, open_backb
 from evaluation.pictures.explainer import Explainer, NoMap, explainer_of
 from evaluation.pictures.grad_cam import GradCam
 from evaluation.pictures.token_relevance import TokenRelevance, patch_cells, recorded_attention
+from infra.arrays import Float32
 from ssl_core.model.architectures import build_network
 
 CPU = torch.device("cpu")
@@ -100,6 +101,12 @@ def test_torchvision_vit_attends_by_the_recorded_function() -> None:
     assert maps.shape == (1, 2, 2) and maps.max() > 0
 
 
+def for_and_against(explainer: Explainer, size_px: int, features: int) -> Float32:
+    """Return the sum of the maps for a score and for its negative: with random weights, one of the two may be empty."""
+    images, weights = torch.rand(2, 1, size_px, size_px), directions(features).numpy()
+    return explainer.maps([images], weights) + explainer.maps([images], -weights)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size_px", "cells", "place"),
@@ -123,21 +130,22 @@ def test_usual_networks_have_maps(name: str, size_px: int, cells: tuple[int, int
     backbone = GrayInput(network.module, name, (0.5,), (0.25,)).eval()
     explainer = explainer_of(backbone, size_px, CPU)
     assert explainer.method.cells == cells and place in explainer.method.method
-    maps = explainer.maps([torch.rand(2, 1, size_px, size_px)], directions(network.feature_size).numpy())
+    maps = for_and_against(explainer, size_px, network.feature_size)
     assert maps.shape == (2, *cells) and (maps.max(axis=(1, 2)) > 0).all()
 
 
 @pytest.mark.slow
-def test_the_last_map_of_a_densenet_is_the_one_that_is_averaged() -> None:
-    """Its last ReLU works in place, on the very numbers that a hook keeps."""
+def test_the_last_map_of_a_densenet_is_the_one_before_its_last_relu() -> None:
+    """That ReLU is no layer, and works in place: the map must not be the numbers that it leaves."""
     network = build_network("densenet121", 128)
     backbone = GrayInput(network.module, "densenet121", (0.5,), (0.25,)).eval()
     images, weights = torch.rand(2, 1, 128, 128), directions(1024)
     found = explainer_of(backbone, 128, CPU).method.evidence(images, weights)
     layer = network.module.get_submodule("features")
     with torch.inference_mode():
-        channels = F.relu(layer((images - 0.5) / 0.25))
-    expected = (weights[:, :, None, None] * channels).sum(dim=1) / 16
+        channels = layer((images - 0.5) / 0.25)
+    active = (channels > 0).float().mean(dim=(2, 3))  # of the cells, the share that passes the gradient on
+    expected = ((weights * active)[:, :, None, None] * channels).sum(dim=1) / 16
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -159,8 +167,7 @@ def test_vits_of_transformers_have_maps(model: str, options: dict[str, int], tmp
     backbone = open_backbone(str(tmp_path), "compare", InputOptions(size_px, [0.5], [0.5])).load()
     explainer = explainer_of(backbone, size_px, CPU)
     assert explainer.method.cells == (4, 4)
-    maps = explainer.maps([torch.rand(2, 1, size_px, size_px)], directions(16).numpy())
-    assert (maps.max(axis=(1, 2)) > 0).all()
+    assert (for_and_against(explainer, size_px, 16).max(axis=(1, 2)) > 0).all()
 
 
 @pytest.mark.slow
