@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from infra.clusters.job import Job, Way, doctor_words, template
 from infra.clusters.tools import run_tool
-from infra.errors import require
+from infra.errors import RunFailed, UserError, require
 from infra.log import say
 from infra.options import key, require_at_least, setting
 from infra.urls import scheme_of
@@ -21,6 +21,7 @@ Kind = Literal["TrainJob", "PyTorchJob", "Job", "RayJob", "RayCluster"]
 _NAME: Final = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _LABEL: Final = r"[A-Za-z0-9]([-\w./]*[A-Za-z0-9])?"
 _IMAGE: Final = r"[\w./:@-]+"
+_UNREACHABLE: Final = re.compile(r"dial tcp [^;]+|connection to the server \S+ was refused")  # kubectl's words
 _ALONE: Final = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1")  # opens no port
 _DEFAULT: Final[dict[Way, Kind]] = {
     "ranks": "TrainJob",
@@ -151,7 +152,15 @@ def submit(manifests: str) -> str:
     """Give manifests to kubectl, and return what it created.
 
     Raises:
-        UserError: if this machine has no kubectl
+        UserError: if this machine has no kubectl, or no cluster answers it
         RunFailed: if kubectl or the cluster refuses them
     """
-    return run_tool(["kubectl", "create", "--filename=-"], manifests)
+    try:
+        return run_tool(["kubectl", "create", "--filename=-"], manifests)
+    except RunFailed as error:
+        if unreachable := _UNREACHABLE.search(str(error)):
+            raise UserError(
+                f"no cluster of Kubernetes answers kubectl ({unreachable[0]}); choose one that does: kubectl config "
+                "use-context NAME"
+            ) from error
+        raise

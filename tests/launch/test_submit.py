@@ -120,6 +120,17 @@ def test_the_tool_gets_what_a_dry_run_prints_and_its_refusal_is_one_line(
         main([cluster, *POD, *IN_POD])
 
 
+def test_kubectl_that_reaches_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "kubectl"
+    said = 'failed to download: Get "http://x:8080/v2": dial tcp 127.0.0.1:8080: connect: connection refused; if'
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{said} you choose ...' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    reason = "no cluster of Kubernetes answers kubectl (dial tcp 127.0.0.1:8080: connect: connection refused); choose"
+    with pytest.raises(UserError, match=re.escape(reason)):
+        main(["kubernetes", *POD, *IN_POD])
+
+
 @pytest.mark.usefixtures("closed_ray")
 def test_job_server_that_does_not_answer_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
