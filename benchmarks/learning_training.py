@@ -129,7 +129,7 @@ def train(ground: Path, training: Training, threads: int) -> None:
     began, began_s, began_cpu_s = datetime.now(UTC), time.monotonic(), _children_cpu_s()
     _run(command, threads)
     wall_s, cpu_s = time.monotonic() - began_s, _children_cpu_s() - began_cpu_s
-    outcome = _peer_outcome(run) if training.recipe in PEERS else _sternum_outcome(run)
+    outcome = _peer_outcome(run) if training.recipe in PEERS else _sternum_outcome(run, training.epochs)
     save_weights(weights_path(ground, training), outcome.weights)
     trained = Trained(
         [word.replace(str(ground), "GROUND") for word in command[2:]],
@@ -220,14 +220,13 @@ def _peer_outcome(run: Path) -> _Outcome:
     return _Outcome(load_weights(run / "weights.safetensors"), facts["samples"], facts["loss_by_epoch"])
 
 
-def _sternum_outcome(run: Path) -> _Outcome:
+def _sternum_outcome(run: Path, epochs: int) -> _Outcome:
     checkpoint = newest_whole_checkpoint(run)
     assert checkpoint is not None, f"{run} has ended without a checkpoint"
     state = checkpoint.state
-    lines = read_metrics(run)
     by_epoch = defaultdict[int, list[float]](list)
-    for line in lines:
-        by_epoch[int(line["epoch"] - 1e-6)].append(line["loss"])
+    for line in read_metrics(run):
+        by_epoch[min(int(line["epoch"]), epochs - 1)].append(line["loss"])  # the last step may begin another epoch
     return _Outcome(
         Weights(load_backbone(checkpoint).network.module.state_dict(), state.pixel_mean, state.pixel_std),
         state.step * int(state.config["data.global_batch"]),

@@ -1,7 +1,5 @@
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.learning import main
 from benchmarks.learning_ground import Films
 from benchmarks.learning_probe import cell_tasks, chestxray14_task, levels, one_standard_error
 from benchmarks.learning_results import Run
 from benchmarks.learning_table import rows
+from infra.errors import UserError
 from sharding.simulation.datasets import write_cell
 
-ROOT = Path(__file__).parents[2]
 RECIPE = "rate_0.0005_constant"  # no warm-up, so that a few steps are enough
 
 
@@ -91,45 +90,35 @@ def _write_chestxray14(root: Path, images: Sequence[Path]) -> None:
             table.writerow([name, finding, 0, patient + 1, 50, "F", "PA" if patient % 4 > 1 else "AP"])
 
 
-def _learning(*words: str | Path) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.learning", *map(str, words)],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
 @pytest.mark.slow
-def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_once(tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ground, results = tmp_path / "ground", tmp_path / "results"
     write_cell(tmp_path / "cell", {"train": 80, "val": 8, "test": 24}, seed=0, size_px=64)
     write_cell(tmp_path / "more", {"train": 80}, seed=1, size_px=64)
     _write_chestxray14(tmp_path / "nih", sorted((tmp_path / "more").rglob("*.jpeg")))
-    _learning(
-        "prepare",
-        *(f"--ground={ground}", f"--cell={tmp_path / 'cell'}", f"--chestxray14={tmp_path / 'nih'}"),
-    )
+    main(["prepare", f"--ground={ground}", f"--cell={tmp_path / 'cell'}", f"--chestxray14={tmp_path / 'nih'}"])
     words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=2")
-    recipes = [RECIPE, "untrained", "raw_pixels", *(["lightly_simclr"] if find_spec("lightly") else [])]
+    recipes = [RECIPE, "raw_pixels", *(["lightly_simclr"] if find_spec("lightly") else [])]
     queue = [f"{recipe}:0" for recipe in recipes]
-    _learning("queue", *words, *queue)
+    main(["queue", *words, *queue])
     written = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert len(written) == 1 + 2 * len(recipes)
-    _learning("queue", *words, *queue)
+    main(["queue", *words, *queue])
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == written
 
     facts = json.loads((results / f"{RECIPE}-32px-2epochs-seed0.json").read_text())
-    assert facts["samples"] == 128 * 2
+    assert facts["samples"] == 6 * 64  # two epochs of 168 images end within the sixth step
     assert len(facts["loss_by_epoch"]) == 2
     assert facts["cpu_ms_per_image"] > 0
-    text = _learning("table", f"--results={results}", f"--baseline={RECIPE}")
+    main(["table", f"--results={results}", f"--baseline={RECIPE}"])
+    text = capsys.readouterr().out
     assert all(recipe in text for recipe in recipes)
     assert {row["recipe"] for row in json.loads((results / "table.json").read_text())} == set(recipes)
 
-    assert "cell test" in _learning("final", *words, *queue)
-    with pytest.raises(AssertionError, match="opened before"):
-        _learning("final", *words, *queue)
+    main(["final", *words, *queue])
+    assert "cell test" in capsys.readouterr().out
+    with pytest.raises(UserError, match="opened before"):
+        main(["final", *words, *queue])
