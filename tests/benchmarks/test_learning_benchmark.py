@@ -111,7 +111,7 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
 
     facts = json.loads((results / f"{RECIPE}-32px-2epochs-seed0.json").read_text())
     assert facts["samples"] == 6 * 64  # two epochs of 168 images end within the sixth step
-    assert len(facts["loss_by_epoch"]) == 2
+    assert facts["loss_by_epoch"][0] > 0
     assert facts["cpu_ms_per_image"] > 0
     main(["table", f"--results={results}", f"--baseline={RECIPE}"])
     text = capsys.readouterr().out
