@@ -1,6 +1,7 @@
 """A command submitted to a real job server of Ray on this machine, which asks for a token."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,6 @@ import pytest
 
 from infra.errors import UserError
 from infra.status import Status, write_status
-from launch.submit import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
                 [Path(sys.executable).with_name("ray"), "start", *words], env=environment, stdout=file, stderr=file
             )
         try:
-            yield JobServer(wait_for_address(Path(folder), log, head), token)
+            yield JobServer(wait_for_address(log, head), token)
         finally:
             processes = psutil.Process(head.pid).children(recursive=True)
             for process in [*processes, psutil.Process(head.pid)]:
@@ -63,41 +63,39 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
             head.wait(30)
 
 
-def wait_for_address(folder: Path, log: Path, head: subprocess.Popen[bytes]) -> str:
-    """Return the address of the dashboard, from the line that `ray start` prints."""
+def wait_for_address(log: Path, head: subprocess.Popen[bytes]) -> str:
+    """Return the address of the job server, from what `ray start` prints."""
     until_s = time.monotonic() + 900
     while time.monotonic() < until_s:
         assert head.poll() is None, log.read_text()
-        for word in log.read_text().split():
-            if word.startswith("127.0.0.1:") and "View the Ray dashboard" in log.read_text():
-                return f"http://{word}"
+        if found := re.search(r"RAY_API_SERVER_ADDRESS='(http://127\.0\.0\.1:\d+)'", log.read_text()):
+            return found[1]
         time.sleep(0.5)
     raise AssertionError(log.read_text())
 
 
-@pytest.mark.usefixtures("closed_ray")
-def test_a_submitted_command_runs_on_the_cluster_and_its_output_comes_back(
-    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: PLC0415 - once Ray is told where to listen
-
+def test_a_submitted_command_runs_on_the_cluster_and_its_output_comes_back(server: JobServer, tmp_path: Path) -> None:
+    """In processes of their own, because Ray keeps the first way to authenticate that it uses."""
     write_status(tmp_path / "run", Status("finished", 7))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(server.token))
-    command = ["sternum", "runs", str(tmp_path)]
-    assert main(["ray", f"--ray.address={server.address}", "--", *command]) == 0
-    name = capsys.readouterr().out.strip()
-    client = JobSubmissionClient(server.address)
-    until_s = time.monotonic() + 900
-    while not client.get_job_status(name).is_terminal():
-        assert time.monotonic() < until_s, client.get_job_logs(name)
-        time.sleep(1)
-    assert client.get_job_status(name) == JobStatus.SUCCEEDED, client.get_job_logs(name)
-    assert "finished" in client.get_job_logs(name)
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(server.token),
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def printed(*command: str | Path) -> str:
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    submit = [sys.executable, "-m", "launch", "submit", "ray", f"--ray.address={server.address}"]
+    name = printed(*submit, "--", "sternum", "runs", str(tmp_path)).strip()
+    ray_job, address = [Path(sys.executable).with_name("ray"), "job"], f"--address={server.address}"
+    assert "finished" in printed(*ray_job, "logs", "--follow", address, name)
+    assert "succeeded" in printed(*ray_job, "status", address, name).lower()
 
 
 def test_whoever_has_no_token_is_turned_away(server: JobServer) -> None:
-    """In a process of its own, because Ray keeps the first token that it uses."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     words = ["submit", "ray", f"--ray.address={server.address}", "--", "sternum", "runs", "/"]
     ended = subprocess.run(
