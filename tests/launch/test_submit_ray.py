@@ -90,9 +90,9 @@ def test_a_submitted_command_runs_on_the_cluster_and_its_output_comes_back(serve
 
     submit = [sys.executable, "-m", "launch", "submit", "ray", f"--ray.address={server.address}"]
     name = printed(*submit, "--", "sternum", "runs", str(tmp_path)).strip()
-    ray_job, address = [Path(sys.executable).with_name("ray"), "job"], f"--address={server.address}"
-    assert "finished" in printed(*ray_job, "logs", "--follow", address, name)
-    assert "succeeded" in printed(*ray_job, "status", address, name).lower()
+    ray, address = Path(sys.executable).with_name("ray"), f"--address={server.address}"
+    assert "finished" in printed(ray, "job", "logs", "--follow", address, name)
+    assert "succeeded" in printed(ray, "job", "status", address, name).lower()
 
 
 def test_whoever_has_no_token_is_turned_away(server: JobServer) -> None:
