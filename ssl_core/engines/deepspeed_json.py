@@ -10,7 +10,7 @@ from infra.json_files import BadJson, read_json
 from infra.options import key, setting
 from sharding.reading.data_config import DataConfig
 from ssl_core.engines.config import EngineConfig
-from ssl_core.engines.train_config import Precision, TrainConfig
+from ssl_core.engines.train_config import PrecisionChoice, TrainConfig
 from ssl_core.model.optimizer import OptimConfig
 
 # Communication of gradients, and reports on standard output. All other settings would change the result, have an option
@@ -29,7 +29,7 @@ _AUTO: Final = "auto"  # the usual value, also in other trainers, for "as the ca
 
 
 def deepspeed_settings(
-    config: EngineConfig, precision: Literal["auto"] | Precision, global_batch: int | None
+    config: EngineConfig, precision: PrecisionChoice, global_batch: int | None
 ) -> tuple[EngineConfig, dict[str, Any]]:
     """Merge `config` with the JSON file that it names.
 
@@ -146,9 +146,7 @@ def _require_equal(config: EngineConfig, name: str, value: object, option: str, 
     _require(value is None or value == ours, config, name, value, rule, "remove one of the two")
 
 
-def _require_precision(
-    config: EngineConfig, name: str, section: object, precision: Literal["auto"] | Precision
-) -> None:
+def _require_precision(config: EngineConfig, name: str, section: object, precision: PrecisionChoice) -> None:
     if section is None:
         return
     _require(isinstance(section, dict), config, name, section, "must be an object", "correct it")

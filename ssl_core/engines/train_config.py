@@ -9,6 +9,7 @@ from infra.errors import require
 from infra.options import require_at_least, require_positive, setting
 
 Precision = Literal["bf16", "fp16", "fp32"]
+PrecisionChoice = Literal["auto"] | Precision
 
 _EARLY_STAGE: Final = re.compile(r"([1-9][0-9]{0,5})@([1-9][0-9]{0,5})")
 
@@ -55,7 +56,7 @@ class TrainConfig:
     epochs: int = 100
     stages: list[str] = field(default_factory=list)
     device: DeviceName = "auto"
-    precision: Literal["auto"] | Precision = "auto"
+    precision: PrecisionChoice = "auto"
     micro_batches: int = 1
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
