@@ -9,7 +9,7 @@ from infra.errors import require
 from infra.options import require_at_least, require_positive, setting
 
 Precision = Literal["bf16", "fp16", "fp32"]
-PrecisionChoice = Literal["auto"] | Precision
+PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 
 _EARLY_STAGE: Final = re.compile(r"([1-9][0-9]{0,5})@([1-9][0-9]{0,5})")
 
