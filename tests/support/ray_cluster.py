@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 _STORE_BYTES = 100 * 2**20
@@ -51,15 +52,17 @@ def ray_cluster(nodes: int, cores: int = 1, unshare: Sequence[str] = ()) -> Iter
         cores: cores of each
         unshare: a command that starts the cluster, such as one that hides a folder from it
     """
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that it listens on the loopback address only
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_register_timeout_seconds": str(_REGISTER_S),
-        "RAY_worker_niceness": "0",  # otherwise any other process starves its tasks
-    }
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
+        Path(folder, "ray").mkdir()
+        environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that it listens on the loopback address only
+            "RAY_TMPDIR": folder,  # it notes its address in a folder `ray` below, which it does not create
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_register_timeout_seconds": str(_REGISTER_S),
+            "RAY_worker_niceness": "0",  # otherwise any other process starves its tasks
+        }
         command = [*unshare, sys.executable, "-m", "tests.support.ray_cluster", folder, str(nodes), str(cores)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
