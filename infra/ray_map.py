@@ -19,7 +19,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _TASKS_IN_FLIGHT: Final = 4  # for each that can run at the same time
-_CHUNKS_A_TASK: Final = 4  # because a task costs Ray about a millisecond
+_TASK_S: Final = 1.0  # because a task costs Ray some 25 ms of CPU time on all nodes together
+_MOST_ITEMS: Final = 512  # of a task
 _RETRIES: Final = 3  # of a task whose process or node dies
 _COUNT_EVERY_S: Final = 1.0
 
@@ -43,12 +44,13 @@ def map_on_cluster(
         import ray  # noqa: PLC0415 (after its environment is set)
 
         cluster = _Cluster(function, _share_of_a_machine(ray.nodes()) if whole_machines else {"CPU": 1})
-        remaining, items_a_task = iter(items), chunk if whole_machines else chunk * _CHUNKS_A_TASK
+        remaining = iter(items)
         pending: deque[tuple[list[A], Any]] = deque()
         try:
             while True:
                 most = cluster.most_in_flight()
-                while len(pending) < most and (batch := list(islice(remaining, items_a_task))):
+                count = chunk if whole_machines else cluster.items_a_task(chunk)
+                while len(pending) < most and (batch := list(islice(remaining, count))):
                     pending.append((batch, cluster.submit(batch)))
                 if not pending:
                     return
@@ -77,6 +79,7 @@ class _Cluster(Generic[A, B]):
         # Without max_calls, Ray starts a process for each task that takes a GPU.
         self._task = ray.remote(**options, max_retries=_RETRIES, max_calls=0)(_on_node)
         self._most, self._counted_s = 0, float("-inf")
+        self._items_per_s = 0.0  # of the last finished task
 
     def most_in_flight(self) -> int:
         """Return how many tasks may be under way or wait to be consumed; nodes come and go."""
@@ -87,6 +90,10 @@ class _Cluster(Generic[A, B]):
             at_once = min(present.get(name, 0) // count for name, count in self._resources.items())
             self._most, self._counted_s = _TASKS_IN_FLIGHT * max(1, int(at_once)), time.monotonic()
         return self._most
+
+    def items_a_task(self, least: int) -> int:
+        """Return how many items keep a task busy for about a second, which also bounds the size of its results."""
+        return max(least, min(_MOST_ITEMS, int(self._items_per_s * _TASK_S)))
 
     def submit(self, batch: Sequence[A]) -> Any:
         """Start a task for these items."""
@@ -100,7 +107,7 @@ class _Cluster(Generic[A, B]):
         import ray  # noqa: PLC0415
 
         try:
-            node, results = ray.get(task)
+            node, took_s, results = ray.get(task)
         except ray.exceptions.RayTaskError as error:
             raise _raised_on_node(error) from error
         except ray.exceptions.RayError as error:
@@ -115,6 +122,7 @@ class _Cluster(Generic[A, B]):
                     f"a task failed {_RETRIES + 1} times on the cluster: {reason_of(error)}; see the logs of its nodes"
                 ) from error
         else:
+            self._items_per_s = len(batch) / max(took_s, 1e-3)
             yield from zip(batch, repeat(node), results, strict=False)
 
 
@@ -133,8 +141,8 @@ class _Work(Generic[A, B]):
     versions: dict[str, str]
 
 
-def _on_node(work: _Work[A, B], batch: Sequence[A]) -> tuple[str, list[B]]:
-    """Return the address of this node, and the results; errors for the user name the node."""
+def _on_node(work: _Work[A, B], batch: Sequence[A]) -> tuple[str, float, list[B]]:
+    """Return the address of this node, the seconds of the work, and the results; errors for the user name the node."""
     import ray  # noqa: PLC0415
 
     address = ray.util.get_node_ip_address()
@@ -143,7 +151,9 @@ def _on_node(work: _Work[A, B], batch: Sequence[A]) -> tuple[str, list[B]]:
         require(not different, f"it has {', '.join(different)}; install the same versions on every node")
         with suppress(OSError):  # then relative paths are not found, which `unread` reports
             os.chdir(work.folder)
-        return address, [work.function(item) for item in batch]
+        began_s = time.perf_counter()
+        results = [work.function(item) for item in batch]
+        return address, time.perf_counter() - began_s, results
     except (UserError, RunFailed) as error:
         raise type(error)(f"node {address} of the Ray cluster: {error}") from error
 

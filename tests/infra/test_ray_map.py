@@ -73,7 +73,7 @@ def seen() -> dict[str, Any]:
 
 def test_results_are_in_the_order_of_the_items_and_few_items_are_taken_ahead(seen: dict[str, Any]) -> None:
     assert seen["first"] == [-number for number in range(100)]
-    assert seen["taken"] <= 100 + (4 * 2 + 1) * 4 * 3  # four tasks for each of two cores, of four chunks of three items
+    assert seen["taken"] <= 100 + (4 * 2 + 1) * 512  # four tasks for each of two cores, of at most 512 items
 
 
 def test_an_item_that_kills_its_process_is_found_and_the_others_are_computed(seen: dict[str, Any]) -> None:
