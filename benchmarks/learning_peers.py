@@ -26,7 +26,7 @@ from benchmarks.common import installed
 from benchmarks.learning_features import Weights, save_weights
 from benchmarks.learning_ground import all_pixels
 from infra.arrays import UInt8
-from infra.devices import has_bf16_units
+from infra.devices import has_bf16_matrix_units
 from infra.errors import require
 from launch.cli import run_command
 
@@ -162,7 +162,7 @@ METHODS: Final = {"lightly_simclr": simclr, "lightly_moco": moco, "lightly_byol"
 
 def _project(network: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
     """Apply a network in the type in which Sternum computes on this machine too."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_units(torch.device("cpu"))):
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_matrix_units(torch.device("cpu"))):
         return network(views).float()
 
 

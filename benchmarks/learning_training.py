@@ -20,7 +20,7 @@ from benchmarks.common import machine
 from benchmarks.learning_features import Weights, load_weights, save_weights
 from benchmarks.learning_ground import SIDE_PX, SMALL_SIDE_PX, all_pixels, data_identity, shard_folders
 from benchmarks.learning_recipes import COMMON, PEERS, STERNUM, UNTRAINED, require_recipe, side_px_of
-from infra.devices import has_bf16_units
+from infra.devices import has_bf16_matrix_units
 from infra.errors import RunFailed, require
 from infra.files import write_atomic
 from infra.metrics import read_metrics
@@ -188,7 +188,7 @@ def _command(ground: Path, training: Training, run: Path) -> list[str]:
 
 def _machine() -> dict[str, Any]:
     found = machine("torch", "torchvision", "scikit-learn", "lightly", "nvidia-dali-cuda130")
-    return found | {"precision": "bf16" if has_bf16_units(torch.device("cpu")) else "fp32"}
+    return found | {"precision": "bf16" if has_bf16_matrix_units(torch.device("cpu")) else "fp32"}
 
 
 def _new_run(ground: Path, name: str) -> Path:

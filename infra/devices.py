@@ -16,7 +16,7 @@ DeviceName = Literal["auto", "cuda", "cpu"]
 GPU_FILE: Final = Path("/dev/nvidia0")
 DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
 _HIDDEN: Final = "CUDA_VISIBLE_DEVICES"
-_BF16_UNITS: Final = ("amx_bf16", "avx512_bf16", "bf16")  # the last one is that of Arm
+_BF16_UNITS: Final = ("amx_bf16", "bf16")  # the second one is that of Arm; AVX-512 bf16 is slower than fp32
 _LEAST_DRIVER: Final = {"12": 525, "13": 580}  # by major version of CUDA, as its release notes say
 
 
@@ -77,8 +77,8 @@ def use_ieee_fp32() -> None:
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def has_bf16_units(device: torch.device) -> bool:
-    """Return whether a device computes bf16 faster than fp32; the others emulate it, some CPUs at a sixth of fp32."""
+def has_bf16_matrix_units(device: torch.device) -> bool:
+    """Return whether a device multiplies matrices in bf16 faster than in fp32; CPUs without such units are slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()

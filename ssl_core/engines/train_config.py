@@ -36,8 +36,8 @@ class TrainConfig:
             of 64 px for four epochs
         device: cuda, cpu, or auto (the GPU; the CPU only if the machine has no GPU or CUDA_VISIBLE_DEVICES hides it)
         precision: bf16 or fp16 (autocast; weights, batch statistics and loss stay fp32), fp32, or auto: what the device
-            computes fastest, which is bf16 if it has bf16 units, else fp16 on a GPU and fp32 on a CPU; a run that
-            resumes keeps the precision of its checkpoint
+            computes fastest, which is bf16 if it has matrix units for it, else fp16 on a GPU and fp32 on a CPU; a run
+            that resumes keeps the precision of its checkpoint
         micro_batches: parts into which each rank cuts its share of the global batch, to save memory; must divide the
             share. The gradient stays that of the whole global batch (gradient caching) at the cost of a second forward
             pass; batch norm sees one part of all ranks at a time

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from infra.devices import has_bf16_units
+from infra.devices import has_bf16_matrix_units
 from infra.errors import UserError
 from infra.options import key
 from infra.processes import Ranks, on_first_rank
@@ -125,7 +125,7 @@ def settled(config: PretrainConfig, device: torch.device, checkpoint: Checkpoint
     """
     if config.train.precision != "auto":
         return config
-    fastest: Precision = "bf16" if has_bf16_units(device) else "fp16" if device.type == "cuda" else "fp32"
+    fastest: Precision = "bf16" if has_bf16_matrix_units(device) else "fp16" if device.type == "cuda" else "fp32"
     precision: Precision = checkpoint.state.config["train.precision"] if checkpoint else fastest
     return replace(config, train=replace(config.train, precision=precision))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from infra import devices
-from infra.devices import device_of, has_bf16_units, use_ieee_fp32
+from infra.devices import device_of, has_bf16_matrix_units, use_ieee_fp32
 from infra.errors import UserError
 from infra.processes import Ranks
 
@@ -67,7 +67,9 @@ def test_fp32_means_ieee_single_precision() -> None:
             setting.fp32_precision = value
 
 
-@pytest.mark.parametrize(("unit", "has_units"), [("amx_bf16", True), ("avx512_bf16", True), ("avx512_f", False)])
-def test_a_cpu_without_bf16_units_is_known(unit: str, has_units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("unit", "has_units"), [("amx_bf16", True), ("bf16", True), ("avx512_bf16", False)])
+def test_a_cpu_without_matrix_units_for_bf16_is_known(
+    unit: str, has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, unit: True})
-    assert has_bf16_units(torch.device("cpu")) == has_units
+    assert has_bf16_matrix_units(torch.device("cpu")) == has_units

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.arrays import Float64, UInt64
-from infra.devices import has_bf16_units
+from infra.devices import has_bf16_matrix_units
 from ssl_core.views.batches import Batch
 
 
@@ -55,7 +55,7 @@ class FinetunedNetwork(nn.Module):
         """Return the logits of a batch of images."""
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(
-            images.device.type, torch.bfloat16, enabled=self.training and has_bf16_units(images.device)
+            images.device.type, torch.bfloat16, enabled=self.training and has_bf16_matrix_units(images.device)
         ):
             features = self.backbone(images)
         logits: Tensor = self.head(features.float())

@@ -113,7 +113,7 @@ def test_a_run_in_the_fastest_precision_keeps_it_on_another_machine(
 ) -> None:
     fastest = replace(small, train=replace(small.train, precision="auto"))
     for has_units, steps in ((True, 1), (False, 2)):
-        monkeypatch.setattr(resume, "has_bf16_units", lambda device, has=has_units: has)
+        monkeypatch.setattr(resume, "has_bf16_matrix_units", lambda device, has=has_units: has)
         pretrain(replace(fastest, train=replace(fastest.train, max_steps=steps)), Ranks())
         saved = configuration.load(PretrainConfig, small.run_folder / "config.yaml", command="pretrain")
         assert saved.train.precision == "bf16"

@@ -25,7 +25,7 @@ from evaluation.fitting.finetuning.targets import Targets
 from evaluation.fitting.finetuning.training import Finetuned, finetune
 from evaluation.probing.config import ProbeConfig
 from evaluation.results.presets import PRESETS
-from infra.devices import has_bf16_units
+from infra.devices import has_bf16_matrix_units
 from infra.errors import RunFailed, UserError
 from infra.options import registered
 from sharding.reading.shard_set import ShardSet
@@ -289,7 +289,7 @@ def reference(backbone: nn.Module, case: Case, epochs: int, seed: int) -> NDArra
         if batch.step == steps:
             break
         images = (batch.views[0] * case.shards.pixel_std + case.shards.pixel_mean - INPUT.mean) / INPUT.std
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_units(torch.device("cpu"))):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_matrix_units(torch.device("cpu"))):
             features = model[0](images.contiguous(memory_format=torch.channels_last))
         goals = torch.tensor([class_of[sample] for sample in batch.rows["sample"].tolist()])
         logits = head(features.float()).squeeze(1)
