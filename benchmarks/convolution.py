@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, table
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from ssl_core.model.cpu_convolution import matrix_conv2d, use_matrix_products
 from ssl_core.model.encoder import Backbone
 

@@ -21,7 +21,7 @@ from evaluation.data.extractor import build_extractor
 from evaluation.data.feature_sources import untrained_sources
 from evaluation.data.labeled_sets import LabeledSet, ProbeData, open_labeled_sets
 from evaluation.data.parallel_extraction import ParallelExtractor, extract_in_processes
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.simulation.datasets import write_cell
 from ssl_core.model.encoder import ModelConfig, untrained_backbone

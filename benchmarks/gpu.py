@@ -30,8 +30,8 @@ import psutil
 import torch
 
 from benchmarks.common import machine, table
-from infra.devices import driver_version
-from infra.files import write_atomic
+from infra.ranks.devices import driver_version
+from infra.storage.files import write_atomic
 
 LIMITS_S: Final = {
     "environment": 180,

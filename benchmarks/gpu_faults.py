@@ -14,9 +14,9 @@ from typing import Any, Final
 import psutil
 import torch
 
-from infra.process_group import end_process
-from infra.processes import ranks_from_environment
-from infra.status import read_status
+from infra.monitoring.status import read_status
+from infra.ranks.process_group import end_process
+from infra.ranks.processes import ranks_from_environment
 from launch.cli import run_command
 from sharding.reading.data_config import DataConfig
 from ssl_core.engines import Engine

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.gpu_faults import measure_faults
 from benchmarks.gpu_ranks import Scale, compare_engines, compare_shares, measure_step
-from infra.devices import driver_version, use_ieee_fp32
-from infra.files import write_atomic
+from infra.ranks.devices import driver_version, use_ieee_fp32
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet

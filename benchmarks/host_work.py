@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.common import machine, table
 from infra.arrays import UInt8
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from sharding.format.manifest import INDEX_ROW
 from ssl_core.loss import agreement
 from ssl_core.loss.agreement import Identities, agree, lay_out_rows

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from benchmarks.common import machine, table
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 
 KERNELS: Final = ("forward", "backward")
 TYPES: Final = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}

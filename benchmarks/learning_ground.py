@@ -17,8 +17,8 @@ from PIL import Image
 
 from infra.arrays import Int64, UInt8
 from infra.errors import UserError, require
-from infra.files import atomic_file, write_atomic
 from infra.log import say
+from infra.storage.files import atomic_file, write_atomic
 from sharding.format.sample import SampleMetadata
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.shard_set import ShardSet

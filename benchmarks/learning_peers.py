@@ -26,8 +26,8 @@ from benchmarks.common import installed
 from benchmarks.learning_features import Weights, save_weights
 from benchmarks.learning_ground import all_pixels
 from infra.arrays import UInt8
-from infra.devices import has_bf16_matrix_units
 from infra.errors import require
+from infra.ranks.devices import has_bf16_matrix_units
 from launch.cli import run_command
 
 MEAN, STD = 0.5, 0.25  # of gray levels from 0 to 1, as a user would guess

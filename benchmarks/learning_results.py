@@ -17,7 +17,7 @@ from benchmarks.learning_probe import Task
 from benchmarks.learning_training import Trained, Training
 from infra.arrays import UInt8
 from infra.errors import UserError, require
-from infra.files import atomic_file, write_atomic
+from infra.storage.files import atomic_file, write_atomic
 
 TASKS: Final = "tasks.npz"
 _ARRAYS: Final = ("classes", "patients", "folds")

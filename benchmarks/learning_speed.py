@@ -31,9 +31,9 @@ from benchmarks.common import machine, table
 from benchmarks.learning_ground import SIDE_PX, all_pixels, shard_folders
 from benchmarks.learning_peers import train as train_peer
 from benchmarks.learning_recipes import COMMON, STERNUM
-from infra.config import parse
-from infra.files import write_atomic
-from infra.processes import Ranks
+from infra.configuration.config import parse
+from infra.ranks.processes import Ranks
+from infra.storage.files import write_atomic
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from launch.cli import run_command
 from ssl_core.engines import Engine

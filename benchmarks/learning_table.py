@@ -17,7 +17,7 @@ from evaluation.results.scores import Difference, Estimate
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
 from evaluation.scoring.scores import auc
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 
 _RESAMPLES: Final = 1000
 

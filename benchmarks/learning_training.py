@@ -20,10 +20,10 @@ from benchmarks.common import machine
 from benchmarks.learning_features import Weights, load_weights, save_weights
 from benchmarks.learning_ground import SIDE_PX, SMALL_SIDE_PX, all_pixels, data_identity, shard_folders
 from benchmarks.learning_recipes import COMMON, PEERS, STERNUM, UNTRAINED, require_recipe, side_px_of
-from infra.devices import has_bf16_matrix_units
 from infra.errors import RunFailed, require
-from infra.files import write_atomic
-from infra.metrics import read_metrics
+from infra.monitoring.metrics import read_metrics
+from infra.ranks.devices import has_bf16_matrix_units
+from infra.storage.files import write_atomic
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.checkpoints.tensors import load_backbone
 

@@ -42,7 +42,7 @@ from torch import nn
 from benchmarks.common import installed, machine, one_line, table
 from benchmarks.loader_ways import NEEDS, WAYS, Batches, Task
 from infra.errors import RunFailed
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import Same, Siblings

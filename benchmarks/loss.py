@@ -26,7 +26,7 @@ from benchmarks.apart import Memory, apart, free_bytes
 from benchmarks.common import installed, machine, table
 from benchmarks.loss_gradients import Deviation, measure_gradients
 from benchmarks.loss_ways import ALONE
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 
 SECTIONS: Final = ("speed", "gradients", "cache")
 TEMPERATURE: Final = 0.5

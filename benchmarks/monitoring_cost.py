@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine
-from infra.files import write_atomic
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.simulation.datasets import write_cell

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import machine, table
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from sharding.format.manifest import VERSION, Manifest, Shard, decode_manifest, encode_manifest
 from sharding.reading.order import SampleOrder
 

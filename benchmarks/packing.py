@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import installed, machine, table
-from infra.files import write_atomic
-from infra.parallel import ordered_map, worker_count
+from infra.parallel.process_map import ordered_map, worker_count
+from infra.storage.files import write_atomic
 from sharding.datasets.folder import FolderOptions
 from sharding.images.encode import EncodedImage, encode_file
 from sharding.packing.pack import PackConfig, pack

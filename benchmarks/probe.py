@@ -37,9 +37,9 @@ from evaluation.fitting.ray_search import search_with_ray
 from evaluation.fitting.search import SearchProblem, search_serially
 from evaluation.results.presets import PRESETS
 from infra.arrays import Float32, Float64
-from infra.files import write_atomic
-from infra.ray_session import ray_session
+from infra.parallel.ray_session import ray_session
 from infra.rng import uniform
+from infra.storage.files import write_atomic
 
 CHECKPOINTS: Final = 4
 FOLDS: Final = 5

@@ -28,8 +28,8 @@ from benchmarks.common import machine, table
 from evaluation.results.scores import Estimate
 from evaluation.scoring.scores import Predictions, auc_difference, score
 from infra.arrays import Float32, Float64, Int64, UInt8
-from infra.files import write_atomic
 from infra.rng import permutation
+from infra.storage.files import write_atomic
 
 TABLE: Final = "Data_Entry_2017.csv"
 FOLDS: Final = 5

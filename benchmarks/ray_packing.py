@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import machine, table
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from tests.support.ray_cluster import LocalCluster, ray_cluster
 
 DISTINCT: Final = 500  # images; the others are copies of these under other names

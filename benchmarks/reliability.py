@@ -24,7 +24,7 @@ from benchmarks.common import machine
 from benchmarks.reliability_faults import Row, measure_faults
 from benchmarks.reliability_network import measure_network
 from benchmarks.reliability_ratio import Ratio, measure_ratio
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.simulation.datasets import write_cell, write_chexpert
 

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infra.errors import RunFailed
-from infra.metrics import read_metrics
+from infra.monitoring.metrics import read_metrics
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import sample_order
 from ssl_core.checkpoints.retention import CheckpointConfig

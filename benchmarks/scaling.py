@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from torch import nn
 
 from benchmarks.common import machine, table
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from ssl_core.model.encoder import Encoder, ModelConfig, build_encoder
 
 AGREED_NUMBERS: Final = 5  # int64 of each rank, see ssl_core/loss/agreement.py

@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.common import machine, table
 from benchmarks.scaling import Machine, Traffic, step_of, traffic_of
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from ssl_core.engines import EngineConfig, EngineSetup, build_engine
 from ssl_core.loss.agreement import Identities, agree
 from ssl_core.loss.ntxent import LossConfig

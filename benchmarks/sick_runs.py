@@ -31,9 +31,9 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.common import machine
 from infra.errors import RunFailed
-from infra.files import write_atomic
-from infra.metrics import read_metrics
-from infra.processes import Ranks
+from infra.monitoring.metrics import read_metrics
+from infra.ranks.processes import Ranks
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.open_shard import OpenShard

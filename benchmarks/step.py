@@ -30,9 +30,9 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, table
-from infra.files import write_atomic
-from infra.metrics import read_metrics
-from infra.processes import Ranks, sum_over_ranks
+from infra.monitoring.metrics import read_metrics
+from infra.ranks.processes import Ranks, sum_over_ranks
+from infra.storage.files import write_atomic
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.simulation.datasets import write_cell

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import require_cluster, require_workers
 from infra.errors import RunFailed
-from infra.files import write_atomic
-from infra.json_files import encode_json
 from infra.log import say
-from infra.options import require_cluster, require_workers
+from infra.storage.files import write_atomic
+from infra.storage.json_files import encode_json
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from evaluation.comparison.tested_runs import TestedRun, read_run
 from evaluation.report.recipe_tables import differences_table, recipe_tables
 from evaluation.report.tables import csv_text, markdown
 from evaluation.results.presets import PresetName
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import require_resamples, require_seed, setting
+from infra.configuration.values import Unfit, from_text
 from infra.errors import UserError, require
-from infra.files import write_atomic
-from infra.json_files import encode_json
 from infra.log import say
-from infra.options import require_resamples, require_seed, setting
-from infra.values import Unfit, from_text
+from infra.storage.files import write_atomic
+from infra.storage.json_files import encode_json
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra import config as configuration
+from infra.configuration import config as configuration
+from infra.configuration.options import require_at_least, require_seed
 from infra.errors import RunFailed, UserError
 from infra.extras import has_extra
 from infra.log import say
-from infra.options import require_at_least, require_seed
 from sharding.simulation import datasets as simulated
 
 

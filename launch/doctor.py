@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import key, require_positive
 from infra.doctor.examination import Report, examine
 from infra.doctor.finding import Finding
 from infra.errors import RunFailed
-from infra.json_files import encode_json
-from infra.options import key, require_positive
-from infra.processes import Ranks, ranks_from_environment
+from infra.ranks.processes import Ranks, ranks_from_environment
+from infra.storage.json_files import encode_json
 from infra.urls import Location, require_no_credentials, scheme_of
 from infra.words import counted, printable
 from launch.cli import run_command, split_at_dashes
@@ -117,6 +117,6 @@ def _show_findings(title: str, findings: Sequence[Finding]) -> None:
 
 
 if __name__ == "__main__":  # torchrun starts a module
-    from infra.process_group import end_process
+    from infra.ranks.process_group import end_process
 
     end_process(lambda: run_command(main, sys.argv[1:]))

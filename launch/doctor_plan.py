@@ -3,10 +3,10 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
-from infra.config import parse
+from infra.configuration.config import parse
 from infra.doctor.finding import Finding, finding_of
 from infra.errors import RunFailed, UserError, require
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from infra.urls import Location
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from ssl_core.pretraining.config import PretrainConfig

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from evaluation.inference.config import EmbedConfig
 from evaluation.inference.embed import REFUSED, embed
-from infra.config import parse
+from infra.configuration.config import parse
 from infra.log import say
-from infra.process_group import end_process
-from infra.processes import ranks_from_environment
+from infra.ranks.process_group import end_process
+from infra.ranks.processes import ranks_from_environment
 from infra.signals import sigterm_interrupts
 from infra.words import counted
 from launch.cli import run_command

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import key, require_at_least, setting
 from infra.errors import require
 from infra.extras import require_extra
-from infra.options import key, require_at_least, setting
 from infra.signals import sigterm_interrupts
 
 

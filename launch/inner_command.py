@@ -6,10 +6,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
-from infra.config import read_command
+from infra.configuration.config import read_command
+from infra.configuration.schema import options_of
 from infra.errors import MissingHere
 from infra.log import say
-from infra.schema import options_of
 from infra.urls import Location
 from launch.cli import command_named
 

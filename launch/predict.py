@@ -7,10 +7,10 @@ from evaluation.inference.config import PredictConfig
 from evaluation.inference.predict import predict
 from evaluation.inference.prediction_files import WARNING, as_csv, as_json
 from evaluation.pictures.prediction_maps import require_own_folder, write_prediction_maps
-from infra.config import parse
-from infra.files import write_atomic
+from infra.configuration.config import parse
 from infra.log import say
 from infra.signals import sigterm_interrupts
+from infra.storage.files import write_atomic
 from infra.words import counted
 from launch.refused_files import refusal
 

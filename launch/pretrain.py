@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from infra.config import parse
-from infra.process_group import end_process
-from infra.processes import ranks_from_environment
+from infra.configuration.config import parse
+from infra.ranks.process_group import end_process
+from infra.ranks.processes import ranks_from_environment
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from launch.cli import run_command
 from ssl_core.pretraining.config import PretrainConfig

@@ -16,7 +16,7 @@ from evaluation.report.task_tables import detail_tables_of, parts_table, score_t
 from evaluation.results.notes import describe
 from evaluation.results.results import Results
 from evaluation.results.selection import read_selection
-from infra.config import parse
+from infra.configuration.config import parse
 from infra.log import say
 from infra.signals import sigterm_interrupts
 from launch.builtin_configs import PROBE_CONFIGS

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import setting
 from infra.errors import require
 from infra.log import say
-from infra.options import setting
 
 _ANY_PORT = "--serve=0"
 

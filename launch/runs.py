@@ -9,9 +9,9 @@ from typing import Final
 
 from tabulate import tabulate
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import setting
 from infra.errors import UserError, require
-from infra.options import setting
 from infra.words import printable
 from launch.run_exporter import serve
 from ssl_core.pretraining.run_facts import RunFacts, facts_of, find_runs

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from infra.config import parse
+from infra.configuration.config import parse
 from infra.log import say
 from infra.words import counted
 from sharding.format.manifest import Manifest

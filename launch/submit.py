@@ -11,10 +11,10 @@ from infra.clusters.job import THIS_CLUSTER, Job, job_of
 from infra.clusters.kubernetes import KubernetesConfig
 from infra.clusters.ray_jobs import RayConfig
 from infra.clusters.slurm import SlurmConfig
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import key, registered, require_at_least, setting
 from infra.errors import require
 from infra.log import say
-from infra.options import key, registered, require_at_least, setting
 from launch.cli import split_at_dashes
 from launch.inner_command import Paths, paths_of
 

@@ -14,12 +14,12 @@ from uuid import uuid4
 
 import psutil
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import require_at_least, require_positive
 from infra.errors import RunFailed, UserError, require
 from infra.log import say
-from infra.options import require_at_least, require_positive
+from infra.monitoring.status import read_status
 from infra.signals import handle_signals
-from infra.status import read_status
 from launch.cli import ERRORS_FILE, split_at_dashes
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints, find_damage
 

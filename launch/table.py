@@ -11,10 +11,10 @@ from evaluation.report.task_runs_table import task_runs_tables
 from evaluation.results.presets import PRESETS, PresetName
 from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import Results, read_results
-from infra.config import parse
+from infra.configuration.config import parse
 from infra.errors import UserError
-from infra.files import file_name_of, write_atomic
 from infra.log import say
+from infra.storage.files import file_name_of, write_atomic
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import require_workers
 from infra.errors import RunFailed
 from infra.log import say
-from infra.options import require_workers
 from infra.words import counted
 
 

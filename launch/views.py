@@ -8,10 +8,10 @@ from typing import Final, Literal
 
 import numpy as np
 
-from infra.config import parse
+from infra.configuration.config import parse
+from infra.configuration.options import require_between, require_seed, setting
 from infra.errors import require
-from infra.files import write_atomic
-from infra.options import require_between, require_seed, setting
+from infra.storage.files import write_atomic
 from infra.urls import Location
 from launch.builtin_configs import PRETRAIN_CONFIGS
 from sharding.reading.order import Positions

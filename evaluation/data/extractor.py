@@ -13,9 +13,9 @@ from evaluation.data.feature_sources import FeatureSource
 from evaluation.data.features import Preprocessing, extract, fingerprint, load_stored, require_finite, store
 from evaluation.data.labeled_sets import LabeledSet
 from infra.arrays import Float32, Int64
-from infra.devices import device_of, use_ieee_fp32
 from infra.log import progress
-from infra.processes import Ranks
+from infra.ranks.devices import device_of, use_ieee_fp32
+from infra.ranks.processes import Ranks
 from sharding.reading.shard_set import ShardSet
 from ssl_core.model.published import Input
 from ssl_core.views import ViewTask, build_view_executor

@@ -11,8 +11,8 @@ from torch import nn
 from evaluation.data.backbones.opened import OpenedBackbone
 from evaluation.data.features import RawPixels
 from evaluation.results.rows import ProbeKind
+from infra.configuration.options import SEEDS
 from infra.errors import UserError, require
-from infra.options import SEEDS
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone
 from ssl_core.model.encoder import Backbone, build_encoder

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from infra.arrays import Float32, UInt64
 from infra.errors import UserError, require
-from infra.files import read_regular, write_atomic
 from infra.log import say
+from infra.storage.files import read_regular, write_atomic
 from ssl_core.views.batches import WholeImage
 from ssl_core.views.parameters import Fit
 

@@ -14,8 +14,8 @@ from evaluation.data.features import Preprocessing
 from evaluation.results.backbones import OutsideBackbone
 from evaluation.results.kept_probes import KeptBackbone, KeptProbe
 from infra.errors import UserError, require
-from infra.files import regular_size, sha256_file
-from infra.json_files import read_json
+from infra.storage.files import regular_size, sha256_file
+from infra.storage.json_files import read_json
 from ssl_core.checkpoints.checkpoint import MANIFEST, MODEL, Checkpoint, Manifest, checkpoint_path, step_of
 from ssl_core.checkpoints.tensors import load_backbone
 from ssl_core.model.published import Input

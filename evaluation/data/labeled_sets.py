@@ -10,9 +10,9 @@ import numpy as np
 
 from evaluation.data.samples import Samples
 from infra.arrays import Int64
+from infra.configuration.options import key, setting
 from infra.errors import UserError, require
 from infra.log import progress
-from infra.options import key, setting
 from infra.urls import Location, require_no_credentials
 from sharding.datasets.label_table import LabelOptions, LabelTable, pseudonyms_for
 from sharding.format.manifest import Manifest

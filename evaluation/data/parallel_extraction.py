@@ -19,8 +19,8 @@ from evaluation.data.labeled_sets import LabeledSet
 from infra.arrays import Float32
 from infra.errors import RunFailed, UserError
 from infra.log import progress, say
-from infra.parallel import ordered_map
-from infra.workers import Workers
+from infra.parallel.process_map import ordered_map
+from infra.parallel.workers import Workers
 from sharding.reading.shard_set import ShardSet
 
 Features = dict[FeatureSource, Mapping[str, FeatureMatrix]]  # source -> label of a set -> features

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from evaluation.data.joined_sets import JoinedSets
 from evaluation.data.labeled_sets import LabeledSet, ProbeData
 from evaluation.results.task_file import near
+from infra.configuration.options import key
 from infra.errors import UserError, require
-from infra.options import key
 
 
 def choose_sets(

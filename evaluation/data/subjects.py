@@ -21,7 +21,7 @@ from evaluation.data.feature_sources import (
 )
 from evaluation.data.lineage import Lineage, open_lineage, open_trainings
 from evaluation.results.backbones import OutsideBackbone, Run
-from infra import config as configuration
+from infra.configuration import config as configuration
 from sharding.reading.fetch import FetchConfig
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import find_checkpoints

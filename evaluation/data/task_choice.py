@@ -9,9 +9,9 @@ from typing import Final
 from evaluation.data.labeled_sets import LabeledSet, ProbeLabels
 from evaluation.results.task_file import SUFFIXES, near, read_task
 from evaluation.results.tasks import BUILT_IN, Question, Task, multilabel
+from infra.configuration.options import key
 from infra.errors import UserError, require
 from infra.log import say
-from infra.options import key
 
 # Names of a class that is the absence of a disease, in lower case.
 _HEALTHY: Final = frozenset(("normal", "no finding", "healthy", "negative", "control", "none", "benign", "no", "0"))

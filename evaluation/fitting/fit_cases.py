@@ -11,7 +11,7 @@ from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.ray_search import search_with_ray
 from evaluation.fitting.search import FittedProbe, SearchProblem, search_serially
 from infra.arrays import Float32
-from infra.ray_session import ray_session
+from infra.parallel.ray_session import ray_session
 
 _GROUP_BYTES: Final = 2 << 30  # of features in one search, which holds them in memory once more
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from evaluation.fitting.search import FinalFit, FinalResult, Fit, FitResult, FoldFit, FoldResult, SearchProblem
 from evaluation.results.classifier import Classifier
-from infra.append_file import AppendFile
 from infra.arrays import Float64
-from infra.files import disk_errors, read_regular, write_atomic
 from infra.log import say
+from infra.storage.append_file import AppendFile
+from infra.storage.files import disk_errors, read_regular, write_atomic
 
 # What parsing JSON, and taking values out of it, raises if somebody else wrote it.
 DAMAGED: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)

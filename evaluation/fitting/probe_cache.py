@@ -14,8 +14,8 @@ from evaluation.fitting.probe_cases import Round
 from evaluation.fitting.search import FittedProbe, SearchProblem
 from infra.arrays import Float32
 from infra.errors import UserError
-from infra.files import read_regular, write_atomic
 from infra.log import say
+from infra.storage.files import read_regular, write_atomic
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from evaluation.fitting.search import (
 )
 from infra.arrays import Float32
 from infra.errors import RunFailed
-from infra.ray_session import reason_of
+from infra.parallel.ray_session import reason_of
 
 _RETRIES: Final = 2
 
@@ -71,7 +71,7 @@ def _run_missing(
     This is a new experiment each time. Tune's own files hold pickles, so they go to a private folder and are never read
     again.
     """
-    from ray import tune  # noqa: PLC0415 (Ray reads its environment on import: see infra.ray_session)
+    from ray import tune  # noqa: PLC0415 (Ray reads its environment on import: see infra.parallel.ray_session)
     from ray.util.client import ray as client  # noqa: PLC0415
 
     from evaluation.fitting.ray_trials import TrialOrder, TrialProgress, fit_of  # noqa: PLC0415

@@ -9,7 +9,7 @@ from torch import nn
 from evaluation.data.backbones.opened import InputOptions, OpenedBackbone, open_backbone
 from evaluation.data.backbones.origins import OfCheckpoint
 from evaluation.data.features import Preprocessing
-from infra import config as configuration
+from infra.configuration import config as configuration
 from infra.errors import RunFailed, UserError
 from infra.log import say
 from sharding.images.encoding import Encoding, encoding_of

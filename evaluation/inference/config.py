@@ -7,8 +7,8 @@ from typing import Final
 from evaluation.data.backbones.opened import InputOptions
 from evaluation.inference.embedder import LOCAL_BATCH, ExecutorName
 from evaluation.results.presets import PresetName
+from infra.configuration.options import key, require_at_least, require_cluster, require_workers, setting
 from infra.errors import require
-from infra.options import key, require_at_least, require_cluster, require_workers, setting
 from infra.urls import Location, require_no_credentials
 from sharding.datasets import require_set_name
 from sharding.reading.fetch import FetchConfig

@@ -26,13 +26,13 @@ from evaluation.inference.images import (
     require_one_kind,
 )
 from evaluation.inference.parts import PartFolder
+from infra.configuration.options import key, setting
 from infra.errors import require
-from infra.files import disk_errors, write_atomic
-from infra.locks import locked
 from infra.log import progress, say
-from infra.options import key, setting
-from infra.processes import Ranks
-from infra.workers import Workers
+from infra.parallel.workers import Workers
+from infra.ranks.processes import Ranks
+from infra.storage.files import disk_errors, write_atomic
+from infra.storage.locks import locked
 from sharding.datasets.image_files import DicomSet
 from sharding.datasets.pseudonyms import read_key
 from sharding.format.manifest import Rejection

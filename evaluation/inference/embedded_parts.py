@@ -14,7 +14,7 @@ from evaluation.inference.embedder import Embedder, build_embedder
 from evaluation.inference.images import ImageSource
 from evaluation.inference.parts import EmbeddedPart
 from infra.errors import UserError
-from infra.workers import Workers
+from infra.parallel.workers import Workers
 from sharding.images.encode import NOT_READ, can_be_read
 
 _PARTS_A_TASK: Final = 4  # because a task starts processes that prepare image files

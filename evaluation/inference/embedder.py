@@ -13,9 +13,9 @@ from torch import nn
 from evaluation.data.extractor import maker_of_inputs
 from evaluation.data.features import Preprocessing, extract, fingerprint, require_finite
 from infra.arrays import Float32
-from infra.devices import device_of, use_ieee_fp32
 from infra.errors import RunFailed
-from infra.processes import Ranks
+from infra.ranks.devices import device_of, use_ieee_fp32
+from infra.ranks.processes import Ranks
 from sharding.reading.stream import EncodedBatch
 from ssl_core.views import ViewTask
 from ssl_core.views.batches import Batch, encoded_views

@@ -12,7 +12,7 @@ import numpy as np
 from evaluation.inference.parts import EmbeddedPart
 from infra.errors import require
 from infra.extras import require_extra
-from infra.files import atomic_file
+from infra.storage.files import atomic_file
 
 COLUMNS: Final = ("key", "path", "patient", "dataset", "split", "sha256")  # of an ImageRecord
 ABOUT: Final = "sternum"  # the name under which Parquet and NPZ describe backbone and preprocessing

@@ -13,8 +13,8 @@ import numpy as np
 
 from infra.arrays import UInt8
 from infra.errors import RunFailed, UserError, require
+from infra.parallel.workers import Workers
 from infra.urls import Location, scheme_of, shown
-from infra.workers import Workers
 from sharding.datasets.image_files import DicomSet, ImageFile, PreparedImage, find_image_files, prepare
 from sharding.format.manifest import INDEX_ROW, MANIFEST_NAME, PARTIAL, Rejection
 from sharding.images.encoding import Encoding

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from evaluation.inference.images import ImageRecord
 from infra.arrays import Float32
 from infra.errors import UserError, require
-from infra.files import disk_errors, regular_size, remove_folder, write_atomic
-from infra.json_files import BadJson, decode_json, encode_line
 from infra.log import say
+from infra.storage.files import disk_errors, regular_size, remove_folder, write_atomic
+from infra.storage.json_files import BadJson, decode_json, encode_line
 from sharding.format.manifest import Rejection
 
 

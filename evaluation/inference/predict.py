@@ -18,8 +18,8 @@ from evaluation.inference.images import (
     require_one_kind,
 )
 from evaluation.inference.probes import Answer, Likeness, OpenedProbe, open_probe
+from infra.configuration.options import key
 from infra.log import progress
-from infra.options import key
 from sharding.format.manifest import Rejection
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from evaluation.inference.images import ImageRecord
 from evaluation.inference.predict import Predictions
 from evaluation.inference.probes import Answer, Likeness
-from infra.json_files import encode_json
+from infra.storage.json_files import encode_json
 
 WARNING: Final = (
     "Sternum is not a medical device. These scores are for research; do not use them to examine or treat anybody."

@@ -18,8 +18,8 @@ from evaluation.results.kept_probes import KeptProbe, KeptProbes, ProbeNumbers
 from evaluation.results.presets import PresetName
 from infra.arrays import Bool, Float32, Float64
 from infra.errors import UserError, require
-from infra.files import read_regular
 from infra.log import say
+from infra.storage.files import read_regular
 
 _UNLIKE: Final = 0.99  # of the training images are nearer to their nearest than an image that is called unlike them
 _SAME: Final = 1e-6  # distance of one picture to itself, but for rounding

@@ -15,7 +15,7 @@ from evaluation.pictures.embedded_images import MOST_IMAGES, MOST_POINTS, Embedd
 from evaluation.results.embedding_records import EMBEDDINGS_VERSION, EmbeddedSet, EmbeddingMap, Embeddings
 from evaluation.scoring.probe_results import NEIGHBORS
 from infra.arrays import Float32, Float64, Int64
-from infra.parallel import worker_count
+from infra.parallel.process_map import worker_count
 
 TRUSTED_NEIGHBORS: Final = 5
 LEAST: Final = 12  # images of a map; trustworthiness needs more than twice its neighbors

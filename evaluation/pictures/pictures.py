@@ -14,7 +14,7 @@ from evaluation.pictures.projector import write_projector
 from evaluation.results.embedding_records import EMBEDDINGS
 from evaluation.results.picture_records import FOLDER, write_pictures_record
 from evaluation.scoring.tensorboard_curves import Curves, probe_events
-from infra.files import atomic_folder, remove_folder, remove_remains
+from infra.storage.files import atomic_folder, remove_folder, remove_remains
 
 
 def write_pictures(run: Path, probed: Probed) -> None:

@@ -17,11 +17,11 @@ from evaluation.inference.prediction_files import WARNING, name_of
 from evaluation.pictures.explainer import NoMap, direction_of, explainer_of
 from evaluation.pictures.overlay import overlay
 from infra.arrays import Float32
+from infra.configuration.options import setting
 from infra.errors import RunFailed, UserError, require
-from infra.files import atomic_folder, file_name_of, write_atomic
-from infra.json_files import encode_json
 from infra.log import progress
-from infra.options import setting
+from infra.storage.files import atomic_folder, file_name_of, write_atomic
+from infra.storage.json_files import encode_json
 
 LIST: Final = "maps.json"
 

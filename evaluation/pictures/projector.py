@@ -19,7 +19,7 @@ from evaluation.pictures.embedded_images import EmbeddedImages
 from evaluation.pictures.picture_folder import PictureFolder
 from evaluation.pictures.radiographs import radiographs
 from infra.arrays import Float32, UInt8
-from infra.files import atomic_folder
+from infra.storage.files import atomic_folder
 
 THUMBNAIL_PX: Final = 48
 _COMPONENTS: Final = 50  # of the features; the browser loads them as text

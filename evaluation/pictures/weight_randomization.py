@@ -19,7 +19,7 @@ from evaluation.pictures.radiographs import enlarged
 from evaluation.results.picture_records import Randomized
 from evaluation.scoring.means import estimate_mean
 from infra.arrays import Float32, Float64, Int64
-from infra.options import SEEDS
+from infra.configuration.options import SEEDS
 from infra.rng import permutation, stable_hash
 
 _SHARES: Final = {  # of the network's layers, counted from the features back to the image

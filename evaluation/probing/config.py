@@ -8,8 +8,8 @@ from evaluation.data.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.results.presets import PRESETS, Balance, PresetName, Split, Uncertain
+from infra.configuration.options import key, require_at_least, require_resamples, require_seed, setting
 from infra.errors import require
-from infra.options import key, require_at_least, require_resamples, require_seed, setting
 from infra.urls import require_no_credentials
 from ssl_core.views.parameters import Fit
 

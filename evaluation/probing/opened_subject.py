@@ -4,8 +4,8 @@ from evaluation.data.backbones.opened import named_backbones
 from evaluation.data.subjects import BackbonesSubject, RunSubject, Subject
 from evaluation.fitting.finetuning.rates import require_blocks
 from evaluation.probing.config import ProbeConfig
+from infra.configuration.options import key, setting
 from infra.errors import require
-from infra.options import key, setting
 
 
 def open_subject(config: ProbeConfig) -> Subject:

@@ -51,11 +51,11 @@ from evaluation.scoring.shift import shift_result
 from evaluation.scoring.task_results import task_scores
 from evaluation.scoring.tensorboard_curves import Curves
 from evaluation.selection.unseen_images import UnseenImages, unseen_images
-from infra import config as configuration
+from infra.configuration import config as configuration
+from infra.configuration.options import key, setting
 from infra.extras import require_extra
-from infra.files import remove_remains
-from infra.locks import locked
-from infra.options import key, setting
+from infra.storage.files import remove_remains
+from infra.storage.locks import locked
 from ssl_core.pretraining.config import PretrainConfig
 
 

@@ -8,11 +8,11 @@ from evaluation.probing.config import ProbeConfig
 from evaluation.probing.opened_subject import open_subject
 from evaluation.probing.probe import Prober
 from evaluation.results.results import Results
+from infra.configuration.options import setting
 from infra.errors import RunFailed, UserError, require
-from infra.locks import is_locked, locked
 from infra.log import say
-from infra.options import setting
-from infra.status import Status, read_status
+from infra.monitoring.status import Status, read_status
+from infra.storage.locks import is_locked, locked
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 
 POLL_S: Final = 5.0

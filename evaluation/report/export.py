@@ -10,11 +10,11 @@ from evaluation.data.feature_sources import choose_checkpoints
 from evaluation.report.card import model_card
 from evaluation.report.shard_folders import ShardFolder, shard_folders
 from evaluation.results.results import RESULTS_NAME, Results, read_results
-from infra import config as configuration
+from infra.configuration import config as configuration
 from infra.errors import UserError
-from infra.files import atomic_folder, real_path, remove_remains, require_space, sha256_file
-from infra.json_files import BadJson, decode_json, encode_json
 from infra.log import say
+from infra.storage.files import atomic_folder, real_path, remove_remains, require_space, sha256_file
+from infra.storage.json_files import BadJson, decode_json, encode_json
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, CheckpointState, step_of
 from ssl_core.checkpoints.export.folder import CARD, VERSION, Contents, Packing, Preparation

@@ -20,8 +20,8 @@ from evaluation.results.datasets import TaskKey
 from evaluation.results.results import read_results
 from infra.arrays import Float64, Int64
 from infra.errors import UserError, require
-from infra.files import read_regular, write_atomic
-from infra.json_files import BadJson, encode_json, read_json
+from infra.storage.files import read_regular, write_atomic
+from infra.storage.json_files import BadJson, encode_json, read_json
 from sharding.images.encoding import Encoding
 
 FOLDER: Final = "probes"

@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 
 from evaluation.results.scores import Estimate
 from infra.errors import UserError, require
-from infra.files import write_atomic
-from infra.json_files import BadJson, encode_json, read_json
+from infra.storage.files import write_atomic
+from infra.storage.json_files import BadJson, encode_json, read_json
 
 FOLDER: Final = "pictures"
 LONGEST_SIDE_PX: Final = 320

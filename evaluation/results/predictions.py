@@ -20,7 +20,7 @@ from evaluation.results.datasets import TaskKey
 from evaluation.results.results import PredictionsFile
 from infra.arrays import Float64, Int64, UInt64
 from infra.errors import UserError, require
-from infra.files import atomic_file, regular_size, sha256_file
+from infra.storage.files import atomic_file, regular_size, sha256_file
 
 COLUMNS: Final = (
     "set", "question", "preset", "features", "draw",

@@ -6,8 +6,8 @@ from typing import Any
 
 from evaluation.results.backbones import Run
 from evaluation.results.results import Results
+from infra.configuration.schema import value_in_words
 from infra.errors import UserError
-from infra.schema import value_in_words
 
 
 def require_one_recipe(runs: Sequence[tuple[Path, Results]]) -> None:

@@ -9,8 +9,8 @@ from evaluation.results.datasets import Dataset, TaskKey
 from evaluation.results.rows import BACKBONES, AttributeAuc, Comparison, FewLabels, ProbeResult, Shift, last_checkpoint
 from evaluation.results.task_scores import MeanRow, TaskScores
 from infra.errors import UserError
-from infra.files import write_atomic
-from infra.json_files import BadJson, encode_json, read_json
+from infra.storage.files import write_atomic
+from infra.storage.json_files import BadJson, encode_json, read_json
 
 RESULTS_NAME: Final = "results.json"
 # Version 3 added the methods of intervals and the p-values of comparisons; version 2 is still read, without these.

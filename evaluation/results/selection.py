@@ -6,8 +6,8 @@ from typing import Final
 
 from evaluation.results.scores import Estimate
 from infra.errors import UserError
-from infra.files import write_atomic
-from infra.json_files import BadJson, encode_json, read_json
+from infra.storage.files import write_atomic
+from infra.storage.json_files import BadJson, encode_json, read_json
 
 SELECTION_NAME: Final = "selection.json"
 

@@ -10,10 +10,10 @@ import yaml
 
 from evaluation.results.presets import Uncertain
 from evaluation.results.tasks import Kind, Question, Task, Unmentioned
+from infra.configuration.plain_yaml import load_yaml
+from infra.configuration.values import Unfit, from_yaml
 from infra.errors import UserError
-from infra.files import read_small
-from infra.plain_yaml import load_yaml
-from infra.values import Unfit, from_yaml
+from infra.storage.files import read_small
 
 SUFFIXES: Final = (".yaml", ".yml")
 

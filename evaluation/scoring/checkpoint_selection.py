@@ -15,7 +15,7 @@ from evaluation.scoring.probe_results import predict
 from evaluation.scoring.scores import auc, resampled_aucs
 from evaluation.selection.choice import choose_checkpoint, goodness_of, judge
 from evaluation.selection.unseen_images import UnseenImages, measure_checkpoints
-from infra.metrics import read_metrics
+from infra.monitoring.metrics import read_metrics
 from ssl_core.pretraining.config import PretrainConfig
 
 

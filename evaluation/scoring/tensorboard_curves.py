@@ -23,8 +23,8 @@ from evaluation.scoring.probe_results import predict
 from evaluation.scoring.roc import sensitivities
 from evaluation.scoring.scores import Predictions
 from infra.arrays import UInt8
-from infra.event_file import EventFile
-from infra.files import file_name_of
+from infra.monitoring.event_file import EventFile
+from infra.storage.files import file_name_of
 
 _SCORES: Final = {"auc": "AUC", "acc": "accuracy"}
 _BESIDE_LAST: Final[tuple[ProbeKind, ...]] = ("untrained", "initial", "compared")  # the last checkpoint has a run too

@@ -10,9 +10,9 @@ from typing import Final, Literal
 
 from infra.clusters.job import Job, Way, doctor_words, template
 from infra.clusters.tools import run_tool
+from infra.configuration.options import key, require_at_least, setting
 from infra.errors import RunFailed, UserError, require
 from infra.log import say
-from infra.options import key, require_at_least, setting
 from infra.urls import scheme_of
 from infra.words import counted
 

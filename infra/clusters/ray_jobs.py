@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import requests
 
 from infra.clusters.job import Job, template
+from infra.configuration.options import key, setting
 from infra.errors import RunFailed, UserError, require
 from infra.extras import require_extra
-from infra.options import key, setting
 from infra.urls import require_no_credentials, scheme_of
 
 _TIMEOUT_S: Final = 10.0

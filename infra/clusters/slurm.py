@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from infra.clusters.job import Job, doctor_words, template
 from infra.clusters.tools import run_tool
+from infra.configuration.options import key, require_positive, setting
 from infra.errors import require
-from infra.options import key, require_positive, setting
 
 _SEED: Final = "{seed}"
 _FRACTION: Final = "{fraction}"

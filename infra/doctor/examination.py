@@ -12,7 +12,7 @@ from infra.doctor.gpus import check_gpus
 from infra.doctor.network import check_interfaces, check_rendezvous, way_out
 from infra.doctor.resources import check_memory, check_open_files, check_shared_memory
 from infra.errors import RunFailed, UserError
-from infra.processes import Ranks, gather_objects
+from infra.ranks.processes import Ranks, gather_objects
 from infra.versions import NOT_INSTALLED, versions_for_training
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def examine(ranks: Ranks, folders: Sequence[Path], stores: Sequence[str], timeou
     cannot_meet = any(finding.is_wrong for finding in own if finding.check in ("interfaces", "rendezvous"))
     if ranks.world == 1 or cannot_meet:
         return _report([here], [])
-    from infra.process_group import process_group  # noqa: PLC0415 (a machine that only packs has no torch)
+    from infra.ranks.process_group import process_group  # noqa: PLC0415 (a machine that only packs has no torch)
 
     try:
         device = _device(ranks)
@@ -127,7 +127,7 @@ def _device(ranks: Ranks) -> "torch.device":
     """Return the device of this process; the CPU if torch cannot use the GPU, which `check_gpus` reports."""
     import torch  # noqa: PLC0415
 
-    from infra.devices import device_of  # noqa: PLC0415
+    from infra.ranks.devices import device_of  # noqa: PLC0415
 
     try:
         return device_of(ranks)

@@ -10,9 +10,9 @@ from secrets import token_hex
 from infra.doctor.finding import Finding, finding_of
 from infra.doctor.resources import megabytes
 from infra.errors import RunFailed, UserError
-from infra.files import disk_errors, write_atomic
-from infra.locks import try_lock
-from infra.object_store import ObjectStore
+from infra.storage.files import disk_errors, write_atomic
+from infra.storage.locks import try_lock
+from infra.storage.object_store import ObjectStore
 from infra.urls import shown
 
 _CONTENT = b"sternum doctor\n"

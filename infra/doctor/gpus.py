@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from infra.doctor.finding import Finding, finding_of
 from infra.doctor.resources import megabytes
 from infra.errors import UserError
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 
 
 def check_gpus(ranks: Ranks) -> Iterator[Finding]:
@@ -16,7 +16,7 @@ def check_gpus(ranks: Ranks) -> Iterator[Finding]:
         return
     import torch  # noqa: PLC0415 (machines that only pack lack it)
 
-    from infra.devices import device_of, driver_version  # noqa: PLC0415
+    from infra.ranks.devices import device_of, driver_version  # noqa: PLC0415
 
     try:
         device = device_of(ranks)

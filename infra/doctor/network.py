@@ -9,8 +9,8 @@ from typing import Final
 import psutil
 
 from infra.doctor.finding import Finding
-from infra.interfaces import interface_toward
-from infra.processes import Ranks
+from infra.ranks.interfaces import interface_toward
+from infra.ranks.processes import Ranks
 
 GLOO: Final = "GLOO_SOCKET_IFNAME"
 _NCCL: Final = "NCCL_SOCKET_IFNAME"

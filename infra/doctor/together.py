@@ -16,8 +16,8 @@ import torch.distributed as dist
 from infra.doctor.finding import Finding
 from infra.doctor.folders import existing, probe_name
 from infra.errors import UserError
-from infra.locks import try_lock
-from infra.processes import Ranks, gather_objects, sum_over_ranks
+from infra.ranks.processes import Ranks, gather_objects, sum_over_ranks
+from infra.storage.locks import try_lock
 from infra.versions import differences
 
 _LARGEST_SKEW_S: Final = 2.0  # as at the start of a run

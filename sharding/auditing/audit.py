@@ -12,7 +12,7 @@ import numpy as np
 
 from infra.arrays import Int64, Records
 from infra.log import progress
-from infra.workers import Workers
+from infra.parallel.workers import Workers
 from sharding.auditing.duplicates import Pairs, connected, identical_pairs, image_reader, near_pairs
 from sharding.auditing.findings import (
     SETS,

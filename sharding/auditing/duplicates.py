@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from infra.arrays import Bool, Float64, Int64, Records, UInt8, UInt64
 from infra.log import progress
-from infra.workers import HERE, Workers
+from infra.parallel.workers import HERE, Workers
 from sharding.auditing.fingerprints import decode_packed, pictures_of
 from sharding.auditing.hamming import pairs_within
 from sharding.images.perceptual import (

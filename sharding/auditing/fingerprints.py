@@ -10,7 +10,7 @@ from PIL import Image
 from infra.arrays import Records, UInt8
 from infra.errors import RunFailed
 from infra.log import progress
-from infra.workers import HERE, Workers
+from infra.parallel.workers import HERE, Workers
 from sharding.format.manifest import Shard
 from sharding.images.encode import ImageRejected, decode
 from sharding.images.fingerprint import FINGERPRINT

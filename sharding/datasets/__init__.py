@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from infra.configuration.options import setting
 from infra.errors import require
-from infra.options import setting
 from sharding.datasets import c19_cohen, cell, chestxray14, chexpert, covidgr, dicom, folder, webdataset
 from sharding.datasets.cell import CellOptions
 from sharding.datasets.dicom import DicomOptions

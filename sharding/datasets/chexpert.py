@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError
-from infra.files import real_path
+from infra.storage.files import real_path
 from sharding.datasets.files import ABSENT, REPEATED, files_without_row
 from sharding.datasets.patient_fields import CellParser
 from sharding.datasets.table import OddCells, read_table, require_files

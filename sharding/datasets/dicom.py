@@ -9,10 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from infra.configuration.options import key
 from infra.errors import UserError
 from infra.extras import require_extra
 from infra.log import say
-from infra.options import key
 from sharding.datasets.files import visible_files
 from sharding.datasets.patient_fields import age_of, identifier_of, sex_of, view_of
 from sharding.datasets.pseudonyms import MAKE_KEY, Pseudonyms, read_key

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from infra.configuration.options import key, require_described, setting
 from infra.errors import UserError, require
-from infra.files import real_path
 from infra.log import say
-from infra.options import key, require_described, setting
+from infra.storage.files import real_path
 from sharding.datasets.files import (
     LINK_OUT,
     LINK_TO_FOLDER,

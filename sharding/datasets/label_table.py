@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from infra.configuration.options import key, require_described, setting
 from infra.errors import UserError, require
 from infra.log import say
-from infra.options import key, require_described, setting
 from infra.words import counted
 from sharding.datasets.labels import LabelParser, Labels
 from sharding.datasets.pseudonyms import Pseudonyms, read_key

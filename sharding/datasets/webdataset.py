@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from infra.configuration.options import key, setting
 from infra.errors import UserError, require
 from infra.log import say
-from infra.options import key, setting
 from sharding.datasets.files import NOT_A_TAR, visible_files
 from sharding.datasets.labels import LabelParser
 from sharding.datasets.patient_fields import SPLITS, CellParser, identifier_of, split_of

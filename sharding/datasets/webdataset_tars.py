@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from infra.errors import UserError
-from infra.json_files import BadJson, decode_json
+from infra.storage.json_files import BadJson, decode_json
 from sharding.format.manifest import Rejection
 
 JSON: Final = "json"

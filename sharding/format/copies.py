@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import UserError, require
-from infra.json_files import BadJson, read_json
+from infra.storage.json_files import BadJson, read_json
 
 COPY: Final = "copy of another image by the list of an audit"
 

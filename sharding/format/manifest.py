@@ -13,8 +13,8 @@ import numpy as np
 
 from infra.arrays import Records
 from infra.errors import UserError
-from infra.files import read_small
-from infra.json_files import BadJson, decode_json, encode_json
+from infra.storage.files import read_small
+from infra.storage.json_files import BadJson, decode_json, encode_json
 from sharding.format.fractions import FRACTIONS_PERCENT
 from sharding.format.label_counts import LabelCounts
 from sharding.images.fingerprint import FINGERPRINT

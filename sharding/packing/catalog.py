@@ -16,8 +16,8 @@ import numpy as np
 
 from infra.arrays import Int64, UInt8, UInt64
 from infra.errors import UserError
-from infra.files import disk_errors
 from infra.rng import draw_uint64
+from infra.storage.files import disk_errors
 from sharding.datasets.files import ABSENT, IGNORED, NO_ROW, NOT_A_TAR, UNUSED_TABLE
 from sharding.format.fractions import patient_tiers
 from sharding.format.manifest import Rejection

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from infra.configuration.options import key, setting
 from infra.errors import RunFailed, UserError
 from infra.log import progress
-from infra.options import key, setting
 from sharding.datasets.files import ABSENT, SIMULATED_MARKER
 from sharding.format.copies import COPY
 from sharding.format.manifest import Rejection

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from infra.errors import require
-from infra.options import (
+from infra.configuration.options import (
     key,
     require_at_least,
     require_between,
@@ -15,6 +14,7 @@ from infra.options import (
     require_workers,
     setting,
 )
+from infra.errors import require
 from infra.urls import Location, require_no_credentials, scheme_of, shown
 from sharding.datasets import OPTIONS, READERS, require_set_name
 from sharding.datasets.cell import CellOptions

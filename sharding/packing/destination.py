@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from infra.errors import UserError, require
-from infra.files import disk_errors, fsync_path, make_private_folder, read_small, real_path, sha256_file
-from infra.locks import locked
-from infra.object_store import ObjectStore, file_path, require_store_url
+from infra.storage.files import disk_errors, fsync_path, make_private_folder, read_small, real_path, sha256_file
+from infra.storage.locks import locked
+from infra.storage.object_store import ObjectStore, file_path, require_store_url
 from infra.urls import Location, scheme_of, shown
 from sharding.format.manifest import PARTIAL, Shard
 

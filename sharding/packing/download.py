@@ -8,10 +8,10 @@ from typing import Final
 from braceexpand import braceexpand
 
 from infra.errors import UserError, require
-from infra.files import disk_errors, fsync_path
-from infra.locks import locked
 from infra.log import progress
-from infra.object_store import SCHEMES, ObjectStore
+from infra.storage.files import disk_errors, fsync_path
+from infra.storage.locks import locked
+from infra.storage.object_store import SCHEMES, ObjectStore
 from infra.urls import scheme_of, shown
 from sharding.reading.fetch import FetchConfig, Fetcher
 from sharding.reading.location import LocalFolder, open_location

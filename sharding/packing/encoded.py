@@ -11,7 +11,7 @@ import PIL
 from PIL import features
 
 from infra.extras import has_extra
-from infra.workers import Workers
+from infra.parallel.workers import Workers
 from sharding.datasets.files import LINK_OUT, leads_out
 from sharding.format.writer import TarSample, tar_sample
 from sharding.images.encode import NOT_READ, can_be_read, encode_file

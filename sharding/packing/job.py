@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from infra.errors import UserError, require
-from infra.json_files import BadJson, decode_json, encode_json
+from infra.storage.json_files import BadJson, decode_json, encode_json
 from sharding.format.manifest import MANIFEST_NAME, PARTIAL, Manifest, Options, Shard, decode_manifest, encode_manifest
 from sharding.packing.destination import Destination, OtherPacking
 from sharding.packing.verify import check_sizes

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from infra.configuration.options import key, setting
 from infra.errors import RunFailed, UserError
-from infra.files import real_path
 from infra.log import progress, say
-from infra.options import key, setting
+from infra.storage.files import real_path
 from sharding.datasets import OPTIONS, READERS, ReaderOptions, recorded, root_of
 from sharding.datasets.files import SIMULATED_MARKER, UNUSED_TABLE
 from sharding.datasets.label_table import LabelTable

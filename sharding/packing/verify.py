@@ -13,10 +13,10 @@ import numpy as np
 
 from infra.arrays import Records, UInt64
 from infra.errors import UserError
-from infra.files import sha256_file
-from infra.json_files import decode_json
 from infra.log import progress
-from infra.parallel import ordered_map, worker_count
+from infra.parallel.process_map import ordered_map, worker_count
+from infra.storage.files import sha256_file
+from infra.storage.json_files import decode_json
 from sharding.format.label_counts import LabelCounts, count_labels, total_labels
 from sharding.format.manifest import MANIFEST_NAME, Manifest, Shard, read_fingerprints, read_index, require_fitting
 from sharding.format.sample import SampleMetadata

@@ -29,11 +29,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
+from infra.configuration.options import key, setting
 from infra.errors import RunFailed, UserError, require
-from infra.files import disk_errors
-from infra.locks import StillHeld, try_lock, waiting_lock
 from infra.log import say
-from infra.options import key, setting
+from infra.storage.files import disk_errors
+from infra.storage.locks import StillHeld, try_lock, waiting_lock
 from sharding.reading.fetch import FetchConfig, Fetcher, FileSpec, PartialDownload, Unavailable
 from sharding.reading.location import RemoteFolder
 

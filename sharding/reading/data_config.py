@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from infra.configuration.options import key, require_between
 from infra.errors import require
-from infra.options import key, require_between
 from infra.urls import Location, require_no_credentials
 from sharding.format.fractions import FRACTIONS_PERCENT
 from sharding.reading.fetch import FetchConfig

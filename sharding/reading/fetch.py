@@ -11,9 +11,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn, TypeVar
 
+from infra.configuration.options import key, require_between, setting
 from infra.errors import RunFailed, require
-from infra.files import SMALL_BYTES
-from infra.options import key, require_between, setting
+from infra.storage.files import SMALL_BYTES
 from sharding.reading.location import FetchFailed, RemoteFolder
 
 T = TypeVar("T")

@@ -16,9 +16,9 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from infra.background import call_within
 from infra.errors import require
-from infra.object_store import NOT_FOUND, SCHEMES, ObjectStore, StoreFailed, file_path
+from infra.parallel.background import call_within
+from infra.storage.object_store import NOT_FOUND, SCHEMES, ObjectStore, StoreFailed, file_path
 from infra.urls import Location, require_no_credentials, scheme_of, shown
 from sharding.reading.web_session import WebSession
 

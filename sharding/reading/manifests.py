@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from infra.errors import UserError
-from infra.files import read_small
+from infra.storage.files import read_small
 from sharding.format.manifest import MANIFEST_NAME, PARTIAL, Manifest, NotJson, decode_manifest
 from sharding.reading.fetch import FetchConfig, Fetcher, Unavailable
 from sharding.reading.location import FetchFailed, LocalFolder, Location, RemoteFolder, open_location

@@ -12,7 +12,7 @@ import numpy as np
 
 from infra.arrays import Records, UInt8
 from infra.errors import RunFailed
-from infra.json_files import BadJson, decode_json
+from infra.storage.json_files import BadJson, decode_json
 from sharding.format.sample import SampleMetadata
 from sharding.reading.cache import OpenFile
 

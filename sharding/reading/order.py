@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from infra import rng
 from infra.arrays import Int64
+from infra.configuration.options import key
 from infra.errors import UserError, require
-from infra.options import key
 from sharding.reading.data_config import DataConfig, nearest_divisors, require_lanes
 
 _CACHED_EPOCHS: Final = 2  # a batch touches at most two epochs, since an epoch holds at least one batch

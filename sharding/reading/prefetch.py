@@ -8,7 +8,7 @@ from functools import partial
 from heapq import nlargest
 from typing import Final, TypeVar
 
-from infra.background import Background
+from infra.parallel.background import Background
 from sharding.format.manifest import index_bytes
 from sharding.reading.cache import CacheFull
 from sharding.reading.open_shard import OpenShard

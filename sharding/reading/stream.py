@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from infra.arrays import Bool, Int64, Records, UInt8
-from infra.background import read_ahead
 from infra.errors import RunFailed
 from infra.log import say
+from infra.parallel.background import read_ahead
 from sharding.format.manifest import INDEX_ROW
 from sharding.format.sample import SampleMetadata
 from sharding.reading.data_config import DataConfig

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from infra.errors import require
-from infra.files import atomic_folder, disk_errors
 from infra.log import progress
-from infra.parallel import ordered_map, worker_count
+from infra.parallel.process_map import ordered_map, worker_count
+from infra.storage.files import atomic_folder, disk_errors
 from sharding.datasets.chexpert import COLUMNS, OBSERVATIONS
 from sharding.datasets.files import SIMULATED_MARKER
 from sharding.simulation.exposure import radiograph

@@ -20,8 +20,8 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 
 from infra.errors import RunFailed
-from infra.files import sha256_file
-from infra.json_files import BadJson, read_json
+from infra.storage.files import sha256_file
+from infra.storage.json_files import BadJson, read_json
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.computation import Computation
 

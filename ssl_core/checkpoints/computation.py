@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from infra.options import key
+from infra.configuration.options import key
 
 INIT: Final = "model.init"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from infra.errors import RunFailed, UserError
-from infra.files import remove_folder
+from infra.storage.files import remove_folder
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.retention import CheckpointConfig, superseded

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from infra.configuration.options import key
 from infra.errors import RunFailed, require
-from infra.files import atomic_folder, require_space
-from infra.json_files import BadJson, decode_json
 from infra.log import say
-from infra.object_store import ObjectStore
-from infra.options import key
+from infra.storage.files import atomic_folder, require_space
+from infra.storage.json_files import BadJson, decode_json
+from infra.storage.object_store import ObjectStore
 from ssl_core.checkpoints.checkpoint import (
     FILES,
     MANIFEST,

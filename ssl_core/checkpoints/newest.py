@@ -4,7 +4,7 @@ from pathlib import Path
 
 from infra.errors import RunFailed, require
 from infra.log import say
-from infra.processes import gather_objects
+from infra.ranks.processes import gather_objects
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_damage, named_checkpoints, other_version
 
 

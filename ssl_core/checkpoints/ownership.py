@@ -7,11 +7,11 @@ from secrets import token_hex
 from socket import gethostname
 from typing import Any, Final
 
+from infra.configuration.options import key
 from infra.errors import UserError, require
-from infra.json_files import BadJson, decode_json, encode_json
 from infra.log import say
-from infra.object_store import ObjectStore
-from infra.options import key
+from infra.storage.json_files import BadJson, decode_json, encode_json
+from infra.storage.object_store import ObjectStore
 from ssl_core.checkpoints.computation import Computation
 from ssl_core.checkpoints.retention import CheckpointConfig
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from infra.configuration.options import key, require_at_least, setting
 from infra.errors import require
-from infra.options import key, require_at_least, setting
 from infra.urls import require_no_credentials
 
 

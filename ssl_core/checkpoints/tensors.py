@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from infra.errors import RunFailed, UserError, require
-from infra.files import atomic_folder, require_space
+from infra.storage.files import atomic_folder, require_space
 from ssl_core.checkpoints.checkpoint import (
     FORMAT,
     MANIFEST,

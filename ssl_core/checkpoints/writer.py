@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from infra.errors import RunFailed, UserError
-from infra.files import remove_folder, remove_remains
 from infra.log import say
+from infra.storage.files import remove_folder, remove_remains
 from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, checkpoint_path, find_checkpoints, find_damage
 from ssl_core.checkpoints.copier import CheckpointCopier
 from ssl_core.checkpoints.mirror import Mirror

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from infra.configuration.options import key, setting
 from infra.errors import require
-from infra.options import key, setting
 from ssl_core.engines.train_config import Precision
 from ssl_core.loss.ntxent import LossConfig
 from ssl_core.model.optimizer import OptimConfig

@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from infra.processes import world_size
+from infra.ranks.processes import world_size
 from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.engine import Engine
 from ssl_core.model.encoder import Encoder

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
+from infra.configuration.options import key, setting
 from infra.errors import UserError, require
 from infra.extras import require_extra
-from infra.options import key, setting
 from ssl_core.engines.config import EngineConfig, EngineSetup
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.engines.engine import Engine

@@ -5,9 +5,9 @@ import math
 from dataclasses import replace
 from typing import Any, Final, Literal
 
+from infra.configuration.options import key, setting
 from infra.errors import UserError, require
-from infra.json_files import BadJson, read_json
-from infra.options import key, setting
+from infra.storage.json_files import BadJson, read_json
 from sharding.reading.data_config import DataConfig
 from ssl_core.engines.config import EngineConfig
 from ssl_core.engines.train_config import PrecisionChoice, TrainConfig

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from infra.devices import tune_convolutions, use_ieee_fp32
+from infra.ranks.devices import tune_convolutions, use_ieee_fp32
 from ssl_core.engines.config import EngineSetup
 from ssl_core.engines.gradient_cache import Contrast, Projector, contrast_gradients
 from ssl_core.engines.loss_scale import LossScale

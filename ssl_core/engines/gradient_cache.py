@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from infra.devices import on_device
+from infra.ranks.devices import on_device
 from ssl_core.loss.multi_crop import contrast
 from ssl_core.loss.ntxent import GlobalBatch, LossConfig, LossReport
 from ssl_core.model.batch_norm import running_statistics_kept

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from infra.devices import DeviceName
+from infra.configuration.options import require_at_least, require_positive, setting
 from infra.errors import require
-from infra.options import require_at_least, require_positive, setting
+from infra.ranks.devices import DeviceName
 
 Precision = Literal["bf16", "fp16", "fp32"]
 PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]

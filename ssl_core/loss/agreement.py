@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infra.devices import on_device
+from infra.configuration.options import key
 from infra.errors import RunFailed, UserError, require
-from infra.options import key
-from infra.processes import world_size
+from infra.ranks.devices import on_device
+from infra.ranks.processes import world_size
 from sharding.reading.data_config import DataConfig
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.gather import gather_equal, gather_rows

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.configuration.options import setting
 from infra.errors import require
-from infra.options import setting
 
 SamePatient = Literal["negative", "masked", "positive"]
 ExecutorName = Literal["auto", "dense", "tiled", "triton"]

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from infra.configuration.options import key
 from infra.errors import require
 from infra.log import say
-from infra.options import key
-from infra.processes import gather_objects
+from infra.ranks.processes import gather_objects
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.pair_sums import Keys, LossExecutor, RowPairs
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infra.processes import world_size
+from infra.ranks.processes import world_size
 
 
 def gather_equal(values: Tensor) -> Tensor:

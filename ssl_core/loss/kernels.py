@@ -37,8 +37,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from infra.configuration.options import key
 from infra.errors import require
-from infra.options import key
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.pair_sums import Keys, RowPairs, RowStats
 

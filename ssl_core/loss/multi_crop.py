@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from infra.devices import on_device
-from infra.processes import world_size
+from infra.ranks.devices import on_device
+from infra.ranks.processes import world_size
 from ssl_core.loss.agreement import GlobalBatch, RowLayout, lay_out_rows
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.gather import gather_rows

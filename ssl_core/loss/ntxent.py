@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from infra.devices import on_device
-from infra.processes import world_size
+from infra.ranks.devices import on_device
+from infra.ranks.processes import world_size
 from ssl_core.loss.agreement import GlobalBatch, Identities, agree, lay_out_rows
 from ssl_core.loss.config import LossConfig
 from ssl_core.loss.executor_choice import loss_executor

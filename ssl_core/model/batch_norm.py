@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from infra.processes import world_size
+from infra.ranks.processes import world_size
 
 _REDUCED: Final = (torch.bfloat16, torch.float16)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infra.options import require_at_least, setting
+from infra.configuration.options import require_at_least, setting
 from ssl_core.model.architectures import USUAL_SIZE_PX, build_network, require_backbone, require_trainable
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from infra.configuration.options import key, require_at_least, setting
 from infra.errors import require
-from infra.options import key, require_at_least, setting
 from ssl_core.model.lars import LARS
 
 _LEAST_LARS_RATE: Final = 0.01  # with momentum 0.9 and trust 0.001, at most 0.01 % of a weight in a step

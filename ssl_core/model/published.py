@@ -11,7 +11,7 @@ from torch.hub import HASH_REGEX
 
 from infra.errors import UserError, require
 from infra.extras import require_extra
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 from ssl_core.model.architectures import TIMM, USUAL_SIZE_PX
 
 TORCHVISION: Final = "torchvision/"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infra.errors import UserError, require
-from infra.files import regular_size, sha256_file
+from infra.storage.files import regular_size, sha256_file
 from ssl_core.model.architectures import Network, one_channel, resampled_positions
 
 LEAST_SHARE: Final = 0.9  # of a network's parameters, below which a file is not that network's

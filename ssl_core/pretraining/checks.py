@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
+from infra.configuration.options import key, setting
 from infra.errors import UserError, require
-from infra.options import key, setting
 from sharding.reading.shard_set import ShardSet
 from ssl_core.model.encoder import Encoder
 from ssl_core.pretraining.config import PretrainConfig

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from infra.options import key
+from infra.configuration.options import key
 from ssl_core.loss.config import LossConfig
 from ssl_core.model.encoder import ModelConfig
 from ssl_core.model.optimizer import OptimConfig

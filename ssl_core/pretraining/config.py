@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from infra.configuration.options import require_seed, setting
 from infra.errors import UserError, require
-from infra.options import require_seed, setting
-from infra.trackers import LogConfig
+from infra.monitoring.trackers import LogConfig
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig

@@ -4,9 +4,9 @@ import re
 
 import torch
 
+from infra.configuration.options import key, setting
 from infra.errors import RunFailed
-from infra.options import key, setting
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from ssl_core.engines import EngineConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining.config import PretrainConfig, TrainConfig

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infra.metrics import Histogram
-from infra.processes import Ranks
+from infra.monitoring.metrics import Histogram
+from infra.ranks.processes import Ranks
 from ssl_core.loss.gather import gather_equal, gather_rows
 from ssl_core.loss.health import chance_loss, geometry, related_by
 from ssl_core.loss.ntxent import Identities, LossConfig

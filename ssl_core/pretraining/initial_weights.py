@@ -6,11 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from infra.configuration.options import setting
 from infra.errors import RunFailed, UserError, require
-from infra.files import regular_size, sha256_file, write_atomic
-from infra.json_files import BadJson, encode_json, read_json
 from infra.log import say
-from infra.options import setting
+from infra.storage.files import regular_size, sha256_file, write_atomic
+from infra.storage.json_files import BadJson, encode_json, read_json
 from infra.words import counted
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import (

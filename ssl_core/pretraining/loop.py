@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from infra.configuration.options import setting
 from infra.errors import RunFailed
-from infra.options import setting
 from sharding.reading.data_config import DataConfig
 from sharding.reading.order import SampleOrder
 from sharding.reading.shard_set import ShardSet

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import torch
 from torch.nn.utils import get_total_norm
 
-from infra.metrics import Histogram
+from infra.monitoring.metrics import Histogram
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.engines import Engine
 from ssl_core.loss.ntxent import LossReport

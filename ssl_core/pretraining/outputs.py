@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from infra.log import say
-from infra.metrics import MetricsWriter
-from infra.processes import Ranks, on_first_rank
-from infra.trackers import Trackers
+from infra.monitoring.metrics import MetricsWriter
+from infra.monitoring.trackers import Trackers
+from infra.ranks.processes import Ranks, on_first_rank
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.mirror import Mirror
 from ssl_core.checkpoints.writer import CheckpointWriter, Tensors

@@ -11,12 +11,12 @@ import numpy as np
 import psutil
 import torch
 
-from infra.devices import device_of
+from infra.configuration.options import key, registered, setting
 from infra.errors import RunFailed, UserError, require
 from infra.extras import require_extra
-from infra.files import require_space
-from infra.options import key, registered, setting
-from infra.processes import Ranks, require_world
+from infra.ranks.devices import device_of
+from infra.ranks.processes import Ranks, require_world
+from infra.storage.files import require_space
 from infra.words import counted
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.format.label_counts import LabelCounts

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import torch
 
-from infra.devices import has_bf16_matrix_units
+from infra.configuration.options import key
 from infra.errors import UserError
-from infra.options import key
-from infra.processes import Ranks, on_first_rank
+from infra.ranks.devices import has_bf16_matrix_units
+from infra.ranks.processes import Ranks, on_first_rank
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.checkpoint import Checkpoint
 from ssl_core.checkpoints.computation import INIT, Computation

@@ -6,9 +6,9 @@ from itertools import accumulate
 
 import torch
 
+from infra.configuration.options import key
 from infra.errors import require
-from infra.options import key
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from sharding.reading.order import SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import Siblings

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from infra.errors import RunFailed
-from infra.json_files import BadJson, decode_json, read_json
-from infra.status import Status
+from infra.monitoring.status import Status
+from infra.storage.json_files import BadJson, decode_json, read_json
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 
 _STATUS: Final = "status.json"

@@ -14,13 +14,13 @@ from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from infra.append_file import AppendFile
 from infra.arrays import Bool, Int64, UInt64
 from infra.errors import UserError
-from infra.files import disk_errors, fsync_path, regular_size
-from infra.json_files import BadJson, decode_json, encode_line
 from infra.log import say
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
+from infra.storage.append_file import AppendFile
+from infra.storage.files import disk_errors, fsync_path, regular_size
+from infra.storage.json_files import BadJson, decode_json, encode_line
 
 FOLDER: Final = "samples"
 

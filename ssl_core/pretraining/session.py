@@ -7,15 +7,15 @@ from typing import Final
 
 import torch
 
-from infra import config as configuration
+from infra.configuration import config as configuration
+from infra.configuration.options import key
 from infra.errors import RunFailed, UserError
-from infra.locks import FolderLock, locked
 from infra.log import say
-from infra.options import key
-from infra.process_group import process_group
-from infra.processes import Ranks, clock_skew_s, on_first_rank, require_same, require_world
+from infra.monitoring.status import State, Status, write_status
+from infra.ranks.process_group import process_group
+from infra.ranks.processes import Ranks, clock_skew_s, on_first_rank, require_same, require_world
 from infra.signals import StopRequest
-from infra.status import State, Status, write_status
+from infra.storage.locks import FolderLock, locked
 from infra.urls import scrub
 from ssl_core.pretraining.config import PretrainConfig
 

@@ -9,13 +9,13 @@ from typing import Final
 
 import torch
 
-from infra import config as configuration
-from infra.devices import device_of
+from infra.configuration import config as configuration
+from infra.configuration.options import key, registered, setting
 from infra.errors import RunFailed
-from infra.hardware import hardware_of, record_hardware
 from infra.log import progress, say
-from infra.options import key, registered, setting
-from infra.processes import Ranks, decoding_threads, on_first_rank, require_same
+from infra.monitoring.hardware import hardware_of, record_hardware
+from infra.ranks.devices import device_of
+from infra.ranks.processes import Ranks, decoding_threads, on_first_rank, require_same
 from infra.words import counted
 from sharding.auditing.set_names import require_one_set_per_name
 from sharding.reading.data_config import DataConfig

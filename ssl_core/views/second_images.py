@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 
 from infra.arrays import Float64
+from infra.configuration.options import key, setting
 from infra.errors import require
-from infra.options import key, setting
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import Same, Siblings
 from sharding.reading.stream import packed_metadata

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
 
+from infra.configuration.options import key, require_between, setting
 from infra.errors import UserError, require
-from infra.options import key, require_between, setting
 from ssl_core.views.parameters import Steps
 
 VIEWS: Final = 2

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from infra.arrays import Bool, Records, UInt8
-from infra.processes import MOST_DECODING_THREADS
+from infra.ranks.processes import MOST_DECODING_THREADS
 from sharding.reading.stream import NO_SIBLING_IMAGES, EncodedSiblings
 from ssl_core.views.parameters import Steps, ViewParameters
 

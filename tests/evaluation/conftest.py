@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from evaluation.results.presets import PRESETS
-from infra import config as configuration
-from infra.metrics import MetricsWriter
-from infra.ray_session import ray_session
+from infra.configuration import config as configuration
+from infra.monitoring.metrics import MetricsWriter
+from infra.parallel.ray_session import ray_session
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.manifests import read_manifest

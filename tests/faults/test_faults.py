@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from infra.status import read_status
+from infra.monitoring.status import read_status
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.pretraining.config import PretrainConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.monitoring.status import read_status
 from infra.signals import STOP_SIGNALS
-from infra.status import read_status
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines import EngineConfig
 from ssl_core.pretraining.config import PretrainConfig

@@ -13,9 +13,9 @@ import yaml
 from evaluation.results.results import read_results
 from evaluation.results.scores import Scores
 from evaluation.results.selection import read_selection
-from infra import config as configuration
-from infra.metrics import read_metrics
-from infra.status import read_status
+from infra.configuration import config as configuration
+from infra.monitoring.metrics import read_metrics
+from infra.monitoring.status import read_status
 from launch.cli import main as sternum
 from sharding.format.manifest import MANIFEST_NAME
 from sharding.packing import encoded, pack

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import RunFailed
-from infra.status import Status, write_status
+from infra.monitoring.status import Status, write_status
 from launch.builtin_configs import PRETRAIN_CONFIGS, PROBE_CONFIGS
 from launch.cli import COMMANDS, main, run_command
 from ssl_core.checkpoints.checkpoint import CheckpointState

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.metrics import read_metrics
+from infra.monitoring.metrics import read_metrics
 from launch.demo import main
 
 

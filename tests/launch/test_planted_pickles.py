@@ -169,7 +169,7 @@ def test_no_module_calls_what_unpickles_or_executes_text() -> None:
         r"|eval|exec|pd\.read_pickle|os\.system"
     )
     safe = {
-        "infra/plain_yaml.py: yaml.load",  # with a subclass of the safe loader
+        "infra/configuration/plain_yaml.py: yaml.load",  # with a subclass of the safe loader
         "ssl_core/model/published.py: torch.hub.get_dir",  # a path
         "ssl_core/model/weights.py: torch.load",  # restricted, as checked below
     }

@@ -11,8 +11,8 @@ import pytest
 import requests
 
 from infra.errors import UserError
-from infra.metrics import MetricsWriter
-from infra.status import Status, write_status
+from infra.monitoring.metrics import MetricsWriter
+from infra.monitoring.status import Status, write_status
 from launch.runs import main
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from infra.errors import UserError
-from infra.status import Status, write_status
+from infra.monitoring.status import Status, write_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from infra import config as configuration
-from infra.status import read_status
+from infra.configuration import config as configuration
+from infra.monitoring.status import read_status
 from launch.cli import main
 from sharding.simulation.datasets import write_cell
 from ssl_core.engines import EngineConfig

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import config as configuration
-from infra.status import read_status
+from infra.configuration import config as configuration
+from infra.monitoring.status import read_status
 from launch.cli import main
 from tests.support.faulty_training import small_config, steps_done
 from tests.support.slurm import Slurm

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from infra.errors import RunFailed, UserError
-from infra.status import Status, read_status, write_status
+from infra.monitoring.status import Status, read_status, write_status
 from launch import supervise as supervising
 from launch.supervise import SuperviseConfig, main, supervise
 from ssl_core.checkpoints.checkpoint import CheckpointState
@@ -22,7 +22,7 @@ from ssl_core.checkpoints.tensors import save_checkpoint
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from infra.status import Status, write_status
+from infra.monitoring.status import Status, write_status
 run = Path(sys.argv[1])
 starts = run / "starts"
 number = int(starts.read_text()) if starts.exists() else 0
@@ -141,7 +141,7 @@ def test_workers_that_outlive_their_launcher_are_killed_before_the_next_start(tm
     script = f"""
 import subprocess, sys
 from pathlib import Path
-from infra.status import Status, write_status
+from infra.monitoring.status import Status, write_status
 pid = Path({str(tmp_path)!r}) / "pid"
 if pid.exists():
     write_status(pid.parent, Status("finished", 1))
@@ -197,7 +197,7 @@ time.sleep(600)
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from infra.status import Status, write_status
+from infra.monitoring.status import Status, write_status
 run = Path(sys.argv[1])
 def stop(number, frame):
     time.sleep(0.5)

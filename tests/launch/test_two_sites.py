@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.status import read_status
+from infra.monitoring.status import read_status
 from launch.cli import main as sternum
 from tests.support.pictures import picture
 from tests.support.tiny_resnet import TINY_RESNET

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra import config as configuration
 from infra.arrays import UInt8
+from infra.configuration import config as configuration
 from launch.cli import main
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import infra.options
+import infra.configuration.options
 from sharding.datasets.files import ABSENT
 from sharding.format.manifest import Rejection
 from sharding.format.sample import Sample
@@ -40,7 +40,7 @@ class CsvWriter(Protocol):
 @pytest.fixture(autouse=True)
 def no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have errors name options without the prefixes of a command that an earlier test ran."""
-    monkeypatch.setattr(infra.options, "_prefixes", {})
+    monkeypatch.setattr(infra.configuration.options, "_prefixes", {})
 
 
 @pytest.fixture(scope="session")

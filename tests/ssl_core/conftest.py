@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.options import registered
+from infra.configuration.options import registered
 from ssl_core.pretraining.config import PretrainConfig
 
 

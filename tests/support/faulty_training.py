@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from infra.errors import RunFailed, UserError
-from infra.files import write_atomic
-from infra.metrics import read_metrics
-from infra.processes import Ranks
+from infra.monitoring.metrics import read_metrics
+from infra.ranks.processes import Ranks
+from infra.storage.files import write_atomic
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
 from ssl_core.checkpoints.checkpoint import find_checkpoints

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import psutil
 
-from infra import config as configuration
-from infra.metrics import read_metrics
+from infra.configuration import config as configuration
+from infra.monitoring.metrics import read_metrics
 from ssl_core.pretraining.config import PretrainConfig
 
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun"))]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 from sharding.format.manifest import MANIFEST_NAME, Manifest, encode_manifest
 from sharding.reading.manifests import read_manifest
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import psutil
 
-from infra.metrics import read_metrics
+from infra.monitoring.metrics import read_metrics
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.model.optimizer import OptimConfig
 from ssl_core.pretraining.config import PretrainConfig

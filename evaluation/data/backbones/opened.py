@@ -11,9 +11,9 @@ from typing_extensions import override
 from evaluation.data.backbones.origins import Loaded, OfCheckpoint, Origin, StateDict
 from evaluation.data.backbones.transformers_folder import TransformersFolder, is_transformers_folder
 from evaluation.results.backbones import OutsideBackbone
+from infra.configuration.options import key, require_at_least, setting
 from infra.errors import UserError, require
-from infra.files import sha256_file
-from infra.options import key, require_at_least, setting
+from infra.storage.files import sha256_file
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.export.folder import is_export, open_export

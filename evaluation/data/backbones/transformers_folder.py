@@ -14,7 +14,7 @@ from typing_extensions import override
 from evaluation.data.backbones.origins import Loaded
 from infra.errors import UserError, require
 from infra.extras import require_extra
-from infra.json_files import BadJson, read_json
+from infra.storage.json_files import BadJson, read_json
 from ssl_core.model.published import Input
 
 CONFIG: Final = "config.json"

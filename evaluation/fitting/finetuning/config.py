@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from infra.configuration.options import require_at_least, setting
 from infra.errors import require
-from infra.options import require_at_least, setting
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from evaluation.fitting.finetuning.network import FinetunedNetwork
 from evaluation.results.tasks import Kind
 from infra.arrays import Float64
 from infra.errors import RunFailed, UserError, require
-from infra.files import atomic_folder, read_regular, regular_size, require_space, sha256_file
-from infra.json_files import BadJson, encode_json, read_json
+from infra.storage.files import atomic_folder, read_regular, regular_size, require_space, sha256_file
+from infra.storage.json_files import BadJson, encode_json, read_json
 from sharding.images.encoding import Encoding
 from ssl_core.checkpoints.checkpoint import FileRecord, Manifest
 from ssl_core.checkpoints.tensor_file import write_tensors

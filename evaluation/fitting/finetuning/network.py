@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.arrays import Float64, UInt64
-from infra.devices import has_bf16_matrix_units
+from infra.ranks.devices import has_bf16_matrix_units
 from ssl_core.views.batches import Batch
 
 

@@ -10,7 +10,7 @@ import torch
 
 from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.network import FinetunedNetwork
-from infra.options import setting
+from infra.configuration.options import setting
 from ssl_core.model.architectures import build_network
 from ssl_core.model.depth import block_depths
 from ssl_core.model.encoder import Backbone

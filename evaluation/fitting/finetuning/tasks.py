@@ -23,8 +23,8 @@ from evaluation.fitting.probe_cases import ProbeCase
 from evaluation.fitting.threshold import threshold_of
 from infra.arrays import Float32, Float64, Int64
 from infra.errors import RunFailed, UserError
-from infra.files import disk_errors, file_name_of, remove_remains
 from infra.log import say
+from infra.storage.files import disk_errors, file_name_of, remove_remains
 from sharding.images.encoding import encoding_of
 from ssl_core.model.encoder import Backbone
 

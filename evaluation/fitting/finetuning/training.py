@@ -16,9 +16,9 @@ from evaluation.fitting.finetuning.network import FinetunedNetwork, LinearHead, 
 from evaluation.fitting.finetuning.rates import build_adamw, set_rate
 from evaluation.fitting.finetuning.targets import Loss
 from infra.arrays import Float64, Int64
+from infra.configuration.options import key, setting
 from infra.errors import RunFailed
 from infra.log import progress, say
-from infra.options import key, setting
 from ssl_core.model.optimizer import OptimConfig, learning_rate_at
 from ssl_core.views.batches import Batch
 

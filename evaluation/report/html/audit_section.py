@@ -6,7 +6,7 @@ from evaluation.report.html.blocks import Block, Missing, Paragraph, Section
 from evaluation.report.tables import Table
 from evaluation.results.datasets import Dataset
 from evaluation.results.results import Results
-from infra.json_files import BadJson, read_json
+from infra.storage.json_files import BadJson, read_json
 from sharding.auditing.findings import SPREADS, Audit, ImageGroup
 
 

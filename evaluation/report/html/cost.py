@@ -5,7 +5,7 @@ from typing import Final
 
 from evaluation.report.html.blocks import Block, Facts, Missing, Paragraph, Section
 from evaluation.report.html.run_facts import Pretraining, RunFacts
-from infra.hardware import Hardware
+from infra.monitoring.hardware import Hardware
 from infra.words import counted
 
 # Watts of a whole board at full load, by a part of the device's name, as the makers' data sheets say; the more

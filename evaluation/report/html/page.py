@@ -27,7 +27,7 @@ from evaluation.report.html.score_sections import (
 )
 from evaluation.report.html.summary import summary_section
 from evaluation.report.html.views_section import views_section
-from infra.files import write_atomic
+from infra.storage.files import write_atomic
 
 REPORT_NAME: Final = "report.html"
 _TEMPLATES: Final = Path(__file__).parent / "templates"

@@ -12,7 +12,7 @@ from evaluation.report.html.blocks import Case, Missing
 from evaluation.report.html.views_section import MOST_BYTES, data_uri_of
 from evaluation.results.picture_records import FOLDER, LONGEST_SIDE_PX, PicturedImage
 from infra.errors import UserError
-from infra.files import regular_size
+from infra.storage.files import regular_size
 
 _THUMBNAIL_PX: Final = 96
 

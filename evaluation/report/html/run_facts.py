@@ -8,10 +8,10 @@ from pathlib import Path
 from evaluation.report.shard_folders import ShardFolder, shard_folders
 from evaluation.results.results import Results, read_results
 from evaluation.results.selection import CheckpointSelection, read_selection
-from infra import config as configuration
-from infra.hardware import Hardware, read_hardware
-from infra.metrics import read_metrics
-from infra.status import Status, read_status
+from infra.configuration import config as configuration
+from infra.monitoring.hardware import Hardware, read_hardware
+from infra.monitoring.metrics import read_metrics
+from infra.monitoring.status import Status, read_status
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.pretraining.config import PretrainConfig
 

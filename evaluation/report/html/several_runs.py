@@ -19,10 +19,10 @@ from evaluation.report.tables import Table, interval, marked_label, percent
 from evaluation.report.task_runs_table import task_runs_tables
 from evaluation.results import paper
 from evaluation.results.results import Results
+from infra.configuration.plain_yaml import load_yaml
+from infra.configuration.schema import value_in_words
 from infra.errors import UserError, require
-from infra.files import write_atomic
-from infra.plain_yaml import load_yaml
-from infra.schema import value_in_words
+from infra.storage.files import write_atomic
 
 _RESAMPLES: Final = 1000
 _SEED: Final = 0

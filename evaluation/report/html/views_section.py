@@ -5,7 +5,7 @@ from typing import Final
 
 from evaluation.report.html.blocks import Missing, Picture, Section
 from evaluation.report.html.run_facts import RunFacts
-from infra.event_images import read_first_image
+from infra.monitoring.event_images import read_first_image
 
 LEFT_OUT: Final = Missing("Left out, because this page shows no images of patients (--images=false).")
 MOST_BYTES: Final = 2 << 20  # of one picture; those of a probe have some 20 kB

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from infra.errors import UserError, require
-from infra.files import regular_size, sha256_file
-from infra.json_files import BadJson, read_json
+from infra.storage.files import regular_size, sha256_file
+from infra.storage.json_files import BadJson, read_json
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import FileRecord
 from ssl_core.model.architectures import Network, build_network, require_backbone

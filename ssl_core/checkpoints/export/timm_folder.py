@@ -9,7 +9,7 @@ from typing import Any, Final
 import timm
 
 from infra.errors import UserError
-from infra.json_files import encode_json
+from infra.storage.json_files import encode_json
 from ssl_core.checkpoints.export.check import TOLERANCE, Reference, features_of
 from ssl_core.checkpoints.export.folder import WEIGHTS, Preparation
 from ssl_core.checkpoints.export.timm_names import SUBFOLDER, in_timm_names, timm_name

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from infra.errors import RunFailed
 from infra.extras import has_extra
-from infra.files import sha256_file
-from infra.json_files import encode_json
+from infra.storage.files import sha256_file
+from infra.storage.json_files import encode_json
 from ssl_core.checkpoints.checkpoint import FileRecord
 from ssl_core.checkpoints.export.check import TOLERANCE, Reference, features_of, reference
 from ssl_core.checkpoints.export.folder import CONTENTS, PREPARATION, WEIGHTS, Contents, Preparation

@@ -11,8 +11,8 @@ from evaluation.data.task_choice import choose_tasks, same_task
 from evaluation.data.task_variants import external_variants
 from evaluation.probing.config import ProbeConfig
 from evaluation.results.tasks import BUILT_IN, Question, Task, multilabel
+from infra.configuration.options import registered
 from infra.errors import UserError
-from infra.options import registered
 from sharding.format.manifest import Manifest
 from tests.support.sample_records import Label, make_samples
 

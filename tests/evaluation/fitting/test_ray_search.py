@@ -127,7 +127,7 @@ def test_only_the_fits_that_are_not_logged_run(ray: None, tmp_path: Path, capfd:
 SEARCH = """
 from pathlib import Path
 from tests.evaluation.fitting.test_ray_search import case, search, summed
-from infra.ray_session import ray_session
+from infra.parallel.ray_session import ray_session
 if __name__ == "__main__":
     with ray_session(cores=2):
         import ray
@@ -201,7 +201,7 @@ from pathlib import Path
 import psutil
 from tests.evaluation.fitting.test_ray_search import case, require_same, search
 from evaluation.fitting.search import search_serially
-from infra.ray_session import ray_session
+from infra.parallel.ray_session import ray_session
 if __name__ == "__main__":
     from ray.cluster_utils import Cluster
     node = dict(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
@@ -241,7 +241,7 @@ def test_trials_of_a_dead_node_run_on_another(tmp_path: Path) -> None:
 
 
 ADDRESSES = """
-from infra.ray_session import ray_session
+from infra.parallel.ray_session import ray_session
 from infra.errors import UserError
 for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "auto", "ray://anna:secret@127.0.0.1:1"):
     try:
@@ -270,7 +270,7 @@ def test_unreachable_cluster_is_one_line_at_once(tmp_path: Path) -> None:
 SESSION = """
 import sys
 import tempfile
-from infra.ray_session import ray_session
+from infra.parallel.ray_session import ray_session
 with ray_session(cores=1):
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)

@@ -25,7 +25,7 @@ from evaluation.inference.embedder import Embedder
 from evaluation.results.kept_probes import KeptProbes
 from infra.arrays import Float32
 from infra.errors import RunFailed, UserError
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from sharding.datasets.dicom import DicomOptions
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.shard_set import ShardSet

@@ -24,7 +24,7 @@ from evaluation.results.embedding_records import Embeddings
 from evaluation.results.presets import PRESETS
 from evaluation.results.tasks import BUILT_IN, Question
 from infra.arrays import Float32, Int64
-from infra.json_files import encode_json
+from infra.storage.json_files import encode_json
 from tests.support.probe_results import made_dataset
 
 FIRST, LAST = (FeatureSource(f"epoch {epoch}", "checkpoint", RawPixels, epoch, 5 * epoch) for epoch in (1, 2))

@@ -17,7 +17,7 @@ from evaluation.probing.probe import probe
 from evaluation.results.notes import NO_RUN_NOTE
 from evaluation.results.results import read_results
 from infra.errors import UserError
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 from launch.cli import main as sternum
 from tests.support.tiny_resnet import TINY_RESNET
 

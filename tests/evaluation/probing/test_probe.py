@@ -28,8 +28,8 @@ from evaluation.results.presets import PRESETS, Balance
 from evaluation.results.results import Results, read_results
 from evaluation.results.rows import ProbeResult
 from evaluation.scoring.multiplicity import holm
+from infra.configuration.options import registered
 from infra.errors import UserError
-from infra.options import registered
 from launch.cli import main as sternum
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.shard_set import ShardSet

@@ -20,9 +20,9 @@ from evaluation.probing.probe import probe
 from evaluation.results.results import Results
 from evaluation.results.rows import ProbeResult
 from infra.errors import RunFailed, UserError
-from infra.event_file import EventFile
-from infra.locks import locked
-from infra.status import State, Status, write_status
+from infra.monitoring.event_file import EventFile
+from infra.monitoring.status import State, Status, write_status
+from infra.storage.locks import locked
 from ssl_core.checkpoints.checkpoint import CheckpointState
 from ssl_core.checkpoints.tensors import save_checkpoint
 from ssl_core.model.encoder import ModelConfig, build_encoder

@@ -18,8 +18,8 @@ from torch import nn
 
 from evaluation.report.export import export
 from evaluation.results.results import write_results
-from infra import config as configuration
 from infra.arrays import Float32
+from infra.configuration import config as configuration
 from infra.errors import UserError
 from launch.cli import main
 from sharding.packing.pack import PackConfig, pack

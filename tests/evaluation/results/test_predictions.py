@@ -12,7 +12,7 @@ from evaluation.results.datasets import TaskKey
 from evaluation.results.predictions import FeaturesKey, ImagePredictions, read_predictions, write_predictions
 from evaluation.results.results import PredictionsFile
 from infra.errors import UserError
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 
 
 def made(seed: int, images: int = 6, *, crossed: bool = False) -> ImagePredictions:

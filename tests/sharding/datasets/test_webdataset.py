@@ -14,7 +14,7 @@ import pytest
 import webdataset
 
 from infra.errors import UserError
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 from sharding.datasets.label_table import LabelOptions
 from sharding.datasets.webdataset import WebdatasetOptions
 from sharding.format.manifest import Manifest

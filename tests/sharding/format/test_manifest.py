@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.json_files import decode_json, encode_json
+from infra.storage.json_files import decode_json, encode_json
 from sharding.format.manifest import Manifest, NotJson, Shard, decode_manifest, encode_manifest
 
 SHARD = Shard("cell-all-100-00000.tar", 3, 20480, "a" * 64, "b" * 64, 100)

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from infra.errors import RunFailed, UserError
-from infra.object_store import SCHEMES
+from infra.storage.object_store import SCHEMES
 from infra.urls import Location
 from sharding.packing.destination import open_destination
 from sharding.packing.pack import PackConfig, pack

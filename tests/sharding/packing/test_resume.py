@@ -13,7 +13,7 @@ import pytest
 
 import sharding.packing.encoded
 from infra.errors import UserError
-from infra.locks import locked
+from infra.storage.locks import locked
 from sharding.packing.pack import PackConfig, pack
 from sharding.packing.verify import verify
 from sharding.reading.manifests import read_manifest

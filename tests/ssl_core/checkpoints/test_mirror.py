@@ -15,9 +15,9 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
+from infra.configuration.options import registered
 from infra.errors import RunFailed, UserError
-from infra.object_store import SCHEMES
-from infra.options import registered
+from infra.storage.object_store import SCHEMES
 from ssl_core.checkpoints.checkpoint import Checkpoint, CheckpointState, find_checkpoints, find_damage
 from ssl_core.checkpoints.computation import Computation
 from ssl_core.checkpoints.mirror import Mirror, restore_from_mirror

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infra.errors import UserError
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 from ssl_core.model.architectures import build_network
 from ssl_core.model.published import IMAGENET, published_weights
 from ssl_core.model.weights import Fit, fit, load, read_weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet

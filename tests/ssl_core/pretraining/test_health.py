@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from ssl_core.engines import Engine, EngineConfig, EngineSetup, build_engine
 from ssl_core.loss.agreement import GlobalBatch, agree
 from ssl_core.loss.health import geometry

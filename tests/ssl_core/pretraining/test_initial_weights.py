@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.files import sha256_file
-from infra.metrics import read_metrics
-from infra.processes import Ranks
-from infra.status import read_status
+from infra.monitoring.metrics import read_metrics
+from infra.monitoring.status import read_status
+from infra.ranks.processes import Ranks
+from infra.storage.files import sha256_file
 from sharding.reading.data_config import DataConfig
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints

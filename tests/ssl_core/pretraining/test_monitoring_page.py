@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from infra.metrics import read_metrics
-from infra.processes import Ranks
+from infra.monitoring.metrics import read_metrics
+from infra.ranks.processes import Ranks
 from ssl_core.pretraining.config import PretrainConfig
 from ssl_core.pretraining.train import pretrain
 from tests.support.faulty_training import small_config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from launch import pretrain as command
 from sharding.datasets.folder import FolderOptions
 from sharding.packing.pack import PackConfig, pack

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from ssl_core.pretraining.sample_log import SampleLog, read_sample_log, truncate_sample_log
 
 GLOBAL_BATCH = 12

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from infra.errors import RunFailed
-from infra.processes import Ranks
-from infra.status import Status, read_status, write_status
+from infra.monitoring.status import Status, read_status, write_status
+from infra.ranks.processes import Ranks
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.engines import Engine
 from ssl_core.loss.agreement import GlobalBatch

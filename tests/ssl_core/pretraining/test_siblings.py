@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from infra.errors import UserError
-from infra.processes import Ranks
+from infra.ranks.processes import Ranks
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.shard_set import ShardSet
 from sharding.simulation.datasets import write_cell

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from infra.errors import UserError
-from infra.metrics import read_metrics
-from infra.processes import Ranks
+from infra.monitoring.metrics import read_metrics
+from infra.ranks.processes import Ranks
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import sample_order

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra import config as configuration
+from infra.configuration import config as configuration
 from infra.errors import RunFailed, UserError
-from infra.metrics import read_metrics
-from infra.processes import Ranks, on_first_rank, require_same
-from infra.status import read_status
+from infra.monitoring.metrics import read_metrics
+from infra.monitoring.status import read_status
+from infra.ranks.processes import Ranks, on_first_rank, require_same
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
 from sharding.reading.shard_set import ShardSet

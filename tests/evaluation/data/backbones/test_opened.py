@@ -13,9 +13,9 @@ from evaluation.data.labeled_sets import ProbeData
 from evaluation.probing.config import ProbeConfig
 from evaluation.probing.probe import probe
 from evaluation.results.notes import NO_RUN_NOTE, notes_on
-from infra import config as configuration
+from infra.configuration import config as configuration
 from infra.errors import UserError
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 from ssl_core.checkpoints.ancestor import Ancestor
 from ssl_core.checkpoints.checkpoint import MODEL, find_checkpoints
 from ssl_core.checkpoints.tensors import load_backbone, load_state, save_checkpoint

@@ -10,7 +10,7 @@ from PIL import Image
 from evaluation.data.backbones.opened import InputOptions, OpenedBackbone, open_backbone
 from evaluation.data.backbones.transformers_folder import CONFIG, PREPROCESSOR, WEIGHTS
 from infra.errors import UserError
-from infra.files import sha256_file
+from infra.storage.files import sha256_file
 
 # As Microsoft publishes RAD-DINO, with smaller images.
 RAD_DINO = {

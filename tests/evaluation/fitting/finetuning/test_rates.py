@@ -7,8 +7,8 @@ from evaluation.fitting.finetuning.config import FinetuneConfig
 from evaluation.fitting.finetuning.network import FinetunedNetwork
 from evaluation.fitting.finetuning.rates import build_adamw, rate_factors, require_blocks, set_rate
 from evaluation.probing.config import ProbeConfig
+from infra.configuration.options import registered
 from infra.errors import UserError
-from infra.options import registered
 from ssl_core.model.encoder import Backbone
 from tests.support.tiny_resnet import TINY_RESNET
 

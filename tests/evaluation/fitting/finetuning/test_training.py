@@ -25,9 +25,9 @@ from evaluation.fitting.finetuning.targets import Targets
 from evaluation.fitting.finetuning.training import Finetuned, finetune
 from evaluation.probing.config import ProbeConfig
 from evaluation.results.presets import PRESETS
-from infra.devices import has_bf16_matrix_units
+from infra.configuration.options import registered
 from infra.errors import RunFailed, UserError
-from infra.options import registered
+from infra.ranks.devices import has_bf16_matrix_units
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.stream import packed_metadata
 from ssl_core.model.encoder import ModelConfig, untrained_backbone

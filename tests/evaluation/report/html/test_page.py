@@ -26,7 +26,7 @@ from evaluation.results.picture_records import ATTENTION, write_pictures_record
 from evaluation.results.results import Results, write_results
 from evaluation.results.scores import Estimate
 from infra.errors import UserError
-from infra.hardware import Hardware
+from infra.monitoring.hardware import Hardware
 from tests.support.fault_server import serving
 from tests.support.html_page import Page
 from tests.support.made_pictures import KEY, PATIENT, made_jpeg, write_made_pictures

@@ -1,0 +1,1 @@
+"""Configurations (frozen dataclasses), read from command lines and YAML files."""

@@ -1,0 +1,1 @@
+"""The processes of a run: their ranks, devices and process group."""

@@ -1,0 +1,1 @@
+"""Files, locks, JSON and object stores."""
