@@ -34,7 +34,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRI
 
 # shellcheck disable=SC2016 # each node expands its own
 on_node='
-    exec ray symmetric-run --address="$HEAD:$PORT" --min-nodes=4 --include-dashboard=false \
+    exec ray symmetric-run --address="$HEAD:$PORT" --min-nodes=4 \
         --num-cpus=8 --num-gpus=1 -- sternum probe "$@"
 '
 # The first node that ends must not end the others while they save, hence the options of srun.
