@@ -28,6 +28,25 @@ _KEEP_BUFFERS: Final[dict[str, Any]] = (
 _BUCKET_MB: Final = 25
 
 
+class _InOrder(nn.Module):
+    """The encoder under autocast; without images a value whose gradient is zero and reaches the last parameter first.
+
+    DDP lays out its buckets anew after its first backward pass, in the order in which that one reached the parameters.
+    An all-reduce adds up the ranks in another order in each part of a bucket. So without a pass before all others, the
+    first step of a resumed run would round otherwise than the same step of an unbroken one, on more than two ranks.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = module
+
+    def forward(self, *images: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return what the encoder returns, or without images zero."""
+        if images:
+            return self._module(*images, counted=counted)
+        return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
+
+
 class DDPEngine(Engine):
     """Each rank holds everything; gradients are averaged during the backward pass of the last micro-batch."""
 
@@ -37,10 +56,12 @@ class DDPEngine(Engine):
         self._parallel: DistributedDataParallel | None = None
         if world_size() > 1:
             self._parallel = DistributedDataParallel(
-                self.module, gradient_as_bucket_view=True, bucket_cap_mb=_BUCKET_MB, **_KEEP_BUFFERS
+                _InOrder(self.module), gradient_as_bucket_view=True, bucket_cap_mb=_BUCKET_MB, **_KEEP_BUFFERS
             )
             if setup.config.average_in == "bf16":
                 self._parallel.register_comm_hook(None, bf16_compress_hook)
+            self._parallel().backward()
+            self.optimizer.zero_grad()
 
     @override
     def project(self, images: Sequence[Tensor], counted: Tensor | None, *, last: bool) -> Tensor:

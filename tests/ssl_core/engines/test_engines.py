@@ -285,6 +285,20 @@ def test_too_few_samples_are_refused_on_every_rank() -> None:
         assert all("has 1 readable samples" in message for message in messages)
 
 
+def continued(rank: int, world: int) -> dict[str, float]:
+    runs = {name: train(name, range(2), rank, world) for name in ENGINES}
+    return {
+        name: differences(train(name, range(2, 3), rank, world, run), train(name, range(3), rank, world))
+        for name, run in runs.items()
+    }
+
+
+@pytest.mark.slow
+def test_four_ranks_that_resume_add_up_in_the_same_order() -> None:
+    """The sum of two numbers does not depend on their order; that of more does."""
+    assert on_ranks(4, continued)[0] == dict.fromkeys(ENGINES, 0.0)
+
+
 # ---- in this process
 
 
