@@ -16,7 +16,7 @@ help:
 
 install: .venv/.installed ## create .venv with all extras, at the pinned versions (the other targets do this as needed)
 
-demo: install ## run everything on simulated radiographs, in about four minutes on two cores
+demo: install ## run everything on simulated radiographs, in four to seven minutes on two cores
 	$(BIN)/sternum demo
 
 # Bytecode is kept, wherever the environment says otherwise: the tests start hundreds of processes.

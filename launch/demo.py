@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         DemoConfig,
         arguments,
         command="demo",
-        description="Run the whole pipeline on simulated radiographs, in about four minutes on two CPU cores.",
+        description="Run the whole pipeline on simulated radiographs, in four to seven minutes on two CPU cores.",
         examples=["sternum demo", "sternum demo --out=runs/demo-1 --seed=1"],
     )
     began = time.monotonic()
