@@ -16,7 +16,7 @@ DeviceName = Literal["auto", "cuda", "cpu"]
 GPU_FILE: Final = Path("/dev/nvidia0")
 DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
 _HIDDEN: Final = "CUDA_VISIBLE_DEVICES"
-_BF16_UNITS: Final = ("amx_bf16", "bf16")  # the second one is that of Arm; AVX-512 bf16 is slower than fp32
+_BF16_UNITS: Final = ("amx_bf16", "bf16")  # the second one is that of Arm; AVX-512 bf16 alone was slower than fp32
 _LEAST_DRIVER: Final = {"12": 525, "13": 580}  # by major version of CUDA, as its release notes say
 
 
@@ -78,7 +78,7 @@ def use_ieee_fp32() -> None:
 
 
 def has_bf16_matrix_units(device: torch.device) -> bool:
-    """Return whether a device multiplies matrices in bf16 faster than in fp32; CPUs without such units are slower."""
+    """Return whether a device has units that multiply matrices in bf16; other CPUs are slower in bf16 than in fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
