@@ -21,6 +21,7 @@ B = TypeVar("B")
 _TASKS_IN_FLIGHT: Final = 4  # for each that can run at the same time
 _TASK_S: Final = 1.0  # because a task costs Ray some 25 ms of CPU time on all nodes together
 _MOST_ITEMS: Final = 512  # of a task
+_ITEMS_AN_ARGUMENT: Final = 32
 _RETRIES: Final = 3  # of a task whose process or node dies
 _COUNT_EVERY_S: Final = 1.0
 
@@ -96,8 +97,13 @@ class _Cluster(Generic[A, B]):
         return max(least, min(_MOST_ITEMS, int(self._items_per_s * _TASK_S)))
 
     def submit(self, batch: Sequence[A]) -> Any:
-        """Start a task for these items."""
-        return self._task.remote(self._work, batch)
+        """Start a task for these items.
+
+        They travel in several arguments. Ray stores an argument above 100 kB as an object, and then the task has to
+        wait for a node of its own while tasks without such an argument overtake it.
+        """
+        parts = [batch[start : start + _ITEMS_AN_ARGUMENT] for start in range(0, len(batch), _ITEMS_AN_ARGUMENT)]
+        return self._task.remote(self._work, *parts)
 
     def results(self, batch: Sequence[A], task: Any, crashed: Callable[[A], B] | None) -> Iterator[tuple[A, str, B]]:
         """Yield for each item of a task the item, the node that computed its result, and the result.
@@ -141,7 +147,7 @@ class _Work(Generic[A, B]):
     versions: dict[str, str]
 
 
-def _on_node(work: _Work[A, B], batch: Sequence[A]) -> tuple[str, float, list[B]]:
+def _on_node(work: _Work[A, B], *parts: Sequence[A]) -> tuple[str, float, list[B]]:
     """Return the address of this node, the seconds of the work, and the results; errors for the user name the node."""
     import ray  # noqa: PLC0415
 
@@ -152,7 +158,7 @@ def _on_node(work: _Work[A, B], batch: Sequence[A]) -> tuple[str, float, list[B]
         with suppress(OSError):  # then relative paths are not found, which `unread` reports
             os.chdir(work.folder)
         began_s = time.perf_counter()
-        results = [work.function(item) for item in batch]
+        results = [work.function(item) for part in parts for item in part]
         return address, time.perf_counter() - began_s, results
     except (UserError, RunFailed) as error:
         raise type(error)(f"node {address} of the Ray cluster: {error}") from error
