@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 
 from sharding.packing.pack import PackConfig, pack
 from sharding.simulation.datasets import write_chexpert
@@ -15,6 +16,8 @@ from sharding.simulation.datasets import write_chexpert
 if TYPE_CHECKING:
     from tests.support.network_namespaces import Network
 
+settings.register_profile("sternum", deadline=None)  # tests share the cores, so how long one takes says nothing
+settings.load_profile("sternum")
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

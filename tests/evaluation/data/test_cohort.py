@@ -32,7 +32,7 @@ def divided(
     return cohort
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=60, max_size=90),
     sick=st.lists(st.floats(0, 1), min_size=90, max_size=90),

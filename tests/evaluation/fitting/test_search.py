@@ -84,7 +84,7 @@ def test_smallest_c_is_chosen_when_several_validate_equally_well() -> None:
     assert (result.c, result.at_edge) == (0.1, True)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(aucs=st.lists(st.lists(st.floats(0.5, 1), min_size=5, max_size=5), min_size=2, max_size=8))
 def test_one_standard_error_rule_takes_the_smallest_c_that_is_not_clearly_worse(aucs: list[list[float]]) -> None:
     task = problem(c_grid=(0.001, 0.01, 0.1, 1.0, 10.0), one_standard_error=True)
@@ -130,7 +130,7 @@ def test_held_out_classes_change_its_auc_and_no_fit_of_that_fold() -> None:
     assert not other.any()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), standardize=st.booleans())
 def test_test_part_touches_nothing_but_its_own_predictions(seed: int, standardize: bool) -> None:
     values, task = features(4), problem(standardize=standardize, max_iterations=20)

@@ -7,7 +7,7 @@ from evaluation.fitting.threshold import threshold_of, youden_threshold
 from evaluation.results.presets import PRESETS
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.integers(0, 60), st.sampled_from([1, 2, 5, 1000]))
 def test_youden_threshold_is_the_best_of_all_and_the_nearest_to_a_half(seed: int, count: int, levels: int) -> None:
     random = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def test_platt_changes_nothing_when_probabilities_are_right() -> None:
     assert (slope, intercept) == pytest.approx((1, 0), abs=0.03)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     positive=st.integers(1, 40),
@@ -71,7 +71,7 @@ def test_platt_gives_the_share_of_positives_when_all_probabilities_are_equal(val
     assert recalibrate(probabilities, *platt(classes, probabilities)) == pytest.approx(0.2, abs=0.002)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), slope=st.floats(0.1, 5), intercept=st.floats(-3, 3))
 def test_recalibration_keeps_the_auc_when_the_slope_is_positive(seed: int, slope: float, intercept: float) -> None:
     classes, probabilities = _predicted(seed, 50, lambda true: np.round(true, 2).clip(0.01, 0.99))
@@ -89,7 +89,7 @@ def test_brier_scores_are_those_of_a_case_counted_by_hand() -> None:
     assert result.bins == [Bin(0.5, 0.25, 4)]  # too few images for two
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 300), levels=st.sampled_from([1, 3, 20, 10**6]))
 def test_bins_hold_every_image_once_and_no_tie_is_split(seed: int, count: int, levels: int) -> None:
     random = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def _by_pairs(first: Predictions, second: Predictions) -> tuple[float, float]:
     return one - other, float(np.sqrt(contrast @ covariance @ contrast))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(2, 15), st.integers(2, 15), st.sampled_from([0, 3, 10]))
 def test_delong_is_that_of_the_equations(seed: int, positive: int, negative: int, levels: int) -> None:
     first, second = _pair(seed, positive, negative, levels)

@@ -62,7 +62,7 @@ cases = {
 }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(**cases)
 def test_scores_are_sklearns_when_there_is_one_part(seed: int, count: int, levels: int) -> None:
     predictions = _random(seed, count, levels)
@@ -76,7 +76,7 @@ def test_scores_are_sklearns_when_there_is_one_part(seed: int, count: int, level
         )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(**cases)
 def test_figures_are_sklearns_when_images_are_weighted(seed: int, count: int, levels: int) -> None:
     predictions = _random(seed, count, levels)
@@ -94,7 +94,7 @@ def test_figures_are_sklearns_when_images_are_weighted(seed: int, count: int, le
             assert result[name][row] == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**cases, parts=st.integers(1, 5))
 def test_auc_over_parts_is_the_share_of_concordant_pairs_within_a_part(
     seed: int, count: int, levels: int, parts: int

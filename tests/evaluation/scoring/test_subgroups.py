@@ -23,7 +23,7 @@ def _by_patient(predictions: Predictions, names: list[str | None]) -> list[str |
     return [names[patient // 2 % len(names)] for patient in predictions.patients]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), names=st.lists(st.sampled_from(["F", "M", None]), min_size=1, max_size=5))
 def test_counts_of_the_groups_add_up_to_the_test_part(seed: int, names: list[str | None]) -> None:
     predictions = _predictions(seed, patients=30)

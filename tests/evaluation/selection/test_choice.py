@@ -66,7 +66,7 @@ def test_last_and_random_are_judged_like_the_measures() -> None:
     assert {(verdict.dataset, verdict.preset) for verdict in result.values()} == {("cell", "rigorous")}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), count=st.integers(3, 12), levels=st.sampled_from([2, 4, 1000]))
 def test_correlation_is_scipys_with_ties_and_regret_is_never_negative(seed: int, count: int, levels: int) -> None:
     random = np.random.default_rng(seed)

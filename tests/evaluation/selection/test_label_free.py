@@ -134,7 +134,7 @@ def test_alignment_and_uniformity_are_means_over_all_pairs(count: int) -> None:
     assert alignment(views) == pytest.approx(np.mean([pdist(of_sample) ** 2 for of_sample in views / lengths]))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), images=st.integers(3, 40), dimensions=st.integers(2, 40), scale=st.floats(1e-3, 1e3))
 def test_measures_do_not_depend_on_scale_and_only_those_about_axes_on_rotation(
     seed: int, images: int, dimensions: int, scale: float

@@ -23,7 +23,7 @@ def all_pairs(hashes: np.ndarray, distance: int) -> dict[tuple[int, int], int]:
     return {(i, j): d for i, j, d in near if d <= distance}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), size=st.integers(0, 120), distance=st.integers(3, 63))
 def test_pairs_within_finds_exactly_the_pairs_that_comparing_all_finds(seed: int, size: int, distance: int) -> None:
     hashes = hashes_with_copies(seed, size)

@@ -187,20 +187,20 @@ def roots(draw: st.DrawFn) -> tuple[str, list[tuple[str, str, str]], tuple[bytes
     return dataset, draw(trees()), table, lists
 
 
-@settings(max_examples=150, deadline=None, print_blob=True)
+@settings(max_examples=150, print_blob=True)
 @given(root=roots())
 def test_every_file_and_row_is_accounted_for(root: Any) -> None:
     check(*root)
 
 
 @pytest.mark.slow
-@settings(max_examples=5_000, deadline=None, print_blob=True)
+@settings(max_examples=5_000, print_blob=True)
 @given(root=roots())
 def test_every_file_and_row_is_accounted_for_at_length(root: Any) -> None:
     check(*root)
 
 
-@settings(max_examples=10, deadline=None, print_blob=True)
+@settings(max_examples=10, print_blob=True)
 @given(dataset=st.sampled_from(tuple(LAYOUTS)), tree=trees())
 def test_packing_any_tree_ends(dataset: str, tree: list[tuple[str, str, str]]) -> None:
     folder = Path(tempfile.mkdtemp())

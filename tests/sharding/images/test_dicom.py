@@ -314,7 +314,7 @@ DAMAGED_SYNTAXES = (ExplicitVRLittleEndian, *(syntax for syntax in (*LOSSLESS, *
 
 
 @pytest.mark.parametrize("syntax", DAMAGED_SYNTAXES, ids=lambda syntax: syntax.keyword)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.booleans())
 def test_damaged_dicom_gives_an_image_or_a_reason_and_never_a_crash(
     syntax: UID, position: int, value: int, cut: bool, tmp_path: Path

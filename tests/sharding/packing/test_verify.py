@@ -38,7 +38,7 @@ def test_verify_finds_nothing_when_the_folder_is_whole(folder: Path, workers: in
     assert verify(folder, workers) == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6))
 def test_verify_finds_a_flipped_bit_wherever_it_is(folder: Path, manifest: Manifest, position: int) -> None:
     path = folder / manifest.shards[-1].name

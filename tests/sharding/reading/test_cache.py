@@ -88,7 +88,7 @@ def test_file_that_is_read_never_makes_room(server: FaultServer, tmp_path: Path)
     assert content(held[0]) == FILES["b.tar"]
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.tuples(st.sampled_from(sorted(FILES)), st.booleans()), max_size=12),
     files=st.integers(1, 4),

@@ -187,7 +187,7 @@ def check_any_faults(
     assert read_epoch(f"{server.url}/set", quick_fetch(cache_folder)) == undisturbed  # what was left does no harm
 
 
-@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(scripts, st.integers(1, 5))
 def test_any_faults_end_in_the_right_bytes_or_name_a_shard(
     server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path_factory: Any, script: Any, attempts: int
@@ -196,7 +196,7 @@ def test_any_faults_end_in_the_right_bytes_or_name_a_shard(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(scripts, st.integers(1, 5))
 def test_any_of_many_faults_end_in_the_right_bytes_or_name_a_shard(
     server: FaultServer, manifest: Manifest, undisturbed: Epoch, tmp_path_factory: Any, script: Any, attempts: int

@@ -33,7 +33,7 @@ def consumed(order: SampleOrder, steps: range) -> list[tuple[int, int, int]]:
     return [place for batch in batches for place in zip(*(part.tolist() for part in batch), strict=True)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(orders)
 def test_every_sample_comes_exactly_once_an_epoch_over_three_epochs(order: SampleOrder) -> None:
     places = Counter(consumed(order, range(order.first_step_after_epoch(2))))
@@ -43,7 +43,7 @@ def test_every_sample_comes_exactly_once_an_epoch_over_three_epochs(order: Sampl
         assert {(shard, row) for e, shard, row in places if e == epoch} == everything
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(orders, st.integers(0, 60))
 def test_union_of_ranks_is_the_same_batch_for_every_world_size(order: SampleOrder, step: int) -> None:
     whole = order.batch(step)
@@ -55,7 +55,7 @@ def test_union_of_ranks_is_the_same_batch_for_every_world_size(order: SampleOrde
             assert joined.tolist() == getattr(whole, field).tolist()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(plans(), st.integers(0, 60))
 def test_any_starting_step_gives_what_the_stream_gives_there(plan: dict[str, Any], first_step: int) -> None:
     undisturbed = consumed(SampleOrder(**plan), range(first_step + 3))
@@ -63,7 +63,7 @@ def test_any_starting_step_gives_what_the_stream_gives_there(plan: dict[str, Any
     assert resumed == undisturbed[first_step * plan["global_batch"] :]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(orders)
 def test_chained_lanes_stay_within_one_sample_of_each_other(order: SampleOrder) -> None:
     depth = order.global_batch // order.lanes
@@ -107,7 +107,7 @@ def test_rank_reads_its_part_of_the_shards_only() -> None:
 
 
 @given(orders, st.integers(0, 5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_epoch_borders_are_where_the_samples_say(order: SampleOrder, epoch: int) -> None:
     step = order.first_step_after_epoch(epoch)
     assert order.epoch_of(step) > epoch

@@ -73,7 +73,7 @@ def lived(run: Run) -> list[list[list[Place]]]:
     return log
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(runs())
 def test_run_stopped_anywhere_and_continued_on_other_ranks_consumes_the_undisturbed_steps(run: Run) -> None:
     log = lived(run)
@@ -88,7 +88,7 @@ def test_run_stopped_anywhere_and_continued_on_other_ranks_consumes_the_undistur
     assert max(place[0] for place in seen) <= EPOCHS  # the last step may hold the first samples of the next epoch
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(runs(), st.randoms(use_true_random=False))
 def test_batch_does_not_depend_on_the_batches_that_were_asked_for_before(run: Run, shuffled: Any) -> None:
     expected = undisturbed(run.plan)
@@ -97,7 +97,7 @@ def test_batch_does_not_depend_on_the_batches_that_were_asked_for_before(run: Ru
     assert [places(order.batch(step)) for step in steps] == [expected[step] for step in steps]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(runs())
 def test_global_batch_holds_no_sample_twice_within_an_epoch_and_epochs_only_go_forward(run: Run) -> None:
     before = 0
@@ -109,7 +109,7 @@ def test_global_batch_holds_no_sample_twice_within_an_epoch_and_epochs_only_go_f
         before = max(before, min(epochs))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 8), st.integers(4, 12), st.integers(8, 40), st.integers(1, 40), st.integers(0, 2**32))
 def test_lane_needs_two_shards_at_once_at_most_when_its_window_fits_into_a_shard(
     lanes: int, shards: int, shard_samples: int, lane_window: int, seed: int

@@ -64,7 +64,7 @@ def rows_at(shards: ShardSet, positions: Positions) -> Records:
     return shards.whole_index()[np.cumsum([0, *shards.shard_samples])[positions.shard] + positions.row]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, len(PARTS) - 1), SAME, st.floats(0, 1), SEEDS, EPOCHS)
 def test_sibling_is_another_image_of_the_same_study_or_patient_and_split(
     parts: list[ShardSet], part: int, same: Same, probability: float, seed: int, epoch: int
@@ -81,7 +81,7 @@ def test_sibling_is_another_image_of_the_same_study_or_patient_and_split(
     assert siblings.positions.epoch.tolist() == [epoch] * len(siblings.items)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(SAME, st.floats(0, 1), SEEDS, EPOCHS, st.randoms(use_true_random=False))
 def test_draw_depends_on_seed_epoch_and_sample_alone(
     parts: list[ShardSet], repacked: ShardSet, same: Same, probability: float, seed: int, epoch: int, shuffled: Any
@@ -99,7 +99,7 @@ def test_draw_depends_on_seed_epoch_and_sample_alone(
     assert together == whole
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(SEEDS, st.integers(0, 100))
 def test_siblings_with_days_are_all_images_of_the_patient_that_are_close_enough(
     parts: list[ShardSet], seed: int, most_days: int

@@ -167,7 +167,7 @@ def test_anatomy_follows_sex_and_age() -> None:
     assert np.corrcoef(ages, [person.rib_strength for person in people])[0, 1] < -0.1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(patient=st.integers(0, 2**40), viral=st.booleans(), seen_from=st.sampled_from([frontal, lateral]))
 def test_opacities_add_density_only_where_there_is_lung(
     patient: int, viral: bool, seen_from: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]

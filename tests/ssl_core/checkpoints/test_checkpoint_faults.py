@@ -171,7 +171,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(
     name=st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]),
     place=st.floats(0, 1, exclude_max=True),

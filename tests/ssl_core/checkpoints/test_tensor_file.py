@@ -21,7 +21,7 @@ DTYPES = [
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(kinds=st.dictionaries(st.text(max_size=8), st.tuples(st.sampled_from(DTYPES), SHAPES), max_size=6))
 def test_bytes_are_those_that_safetensors_writes(
     tmp_path: Path, kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]]

@@ -157,7 +157,7 @@ def test_remains_of_a_killed_save_are_removed_at_the_start(tmp_path: Path) -> No
         assert [path.name for path in folder.iterdir()] == ["step-1"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(
     epochs=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=8).map(
         lambda gaps: [sum(gaps[: i + 1]) for i in range(len(gaps))]

@@ -198,7 +198,7 @@ def test_the_decoupled_loss_equals_the_formula_in_float64(interpreter: ProcessPo
         check(case, interpreter.submit(errors_of, case).result())
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(
     st.builds(
         Case,

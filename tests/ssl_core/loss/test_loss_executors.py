@@ -66,7 +66,7 @@ def gradient_and_stats(
     return actual, torch.cat(backward)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 14), min_size=1, max_size=4).filter(lambda shares: sum(shares) > 1),
     st.sampled_from([1, 2, 7, 16]),

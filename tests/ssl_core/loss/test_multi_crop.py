@@ -49,7 +49,7 @@ def test_equals_its_definition_worked_by_hand() -> None:
     assert torch.isclose(dense_nt_xent(z[0], z[1], 0.5, small=z[2:].unbind()), total / 12, rtol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 4), st.integers(2, 20), st.integers(2, 20), st.floats(0.02, 5), st.floats(1e-2, 3),
     st.sampled_from(SAME_PATIENT), st.booleans(), st.integers(1, 9), st.integers(0, 10**6),

@@ -73,7 +73,7 @@ def test_equals_the_supervised_contrastive_loss_worked_by_hand_when_studies_are_
     assert torch.isclose(nt_xent(first, second, LossConfig(0.2, "positive"), ids).loss, total / 8, rtol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(2, 40), st.integers(2, 20), st.floats(0.02, 5), st.floats(1e-3, 3),
     st.sampled_from(SAME_PATIENT), st.sampled_from(["dense", "tiled"]), st.booleans(), st.integers(0, 10**6),

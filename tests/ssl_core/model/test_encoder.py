@@ -54,7 +54,7 @@ def test_backbone_gives_the_features_of_torchvisions_for_the_same_gray_image_in_
     assert torch.allclose(backbone(image), original.eval()(image.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(32, 70), st.integers(32, 70))
 def test_a_gray_image_has_the_same_features_in_one_channel_and_in_three(
     seed: int, images: int, height: int, width: int

@@ -45,7 +45,7 @@ def require_steps(run: Path, count: int) -> None:
             assert ours.tolist() == theirs.tolist()
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(starts=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.sampled_from([1, 2, 3, 4, 12])), min_size=1))
 def test_log_reads_as_one_run_whatever_its_starts_were(
     starts: list[tuple[int, int, int]], tmp_path_factory: pytest.TempPathFactory

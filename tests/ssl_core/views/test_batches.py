@@ -229,7 +229,7 @@ def test_image_and_augmented_batches_stop_at_an_image_that_does_not_decode(
         augmented(copy, [*others, number], views_count=2, local_batch=3, executor=executor)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(first_step=st.integers(1, 25), threads=st.integers(1, 3))
 def test_dalis_views_of_a_step_do_not_depend_on_where_the_run_was_resumed(
     shards: ShardSet, order: SampleOrder, first_step: int, threads: int

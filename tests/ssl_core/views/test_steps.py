@@ -147,7 +147,7 @@ def test_erased_rectangle_is_the_mean_gray_level_and_the_rest_stays(executor: st
     assert torch.equal(actual, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 200), st.integers(2, 200), st.floats(0.02, 1), st.floats(0.02, 1), st.integers(0, 99))
 def test_reduction_keeps_constants_mirror_images_and_the_range(
     height: int, width: int, share: float, other: float, seed: int

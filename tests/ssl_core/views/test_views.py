@@ -91,7 +91,7 @@ def whole(executor: str) -> list[torch.Tensor]:
     return make(executor, draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS), size_px=64)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(local_batch=st.integers(1, 12), threads=st.integers(1, 4))
 def test_dalis_pixels_do_not_depend_on_batch_size_or_threads(local_batch: int, threads: int) -> None:
     views = draw_views(ViewSpec(size_px=64), 1, ROWS, EPOCHS)
@@ -389,7 +389,7 @@ def test_png_and_rgb_are_decoded_as_gray_jpeg_is(executor: str) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_header_check_never_fails_whatever_the_bytes(image_format: str, data: st.DataObject) -> None:
     """Truncated or changed bytes give a reason or none, never an error; truncated ones always give a reason."""
@@ -448,7 +448,7 @@ def test_draw_depends_on_seed_epoch_sample_and_view_only() -> None:
         assert not np.isclose(first.matrix, other.matrix).all(axis=(1, 2)).any()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     height=st.integers(20, 600),
     width=st.integers(20, 600),
