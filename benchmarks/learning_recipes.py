@@ -38,6 +38,8 @@ STERNUM: Final[dict[str, tuple[str, ...]]] = {
     "rate_0.0005_constant": ("--optim.learning_rate=0.0005", "--optim.schedule=constant", "--optim.warmup_steps=0"),
     "antialias_off": ("--views.antialias=false",),
     "shards_128": ("--views.antialias=false",),  # as README proposes for two cores; see `side_px_of`
+    # What others have found to help short trainings with small batches, all at once.
+    "together": (*_JITTER, "--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true"),
     # Everything that lightly_simclr does, by Sternum's options.
     "lightly_by_options": (
         *("--data.global_batch=128", "--model.projection_width=512", "--model.head_norm=true"),

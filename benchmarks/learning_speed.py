@@ -32,6 +32,7 @@ from benchmarks.learning_ground import SIDE_PX, all_pixels, shard_folders
 from benchmarks.learning_peers import train as train_peer
 from benchmarks.learning_recipes import COMMON, STERNUM
 from infra.configuration.config import parse
+from infra.ranks.devices import has_bf16_matrix_units
 from infra.ranks.processes import Ranks
 from infra.storage.files import write_atomic
 from launch.builtin_configs import PRETRAIN_CONFIGS
@@ -46,6 +47,8 @@ from ssl_core.pretraining.train import pretrain
 from ssl_core.views.batches import Batch
 
 BATCH: Final = 128
+PRECISION: Final = "bf16" if has_bf16_matrix_units(torch.device("cpu")) else "fp32"  # as train.precision=auto chooses
+OTHER: Final = "fp32" if PRECISION == "bf16" else "bf16"
 
 
 class Rate(NamedTuple):
@@ -61,7 +64,7 @@ class Bare:
 
     channels: int = 1
     channels_last: bool = True
-    precision: str = "bf16"
+    precision: str = PRECISION
     matrix_products: bool = False
     compiled: bool = False
 
@@ -100,7 +103,7 @@ def ways(cpus: int) -> dict[str, Way]:
         "bare, channels first": Way("bare", 1, cpus, bare=Bare(channels_last=False)),
         f"sternum, one process of {cpus} threads, compiled": Way("sternum", 1, cpus, ("--engine.compile=true",)),
         "bare, compiled": Way("bare", 1, cpus, bare=Bare(compiled=True)),
-        "bare, fp32": Way("bare", 1, cpus, bare=Bare(precision="fp32")),
+        f"bare, {OTHER}": Way("bare", 1, cpus, bare=Bare(precision=OTHER)),
     }
 
 
@@ -280,6 +283,7 @@ def as_json(rates: dict[str, list[Rate]], options: argparse.Namespace) -> dict[s
         "all": {name: [rate._asdict() for rate in found] for name, found in rates.items()},
         "options": {name: value for name, value in vars(options).items() if name not in ("out", "ground")},
         "batch": BATCH,
+        "precision": PRECISION,
         "machine": machine("torch", "torchvision", "lightly", "nvidia-dali-cuda130"),
     }
 
