@@ -38,12 +38,13 @@ with ray_session(address=sys.argv[1]):
     with closing(cluster.map(operator.neg, items, 10**6, chunk=3)) as results:
         seen["first"] = [next(results) for _ in range(100)]
     seen["taken"] = next(items)
+    blocks = [["large " * 500] * 50, ["small"] * 50] * 10
+    mixed = [item for block in blocks for item in block]
+    for _ in range(2):  # the first time, the processes of the nodes start
+        seen["began"] = list(cluster.map(lambda item: (time.time(), time.sleep(0.02))[0], mixed, len(mixed)))
     signals = [signal.SIGURG] * 20 + [signal.SIGKILL] + [signal.SIGURG] * 5
     died = "died of {}".format
     seen["killed"] = list(cluster.map(signal.raise_signal, signals, len(signals), chunk=3, crashed=died))
-    blocks = [["large " * 1000] * 50, ["small"] * 50] * 10
-    mixed = [item for block in blocks for item in block]
-    seen["began"] = list(cluster.map(lambda item: (time.time(), time.sleep(0.02))[0], mixed, len(mixed)))
     seen["user"] = error_of(partial(require, False), "x=1 must be 2; try 2")
     seen["value"] = error_of(int, "x")
     seen["died"] = error_of(signal.raise_signal, signal.SIGKILL)
@@ -82,7 +83,7 @@ def test_results_are_in_the_order_of_the_items_and_few_items_are_taken_ahead(see
 def test_tasks_of_large_items_are_not_overtaken(seen: dict[str, Any]) -> None:
     began = seen["began"]
     overtakers = [sum(later < began[place] for later in began[place:]) for place in range(len(began))]
-    assert max(overtakers) < 150  # the items of three tasks; two run at the same time
+    assert max(overtakers) < 100  # the items of two tasks, because two run at the same time
 
 
 def test_an_item_that_kills_its_process_is_found_and_the_others_are_computed(seen: dict[str, Any]) -> None:
