@@ -97,6 +97,7 @@ def ways(cpus: int) -> dict[str, Way]:
             "sternum", cpus, 1, ("--engine.average_in=bf16",)
         ),
         f"lightly, one process of {cpus} threads and a worker": Way("lightly", 1, cpus),
+        f"bare, {cpus} processes of one thread that share nothing": Way("bare", cpus, 1),
         "bare, one channel": Way("bare", 1, cpus),
         "bare, three channels": Way("bare", 1, cpus, bare=Bare(channels=3)),
         "bare, small maps as matrix products": Way("bare", 1, cpus, bare=Bare(matrix_products=True)),
@@ -154,7 +155,9 @@ def measure(way: Way, ground: Path, length: Length) -> Rate:
             _take_part, (way, ground, length, port, Path(name)), nprocs=way.processes, start_method="spawn"
         )
         rates = [Rate(*json.loads(path.read_text())) for path in Path(name).glob("rate-*.json")]
-    return Rate(median(rate.images_per_s for rate in rates), sum(rate.cpu_ms_per_image for rate in rates))
+    batches = way.processes if way.kind == "bare" else 1  # in a step of all processes
+    per_s, cpu_ms = (median(rate[number] for rate in rates) for number in range(2))
+    return Rate(batches * per_s, cpu_ms * way.processes / batches)
 
 
 def _take_part(rank: int, way: Way, ground: Path, length: Length, port: int, folder: Path) -> None:
