@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from infra.errors import RunFailed, require
 from infra.monitoring.metrics import read_metrics
 from infra.ranks.devices import has_bf16_matrix_units
 from infra.storage.files import write_atomic
+from infra.storage.locks import locked
 from ssl_core.checkpoints.newest import newest_whole_checkpoint
 from ssl_core.checkpoints.tensors import load_backbone
 
@@ -123,13 +126,15 @@ def train(ground: Path, training: Training, threads: int) -> None:
 
     Raises:
         RunFailed: if the process fails
+        UserError: if another process trains the same
     """
-    run = _new_run(ground, training.name)
-    command = _command(ground, training, run)
-    began, began_s, began_cpu_s = datetime.now(UTC), time.monotonic(), _children_cpu_s()
-    _run(command, threads)
-    wall_s, cpu_s = time.monotonic() - began_s, _children_cpu_s() - began_cpu_s
-    outcome = _peer_outcome(run) if training.recipe in PEERS else _sternum_outcome(run, training.epochs)
+    of_code, began = commit(), datetime.now(UTC)
+    with _run_folder(ground, training.name) as run:
+        command = _command(ground, training, run)
+        began_s, began_cpu_s = time.monotonic(), _children_cpu_s()
+        _run(command, threads)
+        wall_s, cpu_s = time.monotonic() - began_s, _children_cpu_s() - began_cpu_s
+        outcome = _peer_outcome(run) if training.recipe in PEERS else _sternum_outcome(run, training.epochs)
     save_weights(weights_path(ground, training), outcome.weights)
     trained = Trained(
         [word.replace(str(ground), "GROUND") for word in command[2:]],
@@ -138,21 +143,19 @@ def train(ground: Path, training: Training, threads: int) -> None:
         round(1000 * cpu_s / outcome.samples, 3),
         [round(value, 5) for value in outcome.loss_by_epoch],
         began.isoformat(timespec="seconds"),
-        commit(),
+        of_code,
         data_identity(ground),
         _machine(),
     )
     write_atomic(weights_path(ground, training).with_suffix(".json"), json.dumps(asdict(trained), indent=1) + "\n")
-    shutil.rmtree(run)
 
 
 def epochs_in(ground: Path, training: Training, minutes: float, threads: int) -> int:
     """Return how many epochs fit into minutes, by the rate of a short trial; at least one."""
-    run = _new_run(ground, "trial")
     steps = "max_steps" if training.recipe in PEERS else "train.max_steps"
-    _run([*_command(ground, replace(training, epochs=100), run), f"--{steps}={_TRIAL_STEPS}"], threads)
-    rate = _facts(run)["images_per_s"] if training.recipe in PEERS else _sternum_rate(run)
-    shutil.rmtree(run)
+    with _run_folder(ground, "trial") as run:
+        _run([*_command(ground, replace(training, epochs=100), run), f"--{steps}={_TRIAL_STEPS}"], threads)
+        rate = _facts(run)["images_per_s"] if training.recipe in PEERS else _sternum_rate(run)
     return max(1, round(60 * minutes * rate / sum(map(len, all_pixels(ground)))))
 
 
@@ -191,11 +194,14 @@ def _machine() -> dict[str, Any]:
     return found | {"precision": "bf16" if has_bf16_matrix_units(torch.device("cpu")) else "fp32"}
 
 
-def _new_run(ground: Path, name: str) -> Path:
-    run = ground / "runs" / name
-    shutil.rmtree(run, ignore_errors=True)
-    run.parent.mkdir(parents=True, exist_ok=True)
-    return run
+@contextmanager
+def _run_folder(ground: Path, name: str) -> Iterator[Path]:
+    """Yield the path of a new run that no other process uses, and remove the run if the block ends without an error."""
+    folder = ground / "runs" / name
+    with locked(folder, "training"):
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        yield folder / "run"
+        shutil.rmtree(folder)
 
 
 def _run(command: list[str], threads: int) -> None:
