@@ -21,7 +21,7 @@ B = TypeVar("B")
 _TASKS_IN_FLIGHT: Final = 4  # for each that can run at the same time
 _TASK_S: Final = 1.0  # because a task costs Ray some 25 ms of CPU time on all nodes together
 _MOST_ITEMS: Final = 512  # of a task
-_ITEMS_AN_ARGUMENT: Final = 16  # which are far smaller than 6 kB
+_ITEMS_AN_ARGUMENT: Final = 16  # below 100 kB as long as an item is below 6 kB
 _RETRIES: Final = 3  # of a task whose process or node dies
 _COUNT_EVERY_S: Final = 1.0
 
