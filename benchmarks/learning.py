@@ -33,7 +33,7 @@ from benchmarks.learning_probe import (
     score_task,
 )
 from benchmarks.learning_recipes import BASELINE, NAMES
-from benchmarks.learning_results import read_runs, read_tasks, run_path, write_run, write_tasks
+from benchmarks.learning_results import Probing, read_runs, read_tasks, run_path, write_run, write_tasks
 from benchmarks.learning_table import markdown, rows, write_table
 from benchmarks.learning_training import Training, epochs_in, read_trained, train, weights_path
 from infra.arrays import Float32, UInt8
@@ -43,26 +43,26 @@ from launch.cli import run_command
 from sharding.reading.shard_set import ShardSet
 
 
-def score(ground: Path, results: Path, training: Training) -> None:
+def score(ground: Path, results: Path, probing: Probing) -> None:
     """Judge a training by every task, and write its files.
 
     Args:
         ground: folder that `prepare` made
         results: folder of all runs
-        training: what was trained
+        probing: what was trained, and the size of the probe's images
 
     Raises:
         UserError: if it was not trained
     """
-    trained = read_trained(ground, training)
+    trained = read_trained(ground, probing.training)
     parts = tasks_of(ground)
     write_tasks(results, [task for tasks in parts.values() for task in tasks])
     scores, judged = dict[str, UInt8](), dict[str, Any]()
     for part, tasks in parts.items():
-        features = _features(ground, training, open_films(ground, part))
+        features = _features(ground, probing, open_films(ground, part))
         for task in tasks:
             scores[task.name], judged[task.name] = score_task(task, features)
-    write_run(results, training, trained, scores, judged)
+    write_run(results, probing, trained, scores, judged)
 
 
 def tasks_of(ground: Path) -> dict[str, list[Task]]:
@@ -73,10 +73,10 @@ def tasks_of(ground: Path) -> dict[str, list[Task]]:
     }
 
 
-def _features(ground: Path, training: Training, films: Films) -> Float32:
-    if training.recipe == "raw_pixels":
+def _features(ground: Path, probing: Probing, films: Films) -> Float32:
+    if probing.training.recipe == "raw_pixels":
         return raw_pixels(films.pixels)
-    return features_of(_weights(ground, training), films.pixels, training.size_px)
+    return features_of(_weights(ground, probing.training), films.pixels, probing.probe_px)
 
 
 def _weights(ground: Path, training: Training) -> Weights:
@@ -86,24 +86,24 @@ def _weights(ground: Path, training: Training) -> Weights:
     return untrained_weights(training.seed, shards.pixel_mean, shards.pixel_std)
 
 
-def run_queue(ground: Path, results: Path, trainings: Sequence[Training], threads: int) -> None:
-    """Train and score each training whose JSON is missing; weights that are there already are only scored."""
-    for training in trainings:
-        if not run_path(results, training).exists():
-            say(f"{training.name}")
-            if training.is_trained and not weights_path(ground, training).exists():
-                train(ground, training, threads)
-            score(ground, results, training)
-            say(f"{training.name} is finished: {run_path(results, training)}")
+def run_queue(ground: Path, results: Path, probings: Sequence[Probing], threads: int) -> None:
+    """Train and score what has no JSON yet; weights that are there already are only scored."""
+    for probing in probings:
+        if not run_path(results, probing).exists():
+            say(probing.name)
+            if probing.training.is_trained and not weights_path(ground, probing.training).exists():
+                train(ground, probing.training, threads)
+            score(ground, results, probing)
+            say(f"{probing.name} is finished: {run_path(results, probing)}")
 
 
-def judge_finally(ground: Path, results: Path, trainings: Sequence[Training]) -> None:
+def judge_finally(ground: Path, results: Path, probings: Sequence[Probing]) -> None:
     """Fit to Cell's development part and test on its test part; `results/final` holds the files, as for other tasks.
 
     Args:
         ground: folder that `prepare` made
         results: folder of all runs
-        trainings: what to judge
+        probings: what to judge, on images of which size
 
     Raises:
         UserError: if the test part was opened before
@@ -114,18 +114,18 @@ def judge_finally(ground: Path, results: Path, trainings: Sequence[Training]) ->
     count = len(test.classes)
     task = Task("cell test", np.arange(count), test.classes, test.patients, np.zeros((1, count), np.int64))
     judged = list[tuple[UInt8, float, float]]()
-    for training in trainings:
-        features = _features(ground, training, films)
+    for probing in probings:
+        features = _features(ground, probing, films)
         scaler = StandardScaler().fit(features)
-        fitted, tested = scaler.transform(features), scaler.transform(_features(ground, training, test))
+        fitted, tested = scaler.transform(features), scaler.transform(_features(ground, probing, test))
         c, decisions = fit_and_decide(fitted, films.classes, films.patients, tested)
         neighbors = levels(nearest_neighbors(fitted, films.classes, tested))
         judged.append((levels(decisions)[None], c, float(roc_auc_score(test.classes, neighbors))))
-        say(f"{training.name} is judged")
+        say(f"{probing.name} is judged")
     write_tasks(folder, [task])
-    for training, (scores, c, knn_auc) in zip(trainings, judged, strict=True):
+    for probing, (scores, c, knn_auc) in zip(probings, judged, strict=True):
         facts = {"cs": [c], "knn_auc": knn_auc}
-        write_run(folder, training, read_trained(ground, training), {task.name: scores}, {task.name: facts})
+        write_run(folder, probing, read_trained(ground, probing.training), {task.name: scores}, {task.name: facts})
     tabulate_runs(folder)
 
 
@@ -146,20 +146,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = argparse.ArgumentParser(add_help=False)
     results.add_argument("--results", type=Path, default=Path("docs/results/learning"), help="folder of all runs")
     length = argparse.ArgumentParser(add_help=False)
-    length.add_argument("--size_px", type=int, default=64, help="width and height of a view and of the probe's images")
+    length.add_argument("--size_px", type=int, default=64, help="width and height of a view")
     length.add_argument("--epochs", type=int, default=10, help="passes over all images")
     length.add_argument("--minutes", type=float, help="as many epochs as fit by the rate of a short trial")
     length.add_argument("--threads", type=int, default=2, help="of the training process")
+    probe = argparse.ArgumentParser(add_help=False)
+    probe.add_argument(
+        "--probe_px",
+        type=int,
+        action="append",
+        help="width and height of the probe's images; may be given several times; by default those of a view",
+    )
 
     packing = commands.add_parser("prepare", parents=[ground], help="pack the sets and write the arrays")
     packing.add_argument("--cell", type=Path, required=True, help="the dataset of Kermany et al. 2018 as published")
     packing.add_argument("--chestxray14", type=Path, required=True, help="ChestX-ray14 as published, or a part of it")
     for name, text in (("train", "train a recipe"), ("score", "judge a trained recipe")):
-        one = commands.add_parser(name, parents=[ground, length, *([results] * (name == "score"))], help=text)
+        one = commands.add_parser(name, parents=[ground, length, *([results, probe] * (name == "score"))], help=text)
         one.add_argument("recipe", choices=NAMES)
         one.add_argument("--seed", type=int, default=0)
     for name, text in (("queue", "train and score what is missing"), ("final", "open Cell's test part")):
-        several = commands.add_parser(name, parents=[ground, length, results], help=text)
+        several = commands.add_parser(name, parents=[ground, length, results, probe], help=text)
         several.add_argument("runs", nargs="+", help="RECIPE:SEED, such as cpu:0 cpu:1 head_norm:0")
     summary = commands.add_parser("table", parents=[results], help="write the table")
     summary.add_argument("--baseline", choices=NAMES, default=BASELINE, help="recipe that the others are compared with")
@@ -178,12 +185,16 @@ def _run(options: argparse.Namespace) -> None:
         trainings = [_training(text, options) for text in named]
         if command == "train":
             train(options.ground, trainings[0], options.threads)
-        elif command == "score":
-            score(options.ground, options.results, trainings[0])
+            return
+        sizes_px = options.probe_px or [options.size_px]
+        probings = [Probing(training, probe_px) for training in trainings for probe_px in sizes_px]
+        if command == "score":
+            for probing in probings:
+                score(options.ground, options.results, probing)
         elif command == "queue":
-            run_queue(options.ground, options.results, trainings, options.threads)
+            run_queue(options.ground, options.results, probings, options.threads)
         else:
-            judge_finally(options.ground, options.results, trainings)
+            judge_finally(options.ground, options.results, probings)
 
 
 def _training(text: str, options: argparse.Namespace) -> Training:

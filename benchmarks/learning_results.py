@@ -23,6 +23,18 @@ TASKS: Final = "tasks.npz"
 _ARRAYS: Final = ("classes", "patients", "folds")
 
 
+class Probing(NamedTuple):
+    """A training that is judged on images of a size. probe_px: their width and height."""
+
+    training: Training
+    probe_px: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.training.name}-probe{self.probe_px}px"
+
+
 class Run(NamedTuple):
     """A finished run: its facts, and its kept scores by the name of the task."""
 
@@ -35,27 +47,28 @@ class Run(NamedTuple):
         return str(self.facts["recipe"])
 
 
-def run_path(results: Path, training: Training) -> Path:
+def run_path(results: Path, probing: Probing) -> Path:
     """Return the JSON file of a run, which exists once the run is finished."""
-    return results / f"{training.name}.json"
+    return results / f"{probing.name}.json"
 
 
 def write_run(
-    results: Path, training: Training, trained: Trained, scores: dict[str, UInt8], judged: dict[str, Any]
+    results: Path, probing: Probing, trained: Trained, scores: dict[str, UInt8], judged: dict[str, Any]
 ) -> None:
     """Write a run's scores and then its JSON.
 
     Args:
         results: the folder of all runs
-        training: what was trained
+        probing: what was trained and judged
         trained: how it went
         scores: the kept scores of each task
         judged: other numbers of each task
     """
-    path = run_path(results, training)
+    path = run_path(results, probing)
     with atomic_file(path.with_suffix(".npz")) as file:
         np.savez_compressed(file, **dict[str, Any](scores))
-    facts = asdict(training) | asdict(trained) | {"tasks": judged, "tasks_sha256": _sha256(results / TASKS)}
+    facts = asdict(probing.training) | {"probe_px": probing.probe_px} | asdict(trained)
+    facts |= {"tasks": judged, "tasks_sha256": _sha256(results / TASKS)}
     write_atomic(path, json.dumps(facts, indent=1) + "\n")
 
 
@@ -101,7 +114,7 @@ def read_runs(results: Path) -> list[Run]:
         UserError: if a run was scored on other images or folds
     """
     identity, runs = _sha256(results / TASKS), []
-    for path in sorted(results.glob("*-seed*.json")):
+    for path in sorted(results.glob("*-seed*-probe*px.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["tasks_sha256"] != identity:
             raise UserError(f"{path} was scored on other images or folds than {TASKS} says; score it again")

@@ -23,10 +23,17 @@ _RESAMPLES: Final = 1000
 
 
 class Setting(NamedTuple):
-    """Runs of the same setting are compared. epochs: 0 for controls, which have no length."""
+    """Runs of the same setting are compared.
+
+    Attributes:
+        size_px: width and height of a view in training
+        epochs: 0 for controls, which have no length
+        probe_px: width and height of the probe's images
+    """
 
     size_px: int
     epochs: int
+    probe_px: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Row:
 
     Attributes:
         recipe: its name
-        setting: size of the views, and length
+        setting: sizes of the views and of the probe's images, and length
         seeds: of its runs
         cpu_ms_per_image: mean over the runs
         cells: by the name of the task
@@ -72,7 +79,7 @@ def rows(runs: Sequence[Run], tasks: Mapping[str, Task], baseline: str) -> list[
     groups = defaultdict[tuple[Setting, str], list[Run]](list)
     for run in runs:
         epochs = 0 if run.recipe in UNTRAINED else run.facts["epochs"]
-        groups[Setting(run.facts["size_px"], epochs), run.recipe].append(run)
+        groups[Setting(run.facts["size_px"], epochs, run.facts["probe_px"]), run.recipe].append(run)
     found = []
     for (setting, recipe), group in groups.items():
         base = [] if recipe == baseline else groups.get((_setting_of_baseline(groups, setting, baseline), baseline), [])
@@ -84,11 +91,11 @@ def rows(runs: Sequence[Run], tasks: Mapping[str, Task], baseline: str) -> list[
 
 
 def _setting_of_baseline(groups: Mapping[tuple[Setting, str], Any], setting: Setting, baseline: str) -> Setting:
-    """Return the setting itself; for a control the shortest one of the baseline at its size."""
+    """Return the setting itself; for a control the shortest one of the baseline at its sizes."""
     if setting.epochs:
         return setting
-    lengths = [of.epochs for of, recipe in groups if recipe == baseline and of.size_px == setting.size_px]
-    return Setting(setting.size_px, min(lengths, default=0))
+    settings = [setting._replace(epochs=of.epochs) for of, recipe in groups if recipe == baseline]
+    return min((of for of in settings if (of, baseline) in groups), default=setting)
 
 
 def _cell(task: Task, runs: Sequence[Run], baseline: Sequence[Run]) -> Cell:
@@ -137,7 +144,7 @@ def markdown(found: Sequence[Row], tasks: Sequence[str]) -> str:
         ]
         length = f"{setting.epochs} epochs" if setting.epochs else "no training"
         table = tabulate(lines, header, tablefmt="pipe", disable_numparse=True)
-        parts.append(f"{setting.size_px} px, {length}\n\n{table}\n")
+        parts.append(f"{setting.size_px} px, {length}, probed at {setting.probe_px} px\n\n{table}\n")
     return "\n".join(parts)
 
 

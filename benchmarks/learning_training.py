@@ -41,7 +41,7 @@ class Training:
     Attributes:
         recipe: name of a recipe
         seed: of weights, order and views
-        size_px: width and height of a view, and of the probe's images
+        size_px: width and height of a view
         epochs: passes over all images
     """
 
@@ -135,7 +135,7 @@ def train(ground: Path, training: Training, threads: int) -> None:
         _run(command, threads)
         wall_s, cpu_s = time.monotonic() - began_s, _children_cpu_s() - began_cpu_s
         outcome = _peer_outcome(run) if training.recipe in PEERS else _sternum_outcome(run, training.epochs)
-    save_weights(weights_path(ground, training), outcome.weights)
+        save_weights(weights_path(ground, training), outcome.weights)
     trained = Trained(
         [word.replace(str(ground), "GROUND") for word in command[2:]],
         outcome.samples,

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -86,9 +87,21 @@ class RunSubject(Subject):
     pretraining: PretrainConfig
 
     def __init__(
-        self, run: Path, choice: CheckpointChoice, untrained_seeds: int, compared: Mapping[str, OpenedBackbone]
+        self,
+        run: Path,
+        choice: CheckpointChoice,
+        untrained_seeds: int,
+        compared: Mapping[str, OpenedBackbone],
+        size_px: int | None = None,
     ) -> None:
         """Open the run.
+
+        Args:
+            run: the run folder
+            choice: its checkpoints that are judged
+            untrained_seeds: draws of the untrained backbone's weights
+            compared: weights of others, by name
+            size_px: width and height of the images; by default those of the views
 
         Raises:
             UserError: if it has no such checkpoint
@@ -98,13 +111,14 @@ class RunSubject(Subject):
         self._choice, self._untrained_seeds = choice, untrained_seeds
         checkpoint_sources(run, self.pretraining, choice)  # fail early if there is none
         self._newest = newest = find_checkpoints(run)[-1].state
-        self.views = self.pretraining.views
+        trained_on = self.pretraining.views
+        self.views = replace(trained_on, size_px=size_px or trained_on.size_px)
         self.input = Input(self.views.size_px, (newest.pixel_mean,), (newest.pixel_std,))
 
     @property
     def untrained(self) -> Callable[[int], nn.Module]:
         """Builds the backbone before its first step."""
-        return partial(untrained_backbone, self.pretraining.model, size_px=self.views.size_px)
+        return partial(untrained_backbone, self.pretraining.model, size_px=self.pretraining.views.size_px)
 
     def controls(self) -> list[FeatureSource]:
         """Return raw pixels, the backbone before its first step with other seeds too, and before `model.init`."""
@@ -125,7 +139,8 @@ class RunSubject(Subject):
         data = self.pretraining.data
         return Run(
             backbone=self.pretraining.model.backbone,
-            size_px=self.views.size_px,
+            size_px=self.pretraining.views.size_px,
+            input_px=self.views.size_px,
             global_batch=data.global_batch,
             fraction_percent=data.fraction_percent,
             epochs=max(source.epoch or 0.0 for source in probed),

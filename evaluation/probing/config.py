@@ -61,7 +61,7 @@ class ProbeConfig:
             folder of a vision model of transformers
         backbones: probe such weights without a run; the first are compared with the others
         out: folder for the results of --backbones
-        input: the images that the weights of --compare or --backbones take
+        input: the images that the weights take. A run's take size_px alone; its mean and standard deviation stay
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """

@@ -1,6 +1,6 @@
 """What a probe judges, as its options name it."""
 
-from evaluation.data.backbones.opened import named_backbones
+from evaluation.data.backbones.opened import named_backbones, require_features
 from evaluation.data.subjects import BackbonesSubject, RunSubject, Subject
 from evaluation.fitting.finetuning.rates import require_blocks
 from evaluation.probing.config import ProbeConfig
@@ -16,7 +16,10 @@ def open_subject(config: ProbeConfig) -> Subject:
     """
     if config.run_folder is not None:
         compared = named_backbones(config.compare, key(config, "compare"), config.input)
-        run = RunSubject(config.run_folder, config.checkpoints, config.untrained_seeds, compared)
+        size_px = config.input.size_px
+        run = RunSubject(config.run_folder, config.checkpoints, config.untrained_seeds, compared, size_px)
+        if size_px is not None:
+            require_features(run.untrained(config.seed), size_px, f"the backbone of {config.run_folder}")
         require_blocks(config.finetune, run.pretraining.model.backbone, run.views.size_px)
         return run
     require(

@@ -101,7 +101,7 @@ def _preparation(
     probed = _converted(results.config, _ProbedInput, RESULTS_NAME) if results else _ProbedInput()
     manifests = [folder.manifest for folder in data if folder.manifest]
     return Preparation(
-        size_px=config.views.size_px,
+        size_px=results.run.probed_px if results and results.run else config.views.size_px,
         channels=channels,
         mean=state.pixel_mean,
         std=state.pixel_std,

@@ -127,7 +127,7 @@ def _notes(results: Sequence[Results], preset: str) -> Iterator[str]:
     for fraction, [run, *others] in sorted(runs.items()):
         seeds = ", ".join(str(item.seed) for item in (run, *others))
         yield (
-            f"Ours, {fraction} %: {run.backbone} at {run.size_px} px, global batch {run.global_batch}, "
+            f"Ours, {fraction} %: {run.backbone} at {run.sizes}, global batch {run.global_batch}, "
             f"{counted(run.epochs, 'epoch')}, seed{'s' if others else ''} {seeds}."
         )
     for backbone in (backbone for item in results if item.run is None for backbone in item.outside):

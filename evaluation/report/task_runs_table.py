@@ -83,7 +83,7 @@ def _notes(run: _Run) -> Iterator[str]:
     described = run.results.run
     what = (
         f"{marked_label(run.task)}, {described.fraction_percent} %, seed {described.seed}: {described.backbone} at "
-        f"{described.size_px} px, {counted(described.epochs, 'epoch')}"
+        f"{described.sizes}, {counted(described.epochs, 'epoch')}"
         if described
         else f"{run.task.label}, {', '.join(backbone.name for backbone in run.results.outside)}: without a run"
     )

@@ -39,6 +39,7 @@ class Run:
         recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
             empty in results of older versions
         before: the weights that it descends from, the latest first; none if it began with random ones
+        input_px: side of the probed images; 0 in results of older versions, which probed images of `size_px`
     """
 
     backbone: str
@@ -49,6 +50,17 @@ class Run:
     seed: int
     recipe: dict[str, Any] = field(default_factory=dict)
     before: list[EarlierTraining] = field(default_factory=list)
+    input_px: int = 0
+
+    @property
+    def probed_px(self) -> int:
+        """Side of the probed images."""
+        return self.input_px or self.size_px
+
+    @property
+    def sizes(self) -> str:
+        """The size of the training images, and that of the probed ones if it differs."""
+        return f"{self.size_px} px" + (f", probed at {self.probed_px} px" if self.probed_px != self.size_px else "")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def notes_on(results: Results) -> list[str]:
         for item in results.outside
         if item.trained_on
     ]
-    notes += [*_stage_notes(results), *_ancestor_notes(results)]
+    notes += [*_size_notes(results), *_stage_notes(results), *_ancestor_notes(results)]
     notes += [paper.share_note(item, "of the paper") for item in in_paper if not paper.has_papers_share(item)]
     notes += dict.fromkeys(note for dataset in results.single for note in overlap_notes(dataset))
     notes += dict.fromkeys(note for dataset in results.datasets for note in _external_notes(dataset))
@@ -100,6 +100,16 @@ def _external_notes(dataset: Dataset) -> Iterator[str]:
         )
 
 
+def _size_notes(results: Results) -> Iterator[str]:
+    """Yield a note if the probed images have another size than the views of the pretraining."""
+    run = results.run
+    if run is not None and run.probed_px != run.size_px:
+        yield (
+            f"The probed images have {run.probed_px} x {run.probed_px} px, the views of the pretraining "
+            f"{run.size_px} x {run.size_px} px. The untrained backbone and raw pixels get the probed ones too."
+        )
+
+
 def _stage_notes(results: Results) -> Iterator[str]:
     """Yield a note if a checkpoint is shown that was trained before the views had their last size."""
     if results.run is None:
@@ -109,8 +119,8 @@ def _stage_notes(results: Results) -> Iterator[str]:
     if any(row.kind == "checkpoint" and (row.epoch or 0.0) <= epochs for row in results.rows) and stages:
         yield (
             f"The views had another size in the first {epochs} epochs (train.stages=[{','.join(stages)}]) than "
-            f"afterwards ({results.run.size_px} px). All checkpoints are probed at {results.run.size_px} px, those of "
-            "these epochs too, so their scores show what is missing as well as what was learned."
+            f"afterwards ({results.run.size_px} px). All checkpoints are probed at {results.run.probed_px} px, those "
+            "of these epochs too, so their scores show what is missing as well as what was learned."
         )
 
 

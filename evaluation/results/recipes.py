@@ -51,6 +51,7 @@ def _settings(run: Run) -> dict[str, Any]:
     shown = {
         "model.backbone": run.backbone,
         "views.size_px": run.size_px,
+        "input.size_px": run.probed_px,
         "data.global_batch": run.global_batch,
         "data.fraction_percent": run.fraction_percent,
         "epochs": round(run.epochs, 2),

@@ -1,6 +1,7 @@
 """The choice of a checkpoint without labels, and the verdict of the labels on such choices."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def select_checkpoint(
 
     Args:
         run: the run folder, for the logged loss
-        pretraining: configuration of the run, for its views
+        pretraining: configuration of the run, for its views, here of the size of the probed images
         images: the images on which checkpoints are measured
         extractor: extracts features of augmented views
         features: features of all sources; only checkpoints are measured
@@ -45,7 +46,8 @@ def select_checkpoint(
         seed: seed of the resamples
     """
     checkpoints = {source: matrices for source, matrices in features.items() if source.kind == "checkpoint"}
-    measured, left_out = measure_checkpoints(images, checkpoints, extractor, pretraining.views, pretraining.seed)
+    views = replace(pretraining.views, size_px=extractor.preprocessing.size_px)
+    measured, left_out = measure_checkpoints(images, checkpoints, extractor, views, pretraining.seed)
     good = goodness_of(measured, _last_losses(run, list(checkpoints)))
     verdicts = []
     for task, of_task in _checkpoint_cases(cases).items():

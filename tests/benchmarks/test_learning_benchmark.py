@@ -62,7 +62,7 @@ def test_a_table_compares_a_recipe_with_the_baseline_on_the_same_patients() -> N
 
     def run(recipe: str, seed: int, strength: float) -> Run:
         values = strength * task.classes + np.random.default_rng(seed).normal(size=len(task.classes))
-        facts = {"recipe": recipe, "seed": seed, "size_px": 64, "epochs": 10, "cpu_ms_per_image": 20.0}
+        facts = {"recipe": recipe, "seed": seed, "size_px": 64, "epochs": 10, "probe_px": 64, "cpu_ms_per_image": 20.0}
         return Run(facts | {"tasks": {task.name: {"knn_auc": 0.5}}}, {task.name: levels(values)[None]})
 
     runs = [run("cpu", seed, 0.5) for seed in (0, 1)] + [run("head_norm", seed, 3.0) for seed in (2, 3)]
@@ -100,7 +100,7 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
     write_cell(tmp_path / "more", {"train": 80}, seed=1, size_px=64)
     _write_chestxray14(tmp_path / "nih", sorted((tmp_path / "more").rglob("*.jpeg")))
     main(["prepare", f"--ground={ground}", f"--cell={tmp_path / 'cell'}", f"--chestxray14={tmp_path / 'nih'}"])
-    words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=2")
+    words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=2", "--probe_px=48")
     recipes = [RECIPE, "raw_pixels", *(["lightly_simclr"] if find_spec("lightly") else [])]
     queue = [f"{recipe}:0" for recipe in recipes]
     main(["queue", *words, *queue])
@@ -109,7 +109,7 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
     main(["queue", *words, *queue])
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == written
 
-    facts = json.loads((results / f"{RECIPE}-32px-2epochs-seed0.json").read_text())
+    facts = json.loads((results / f"{RECIPE}-32px-2epochs-seed0-probe48px.json").read_text())
     assert facts["samples"] == 6 * 64  # two epochs of 168 images end within the sixth step
     assert facts["loss_by_epoch"][0] > 0
     assert facts["cpu_ms_per_image"] > 0

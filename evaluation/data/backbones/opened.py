@@ -26,7 +26,8 @@ class InputOptions:
     """What the user says of the images that backbones take, in place of what is known of each.
 
     Args:
-        size_px: width and height; by default what the weights were trained on
+        size_px: width and height; by default what the weights were trained on. Sizes above that can give better
+            features of a convolutional network
         mean: mean of each channel on the scale 0 to 1; by default what the weights were trained on
         std: standard deviation of each channel, likewise
     """
@@ -152,7 +153,7 @@ def open_backbone(weights: str, what: str, options: InputOptions) -> OpenedBackb
         _of_channels(values, loaded.channels, what) for values in (options.mean or known.mean, options.std or known.std)
     )
     images = Input(size_px, mean, std)
-    _require_features(_gray_input(origin, loaded.network, images), size_px, what)
+    require_features(_gray_input(origin, loaded.network, images), size_px, what)
     return OpenedBackbone(origin, sha256_file(origin.path), images, loaded.summary)
 
 
@@ -248,7 +249,7 @@ def _of_channels(values: Sequence[float], channels: int, what: str) -> tuple[flo
 
 
 @torch.inference_mode()
-def _require_features(backbone: GrayInput, size_px: int, what: str) -> None:
+def require_features(backbone: nn.Module, size_px: int, what: str) -> None:
     """Raise UserError unless a backbone gives one vector for an image of this size, and always the same one."""
     image = torch.linspace(0, 1, size_px**2).view(1, 1, size_px, size_px)
     try:

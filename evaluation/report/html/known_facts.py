@@ -22,7 +22,10 @@ def known_facts(facts: RunFacts) -> Mapping[Fact, str]:
     """Return the facts that have a sentence."""
     known: dict[Fact, str] = {"software": "Sternum, open source under Apache-2.0; versions under Configuration"}
     if facts.pretraining:
+        probed = facts.results.run if facts.results else None
+        size_px = probed.probed_px if probed else facts.pretraining.config.views.size_px
         known |= _of_pretraining(facts.pretraining)
+        known["input"] = f"one gray radiograph, {size_px} x {size_px} px; nothing else"
     if facts.results:
         if (facts.folder / FOLDER / ATTENTION).exists():
             known["explanations"] = "attention maps with two checks (Where the network looks)"
@@ -46,7 +49,6 @@ def _of_pretraining(pretraining: Pretraining) -> dict[Fact, str]:
     return {
         "goal": "pretraining of a radiograph encoder without labels, judged by simple classifiers on frozen features",
         "data": f"pretraining: {sets}",
-        "input": f"one gray radiograph, {config.views.size_px} x {config.views.size_px} px; nothing else",
         "preparation": "8-bit gray, scaled, normalized by the pixel mean and deviation of the training set (Data)",
         "subsets": f"{config.data.fraction_percent} % of the patients, "
         f"{'splits ' + ', '.join(config.data.splits) if config.data.splits else 'all splits'}",
