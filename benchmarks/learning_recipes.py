@@ -16,6 +16,11 @@ _JITTER: Final = (
     *("--views.contrast_about=mean", "--views.clip=true"),
 )
 
+# What others have found to help short trainings with small batches, all at once.
+_TOGETHER: Final = (*_JITTER, "--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true")
+_SIBLINGS: Final = ("--views.second_from=same_patient", "--views.second_probability=0.5")
+_SMALL_VIEWS: Final = ("--views.small_views=4",)
+
 STERNUM: Final[dict[str, tuple[str, ...]]] = {
     BASELINE: (),
     # One factor each.
@@ -30,16 +35,19 @@ STERNUM: Final[dict[str, tuple[str, ...]]] = {
     "temperature_0.1": ("--loss.temperature=0.1",),
     "decoupled": ("--loss.decoupled=true",),
     "same_patient_masked": ("--loss.same_patient=masked",),
-    "sibling_views": ("--views.second_from=same_patient", "--views.second_probability=0.5"),
-    "small_views": ("--views.small_views=4",),
+    "sibling_views": _SIBLINGS,
+    "small_views": _SMALL_VIEWS,
     "batch_128": _BATCH_128,
     "batch_256": ("--data.global_batch=256", "--optim.warmup_steps=50"),
     "adamw": ("--optim.name=adamw", "--optim.weight_decay=0.01"),
     "rate_0.0005_constant": ("--optim.learning_rate=0.0005", "--optim.schedule=constant", "--optim.warmup_steps=0"),
     "antialias_off": ("--views.antialias=false",),
     "shards_128": ("--views.antialias=false",),  # as README proposes for two cores; see `side_px_of`
-    # What others have found to help short trainings with small batches, all at once.
-    "together": (*_JITTER, "--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true"),
+    # Several factors.
+    "together": _TOGETHER,
+    "together_siblings": (*_TOGETHER, *_SIBLINGS),
+    "together_small_views": (*_TOGETHER, *_SMALL_VIEWS),
+    "together_crop_0.08": (*_TOGETHER, "--views.crop_area=[0.08,1.0]"),
     # Everything that lightly_simclr does, by Sternum's options.
     "lightly_by_options": (
         *("--data.global_batch=128", "--model.projection_width=512", "--model.head_norm=true"),
