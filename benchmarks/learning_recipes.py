@@ -48,6 +48,8 @@ STERNUM: Final[dict[str, tuple[str, ...]]] = {
     "together_siblings": (*_TOGETHER, *_SIBLINGS),
     "together_small_views": (*_TOGETHER, *_SMALL_VIEWS),
     "together_crop_0.08": (*_TOGETHER, "--views.crop_area=[0.08,1.0]"),
+    "together_rate_0.003": (*_TOGETHER, "--optim.learning_rate=0.003"),
+    "together_batch_32": (*_TOGETHER, "--data.global_batch=32", "--optim.warmup_steps=400"),
     # Everything that lightly_simclr does, by Sternum's options.
     "lightly_by_options": (
         *("--data.global_batch=128", "--model.projection_width=512", "--model.head_norm=true"),
