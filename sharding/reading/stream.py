@@ -132,7 +132,7 @@ def sample_batches(
         RunFailed: while iterating, if a shard cannot be opened or downloaded
     """
     order.require_world(world)
-    _require_room(shards, order, order.lanes // world * min(local_world, world), siblings)
+    require_room(shards, order, world, local_world, siblings)
 
     def steps() -> Iterator[_Step]:
         for number in count(first_step):
@@ -143,10 +143,14 @@ def sample_batches(
     return _batches(shards, steps(), largest_bytes(shards, at_a_time), order.global_batch // world, mask=True)
 
 
-def _require_room(shards: ShardSet, order: SampleOrder, lanes: int, siblings: Siblings | None) -> None:
-    """Raise UserError if the cache is too small for the shards that this machine's lanes read at a time."""
+def require_room(shards: ShardSet, order: SampleOrder, world: int, local_world: int, siblings: Siblings | None) -> None:
+    """Raise UserError if the cache is too small for the shards that this machine's lanes read at a time.
+
+    The arguments are those of `sample_batches`.
+    """
     if shards.cache is None:
         return
+    lanes = order.lanes // world * min(local_world, world)
     if siblings is None:
         count = order.shards_at_a_time(lanes)
         readers = f"{lanes} lanes of this machine read ({count} shards, the present and next ones)"

@@ -25,7 +25,7 @@ from sharding.reading.manifests import read_manifest
 from sharding.reading.order import Positions, SampleOrder
 from sharding.reading.shard_set import ShardSet
 from sharding.reading.siblings import NO_SIBLINGS, Siblings
-from sharding.reading.stream import read_batch, sample_order
+from sharding.reading.stream import read_batch, require_room, sample_order
 from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.engines.deepspeed_json import deepspeed_settings
 from ssl_core.model.encoder import build_encoder
@@ -80,6 +80,7 @@ def check_plan(config: PretrainConfig, ranks: Ranks) -> Iterator[str]:
     for location in config.data.shards:
         yield _labels(read_manifest(location, config.data.fetch), shards)
     siblings = siblings_of(config.views, shards, config.seed)
+    require_room(shards, order, world, ranks.local_world, siblings)
     yield _views(config, shards, order, siblings)
     if siblings:
         yield _siblings(config, siblings)

@@ -15,6 +15,8 @@ from launch import pretrain as command
 from sharding.datasets.folder import FolderOptions
 from sharding.packing.pack import PackConfig, pack
 from sharding.reading.data_config import DataConfig
+from sharding.reading.fetch import FetchConfig
+from sharding.simulation.datasets import write_cell
 from ssl_core.checkpoints.checkpoint import find_checkpoints
 from ssl_core.checkpoints.retention import CheckpointConfig
 from ssl_core.engines.engine import AutocastEncoder
@@ -25,6 +27,7 @@ from ssl_core.pretraining.memory import checkpoint_bytes, step_memory
 from ssl_core.pretraining.plan import check_plan
 from ssl_core.pretraining.train import pretrain
 from ssl_core.views.spec import ViewSpec
+from tests.support.fault_server import serving
 from tests.support.tiny_resnet import TINY_RESNET
 
 
@@ -124,6 +127,22 @@ def test_what_the_run_would_refuse_or_has_no_room_for_is_refused(
     kept = replace(change(config), checkpoints=CheckpointConfig(keep_last=2))
     if kept.train.epochs > 2:
         assert facts(kept)["disk"].startswith("3 checkpoints of ")
+
+
+def test_a_cache_too_small_for_the_lanes_is_refused_as_the_run_refuses_it(
+    small: PretrainConfig, tmp_path: Path
+) -> None:
+    write_cell(tmp_path / "raw", {"train": 40, "test": 12}, seed=0, size_px=64)
+    pack(PackConfig("cell", tmp_path / "raw", tmp_path / "cell", shorter_side_px=64, shard_size_mb=0.03, workers=1))
+    with serving(tmp_path) as server:
+        fetch = FetchConfig(tmp_path / "cache", limit_gb=100e-6)
+        data = DataConfig([f"{server.url}/cell"], global_batch=16, lanes=4, shuffle_window=8, fetch=fetch)
+        messages = []
+        for start in (facts, lambda config: pretrain(config, Ranks())):
+            with pytest.raises(UserError, match=r"^data\.fetch\.limit_gb=0\.0001 is less than .* 4 lanes") as caught:
+                start(replace(small, data=data))
+            messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def test_a_set_without_labels_is_said_to_be_beyond_probing_by_the_command(
