@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -32,7 +32,7 @@ from benchmarks.learning_probe import (
     nearest_neighbors,
     score_task,
 )
-from benchmarks.learning_recipes import BASELINE, NAMES
+from benchmarks.learning_recipes import NAMES
 from benchmarks.learning_results import Probing, read_runs, read_tasks, run_path, write_run, write_tasks
 from benchmarks.learning_table import markdown, rows, write_table
 from benchmarks.learning_training import Training, epochs_in, read_trained, train, weights_path
@@ -41,6 +41,8 @@ from infra.errors import require
 from infra.log import say
 from launch.cli import run_command
 from sharding.reading.shard_set import ShardSet
+
+FINAL: Final = "final"  # folder of the results on Cell's test part
 
 
 def score(ground: Path, results: Path, probing: Probing) -> None:
@@ -108,7 +110,7 @@ def judge_finally(ground: Path, results: Path, probings: Sequence[Probing]) -> N
     Raises:
         UserError: if the test part was opened before
     """
-    folder = results / "final"
+    folder = results / FINAL
     require(not folder.exists(), f"{folder} exists: Cell's test part was opened before, and a second look would choose")
     films, test = open_films(ground, "cell"), open_films(ground, "cell-test")
     count = len(test.classes)
@@ -126,11 +128,10 @@ def judge_finally(ground: Path, results: Path, probings: Sequence[Probing]) -> N
     for probing, (scores, c, knn_auc) in zip(probings, judged, strict=True):
         facts = {"cs": [c], "knn_auc": knn_auc}
         write_run(folder, probing, read_trained(ground, probing.training), {task.name: scores}, {task.name: facts})
-    tabulate_runs(folder)
 
 
-def tabulate_runs(results: Path, baseline: str = BASELINE) -> None:
-    """Print and write the table of all runs in a folder, with their differences to a baseline."""
+def tabulate_runs(results: Path, baseline: str) -> None:
+    """Print and write the table of all runs in a folder, with their differences to one training."""
     tasks = read_tasks(results)
     found = rows(read_runs(results), tasks, baseline)
     write_table(results, found, list(tasks))
@@ -167,9 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one.add_argument("--seed", type=int, default=0)
     for name, text in (("queue", "train and score what is missing"), ("final", "open Cell's test part")):
         several = commands.add_parser(name, parents=[ground, length, results, probe], help=text)
-        several.add_argument("runs", nargs="+", help="RECIPE:SEED, such as cpu:0 cpu:1 head_norm:0")
-    summary = commands.add_parser("table", parents=[results], help="write the table")
-    summary.add_argument("--baseline", choices=NAMES, default=BASELINE, help="recipe that the others are compared with")
+        several.add_argument("runs", nargs="+", help="RECIPE:SEED, such as former:0 former:1 head_norm:0")
+    commands.add_parser("table", parents=[results], help="write the table")
+    for name in ("table", "final"):
+        commands.choices[name].add_argument(
+            "--baseline", required=True, help="training that the others are compared with, such as former-64px-10epochs"
+        )
     _run(parser.parse_args(arguments))
     return 0
 
@@ -194,12 +198,15 @@ def _run(options: argparse.Namespace) -> None:
         elif command == "queue":
             run_queue(options.ground, options.results, probings, options.threads)
         else:
+            names = {training.without_seed for training in trainings}
+            require(options.baseline in names, f"baseline={options.baseline} must be one of {', '.join(sorted(names))}")
             judge_finally(options.ground, options.results, probings)
+            tabulate_runs(options.results / FINAL, options.baseline)
 
 
 def _training(text: str, options: argparse.Namespace) -> Training:
     recipe, _, seed = text.partition(":")
-    require(seed.isdecimal(), f"{text} must be RECIPE:SEED, such as cpu:0")
+    require(seed.isdecimal(), f"{text} must be RECIPE:SEED, such as former:0")
     training = Training(recipe, int(seed), options.size_px, options.epochs)
     if options.minutes is None or not training.is_trained:
         return training

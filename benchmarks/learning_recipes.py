@@ -4,11 +4,9 @@ from typing import Final
 
 from infra.errors import UserError
 
-BASELINE: Final = "cpu"
-
-# What every recipe of Sternum begins with: the built-in configuration on shards at the size of Cell's files. Such
-# shards need antialiased views.
-COMMON: Final = ("--config=cpu", "--views.antialias=true", "--data.splits=[train,val]")
+# What every recipe of Sternum begins with: the built-in configuration as it was before these measurements, on shards at
+# the size of Cell's files. Such shards need antialiased views.
+COMMON: Final = ("--config=benchmarks/learning_former.yaml", "--views.antialias=true", "--data.splits=[train,val]")
 
 _BATCH_128: Final = ("--data.global_batch=128", "--optim.warmup_steps=100")
 _JITTER: Final = (
@@ -22,7 +20,7 @@ _SIBLINGS: Final = ("--views.second_from=same_patient", "--views.second_probabil
 _SMALL_VIEWS: Final = ("--views.small_views=4",)
 
 STERNUM: Final[dict[str, tuple[str, ...]]] = {
-    BASELINE: (),
+    "former": (),
     # One factor each.
     "head_norm": ("--model.head_norm=true",),
     "wide_head": ("--model.projection_width=4096", "--model.projection_size=256"),

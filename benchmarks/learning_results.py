@@ -42,9 +42,9 @@ class Run(NamedTuple):
     scores: dict[str, UInt8]
 
     @property
-    def recipe(self) -> str:
-        """Name of its recipe."""
-        return str(self.facts["recipe"])
+    def training(self) -> str:
+        """Its recipe, size and length."""
+        return Training(*(self.facts[name] for name in ("recipe", "seed", "size_px", "epochs"))).without_seed
 
 
 def run_path(results: Path, probing: Probing) -> Path:

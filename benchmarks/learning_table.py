@@ -1,51 +1,37 @@
-"""The table of `benchmarks.learning`: every recipe that was tried, with its seeds, also those that did not help."""
+"""The table of `benchmarks.learning`: everything that was tried, with its seeds, also those that did not help."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from tabulate import tabulate
 
 from benchmarks.learning_probe import Task
-from benchmarks.learning_recipes import UNTRAINED
 from benchmarks.learning_results import Run
 from evaluation.results.scores import Difference, Estimate
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
 from evaluation.scoring.scores import auc
+from infra.errors import require
 from infra.storage.files import write_atomic
 
 _RESAMPLES: Final = 1000
 
 
-class Setting(NamedTuple):
-    """Runs of the same setting are compared.
-
-    Attributes:
-        size_px: width and height of a view in training
-        epochs: 0 for controls, which have no length
-        probe_px: width and height of the probe's images
-    """
-
-    size_px: int
-    epochs: int
-    probe_px: int
-
-
 @dataclass(frozen=True)
 class Cell:
-    """A recipe on a task.
+    """A training on a task.
 
     Attributes:
         auc: mean over the seeds, with its interval over seeds and patients
         sd: standard deviation over the seeds; None for one seed
         knn_auc: mean over the seeds
-        difference: to the baseline of the same setting, paired by patient; None for the baseline itself
-        p_holm: of the difference, within the task and setting
+        difference: to the baseline, probed at the same size and paired by patient; None for the baseline itself
+        p_holm: of the difference, within the task and the size of the probe's images
     """
 
     auc: Estimate
@@ -57,45 +43,50 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe with all of its seeds in one setting.
+    """A training with all of its seeds, probed at one size.
 
     Attributes:
-        recipe: its name
-        setting: sizes of the views and of the probe's images, and length
+        training: recipe, size of a view and length
+        probe_px: width and height of the probe's images
         seeds: of its runs
-        cpu_ms_per_image: mean over the runs
+        cpu_ms_per_image: mean over the runs; 0 for controls
+        cpu_minutes: of a whole training, likewise
         cells: by the name of the task
     """
 
-    recipe: str
-    setting: Setting
+    training: str
+    probe_px: int
     seeds: list[int]
     cpu_ms_per_image: float
+    cpu_minutes: float
     cells: dict[str, Cell] = field(default_factory=dict)
 
 
 def rows(runs: Sequence[Run], tasks: Mapping[str, Task], baseline: str) -> list[Row]:
-    """Return a row for each recipe and setting, the best on the first task first within a setting."""
-    groups = defaultdict[tuple[Setting, str], list[Run]](list)
+    """Return a row for each training and size of the probe's images; of each size the best on the first task first.
+
+    Args:
+        runs: finished runs
+        tasks: those on which they were judged
+        baseline: the training that the others are compared with
+
+    Raises:
+        UserError: if there is no such training
+    """
+    groups = defaultdict[tuple[int, str], list[Run]](list)
     for run in runs:
-        epochs = 0 if run.recipe in UNTRAINED else run.facts["epochs"]
-        groups[Setting(run.facts["size_px"], epochs, run.facts["probe_px"]), run.recipe].append(run)
+        groups[run.facts["probe_px"], run.training].append(run)
+    names = sorted({training for _, training in groups})
+    require(baseline in names, f"baseline={baseline} is none of the trainings; use one of {', '.join(names)}")
     found = []
-    for (setting, recipe), group in groups.items():
-        base = [] if recipe == baseline else groups.get((_setting_of_baseline(groups, setting, baseline), baseline), [])
+    for (probe_px, training), group in groups.items():
+        base = [] if training == baseline else groups.get((probe_px, baseline), [])
         cells = {name: _cell(task, group, base) for name, task in tasks.items()}
         cpu_ms = float(np.mean([run.facts["cpu_ms_per_image"] for run in group]))
-        found.append(Row(recipe, setting, sorted(run.facts["seed"] for run in group), cpu_ms, cells))
+        cpu_minutes = cpu_ms * group[0].facts["samples"] / 60_000
+        found.append(Row(training, probe_px, sorted(run.facts["seed"] for run in group), cpu_ms, cpu_minutes, cells))
     first = next(iter(tasks))
-    return sorted(_with_holm(found), key=lambda row: (*row.setting, -row.cells[first].auc.value))
-
-
-def _setting_of_baseline(groups: Mapping[tuple[Setting, str], Any], setting: Setting, baseline: str) -> Setting:
-    """Return the setting itself; for a control the shortest one of the baseline at its sizes."""
-    if setting.epochs:
-        return setting
-    settings = [setting._replace(epochs=of.epochs) for of, recipe in groups if recipe == baseline]
-    return min((of for of in settings if (of, baseline) in groups), default=setting)
+    return sorted(_with_holm(found), key=lambda row: (row.probe_px, -row.cells[first].auc.value))
 
 
 def _cell(task: Task, runs: Sequence[Run], baseline: Sequence[Run]) -> Cell:
@@ -115,12 +106,12 @@ def _cell(task: Task, runs: Sequence[Run], baseline: Sequence[Run]) -> Cell:
 
 
 def _with_holm(found: Sequence[Row]) -> list[Row]:
-    """Return the rows with p-values adjusted for all recipes that are compared on a task in a setting."""
-    families = defaultdict[tuple[Setting, str], list[Cell]](list)
+    """Return the rows with p-values adjusted for all that are compared on a task with probe images of one size."""
+    families = defaultdict[tuple[int, str], list[Cell]](list)
     for row in found:
         for name, cell in row.cells.items():
             if cell.difference is not None and cell.difference.p is not None:
-                families[row.setting, name].append(cell)
+                families[row.probe_px, name].append(cell)
     adjusted = dict[int, float]()
     for cells in families.values():
         values = [cell.difference.p for cell in cells if cell.difference and cell.difference.p is not None]
@@ -132,28 +123,30 @@ def _with_holm(found: Sequence[Row]) -> list[Row]:
 
 
 def markdown(found: Sequence[Row], tasks: Sequence[str]) -> str:
-    """Return one table for each setting: AUC and SD over seeds, and the difference to the baseline, in points."""
+    """Return a table for each size of the probe's images: AUC, SD over seeds, difference to the baseline, kNN."""
     parts = []
-    header = ["recipe", "seeds", "CPU ms an image", *(head for name in tasks for head in (name, "difference"))]
-    for setting in dict.fromkeys(row.setting for row in found):
+    costs = ["CPU ms an image", "CPU minutes"]
+    header = ["training", "seeds", *costs, *(head for name in tasks for head in (name, "difference", "kNN"))]
+    for probe_px in dict.fromkeys(row.probe_px for row in found):
         lines = [
-            [row.recipe, str(len(row.seeds)), f"{row.cpu_ms_per_image:.1f}" if row.cpu_ms_per_image else ""]
+            [row.training, str(len(row.seeds))]
+            + ([f"{row.cpu_ms_per_image:.1f}", f"{row.cpu_minutes:.0f}"] if row.cpu_minutes else ["", ""])
             + [text for name in tasks for text in _texts(row.cells[name])]
             for row in found
-            if row.setting == setting
+            if row.probe_px == probe_px
         ]
-        length = f"{setting.epochs} epochs" if setting.epochs else "no training"
         table = tabulate(lines, header, tablefmt="pipe", disable_numparse=True)
-        parts.append(f"{setting.size_px} px, {length}, probed at {setting.probe_px} px\n\n{table}\n")
+        parts.append(f"Probed at {probe_px} px\n\n{table}\n")
     return "\n".join(parts)
 
 
-def _texts(cell: Cell) -> tuple[str, str]:
+def _texts(cell: Cell) -> tuple[str, str, str]:
     value = f"{100 * cell.auc.value:.2f}" + ("" if cell.sd is None else f" ± {100 * cell.sd:.2f}")
     item = cell.difference
-    if item is None or item.low is None or item.high is None:
-        return value, ""
-    return value, f"{100 * item.value:+.2f} ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
+    difference = ""
+    if item is not None and item.low is not None and item.high is not None:
+        difference = f"{100 * item.value:+.2f} ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
+    return value, difference, f"{100 * cell.knn_auc:.2f}"
 
 
 def write_table(results: Path, found: Sequence[Row], tasks: Sequence[str]) -> None:

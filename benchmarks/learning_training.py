@@ -59,10 +59,14 @@ class Training:
         return self.recipe not in UNTRAINED
 
     @property
+    def without_seed(self) -> str:
+        """Recipe, size and length; controls have only a name."""
+        return f"{self.recipe}-{self.size_px}px-{self.epochs}epochs" if self.is_trained else self.recipe
+
+    @property
     def name(self) -> str:
-        """Name of the run's files; controls have no length."""
-        length = f"-{self.epochs}epochs" if self.is_trained else ""
-        return f"{self.recipe}-{self.size_px}px{length}-seed{self.seed}"
+        """Name of the run's files."""
+        return f"{self.without_seed}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
