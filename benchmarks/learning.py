@@ -33,8 +33,8 @@ from benchmarks.learning_probe import (
     score_task,
 )
 from benchmarks.learning_recipes import NAMES
-from benchmarks.learning_results import Probing, read_runs, read_tasks, run_path, write_run, write_tasks
-from benchmarks.learning_table import markdown, rows, write_table
+from benchmarks.learning_results import Probing, run_path, write_run, write_tasks
+from benchmarks.learning_table import write_table
 from benchmarks.learning_training import Training, epochs_in, read_trained, train, weights_path
 from infra.arrays import Float32, UInt8
 from infra.errors import require
@@ -130,14 +130,6 @@ def judge_finally(ground: Path, results: Path, probings: Sequence[Probing]) -> N
         write_run(folder, probing, read_trained(ground, probing.training), {task.name: scores}, {task.name: facts})
 
 
-def tabulate_runs(results: Path, baseline: str) -> None:
-    """Print and write the table of all runs in a folder, with their differences to one training."""
-    tasks = read_tasks(results)
-    found = rows(read_runs(results), tasks, baseline)
-    write_table(results, found, list(tasks))
-    print(markdown(found, list(tasks)))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,7 +175,7 @@ def _run(options: argparse.Namespace) -> None:
     if command == "prepare":
         prepare(options.ground, options.cell, options.chestxray14)
     elif command == "table":
-        tabulate_runs(options.results, options.baseline)
+        print(write_table(options.results, options.baseline))
     else:
         named = options.runs if "runs" in options else [f"{options.recipe}:{options.seed}"]
         trainings = [_training(text, options) for text in named]
@@ -201,7 +193,7 @@ def _run(options: argparse.Namespace) -> None:
             names = {training.without_seed for training in trainings}
             require(options.baseline in names, f"baseline={options.baseline} must be one of {', '.join(sorted(names))}")
             judge_finally(options.ground, options.results, probings)
-            tabulate_runs(options.results / FINAL, options.baseline)
+            print(write_table(options.results / FINAL, options.baseline))
 
 
 def _training(text: str, options: argparse.Namespace) -> Training:

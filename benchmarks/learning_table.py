@@ -5,17 +5,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from tabulate import tabulate
 
 from benchmarks.learning_probe import Task
-from benchmarks.learning_results import Run
+from benchmarks.learning_results import Run, read_runs, read_tasks
 from evaluation.results.scores import Difference, Estimate
 from evaluation.scoring.multiplicity import holm
 from evaluation.scoring.recipes import recipe_auc, recipe_difference
-from evaluation.scoring.scores import auc
+from evaluation.scoring.scores import auc, auc_difference
 from infra.errors import require
 from infra.storage.files import write_atomic
 
@@ -62,6 +62,22 @@ class Row:
     cells: dict[str, Cell] = field(default_factory=dict)
 
 
+class LargerImages(NamedTuple):
+    """The same weights probed at two sizes.
+
+    Attributes:
+        weights: training and seed
+        from_px: width and height of the smaller images
+        to_px: of the larger ones
+        differences: AUC on the larger minus AUC on the smaller images by the name of the task, paired by patient
+    """
+
+    weights: str
+    from_px: int
+    to_px: int
+    differences: dict[str, Difference]
+
+
 def rows(runs: Sequence[Run], tasks: Mapping[str, Task], baseline: str) -> list[Row]:
     """Return a row for each training and size of the probe's images; of each size the best on the first task first.
 
@@ -87,6 +103,24 @@ def rows(runs: Sequence[Run], tasks: Mapping[str, Task], baseline: str) -> list[
         found.append(Row(training, probe_px, sorted(run.facts["seed"] for run in group), cpu_ms, cpu_minutes, cells))
     first = next(iter(tasks))
     return sorted(_with_holm(found), key=lambda row: (row.probe_px, -row.cells[first].auc.value))
+
+
+def larger_images(runs: Sequence[Run], tasks: Mapping[str, Task]) -> list[LargerImages]:
+    """Return what the probe gains by larger images, for all weights that were probed at several sizes."""
+    weights = defaultdict[str, list[Run]](list)
+    for run in sorted(runs, key=lambda run: int(run.facts["probe_px"])):
+        weights[f"{run.training}-seed{run.facts['seed']}"].append(run)
+    found = []
+    for name, (smallest, *others) in weights.items():
+        for run in others:
+            differences = {
+                task: auc_difference(
+                    *(of.predictions(judged.scores[task]) for judged in (run, smallest)), resamples=_RESAMPLES, seed=0
+                )
+                for task, of in tasks.items()
+            }
+            found.append(LargerImages(name, smallest.facts["probe_px"], run.facts["probe_px"], differences))
+    return found
 
 
 def _cell(task: Task, runs: Sequence[Run], baseline: Sequence[Run]) -> Cell:
@@ -140,16 +174,45 @@ def markdown(found: Sequence[Row], tasks: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def markdown_of_sizes(found: Sequence[LargerImages], tasks: Sequence[str]) -> str:
+    """Return a table of what larger images in the probe change."""
+    lines = [
+        [
+            item.weights,
+            f"{item.from_px} to {item.to_px} px",
+            *(_of_difference(item.differences[name]) for name in tasks),
+        ]
+        for item in found
+    ]
+    table = tabulate(lines, ["weights", "probed at", *tasks], tablefmt="pipe", disable_numparse=True)
+    return f"The same weights on larger images, points of AUC\n\n{table}\n"
+
+
 def _texts(cell: Cell) -> tuple[str, str, str]:
     value = f"{100 * cell.auc.value:.2f}" + ("" if cell.sd is None else f" ± {100 * cell.sd:.2f}")
-    item = cell.difference
-    difference = ""
-    if item is not None and item.low is not None and item.high is not None:
-        difference = f"{100 * item.value:+.2f} ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
-    return value, difference, f"{100 * cell.knn_auc:.2f}"
+    return value, _of_difference(cell.difference), f"{100 * cell.knn_auc:.2f}"
 
 
-def write_table(results: Path, found: Sequence[Row], tasks: Sequence[str]) -> None:
-    """Write table.md and table.json."""
-    write_atomic(results / "table.md", markdown(found, tasks))
-    write_atomic(results / "table.json", json.dumps([asdict(row) for row in found], indent=1) + "\n")
+def _of_difference(item: Difference | None) -> str:
+    if item is None or item.low is None or item.high is None:
+        return ""
+    return f"{100 * item.value:+.2f} ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
+
+
+def write_table(results: Path, baseline: str) -> str:
+    """Write table.md and table.json of all runs in a folder, and return the former."""
+    tasks, runs = read_tasks(results), read_runs(results)
+    found, sizes = rows(runs, tasks, baseline), larger_images(runs, tasks)
+    text = markdown(found, list(tasks)) + ("\n" + markdown_of_sizes(sizes, list(tasks)) if sizes else "")
+    content = {
+        "baseline": baseline,
+        "trainings": [asdict(row) for row in found],
+        "larger_images": [item._asdict() | {"differences": _as_dicts(item.differences)} for item in sizes],
+    }
+    write_atomic(results / "table.md", text)
+    write_atomic(results / "table.json", json.dumps(content, indent=1) + "\n")
+    return text
+
+
+def _as_dicts(differences: Mapping[str, Difference]) -> dict[str, dict[str, object]]:
+    return {name: asdict(difference) for name, difference in differences.items()}

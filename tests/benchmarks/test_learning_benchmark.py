@@ -102,13 +102,14 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
     write_cell(tmp_path / "more", {"train": 80}, seed=1, size_px=64)
     _write_chestxray14(tmp_path / "nih", sorted((tmp_path / "more").rglob("*.jpeg")))
     main(["prepare", f"--ground={ground}", f"--cell={tmp_path / 'cell'}", f"--chestxray14={tmp_path / 'nih'}"])
-    words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=2", "--probe_px=48")
+    words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=2")
+    probed = (*words, "--probe_px=32", "--probe_px=48")
     recipes = [RECIPE, "raw_pixels", *(["lightly_simclr"] if find_spec("lightly") else [])]
     queue = [f"{recipe}:0" for recipe in recipes]
-    main(["queue", *words, *queue])
+    main(["queue", *probed, *queue])
     written = {path: path.stat().st_mtime_ns for path in results.iterdir()}
-    assert len(written) == 1 + 2 * len(recipes)
-    main(["queue", *words, *queue])
+    assert len(written) == 1 + 2 * 2 * len(recipes)
+    main(["queue", *probed, *queue])
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == written
 
     facts = json.loads((results / f"{RECIPE}-32px-2epochs-seed0-probe48px.json").read_text())
@@ -119,11 +120,14 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
     main(["table", f"--results={results}", baseline])
     text = capsys.readouterr().out
     assert all(recipe in text for recipe in recipes)
-    assert len(json.loads((results / "table.json").read_text())) == len(recipes)
+    table = json.loads((results / "table.json").read_text())
+    assert len(table["trainings"]) == 2 * len(recipes)
+    gains = {item["weights"]: item["differences"]["cell 100 %"]["value"] for item in table["larger_images"]}
+    assert gains["raw_pixels-seed0"] == 0 != gains[f"{RECIPE}-32px-2epochs-seed0"]
     with pytest.raises(UserError, match="baseline=else is none of the trainings; use one of"):
         main(["table", f"--results={results}", "--baseline=else"])
 
-    main(["final", *words, *queue, baseline])
+    main(["final", *probed, *queue, baseline])
     assert "cell test" in capsys.readouterr().out
     with pytest.raises(UserError, match="opened before"):
-        main(["final", *words, *queue, baseline])
+        main(["final", *probed, *queue, baseline])
