@@ -165,6 +165,11 @@ class ProbeConfig:
             require(
                 self.out is None, f"{setting(self, 'out')} is for {key(self, 'backbones')}; a run keeps its results"
             )
+            for name in ("mean", "std"):
+                require(
+                    bool(self.compare) or getattr(self.input, name) is None,
+                    f"{setting(self.input, name)} is for {key(self, 'compare')}; a run keeps its own; remove it",
+                )
             return
         require(
             bool(self.backbones),

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from evaluation.data.backbones.opened import InputOptions
 from evaluation.data.labeled_sets import ProbeData, open_labeled_sets
 from evaluation.data.probe_tasks import TaskOptions, open_probe_tasks
 from evaluation.data.task_choice import choose_tasks
@@ -485,6 +486,7 @@ def test_probe_without_shards_is_refused() -> None:
         ("bootstrap_resamples", 5, "bootstrap_resamples=5"),
         ("address", "auto", "excludes search=serial"),
         ("repeats", 0, "repeats=0"),
+        ("input", InputOptions(mean=[0.5]), r"mean=\[0\.5\] is for compare"),
     ],
 )
 def test_option_out_of_range_is_refused_by_name(tmp_path: Path, key: str, value: object, words: str) -> None:
