@@ -72,9 +72,12 @@ def driver_version() -> str | None:
 
 
 def use_ieee_fp32() -> None:
-    """Let fp32 on GPUs be IEEE's single precision; by default torch's convolutions round their inputs to 10 bits."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    """Let fp32 on GPUs be IEEE's single precision; by default torch's convolutions round their inputs to 10 bits.
+
+    The newer `fp32_precision` leaves `cudnn.allow_tf32` as it is, and torch.export refuses to work while they differ.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def has_bf16_matrix_units(device: torch.device) -> bool:

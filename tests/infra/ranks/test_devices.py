@@ -1,12 +1,13 @@
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from infra.errors import UserError
 from infra.ranks import devices
-from infra.ranks.devices import device_of, has_bf16_matrix_units, use_ieee_fp32
+from infra.ranks.devices import device_of, has_bf16_matrix_units
 from infra.ranks.processes import Ranks
 
 
@@ -54,17 +55,16 @@ def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         device_of(Ranks(2, 8, 2, 4))
 
 
-def test_fp32_means_ieee_single_precision() -> None:
-    settings: list[Any] = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "tf32"
-        use_ieee_fp32()
-        assert [setting.fp32_precision for setting in settings] == ["ieee", "ieee"]
-    finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+def test_fp32_means_ieee_single_precision_and_networks_can_still_be_exported() -> None:
+    code = """
+import torch
+from infra.ranks.devices import use_ieee_fp32
+use_ieee_fp32()
+assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is False
+assert "tf32" not in (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
+torch.export.export(torch.nn.Conv2d(1, 1, 1).eval(), (torch.zeros(1, 1, 4, 4),))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("unit", "has_units"), [("amx_bf16", True), ("bf16", True), ("avx512_bf16", False)])
