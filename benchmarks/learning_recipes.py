@@ -4,8 +4,8 @@ from typing import Final
 
 from infra.errors import UserError
 
-# What every recipe of Sternum begins with: the built-in configuration as it was before these measurements, on shards at
-# the size of Cell's files. Such shards need antialiased views.
+# What every recipe of Sternum begins with: a kept copy of the built-in configuration, on shards at the size of Cell's
+# files. Such shards need antialiased views.
 COMMON: Final = ("--config=benchmarks/learning_former.yaml", "--views.antialias=true", "--data.splits=[train,val]")
 
 _BATCH_128: Final = ("--data.global_batch=128", "--optim.warmup_steps=100")
@@ -14,7 +14,7 @@ _JITTER: Final = (
     *("--views.contrast_about=mean", "--views.clip=true"),
 )
 
-# What others have found to help short trainings with small batches, all at once.
+# Changes that others have found to help short trainings with small batches.
 _TOGETHER: Final = (*_JITTER, "--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true")
 _SIBLINGS: Final = ("--views.second_from=same_patient", "--views.second_probability=0.5")
 _SMALL_VIEWS: Final = ("--views.small_views=4",)

@@ -61,7 +61,8 @@ class ProbeConfig:
             folder of a vision model of transformers
         backbones: probe such weights without a run; the first are compared with the others
         out: folder for the results of --backbones
-        input: the images that the weights take. A run's take size_px alone; its mean and standard deviation stay
+        input: the images that the weights take: those of --compare, of --backbones and of the run. A run takes size_px
+            only; it keeps its own mean and standard deviation
         allow_overlap: probe test images even if pretraining saw them or the same pictures, and mark their rows
         seed: determines parts, folds and the bootstrap
     """
@@ -168,7 +169,7 @@ class ProbeConfig:
             for name in ("mean", "std"):
                 require(
                     bool(self.compare) or getattr(self.input, name) is None,
-                    f"{setting(self.input, name)} is for {key(self, 'compare')}; a run keeps its own; remove it",
+                    f"{setting(self.input, name)} is for {key(self, 'compare')}; a run keeps its own, so remove it",
                 )
             return
         require(

@@ -26,8 +26,8 @@ class InputOptions:
     """What the user says of the images that backbones take, in place of what is known of each.
 
     Args:
-        size_px: width and height; by default what the weights were trained on. Sizes above that can give better
-            features of a convolutional network
+        size_px: width and height; by default what the weights were trained on. A convolutional network may give better
+            features at a larger size
         mean: mean of each channel on the scale 0 to 1; by default what the weights were trained on
         std: standard deviation of each channel, likewise
     """
