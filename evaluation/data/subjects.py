@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -111,8 +110,9 @@ class RunSubject(Subject):
         self._choice, self._untrained_seeds = choice, untrained_seeds
         checkpoint_sources(run, self.pretraining, choice)  # fail early if there is none
         self._newest = newest = find_checkpoints(run)[-1].state
-        trained_on = self.pretraining.views
-        self.views = replace(trained_on, size_px=size_px or trained_on.size_px)
+        self.views = self.pretraining.views
+        if size_px is not None:
+            self.views = self.views.of_size(size_px)
         self.input = Input(self.views.size_px, (newest.pixel_mean,), (newest.pixel_std,))
 
     @property
@@ -140,7 +140,7 @@ class RunSubject(Subject):
         return Run(
             backbone=self.pretraining.model.backbone,
             size_px=self.pretraining.views.size_px,
-            input_px=self.views.size_px,
+            probed_px=self.views.size_px,
             global_batch=data.global_batch,
             fraction_percent=data.fraction_percent,
             epochs=max(source.epoch or 0.0 for source in probed),

@@ -283,7 +283,8 @@ class Prober:
     ) -> None:
         selection = select_checkpoint(
             self.subject.folder,
-            pretraining,
+            self.subject.views,
+            pretraining.seed,
             images,
             self.extractor,
             features,

@@ -39,7 +39,7 @@ class Run:
         recipe: every setting that decides what the pretraining computes, but the seed, and the identity of its shards;
             empty in results of older versions
         before: the weights that it descends from, the latest first; none if it began with random ones
-        input_px: side of the probed images; 0 in results of older versions, which probed images of `size_px`
+        probed_px: side of the probed images; by default, as in results of older versions, that of the training images
     """
 
     backbone: str
@@ -50,12 +50,10 @@ class Run:
     seed: int
     recipe: dict[str, Any] = field(default_factory=dict)
     before: list[EarlierTraining] = field(default_factory=list)
-    input_px: int = 0
+    probed_px: int = 0
 
-    @property
-    def probed_px(self) -> int:
-        """Side of the probed images."""
-        return self.input_px or self.size_px
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probed_px", self.probed_px or self.size_px)
 
     @property
     def sizes(self) -> str:

@@ -1,7 +1,6 @@
 """The choice of a checkpoint without labels, and the verdict of the labels on such choices."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ from evaluation.scoring.scores import auc, resampled_aucs
 from evaluation.selection.choice import choose_checkpoint, goodness_of, judge
 from evaluation.selection.unseen_images import UnseenImages, measure_checkpoints
 from infra.monitoring.metrics import read_metrics
-from ssl_core.pretraining.config import PretrainConfig
+from ssl_core.views.spec import ViewSpec
 
 
 def select_checkpoint(
     run: Path,
-    pretraining: PretrainConfig,
+    views: ViewSpec,
+    seed_of_views: int,
     images: UnseenImages,
     extractor: Extractor,
     features: Features,
@@ -36,7 +36,8 @@ def select_checkpoint(
 
     Args:
         run: the run folder, for the logged loss
-        pretraining: configuration of the run, for its views, here of the size of the probed images
+        views: those of the run, in the size of the probed images
+        seed_of_views: seed of the run
         images: the images on which checkpoints are measured
         extractor: extracts features of augmented views
         features: features of all sources; only checkpoints are measured
@@ -46,8 +47,7 @@ def select_checkpoint(
         seed: seed of the resamples
     """
     checkpoints = {source: matrices for source, matrices in features.items() if source.kind == "checkpoint"}
-    views = replace(pretraining.views, size_px=extractor.preprocessing.size_px)
-    measured, left_out = measure_checkpoints(images, checkpoints, extractor, views, pretraining.seed)
+    measured, left_out = measure_checkpoints(images, checkpoints, extractor, views, seed_of_views)
     good = goodness_of(measured, _last_losses(run, list(checkpoints)))
     verdicts = []
     for task, of_task in _checkpoint_cases(cases).items():

@@ -9,6 +9,7 @@ from infra.errors import UserError, require
 from ssl_core.views.parameters import Steps
 
 VIEWS: Final = 2
+SIZES_PX: Final = (16, 4096)  # smallest and largest width and height of a view
 SECOND: Final = 1  # the view that may show a sibling
 MOST_DAYS: Final = 99_999  # of a sample's day, and between two samples
 SecondFrom = Literal["same_image", "same_study", "same_patient"]
@@ -82,7 +83,7 @@ class ViewSpec:
     small_crop_area: tuple[float, float] = (0.05, 0.3)
 
     def __post_init__(self) -> None:
-        require_between(self, "size_px", 16, 4096, "try 224")
+        require_between(self, "size_px", *SIZES_PX, "try 224")
         _require_range(self, "crop_area", 0.01, 1.0, "[0.3, 1.0]")
         _require_range(self, "crop_aspect", 0.1, 10.0, "[0.75, 1.333]")
         _require_range(self, "small_crop_area", 0.01, 1.0, "[0.05, 0.3]")
@@ -117,16 +118,13 @@ class ViewSpec:
     @cached_property  # as it is checked anew, and every step asks for it
     def small(self) -> "ViewSpec":
         """The spec of a small view, which differs in its size and its crops."""
-        size_px = self.small_size_px or max(16, self.size_px // 2)
+        small = self.of_size(self.small_size_px or max(16, self.size_px // 2))
+        return replace(small, crop_area=self.small_crop_area)
+
+    def of_size(self, size_px: int) -> "ViewSpec":
+        """Return the spec of views of another size, without small ones; their blur is at most an eighth of it."""
         blur = (min(self.blur_sigma_px[0], size_px / 8), min(self.blur_sigma_px[1], size_px / 8))
-        return replace(
-            self,
-            size_px=size_px,
-            crop_area=self.small_crop_area,
-            blur_sigma_px=blur,
-            small_views=0,
-            small_size_px=None,
-        )
+        return replace(self, size_px=size_px, blur_sigma_px=blur, small_views=0, small_size_px=None)
 
     @property
     def of_each_view(self) -> list["ViewSpec"]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from evaluation.data.backbones.origins import Loaded, OfCheckpoint, Origin, StateDict
 from evaluation.data.backbones.transformers_folder import TransformersFolder, is_transformers_folder
 from evaluation.results.backbones import OutsideBackbone
-from infra.configuration.options import key, require_at_least, setting
+from infra.configuration.options import key, require_between, setting
 from infra.errors import UserError, require
 from infra.storage.files import sha256_file
 from ssl_core.checkpoints.ancestor import Ancestor
@@ -19,6 +19,7 @@ from ssl_core.checkpoints.checkpoint import Checkpoint, find_checkpoints
 from ssl_core.checkpoints.export.folder import is_export, open_export
 from ssl_core.model.architectures import require_backbone
 from ssl_core.model.published import Input, is_published_name, published_input, published_weights
+from ssl_core.views.spec import SIZES_PX
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class InputOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        require_at_least(self, "size_px", 8, "try 224")
+        require_between(self, "size_px", *SIZES_PX, "try 224")
         require(
             self.std is None or min(self.std, default=0.0) > 0,
             f"{setting(self, 'std')} must be positive; divide values from 0 to 255 by 255",

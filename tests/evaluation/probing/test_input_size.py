@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.fitting.finetuning.kept import NETWORK, read_record
 from evaluation.inference.config import PredictConfig
 from evaluation.inference.predict import predict
 from evaluation.results.recipes import require_one_recipe
 from evaluation.results.results import Results, read_results
+from infra.configuration import config as configuration
 from infra.errors import UserError
 from launch.cli import main
 from launch.probe import main as probe_command
 from ssl_core.checkpoints.export.folder import open_export
+from ssl_core.pretraining.config import PretrainConfig
 from tests.evaluation.report.test_export import made_run
 
 QUICK = (
@@ -49,6 +52,29 @@ def test_probe_export_and_prediction_take_images_of_the_probed_size(run: Path, s
     another_seed = replace(usual, run=replace(usual.run, seed=1))
     with pytest.raises(UserError, match=r"input\.size_px=48 and 32"):
         require_one_recipe([(run, results), (tmp_path / "other", another_seed)])
+
+
+def test_a_finetuned_network_is_of_the_probed_size(run: Path, shards: Path) -> None:
+    for size_px in (48, 64):
+        probed(run, shards, "--finetune.epochs=1", "--folds=3", "--controls=false", f"--input.size_px={size_px}")
+        [folder] = (path.parent for path in (run / "finetuned").rglob(NETWORK))
+        assert read_record(folder).input.size_px == size_px
+
+
+def test_a_probe_takes_images_smaller_than_views_with_a_wide_blur(run: Path, shards: Path) -> None:
+    config = run / "config.yaml"
+    pretraining = configuration.load(PretrainConfig, config, command="pretrain")
+    configuration.save(replace(pretraining, views=replace(pretraining.views, blur_sigma_px=(0.1, 4.0))), config)
+    results = probed(run, shards, "--input.size_px=16", "--controls=false")
+    assert results.run is not None
+    assert results.run.probed_px == 16
+
+
+def test_a_size_that_no_view_can_have_is_refused_by_the_name_of_its_option(
+    run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe", str(run), f"--data.shards=[{shards}]", "--input.size_px=8"]) == 2
+    assert "error: input.size_px=8 must be between 16 and 4096; try 224" in capsys.readouterr().err
 
 
 def test_a_network_that_takes_one_size_only_is_refused_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
