@@ -150,6 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         help="width and height of the probe's images; may be given several times; by default those of a view",
     )
+    baseline = argparse.ArgumentParser(add_help=False)
+    baseline.add_argument(
+        "--baseline", required=True, help="training that the others are compared with, such as former-64px-10epochs"
+    )
 
     packing = commands.add_parser("prepare", parents=[ground], help="pack the sets and write the arrays")
     packing.add_argument("--cell", type=Path, required=True, help="the dataset of Kermany et al. 2018 as published")
@@ -159,13 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one.add_argument("recipe", choices=NAMES)
         one.add_argument("--seed", type=int, default=0)
     for name, text in (("queue", "train and score what is missing"), ("final", "open Cell's test part")):
-        several = commands.add_parser(name, parents=[ground, length, results, probe], help=text)
+        parents = [ground, length, results, probe, *([baseline] * (name == "final"))]
+        several = commands.add_parser(name, parents=parents, help=text)
         several.add_argument("runs", nargs="+", help="RECIPE:SEED, such as former:0 former:1 head_norm:0")
-    commands.add_parser("table", parents=[results], help="write the table")
-    for name in ("table", "final"):
-        commands.choices[name].add_argument(
-            "--baseline", required=True, help="training that the others are compared with, such as former-64px-10epochs"
-        )
+    commands.add_parser("table", parents=[results, baseline], help="write the table")
     _run(parser.parse_args(arguments))
     return 0
 

@@ -140,18 +140,18 @@ def train(ground: Path, training: Training, threads: int) -> None:
         wall_s, cpu_s = time.monotonic() - began_s, _children_cpu_s() - began_cpu_s
         outcome = _peer_outcome(run) if training.recipe in PEERS else _sternum_outcome(run, training.epochs)
         save_weights(weights_path(ground, training), outcome.weights)
-    trained = Trained(
-        [word.replace(str(ground), "GROUND") for word in command[2:]],
-        outcome.samples,
-        round(wall_s, 1),
-        round(1000 * cpu_s / outcome.samples, 3),
-        [round(value, 5) for value in outcome.loss_by_epoch],
-        began.isoformat(timespec="seconds"),
-        of_code,
-        data_identity(ground),
-        _machine(),
-    )
-    write_atomic(weights_path(ground, training).with_suffix(".json"), json.dumps(asdict(trained), indent=1) + "\n")
+        trained = Trained(
+            [word.replace(str(ground), "GROUND") for word in command[2:]],
+            outcome.samples,
+            round(wall_s, 1),
+            round(1000 * cpu_s / outcome.samples, 3),
+            [round(value, 5) for value in outcome.loss_by_epoch],
+            began.isoformat(timespec="seconds"),
+            of_code,
+            data_identity(ground),
+            _machine(),
+        )
+        write_atomic(weights_path(ground, training).with_suffix(".json"), json.dumps(asdict(trained), indent=1) + "\n")
 
 
 def epochs_in(ground: Path, training: Training, minutes: float, threads: int) -> int:
