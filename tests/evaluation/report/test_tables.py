@@ -170,7 +170,7 @@ def test_note_says_which_checkpoints_were_trained_at_another_size_than_they_are_
 ) -> None:
     results = made_results()  # with a checkpoint of epoch 4
     assert results.run is not None
-    run = replace(results.run, recipe={"train.stages": stages}, size_px=96)
+    run = replace(results.run, recipe={"train.stages": stages}, probed_px=96)
     notes = [note for note in notes_on(replace(results, run=run)) if "(train.stages=[64@4])" in note]
     assert bool(notes) == says
     assert all("All checkpoints are probed at 96 px" in note for note in notes)

@@ -70,8 +70,9 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"takes 1 channel\(s\), but its mean or standard deviation has 2"):
         opened(folder, InputOptions(mean=[0.5, 0.5]))
     assert opened(folder).input.mean == pytest.approx([0.5307])
-    with pytest.raises(UserError, match="does not take images of 8 px"):
-        opened(folder, InputOptions(size_px=8))
+    dinov2(tmp_path / "large_patches", image_size=64, patch_size=32)
+    with pytest.raises(UserError, match="does not take images of 16 px"):
+        opened(tmp_path / "large_patches", InputOptions(size_px=16))
     config = (folder / CONFIG).read_text()
     edit(folder / CONFIG, attn_implementation="someone/attention")
     with pytest.raises(UserError, match="asks for the attention 'someone/attention', which is code from elsewhere"):
