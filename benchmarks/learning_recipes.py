@@ -14,8 +14,14 @@ _JITTER: Final = (
     *("--views.contrast_about=mean", "--views.clip=true"),
 )
 
+_LIGHTLY_VIEWS: Final = (
+    *("--views.crop_area=[0.3,1.0]", "--views.blur_sigma_px=[0.1,2.0]"),
+    *("--views.contrast_about=mean", "--views.clip=true"),
+)
+
 # Changes that others have found to help short trainings with small batches.
-_TOGETHER: Final = (*_JITTER, "--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true")
+_LOSS: Final = ("--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true")
+_TOGETHER: Final = (*_JITTER, *_LOSS)
 _SIBLINGS: Final = ("--views.second_from=same_patient", "--views.second_probability=0.5")
 _SMALL_VIEWS: Final = ("--views.small_views=4",)
 
@@ -43,6 +49,7 @@ STERNUM: Final[dict[str, tuple[str, ...]]] = {
     "shards_128": ("--views.antialias=false",),  # as README proposes for two cores; see `side_px_of`
     # Several factors.
     "together": _TOGETHER,
+    "together_mild_views": (*_LIGHTLY_VIEWS, *_LOSS),
     "together_siblings": (*_TOGETHER, *_SIBLINGS),
     "together_small_views": (*_TOGETHER, *_SMALL_VIEWS),
     "together_crop_0.08": (*_TOGETHER, "--views.crop_area=[0.08,1.0]"),
@@ -51,8 +58,7 @@ STERNUM: Final[dict[str, tuple[str, ...]]] = {
     # Everything that lightly_simclr does, by Sternum's options.
     "lightly_by_options": (
         *("--data.global_batch=128", "--model.projection_width=512", "--model.head_norm=true"),
-        *("--views.crop_area=[0.3,1.0]", "--views.blur_sigma_px=[0.1,2.0]"),
-        *("--views.contrast_about=mean", "--views.clip=true"),
+        *_LIGHTLY_VIEWS,
         *("--optim.learning_rate=0.0005", "--optim.schedule=constant", "--optim.warmup_steps=0"),
     ),
 }
