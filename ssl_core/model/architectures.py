@@ -5,14 +5,10 @@ number of channels. Its parameters have the names of its library.
 """
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from infra.errors import require
 from infra.extras import require_extra
@@ -42,31 +38,18 @@ class Network:
     classifiers: tuple[str, ...]
 
 
-class _Family(NamedTuple):
-    """Names of the first and the last layer, and options that turn random draws off."""
-
-    stem: str
-    classifier: str
-    options: dict[str, Any]
-
-
-_FAMILIES: Final = {  # by the module of torchvision.models
-    "resnet": _Family("conv1", "fc", {}),
-    "densenet": _Family("features.conv0", "classifier", {}),
-    "convnext": _Family("features.0.0", "classifier.2", {"stochastic_depth_prob": 0.0}),
-    "vision_transformer": _Family("conv_proj", "heads.head", {}),
-}
-
-
 def backbone_names() -> list[str]:
     """Return the names of torchvision's ResNets, DenseNets, ConvNeXts and ViTs."""
-    models = torchvision.models
-    return [name for name in models.list_models(module=models) if family_of(name) in _FAMILIES]
+    from ssl_core.model import torchvision_networks  # noqa: PLC0415
+
+    return torchvision_networks.names()
 
 
 def family_of(name: str) -> str:
     """Return the family of a network of torchvision: the module there that defines it."""
-    return str(torchvision.models.get_model_builder(name).__module__.rpartition(".")[2])
+    from ssl_core.model import torchvision_networks  # noqa: PLC0415
+
+    return torchvision_networks.family_of(name)
 
 
 def require_backbone(name: str, what: str) -> None:
@@ -105,21 +88,9 @@ def build_network(name: str, size_px: int = USUAL_SIZE_PX, channels: int = 1) ->
         from ssl_core.model import timm_networks  # noqa: PLC0415
 
         return timm_networks.build(name, size_px, channels)
-    return _build_of_torchvision(name, size_px, channels)
+    from ssl_core.model import torchvision_networks  # noqa: PLC0415
 
-
-def _build_of_torchvision(name: str, size_px: int, channels: int) -> Network:
-    family = family_of(name)
-    stem, classifier, options = _FAMILIES[family]
-    if family == "vision_transformer":
-        require_whole_patches(name, size_px, patch_px=int(name.rpartition("_")[2]))  # vit_b_16
-        options = {"image_size": size_px}
-    module = torchvision.models.get_model(name, weights=None, **options)
-    feature_size = module.get_submodule(classifier).in_features
-    if channels == 1:
-        module.set_submodule(stem, _one_channel_stem(module.get_submodule(stem)))
-    module.set_submodule(classifier, nn.Identity())
-    return Network(name, module, family, feature_size, (stem,), (classifier,))
+    return torchvision_networks.build(name, size_px, channels)
 
 
 def require_whole_patches(name: str, size_px: int, patch_px: int) -> None:
@@ -130,16 +101,6 @@ def require_whole_patches(name: str, size_px: int, patch_px: int) -> None:
         f"backbone {name!r} cuts images into patches of {patch_px} px, which do not divide views of {size_px} px; "
         f"try {smaller} or {smaller + patch_px} px",
     )
-
-
-def _one_channel_stem(stem: Any) -> nn.Conv2d:
-    has_bias = stem.bias is not None
-    single = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=has_bias)
-    with torch.no_grad():
-        single.weight.copy_(one_channel(stem.weight))
-        if single.bias is not None:
-            single.bias.copy_(stem.bias)
-    return single
 
 
 def one_channel(weight: Tensor) -> Tensor:
@@ -183,10 +144,9 @@ def resampled_positions(network: Network, name: str, values: Tensor) -> Tensor:
         from ssl_core.model import timm_networks  # noqa: PLC0415
 
         return timm_networks.resampled_positions(module, name, values)
-    if name != "encoder.pos_embedding" or values.dim() != 3 or not is_square(values.shape[1] - 1):
-        return values
-    state = OrderedDict({name: values})
-    return interpolate_embeddings(module.image_size, module.patch_size, state)[name]
+    from ssl_core.model import torchvision_networks  # noqa: PLC0415
+
+    return torchvision_networks.resampled_positions(module, name, values)
 
 
 def is_square(number: int) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-import torchvision
 from torch.hub import HASH_REGEX
 
 from infra.errors import UserError, require
@@ -81,9 +80,11 @@ def published_weights(name: str, what: str) -> Published:
 
 
 def _of_torchvision(name: str, what: str) -> Published:
+    from torchvision import models  # noqa: PLC0415 (its import takes more than a second)
+
     network, _, tag = name.partition(".")
     try:
-        known = torchvision.models.get_model_weights(network)
+        known = models.get_model_weights(network)
     except ValueError as error:
         raise UserError(f"{what} names no network of torchvision; use torchvision/resnet50 or the like") from error
     tags = sorted(known.__members__)
