@@ -3,7 +3,7 @@
 prepare   packs the two sets and writes the arrays that the peers and the probe read
 train     trains a recipe with a seed
 score     judges it inside Cell's development part and on ChestX-ray14, and writes its files
-queue     trains and scores RECIPE:SEED one after another; a stop loses only the present one
+queue     trains and scores RECIPE:SEED, or RECIPE:SEED@EPOCHS, one after another; a stop loses only the present one
 table     writes the table of everything that was tried
 final     opens Cell's test part, once, for the named runs
 
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, text in (("queue", "train and score what is missing"), ("final", "open Cell's test part")):
         parents = [ground, length, results, probe, *([baseline] * (name == "final"))]
         several = commands.add_parser(name, parents=parents, help=text)
-        several.add_argument("runs", nargs="+", help="RECIPE:SEED, such as former:0 former:1 head_norm:0")
+        several.add_argument("runs", nargs="+", help="RECIPE:SEED or RECIPE:SEED@EPOCHS, such as former:0@19")
     commands.add_parser("table", parents=[results, baseline], help="write the table")
     _run(parser.parse_args(arguments))
     return 0
@@ -198,10 +198,14 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _training(text: str, options: argparse.Namespace) -> Training:
-    recipe, _, seed = text.partition(":")
-    require(seed.isdecimal(), f"{text} must be RECIPE:SEED, such as former:0")
-    training = Training(recipe, int(seed), options.size_px, options.epochs)
-    if options.minutes is None or not training.is_trained:
+    named, at, epochs = text.partition("@")
+    recipe, _, seed = named.partition(":")
+    require(
+        seed.isdecimal() and epochs.isdecimal() == bool(at),
+        f"{text} must be RECIPE:SEED or RECIPE:SEED@EPOCHS, such as former:0 or former:0@19",
+    )
+    training = Training(recipe, int(seed), options.size_px, int(epochs) if at else options.epochs)
+    if options.minutes is None or at or not training.is_trained:
         return training
     return replace(training, epochs=epochs_in(options.ground, training, options.minutes, options.threads))
 

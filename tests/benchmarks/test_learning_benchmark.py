@@ -92,6 +92,13 @@ def _write_chestxray14(root: Path, images: Sequence[Path]) -> None:
             table.writerow([name, finding, 0, patient + 1, 50, "F", "PA" if patient % 4 > 1 else "AP"])
 
 
+@pytest.mark.parametrize("run", ["former", "former:x", "former:0@", "former:0@x", "former:0@1@2"])
+def test_runs_that_name_no_seed_or_no_epochs_are_refused(tmp_path: Path, run: str) -> None:
+    with pytest.raises(UserError, match=f"{run} must be RECIPE:SEED or RECIPE:SEED@EPOCHS"):
+        main(["queue", f"--ground={tmp_path}", f"--results={tmp_path / 'results'}", run])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_once(
@@ -102,10 +109,10 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
     write_cell(tmp_path / "more", {"train": 80}, seed=1, size_px=64)
     _write_chestxray14(tmp_path / "nih", sorted((tmp_path / "more").rglob("*.jpeg")))
     main(["prepare", f"--ground={ground}", f"--cell={tmp_path / 'cell'}", f"--chestxray14={tmp_path / 'nih'}"])
-    words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=2")
+    words = (f"--ground={ground}", f"--results={results}", "--size_px=32", "--epochs=9")
     probed = (*words, "--probe_px=32", "--probe_px=48")
     recipes = [RECIPE, "raw_pixels", *(["lightly_simclr"] if find_spec("lightly") else [])]
-    queue = [f"{recipe}:0" for recipe in recipes]
+    queue = [f"{recipe}:0@2" for recipe in recipes]
     main(["queue", *probed, *queue])
     written = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert len(written) == 1 + 2 * 2 * len(recipes)
