@@ -88,6 +88,12 @@ def test_help_waits_for_no_heavy_library(command: str) -> None:
     assert not imported(program) & HEAVY
 
 
+@pytest.mark.parametrize("command", ["pretrain", "probe"])
+def test_help_of_commands_with_networks_does_not_wait_for_torchvision(command: str) -> None:
+    program = f"from launch.cli import main\ntry:\n    main([{command!r}, '--help'])\nexcept SystemExit:\n    pass"
+    assert not imported(program) & {"torchvision", "torch._dynamo"}
+
+
 def test_packing_does_not_wait_for_torch() -> None:
     assert "torch" not in imported("import launch.shard")
 
