@@ -19,9 +19,9 @@ _LIGHTLY_VIEWS: Final = (
     *("--views.contrast_about=mean", "--views.clip=true"),
 )
 
-# Changes that others have found to help short trainings with small batches.
-_LOSS: Final = ("--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true")
-_TOGETHER: Final = (*_JITTER, *_LOSS)
+# With _JITTER, what others have found to help short trainings with small batches.
+_LOSS_AND_HEAD: Final = ("--model.head_norm=true", "--loss.temperature=0.2", "--loss.decoupled=true")
+_TOGETHER: Final = (*_JITTER, *_LOSS_AND_HEAD)
 _SIBLINGS: Final = ("--views.second_from=same_patient", "--views.second_probability=0.5")
 _SMALL_VIEWS: Final = ("--views.small_views=4",)
 
@@ -49,7 +49,7 @@ STERNUM: Final[dict[str, tuple[str, ...]]] = {
     "shards_128": ("--views.antialias=false",),  # as README proposes for two cores; see `side_px_of`
     # Several factors.
     "together": _TOGETHER,
-    "together_mild_views": (*_LIGHTLY_VIEWS, *_LOSS),
+    "together_mild_views": (*_LIGHTLY_VIEWS, *_LOSS_AND_HEAD),
     "together_siblings": (*_TOGETHER, *_SIBLINGS),
     "together_small_views": (*_TOGETHER, *_SMALL_VIEWS),
     "together_crop_0.08": (*_TOGETHER, "--views.crop_area=[0.08,1.0]"),

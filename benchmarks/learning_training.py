@@ -52,6 +52,7 @@ class Training:
 
     def __post_init__(self) -> None:
         require_recipe(self.recipe)
+        require(self.epochs >= 1, f"epochs={self.epochs} of {self.recipe} must be at least 1; try 10")
 
     @property
     def is_trained(self) -> bool:

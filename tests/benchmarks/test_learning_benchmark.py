@@ -99,6 +99,11 @@ def test_runs_that_name_no_seed_or_no_epochs_are_refused(tmp_path: Path, run: st
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_without_an_epoch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="epochs=0 of lightly_simclr must be at least 1"):
+        main(["queue", f"--ground={tmp_path}", f"--results={tmp_path / 'results'}", "lightly_simclr:0@0"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_once(
