@@ -1,12 +1,13 @@
 """The background writer of checkpoints: a step waits for a copy in memory, not for the disk."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Final
+from typing import Final, ParamSpec
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ from ssl_core.checkpoints.tensors import save_checkpoint
 
 _TROUBLE: Final = (OSError, UserError, RunFailed)  # failures of disk or network; all others are bugs
 _ALIGNMENT: Final = 64  # bytes
-_COPY_THREADS: Final = 2
 
 Tensors = dict[str, Tensor]
+P = ParamSpec("P")
 
 
 class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
@@ -67,8 +68,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self._whole: dict[Path, bool] = {}
         self._copier = CheckpointCopier(run, config, mirror, self._is_whole, self._alarm) if mirror else None
         self._memory = _Memory(device)
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[None] = self._thread.submit(self._memory.reserve, expected_bytes)
+        self._pending = _in_background(self._memory.reserve, expected_bytes)
 
     def save(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> None:
         """Copy the tensors and write the checkpoint in the background, after a running save has finished.
@@ -81,7 +81,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         started = time.perf_counter()
         self._join(state.step)
         model, optimizer = self._memory.copy(model, optimizer)
-        self._pending = self._thread.submit(self._save_in_background, started, state, model, optimizer)
+        self._pending = _in_background(self._save_in_background, started, state, model, optimizer)
         self.wait_s = time.perf_counter() - started
 
     def save_now(self, state: CheckpointState, model: Tensors, optimizer: Tensors) -> Checkpoint:
@@ -107,8 +107,6 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         try:
             self._pending.result()
         finally:
-            self._thread.shutdown()
-            self._memory.close()
             if self._copier:
                 self._copier.close()
 
@@ -183,6 +181,18 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         return whole
 
 
+def _in_background(function: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> Future[None]:
+    """Call a function in a thread that ends with it.
+
+    A thread that stays would keep the OpenMP threads that PyTorch starts for it. With more of those than CPUs, OpenMP
+    lets the threads of the training sleep at the end of each operation instead of spin, and a step takes longer.
+    """
+    with_one_thread = ThreadPoolExecutor(1, "checkpoint")
+    future = with_one_thread.submit(function, *arguments, **named)
+    with_one_thread.shutdown(wait=False)
+    return future
+
+
 def _epoch(checkpoint: Checkpoint) -> float | None:
     try:
         return checkpoint.epoch
@@ -195,8 +205,6 @@ class _Memory:
 
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
-        # One thread does not use the full memory bandwidth, and the other ranks wait meanwhile.
-        self._threads = ThreadPoolExecutor(_COPY_THREADS, "checkpoint-copy")
         self._room = torch.empty(0, dtype=torch.uint8)
         self._copied: torch.cuda.Event | None = None
 
@@ -214,26 +222,17 @@ class _Memory:
         self.reserve(sum(_aligned(tensor.nbytes) for group in groups for tensor in group.values()))
         start = 0
         copies: list[Tensors] = []
-        pairs: list[tuple[Tensor, Tensor]] = []
         for group in groups:
             copies.append({})
             for name, tensor in group.items():
                 shape = torch.empty_like(tensor, device="meta")
                 slot = self._room[start : start + tensor.nbytes].view(tensor.dtype)
                 copies[-1][name] = slot.as_strided(shape.shape, shape.stride())
-                pairs.append((copies[-1][name], tensor.detach()))
+                copies[-1][name].copy_(tensor.detach(), non_blocking=True)
                 start += _aligned(tensor.nbytes)
-        if self._pinned:  # in this thread, whose stream runs the training's kernels
-            for copied, tensor in pairs:
-                copied.copy_(tensor, non_blocking=True)
+        if self._pinned:
             self._copied = torch.cuda.current_stream().record_event()
-        else:
-            list(self._threads.map(lambda pair: pair[0].copy_(pair[1]), pairs))
         return copies
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown()
 
     def wait(self) -> None:
         """Wait until the copies are complete."""

@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -216,3 +218,33 @@ def test_a_checkpoint_behind_a_link_is_removed_as_a_link(tmp_path: Path) -> None
 def test_a_value_out_of_range_is_named(build: Callable[[], CheckpointConfig], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build()
+
+
+_COUNT_THREADS = """
+import sys, threading, time
+from pathlib import Path
+import psutil, torch
+from tests.ssl_core.checkpoints.test_writer import state, writer
+
+def threads_of_libraries():
+    of_python = {thread.native_id for thread in threading.enumerate()}
+    return {thread.id for thread in psutil.Process().threads() if thread.id not in of_python}
+
+torch.set_num_threads(2)
+tensors = {"weight": torch.ones(512, 256, 3, 3).to(memory_format=torch.channels_last)}
+tensors["weight"].add(1)  # as the training does
+of_training = threads_of_libraries()
+assert of_training
+with writer(Path(sys.argv[1]), expected_bytes=8_000_000) as saves:
+    for step in range(1, 4):
+        saves.save(state(step), tensors, tensors)
+    until = time.monotonic() + 20
+    while threads_of_libraries() != of_training:
+        assert time.monotonic() < until, "threads of a save have remained"
+        time.sleep(0.05)
+"""
+
+
+def test_no_threads_of_a_save_remain_that_would_slow_the_training(tmp_path: Path) -> None:
+    # In a process of its own: which threads PyTorch starts depends on all that its Python threads have called.
+    subprocess.run([sys.executable, "-c", _COUNT_THREADS, str(tmp_path)], check=True)
