@@ -152,7 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     baseline = argparse.ArgumentParser(add_help=False)
     baseline.add_argument(
-        "--baseline", required=True, help="training that the others are compared with, such as former-64px-10epochs"
+        "--baseline",
+        required=True,
+        action="append",
+        help="training that the others are compared with, such as former-64px-10epochs; may be given several times",
     )
 
     packing = commands.add_parser("prepare", parents=[ground], help="pack the sets and write the arrays")
@@ -192,7 +195,8 @@ def _run(options: argparse.Namespace) -> None:
             run_queue(options.ground, options.results, probings, options.threads)
         else:
             names = {training.without_seed for training in trainings}
-            require(options.baseline in names, f"baseline={options.baseline} must be one of {', '.join(sorted(names))}")
+            unknown = sorted({*options.baseline} - names)
+            require(not unknown, f"baseline={', '.join(unknown)} must be one of {', '.join(sorted(names))}")
             judge_finally(options.ground, options.results, probings)
             print(write_table(options.results / FINAL, options.baseline))
 

@@ -199,14 +199,15 @@ def _of_difference(item: Difference | None) -> str:
     return f"{100 * item.value:+.2f} ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
 
 
-def write_table(results: Path, baseline: str) -> str:
-    """Write table.md and table.json of all runs in a folder, and return the former."""
+def write_table(results: Path, baselines: Sequence[str]) -> str:
+    """Write table.md and table.json of all runs in a folder, with differences to each baseline; return the former."""
     tasks, runs = read_tasks(results), read_runs(results)
-    found, sizes = rows(runs, tasks, baseline), larger_images(runs, tasks)
-    text = markdown(found, list(tasks)) + ("\n" + markdown_of_sizes(sizes, list(tasks)) if sizes else "")
+    found = {baseline: rows(runs, tasks, baseline) for baseline in baselines}
+    sizes = larger_images(runs, tasks)
+    parts = [f"Differences to {baseline}\n\n{markdown(table, list(tasks))}" for baseline, table in found.items()]
+    text = "\n".join([*parts, *([markdown_of_sizes(sizes, list(tasks))] if sizes else [])])
     content = {
-        "baseline": baseline,
-        "trainings": [asdict(row) for row in found],
+        "differences_to": {baseline: [asdict(row) for row in table] for baseline, table in found.items()},
         "larger_images": [item._asdict() | {"differences": _as_dicts(item.differences)} for item in sizes],
     }
     write_atomic(results / "table.md", text)

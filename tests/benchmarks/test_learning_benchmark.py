@@ -129,11 +129,14 @@ def test_the_whole_chain_trains_scores_and_tabulates_and_opens_the_test_part_onc
     assert facts["loss_by_epoch"][0] > 0
     assert facts["cpu_ms_per_image"] > 0
     baseline = f"--baseline={RECIPE}-32px-2epochs"
-    main(["table", f"--results={results}", baseline])
+    main(["table", f"--results={results}", baseline, "--baseline=raw_pixels"])
     text = capsys.readouterr().out
     assert all(recipe in text for recipe in recipes)
     table = json.loads((results / "table.json").read_text())
-    assert len(table["trainings"]) == 2 * len(recipes)
+    found = table["differences_to"]
+    assert {name: len(rows) for name, rows in found.items()} == dict.fromkeys(
+        [f"{RECIPE}-32px-2epochs", "raw_pixels"], 2 * len(recipes)
+    )
     gains = {item["weights"]: item["differences"]["cell 100 %"]["value"] for item in table["larger_images"]}
     assert gains["raw_pixels-seed0"] == 0 != gains[f"{RECIPE}-32px-2epochs-seed0"]
     with pytest.raises(UserError, match="baseline=else is none of the trainings; use one of"):
