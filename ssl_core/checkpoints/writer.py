@@ -185,11 +185,11 @@ def _in_background(function: Callable[P, None], *arguments: P.args, **named: P.k
     """Call a function in a thread that ends with it.
 
     A thread that stays would keep the OpenMP threads that PyTorch starts for it. With more of those than CPUs, OpenMP
-    lets the threads of the training sleep at the end of each operation instead of spin, and a step takes longer.
+    puts the threads of the training to sleep at the end of each operation instead of letting them spin, and steps slow.
     """
-    with_one_thread = ThreadPoolExecutor(1, "checkpoint")
-    future = with_one_thread.submit(function, *arguments, **named)
-    with_one_thread.shutdown(wait=False)
+    thread = ThreadPoolExecutor(1, "checkpoint")
+    future = thread.submit(function, *arguments, **named)
+    thread.shutdown(wait=False)
     return future
 
 

@@ -220,7 +220,7 @@ def test_a_value_out_of_range_is_named(build: Callable[[], CheckpointConfig], me
         build()
 
 
-_COUNT_THREADS = """
+_WATCH_THREADS = """
 import sys, threading, time
 from pathlib import Path
 import psutil, torch
@@ -247,4 +247,4 @@ with writer(Path(sys.argv[1]), expected_bytes=8_000_000) as saves:
 
 def test_no_threads_of_a_save_remain_that_would_slow_the_training(tmp_path: Path) -> None:
     # In a process of its own: which threads PyTorch starts depends on all that its Python threads have called.
-    subprocess.run([sys.executable, "-c", _COUNT_THREADS, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-c", _WATCH_THREADS, str(tmp_path)], check=True)
